@@ -1,0 +1,3 @@
+//! The `warmkit` command.
+
+fn main() {}

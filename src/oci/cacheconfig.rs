@@ -1,0 +1,326 @@
+//! The cache config (`application/vnd.buildkit.cacheconfig.v0`), checked.
+//!
+//! ```text
+//! layers[]   {blob, parent}            parent: index, -1 none, absent 0
+//! records[]  {digest,
+//!             layers[] {layer, createdAt}      a layer with all its parents
+//!             chains[] {layers[], createdAt}   exactly these layers
+//!             inputs[][] {link, selector}      per input, alternatives
+//! ```
+//!
+//! Mirrors `cache/remotecache/v1/types/spec.go` and, for what is refused, `v1/parse.go` (v0.34).
+//! Unlike upstream, a layer that the manifest does not list is an error: a cache that lost a layer
+//! should not ship as warm.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Deserializer};
+
+use super::{CacheManifest, Compression, Descriptor, Error};
+use crate::digest::{Digest, DiffId, RecordDigest};
+
+/// Annotation of a layer that holds its diff ID.
+pub const UNCOMPRESSED: &str = "containerd.io/uncompressed";
+/// Annotation of a layer that holds when its step ran.
+pub const CREATED_AT: &str = "buildkit/createdat";
+/// Annotation of a layer that holds its description; only some exporters write it.
+pub const DESCRIPTION: &str = "buildkit/description";
+
+/// The JSON document, indexes not yet checked.
+#[derive(Debug, Clone, Deserialize)]
+pub struct CacheConfig {
+    #[serde(default, deserialize_with = "null_default")]
+    layers: Vec<RawLayer>,
+    #[serde(default, deserialize_with = "null_default")]
+    records: Vec<RawRecord>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct RawLayer {
+    blob: Digest,
+    #[serde(default)]
+    parent: i64,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawResult {
+    layer: i64,
+    #[serde(default)]
+    created_at: Option<String>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawChain {
+    #[serde(default, deserialize_with = "null_default")]
+    layers: Vec<i64>,
+    #[serde(default)]
+    created_at: Option<String>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct RawInput {
+    link: i64,
+    #[serde(default)]
+    selector: String,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct RawRecord {
+    digest: RecordDigest,
+    #[serde(default, deserialize_with = "null_default")]
+    layers: Vec<RawResult>,
+    #[serde(default, deserialize_with = "null_default")]
+    chains: Vec<RawChain>,
+    #[serde(default, deserialize_with = "null_default")]
+    inputs: Vec<Vec<RawInput>>,
+}
+
+/// Go writes a nil slice as `null`.
+fn null_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(d: D) -> Result<T, D::Error> {
+    Ok(Option::deserialize(d)?.unwrap_or_default())
+}
+
+/// A layer blob of the cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layer {
+    /// Digest, size, media type and annotations as the manifest has them.
+    pub descriptor: Descriptor,
+    /// How the blob is compressed.
+    pub compression: Compression,
+    /// Digest of the uncompressed tar that the publisher claims; unpacking proves it.
+    pub diff_id: DiffId,
+    /// When the step that made it ran, where the cache tells.
+    pub created_at: Option<Timestamp>,
+    /// What the publisher says of it, where the cache tells.
+    pub description: Option<String>,
+}
+
+impl Layer {
+    fn new(descriptor: Descriptor) -> Result<Self, Error> {
+        let digest = descriptor.digest;
+        let compression = Compression::of_layer(&descriptor.media_type)
+            .ok_or_else(|| Error::UnknownLayer { digest, media_type: descriptor.media_type.clone() })?;
+        let annotation = |key| descriptor.annotations.get(key);
+        let diff_id = annotation(UNCOMPRESSED)
+            .and_then(|text| text.parse().ok())
+            .ok_or(Error::NoDiffId { digest, annotation: UNCOMPRESSED })?;
+        Ok(Self {
+            compression,
+            diff_id,
+            created_at: annotation(CREATED_AT).and_then(|text| parse_time(text)),
+            description: annotation(DESCRIPTION).cloned(),
+            descriptor,
+        })
+    }
+}
+
+/// A chain of layers that a record has as its result.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ResultChain {
+    /// Indexes into [`Cache::layers`], lowest first, never empty.
+    pub layers: Vec<usize>,
+    /// When the result was made, where the cache tells.
+    pub created_at: Option<Timestamp>,
+}
+
+/// One alternative for one input of a record.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Link {
+    /// Index into [`Cache::records`] of the record that the input is.
+    pub record: usize,
+    /// Selector as the solver has it: a digest of its own, or empty.
+    pub selector: String,
+}
+
+/// A record of the cache: a cache key with its results and inputs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// Hash of operation digest and output.
+    pub digest: RecordDigest,
+    /// Results; a record that only leads to others has none.
+    pub results: Vec<ResultChain>,
+    /// Per input, its alternatives; a root key has no inputs.
+    pub inputs: Vec<Vec<Link>>,
+}
+
+/// A cache whose every index has been checked: acyclic, in range, layers all listed.
+#[derive(Debug, Clone)]
+pub struct Cache {
+    /// The distinct layer blobs, in the order of the manifest.
+    pub layers: Vec<Layer>,
+    /// The records, each after all that its inputs name.
+    pub records: Vec<Record>,
+}
+
+/// Parses a time as Go writes it; Go's zero time counts as none.
+fn parse_time(text: &str) -> Option<Timestamp> {
+    text.parse::<Timestamp>().ok().filter(|t| t.as_second() > -62_135_596_800)
+}
+
+impl CacheConfig {
+    /// Parses the JSON. Indexes are checked by [`CacheConfig::resolve`].
+    pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
+        serde_json::from_slice(bytes).map_err(|source| Error::Json { what: "the cache config", source })
+    }
+
+    /// Puts config and manifest together and checks every index.
+    pub fn resolve(self, manifest: &CacheManifest) -> Result<Cache, Error> {
+        if self.records.is_empty() {
+            return Err(Error::Empty);
+        }
+        let mut layers = Vec::new();
+        let mut by_blob = BTreeMap::new();
+        for descriptor in &manifest.layers {
+            by_blob.entry(descriptor.digest).or_insert_with(|| {
+                layers.push(descriptor);
+                layers.len() - 1
+            });
+        }
+        let layers = layers.into_iter().cloned().map(Layer::new).collect::<Result<Vec<_>, _>>()?;
+        let chains = self.layer_chains(&by_blob)?;
+        let named: BTreeSet<_> = self.layers.iter().map(|l| l.blob).collect();
+        if let Some(digest) = by_blob.keys().find(|digest| !named.contains(digest)) {
+            return Err(Error::LayerNotNamed { digest: *digest });
+        }
+        let order = self.record_order()?;
+        let mut position = vec![0; order.len()];
+        for (to, &from) in order.iter().enumerate() {
+            position[from] = to;
+        }
+        let records =
+            order.iter().map(|&at| self.record(at, &chains, &position)).collect::<Result<_, _>>()?;
+        Ok(Cache { layers, records })
+    }
+
+    /// For each config layer the chain of blobs (indexes into the distinct ones), lowest first.
+    fn layer_chains(&self, by_blob: &BTreeMap<Digest, usize>) -> Result<Vec<Vec<usize>>, Error> {
+        let len = self.layers.len();
+        let mut blobs = Vec::with_capacity(len);
+        for (index, layer) in self.layers.iter().enumerate() {
+            let blob = by_blob.get(&layer.blob);
+            blobs.push(*blob.ok_or(Error::LayerNotListed { index, digest: layer.blob })?);
+            if layer.parent != -1 {
+                check_index(layer.parent, len, "layer", || format!("layer {index} ({}), parent", layer.blob))?;
+            }
+        }
+        (0..len)
+            .map(|index| {
+                let mut chain = Vec::new();
+                let mut at = index;
+                loop {
+                    if chain.len() == len {
+                        return Err(Error::Cycle { what: "layer", index });
+                    }
+                    chain.push(blobs[at]);
+                    match usize::try_from(self.layers[at].parent) {
+                        Ok(parent) => at = parent,
+                        Err(_) => break,
+                    }
+                }
+                chain.reverse();
+                Ok(chain)
+            })
+            .collect()
+    }
+
+    /// Record indexes, inputs before those that use them; stable for one document.
+    fn record_order(&self) -> Result<Vec<usize>, Error> {
+        #[derive(Clone, Copy, PartialEq)]
+        enum State {
+            New,
+            Open,
+            Done,
+        }
+        let len = self.records.len();
+        let mut links = Vec::with_capacity(len);
+        for (index, record) in self.records.iter().enumerate() {
+            let mut of_record = Vec::new();
+            for (input, alternatives) in record.inputs.iter().enumerate() {
+                if alternatives.is_empty() {
+                    return Err(Error::EmptyInput { index, digest: record.digest.clone(), input });
+                }
+                for link in alternatives {
+                    let place = || format!("record {index} ({}), input {input}", record.digest);
+                    of_record.push(check_index(link.link, len, "record", place)?);
+                }
+            }
+            links.push(of_record);
+        }
+        // An explicit stack: a cache of 300 steps in a row must not depend on the thread's stack.
+        let mut state = vec![State::New; len];
+        let mut order = Vec::with_capacity(len);
+        for start in 0..len {
+            let mut stack = vec![(start, 0)];
+            while let Some((at, next)) = stack.pop() {
+                if next == 0 {
+                    match state[at] {
+                        State::Done => continue,
+                        State::Open => return Err(Error::Cycle { what: "record", index: at }),
+                        State::New => state[at] = State::Open,
+                    }
+                }
+                if let Some(&input) = links[at].get(next) {
+                    stack.push((at, next + 1));
+                    stack.push((input, 0));
+                } else {
+                    state[at] = State::Done;
+                    order.push(at);
+                }
+            }
+        }
+        Ok(order)
+    }
+
+    fn record(&self, at: usize, chains: &[Vec<usize>], position: &[usize]) -> Result<Record, Error> {
+        let raw = &self.records[at];
+        let len = self.layers.len();
+        let mut results = Vec::new();
+        for result in &raw.layers {
+            let place = || format!("record {at} ({})", raw.digest);
+            let layer = check_index(result.layer, len, "layer", place)?;
+            let created_at = result.created_at.as_deref().and_then(parse_time);
+            results.push(ResultChain { layers: chains[layer].clone(), created_at });
+        }
+        for chain in &raw.chains {
+            let mut layers = Vec::with_capacity(chain.layers.len());
+            for &layer in &chain.layers {
+                let place = || format!("record {at} ({}), chain", raw.digest);
+                let layer = check_index(layer, len, "layer", place)?;
+                layers.extend(chains[layer].last());
+            }
+            if !layers.is_empty() {
+                let created_at = chain.created_at.as_deref().and_then(parse_time);
+                results.push(ResultChain { layers, created_at });
+            }
+        }
+        let inputs = raw
+            .inputs
+            .iter()
+            .map(|alternatives| {
+                alternatives
+                    .iter()
+                    .map(|link| {
+                        let record = check_index(link.link, position.len(), "record", String::new)?;
+                        Ok(Link { record: position[record], selector: link.selector.clone() })
+                    })
+                    .collect::<Result<_, Error>>()
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Record { digest: raw.digest.clone(), results, inputs })
+    }
+}
+
+fn check_index(
+    index: i64,
+    len: usize,
+    what: &'static str,
+    place: impl FnOnce() -> String,
+) -> Result<usize, Error> {
+    usize::try_from(index)
+        .ok()
+        .filter(|&i| i < len)
+        .ok_or_else(|| Error::OutOfRange { place: place(), what, index, len })
+}

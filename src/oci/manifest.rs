@@ -1,0 +1,99 @@
+//! Manifests and indexes, and which of them is a cache.
+//!
+//! A cache comes in two forms (`cache/remotecache/export.go`): an image manifest whose config is the
+//! cache config, and, from older releases or with `image-manifest=false`, an index that lists the
+//! layers and one cache config as if they were manifests.
+
+use oci_spec::image::{ImageIndex, ImageManifest};
+use serde::Deserialize;
+
+use super::media_type::{self, CACHE_CONFIG};
+use super::{Descriptor, Error};
+
+/// A parsed manifest document.
+#[derive(Debug, Clone)]
+pub enum Document {
+    /// An image manifest, of an image, a cache or another artifact.
+    Manifest {
+        /// The config blob.
+        config: Descriptor,
+        /// The layer blobs, lowest first.
+        layers: Vec<Descriptor>,
+    },
+    /// An image index or manifest list.
+    Index {
+        /// What it lists.
+        manifests: Vec<Descriptor>,
+    },
+}
+
+/// The blobs that a cache consists of.
+#[derive(Debug, Clone)]
+pub struct CacheManifest {
+    /// The cache config, media type [`CACHE_CONFIG`].
+    pub config: Descriptor,
+    /// The layers, in the order of the manifest.
+    pub layers: Vec<Descriptor>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Probe {
+    #[serde(default)]
+    media_type: String,
+    config: Option<serde::de::IgnoredAny>,
+    manifests: Option<serde::de::IgnoredAny>,
+}
+
+impl Document {
+    /// Parses a manifest or index by its own content: the media type that a registry sends along is
+    /// not needed, and an OCI document may leave its own out.
+    pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
+        let json = |source| Error::Json { what: "the manifest", source };
+        let probe: Probe = serde_json::from_slice(bytes).map_err(json)?;
+        let known = matches!(
+            probe.media_type.as_str(),
+            "" | media_type::OCI_MANIFEST
+                | media_type::OCI_INDEX
+                | media_type::DOCKER_MANIFEST
+                | media_type::DOCKER_LIST
+        );
+        match (known, probe.config.is_some(), probe.manifests.is_some()) {
+            (true, true, false) => {
+                let manifest: ImageManifest = serde_json::from_slice(bytes).map_err(json)?;
+                Ok(Self::Manifest {
+                    config: manifest.config().try_into()?,
+                    layers: manifest.layers().iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+                })
+            }
+            (true, false, true) => {
+                let index: ImageIndex = serde_json::from_slice(bytes).map_err(json)?;
+                Ok(Self::Index {
+                    manifests: index.manifests().iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+                })
+            }
+            _ => Err(Error::UnknownManifest { media_type: probe.media_type }),
+        }
+    }
+
+    /// Takes the document as a cache, in either form.
+    pub fn into_cache(self) -> Result<CacheManifest, Error> {
+        match self {
+            Self::Manifest { config, layers } if config.media_type == CACHE_CONFIG => {
+                Ok(CacheManifest { config, layers })
+            }
+            Self::Manifest { config, .. } => {
+                Err(Error::NotACache { what: "an image manifest", media_type: config.media_type })
+            }
+            Self::Index { mut manifests } => {
+                match manifests.iter().position(|d| d.media_type == CACHE_CONFIG) {
+                    Some(at) => Ok(CacheManifest { config: manifests.remove(at), layers: manifests }),
+                    None => Err(Error::NotACache {
+                        what: "an image index",
+                        media_type: manifests.into_iter().next().map(|d| d.media_type).unwrap_or_default(),
+                    }),
+                }
+            }
+        }
+    }
+}

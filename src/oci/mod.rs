@@ -1,0 +1,123 @@
+//! OCI and cache-config documents: bytes in, types out, no I/O.
+//!
+//! Manifests are parsed by `oci-spec`; what this module adds is what a cache needs: which of the
+//! many document forms is a cache, and layers and records whose indexes have been checked.
+
+pub mod cacheconfig;
+pub mod descriptor;
+pub mod manifest;
+pub mod media_type;
+pub mod platform;
+
+pub use cacheconfig::{Cache, CacheConfig, Layer, Record};
+pub use descriptor::Descriptor;
+pub use manifest::{CacheManifest, Document};
+pub use media_type::Compression;
+pub use oci_spec::distribution::Reference;
+pub use platform::Platform;
+
+use crate::digest::{Digest, RecordDigest};
+
+/// Why a document is not a cache that can be baked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Not JSON, or JSON of another shape.
+    #[error("{what} is not valid: {source}")]
+    Json {
+        /// Which document.
+        what: &'static str,
+        /// What the parser said, with line and column.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// JSON, but neither a manifest nor an index.
+    #[error("unknown manifest media type {media_type:?}")]
+    UnknownManifest {
+        /// The media type that was found; empty where the document names none.
+        media_type: String,
+    },
+    /// An ordinary image (or another artifact) where a cache was expected.
+    #[error(
+        "{what}, not a build cache: its config has media type {media_type:?}, a cache has {expected:?}",
+        expected = media_type::CACHE_CONFIG
+    )]
+    NotACache {
+        /// What it looks like.
+        what: &'static str,
+        /// The config's media type.
+        media_type: String,
+    },
+    /// A cache without a single record.
+    #[error("the cache is empty: it has no records")]
+    Empty,
+    /// A digest in a descriptor that is not sha256.
+    #[error(transparent)]
+    Digest(#[from] crate::digest::ParseDigestError),
+    /// A layer blob whose media type is not that of a layer.
+    #[error("layer {digest} has unknown media type {media_type:?}")]
+    UnknownLayer {
+        /// The layer's blob.
+        digest: Digest,
+        /// Its media type.
+        media_type: String,
+    },
+    /// A layer without its diff ID.
+    #[error("layer {digest} has no valid annotation {annotation}, so its diff ID is unknown")]
+    NoDiffId {
+        /// The layer's blob.
+        digest: Digest,
+        /// The annotation that should hold it.
+        annotation: &'static str,
+    },
+    /// The config names a blob that the manifest does not list.
+    #[error("cache config layer {index} names blob {digest}, which the manifest does not list")]
+    LayerNotListed {
+        /// Index in the config's `layers`.
+        index: usize,
+        /// The blob named.
+        digest: Digest,
+    },
+    /// The manifest lists a blob that the config never uses.
+    #[error("the manifest lists layer {digest}, which the cache config does not name")]
+    LayerNotNamed {
+        /// The blob listed.
+        digest: Digest,
+    },
+    /// An index that points outside its list.
+    #[error("{place} points at {what} {index}, but there are only {len}")]
+    OutOfRange {
+        /// Where the index stands, such as `record 3 (sha256:…), input 0`.
+        place: String,
+        /// `layer` or `record`.
+        what: &'static str,
+        /// The index found.
+        index: i64,
+        /// How many there are.
+        len: usize,
+    },
+    /// Layers whose parents, or records whose inputs, form a cycle.
+    #[error("cache config has a cycle through {what} {index}")]
+    Cycle {
+        /// `layer` or `record`.
+        what: &'static str,
+        /// An index on the cycle.
+        index: usize,
+    },
+    /// An input without a single alternative.
+    #[error("record {index} ({digest}): input {input} has no link")]
+    EmptyInput {
+        /// Index of the record.
+        index: usize,
+        /// Its digest.
+        digest: RecordDigest,
+        /// Which input.
+        input: usize,
+    },
+    /// A platform that is not `os/arch[/variant]`.
+    #[error("invalid platform {text:?}: expected OS/ARCH or OS/ARCH/VARIANT, such as linux/arm64")]
+    Platform {
+        /// What was written.
+        text: String,
+    },
+}

@@ -1,0 +1,93 @@
+//! What a long run tells whoever watches it: typed events, never text on a terminal.
+
+use std::time::Duration;
+
+use crate::digest::Digest;
+
+/// A stage of a bake, in the order in which they begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Phase {
+    /// Manifests and configs are read.
+    Resolve,
+    /// Operation digests are collected and proven.
+    Keys,
+    /// Layers are downloaded and unpacked, at the same time.
+    Layers,
+    /// Databases are written and everything is synced and put in place.
+    Commit,
+}
+
+impl Phase {
+    /// A stable lower-case name, for reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Resolve => "resolve",
+            Self::Keys => "keys",
+            Self::Layers => "layers",
+            Self::Commit => "commit",
+        }
+    }
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// A phase began.
+    Started(Phase),
+    /// A phase ended.
+    Finished(Phase, Duration),
+    /// How much there is to do.
+    Planned {
+        /// Layers to fetch.
+        layers: usize,
+        /// Their compressed bytes together.
+        bytes: u64,
+        /// Layers to unpack (one layer on two parents counts twice).
+        unpacks: usize,
+    },
+    /// Some bytes of a blob arrived.
+    Fetched {
+        /// The blob.
+        digest: Digest,
+        /// Bytes since the last such event.
+        bytes: u64,
+    },
+    /// A blob is here whole, and its digest matches.
+    BlobDone {
+        /// The blob.
+        digest: Digest,
+    },
+    /// A layer is unpacked, and its diff ID matches.
+    LayerDone {
+        /// The layer's blob.
+        digest: Digest,
+    },
+    /// A request failed and will be made again.
+    Retry {
+        /// What was asked for.
+        what: String,
+        /// How many times it failed so far.
+        failures: u32,
+        /// How long until it is made again.
+        wait: Duration,
+        /// Why it failed.
+        reason: String,
+    },
+    /// Something that does not stop the run but that people should know.
+    Warning(String),
+}
+
+/// Receives events, from several threads at once.
+pub trait Progress: Sync {
+    /// Takes one event; must be quick.
+    fn event(&self, event: Event);
+}
+
+/// Ignores every event.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Silent;
+
+impl Progress for Silent {
+    fn event(&self, _: Event) {}
+}
