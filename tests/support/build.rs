@@ -136,8 +136,12 @@ impl BuildRequest {
     }
 }
 
-/// One vertex of the build that stands for an instruction of the Dockerfile, other than FROM: that
-/// one asks the registry in every build, and prints DONE for it.
+/// One instruction of the Dockerfile, other than FROM: that one asks the registry in every build,
+/// and prints DONE for it.
+///
+/// Vertices of one name are one step (`--link` makes a copy and a merge of an instruction). It is
+/// CACHED when all of them are, but for the download of an `ADD <URL>`, which asks the web server in
+/// every build, as FROM does.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Step {
     /// As printed: `[build 2/4] RUN …`.
@@ -202,13 +206,7 @@ impl BuildOutcome {
         }
         let count = |of: fn(&Vertex) -> usize| vertices.values().map(of).sum();
         Self {
-            steps: vertices
-                .values()
-                .filter(|v| v.name.starts_with('['))
-                .filter(|v| !["[internal]", "[auth]"].iter().any(|prefix| v.name.starts_with(prefix)))
-                .filter(|v| !v.name.contains("] FROM "))
-                .map(|v| Step { name: v.name.clone(), cached: v.cached, extracted: v.extracted.len() })
-                .collect(),
+            steps: steps(vertices.values()),
             imports: vertices.values().filter(|v| v.name.starts_with("importing cache manifest")).count(),
             extractions: count(|v| v.extracted.len()),
             downloads: count(|v| v.downloaded.len()),
@@ -231,6 +229,34 @@ impl BuildOutcome {
     pub fn ran(&self) -> BTreeSet<&str> {
         self.steps.iter().filter(|s| !s.cached && s.extracted == 0).map(|s| s.name.as_str()).collect()
     }
+}
+
+fn steps<'a>(vertices: impl Iterator<Item = &'a Vertex>) -> Vec<Step> {
+    let mut by_name: BTreeMap<&str, Vec<&Vertex>> = BTreeMap::new();
+    let mut order = Vec::new();
+    for vertex in vertices {
+        let name = vertex.name.as_str();
+        let instruction =
+            name.starts_with('[') && !name.starts_with("[internal]") && !name.starts_with("[auth]");
+        if !instruction || name.contains("] FROM ") {
+            continue;
+        }
+        let same = by_name.entry(name).or_default();
+        if same.is_empty() {
+            order.push(name);
+        }
+        same.push(vertex);
+    }
+    let step = |name: &str| {
+        let same = &by_name[name];
+        let downloads = usize::from(name.contains("] ADD ") && name.contains(" http://"));
+        Step {
+            name: name.to_owned(),
+            cached: same.iter().filter(|v| !v.cached).count() <= downloads && same.iter().any(|v| v.cached),
+            extracted: same.iter().map(|v| v.extracted.len()).sum(),
+        }
+    };
+    order.into_iter().map(step).collect()
 }
 
 #[test]
