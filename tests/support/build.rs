@@ -140,8 +140,8 @@ impl BuildRequest {
 /// and prints DONE for it.
 ///
 /// Vertices of one name are one step (`--link` makes a copy and a merge of an instruction). It is
-/// CACHED when all of them are, but for the download of an `ADD <URL>`, which asks the web server in
-/// every build, as FROM does.
+/// CACHED when all of them are, but for the first of an `ADD <URL>`: the download, which asks the
+/// web server in every build, as FROM does.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Step {
     /// As printed: `[build 2/4] RUN …`.
@@ -249,10 +249,10 @@ fn steps<'a>(vertices: impl Iterator<Item = &'a Vertex>) -> Vec<Step> {
     }
     let step = |name: &str| {
         let same = &by_name[name];
-        let downloads = usize::from(name.contains("] ADD ") && name.contains(" http://"));
+        let downloads = usize::from(same.len() > 1 && name.contains("] ADD ") && name.contains(" http://"));
         Step {
             name: name.to_owned(),
-            cached: same.iter().filter(|v| !v.cached).count() <= downloads && same.iter().any(|v| v.cached),
+            cached: same.iter().skip(downloads).all(|v| v.cached),
             extracted: same.iter().map(|v| v.extracted.len()).sum(),
         }
     };

@@ -71,7 +71,7 @@ impl World {
         }
     }
 
-    /// Starts a daemon on the directory `name` of the scratch directory.
+    /// Starts a daemon on `root`.
     #[track_caller]
     pub fn daemon(&self, root: &Path) -> Daemon {
         Daemon::start(&self.tools, root, &self.registry)
@@ -116,6 +116,23 @@ impl World {
         Case { name, changed: request.context(&changed), request }
     }
 
+    /// A directory for one more root; nothing is made.
+    pub fn root(&self, case: &Case, name: &str) -> PathBuf {
+        self.scratch.join(format!("{}/{name}", case.name))
+    }
+
+    /// Builds a case on an empty daemon that imports `cache`, to a tar; gives the tar's digest.
+    #[track_caller]
+    pub fn native_import(&self, case: &Case, cache: &str) -> Digest {
+        let daemon = self.daemon(&self.root(case, "native"));
+        let tar = self.root(case, "native.tar");
+        let (outcome, digest) = export_tar(&daemon, &case.request.import_from(cache), &tar);
+        assert_eq!(outcome.imports, 1, "{}", outcome.log);
+        assert!(outcome.extractions > 0 && outcome.ran().is_empty(), "a native import\n{}", outcome.log);
+        daemon.stop();
+        digest
+    }
+
     /// Builds a case on an empty daemon, pushes image and cache, and then builds it changed.
     #[track_caller]
     pub fn export(&self, case: &Case) -> Origin {
@@ -140,6 +157,22 @@ impl World {
 /// `--export-cache` of a whole build to `reference`.
 pub fn cache_to(reference: &str, options: &str) -> String {
     format!("type=registry,ref={reference},mode=max,image-manifest=true,oci-mediatypes=true{options}")
+}
+
+/// Asserts that a build found everything: each step that `origin` did printed CACHED, and nothing
+/// was imported, downloaded or extracted for it.
+#[track_caller]
+pub fn assert_warm(outcome: &BuildOutcome, origin: &Origin) {
+    assert_cached(outcome, origin);
+    let moved = (outcome.imports, outcome.downloads, outcome.extractions);
+    assert_eq!(moved, (0, 0, 0), "(imports, downloads, extractions)\n{}", outcome.log);
+}
+
+/// Asserts that each step that `origin` did printed CACHED.
+#[track_caller]
+pub fn assert_cached(outcome: &BuildOutcome, origin: &Origin) {
+    assert_eq!(outcome.names(), origin.outcome.names(), "the steps\n{}", outcome.log);
+    assert_eq!(outcome.not_cached(), BTreeSet::new(), "not CACHED\n{}", outcome.log);
 }
 
 /// Builds to a tar and gives its digest with what the build said.

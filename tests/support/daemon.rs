@@ -1,6 +1,8 @@
 //! A real buildkitd on a root of the test's choice.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -210,4 +212,30 @@ pub fn check_databases(tools: &Tools, root: &Path) {
     let mut command = Command::new(&tools.bbolt_check);
     command.args(DATABASES.map(|name| root.join(name)));
     run(&mut command, Duration::from_secs(120)).expect_success("bbolt's check");
+}
+
+/// Bytes of all layers of a root as a daemon accounts for them: the blocks of each file in each
+/// snapshot, once per snapshot, and the blobs' sizes.
+pub fn bytes_on_disk(root: &Path) -> u64 {
+    let worker = root.join("runc-overlayfs");
+    let mut total = 0;
+    for snapshot in fs::read_dir(worker.join("snapshots/snapshots")).unwrap() {
+        let mut seen = BTreeSet::new();
+        total += blocks(&snapshot.unwrap().path().join("fs"), &mut seen);
+    }
+    for blob in fs::read_dir(worker.join("content/blobs/sha256")).unwrap() {
+        total += blob.unwrap().metadata().unwrap().len();
+    }
+    total
+}
+
+fn blocks(path: &Path, seen: &mut BTreeSet<u64>) -> u64 {
+    let meta = fs::symlink_metadata(path).unwrap();
+    let mut total = if seen.insert(meta.ino()) { meta.blocks() * 512 } else { 0 };
+    if meta.is_dir() {
+        for entry in fs::read_dir(path).unwrap() {
+            total += blocks(&entry.unwrap().path(), seen);
+        }
+    }
+    total
 }
