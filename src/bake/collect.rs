@@ -2,13 +2,12 @@
 
 use crate::digest::Digest;
 use crate::keys::{self, Candidates, KeySpec, Keyring};
-use crate::oci::media_type::IN_TOTO;
-use crate::oci::{Cache, CacheConfig, CacheManifest, Document};
-use crate::progress::{Event, Progress};
-use crate::source::{self, Source};
+use crate::oci::{Cache, CacheConfig, CacheManifest, Document, Reference};
+use crate::progress::Progress;
+use crate::source::{CacheSpec, Registry, Source};
 
 use super::report::{BakedCache, KeySourceReport};
-use super::{Cancel, Error, IoContext, Options};
+use super::{Cancel, Error, Options};
 
 /// A cache and where its blobs come from.
 pub(crate) struct Opened {
@@ -19,7 +18,7 @@ pub(crate) struct Opened {
 
 /// Reads manifest and config of one cache and checks them.
 pub(crate) fn open_cache(
-    spec: &source::CacheSpec,
+    spec: &CacheSpec,
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<Opened, Error> {
@@ -89,64 +88,47 @@ fn read_candidates(
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<Candidates, Error> {
-    let what = spec.to_string();
-    let wrap = |source| Error::Keys { what: what.clone(), source };
+    let wrap = |source| Error::Keys { what: spec.to_string(), source };
     match spec {
-        KeySpec::Image { reference } => image_candidates(reference, &what, options, progress),
-        KeySpec::Provenance { src } => {
-            let bytes = std::fs::read(src).at("read", src)?;
-            keys::provenance::candidates(&bytes, &options.platform()).map_err(wrap)
+        KeySpec::Provenance(src) => {
+            keys::provenance::read(src, &options.platform()).map_err(wrap)
         }
-        KeySpec::CacheDb { src } => keys::harvest::candidates(src).map_err(wrap),
+        KeySpec::CacheDb(src) => keys::harvest::candidates(src).map_err(wrap),
+        KeySpec::Image(reference) => image_candidates(spec, reference, options, progress),
+        _ => Err(Error::Keys { what: spec.to_string(), source: keys::Error::NoProvenance }),
     }
 }
 
-/// Candidates from the attestation manifests of an image, all platforms or the one asked for.
+/// Candidates from the attestation manifests of an image, those of every platform.
 fn image_candidates(
-    reference: &crate::oci::Reference,
-    what: &str,
+    spec: &KeySpec,
+    reference: &Reference,
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<Candidates, Error> {
-    let wrap = |source| Error::Source { what: what.to_owned(), source };
-    let image = source::Registry::open(reference, &options.registry).map_err(wrap)?;
+    let what = || spec.to_string();
+    let wrap = |source| Error::Source { what: what(), source };
+    let image = Registry::open(reference, &options.registry).map_err(wrap)?;
     let fetch = |digest: Option<&Digest>| -> Result<Document, Error> {
         let manifest = image.manifest(digest, progress).map_err(wrap)?;
         Document::parse(&manifest.bytes)
-            .map_err(|source| Error::KeyImage { image: what.to_owned(), source })
+            .map_err(|source| Error::KeyImage { image: what(), source })
     };
-    let Document::Index { manifests } = fetch(None)? else {
-        return Err(Error::NoProvenance { image: what.to_owned() });
-    };
-    let attestations = keys::attestation::manifests(&manifests);
+    let platform = options.platform();
     let mut all = Candidates::default();
     let mut statements = 0;
-    for attestation in attestations {
-        let platform = attestation.platform.clone().unwrap_or_else(|| options.platform());
-        if options.platform.as_ref().is_some_and(|wanted| *wanted != platform) {
-            continue;
-        }
-        let Document::Manifest { layers, .. } = fetch(Some(&attestation.descriptor.digest))? else {
-            continue;
-        };
-        for layer in layers.iter().filter(|layer| layer.media_type == IN_TOTO) {
-            if !keys::attestation::is_provenance(layer) {
-                continue;
-            }
+    for attestation in keys::attestation::manifests(&fetch(None)?, &platform) {
+        let manifest = fetch(Some(&attestation.digest))?;
+        for layer in keys::attestation::provenance_layers(&manifest) {
             statements += 1;
-            let bytes = image.document(layer, progress).map_err(wrap)?;
+            let bytes = image.document(&layer, progress).map_err(wrap)?;
             let found = keys::provenance::candidates(&bytes, &platform)
-                .map_err(|source| Error::Keys { what: what.to_owned(), source })?;
+                .map_err(|source| Error::Keys { what: what(), source })?;
             all.merge(found);
         }
     }
     if statements == 0 {
-        return Err(Error::NoProvenance { image: what.to_owned() });
-    }
-    if all.is_empty() {
-        progress.event(Event::Warning(format!(
-            "{what}: its provenance names no operation; push the image with provenance mode=max"
-        )));
+        return Err(Error::NoAttestation { image: what() });
     }
     Ok(all)
 }

@@ -74,12 +74,12 @@ pub enum Error {
         /// What is wrong with it.
         source: oci::Error,
     },
-    /// An image without attestations.
+    /// An image without provenance.
     #[error(
         "--keys-from {image}: the image has no provenance for this platform; push it with \
          `--provenance mode=max` (buildx) or `--opt attest:provenance=mode=max` (buildctl)"
     )]
-    NoProvenance {
+    NoAttestation {
         /// As it was asked for.
         image: String,
     },

@@ -17,7 +17,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use crate::layer::{self, Usage};
+use crate::layer::{self, Implied, Usage};
+use crate::oci;
 use crate::progress::{Event, Progress};
 use crate::source::Source;
 use crate::store::StateDir;
@@ -50,7 +51,7 @@ struct Run<'a> {
     progress: &'a dyn Progress,
     failure: Mutex<Option<Error>>,
     /// Per snapshot: directories that the layer did not name itself.
-    implied: Vec<Mutex<Vec<PathBuf>>>,
+    implied: Vec<Mutex<Vec<Implied>>>,
     usage: Vec<Mutex<Usage>>,
 }
 
@@ -176,13 +177,20 @@ impl Run<'_> {
         let file = File::open(&path).at("open", &path)?;
         let reader = BufReader::with_capacity(256 << 10, Cancellable { inner: file, cancel: self.cancel });
         let wrap = |source| self.cancel.or(Error::Layer { digest, source });
+        let compression = match expected.compression {
+            oci::Compression::None => layer::Compression::None,
+            _ => layer::Compression::Detect,
+        };
         let diff_id = match job {
-            Job::Prove(_) => layer::diff_id(reader, expected.compression).map_err(wrap)?,
+            Job::Prove(_) => {
+                let read = layer::entries(reader, compression, |_, _| Ok(()));
+                read.map_err(wrap)?.diff_id
+            }
             Job::Unpack(snapshot) => {
                 let fs = self.root.create_snapshot(snapshot + 1)?;
                 let options = layer::Options { base: self.plan.snapshots[snapshot].parent.is_none() };
                 let unpacked =
-                    layer::unpack(reader, expected.compression, &fs, &options).map_err(wrap)?;
+                    layer::unpack(reader, compression, &fs, &options).map_err(wrap)?;
                 if unpacked.implied.is_empty() {
                     *lock(&self.usage[snapshot]) = layer::usage(&fs).map_err(wrap)?;
                 }

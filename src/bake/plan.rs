@@ -162,7 +162,7 @@ pub(crate) fn plan(caches: &[Cache], keyring: &Keyring, candidates: &Candidates)
             for &(top, created_at) in &results {
                 let node = &mut chains.nodes[top];
                 node.created_at = earliest(node.created_at, created_at.filter(|_| node.created_at.is_none()));
-                let name = proven.and_then(|p| p.name.clone());
+                let name = proven.and_then(|p| p.name()).map(str::to_owned);
                 node.name = [node.name.take(), name].into_iter().flatten().min();
             }
 
@@ -183,7 +183,8 @@ pub(crate) fn plan(caches: &[Cache], keyring: &Keyring, candidates: &Candidates)
                 let entry = Unkeyed {
                     digest: record.digest.clone(),
                     name: proven
-                        .and_then(|p| p.name.clone())
+                        .and_then(|p| p.name())
+                        .map(str::to_owned)
                         .or_else(|| candidates.layer_name(top.as_ref()?).map(str::to_owned)),
                     layer: top,
                     size: top.map(|digest| blobs[&digest].layer.descriptor.size),
@@ -208,8 +209,8 @@ pub(crate) fn plan(caches: &[Cache], keyring: &Keyring, candidates: &Candidates)
                                 from,
                                 id.clone(),
                                 input,
-                                proven.output,
-                                proven.digest.clone(),
+                                proven.output(),
+                                proven.digest().clone(),
                                 selector,
                             ));
                         }

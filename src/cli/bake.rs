@@ -46,7 +46,8 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "SRC")]
     keys_from: Vec<KeySpec>,
 
-    /// Use only provenance for this platform
+    /// The platform of the builder that exported the caches, for operations that name none;
+    /// default: this machine's
     #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
     platform: Option<Platform>,
 

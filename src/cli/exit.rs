@@ -40,6 +40,7 @@ Exit codes:
 
 /// The exit code for a bake that failed.
 pub fn of_bake(error: &bake::Error) -> u8 {
+    use crate::layer::Error as L;
     use bake::Error as E;
     match error {
         E::Source { source, .. } => match source.class() {
@@ -49,12 +50,12 @@ pub fn of_bake(error: &bake::Error) -> u8 {
             ErrorClass::Content => CONTENT,
             ErrorClass::Output => FAILURE,
         },
-        E::Keys { .. } | E::NoProvenance { .. } => SOURCE,
+        E::Keys { .. } | E::NoAttestation { .. } => SOURCE,
         E::Cache { .. }
         | E::KeyImage { .. }
         | E::DiffIdClaims { .. }
         | E::DiffIdMismatch { .. } => CONTENT,
-        E::Layer { source, .. } if source.is_content() => CONTENT,
+        E::Layer { source: L::Decompress { .. } | L::Archive { .. } | L::Refused { .. }, .. } => CONTENT,
         E::Unkeyed { .. } => UNKEYED,
         E::TargetNotEmpty { .. } | E::TargetBusy { .. } | E::TargetNotDirectory { .. } => TARGET,
         E::NotRoot | E::Layer { .. } | E::Store(_) | E::NoSpace { .. } | E::Io { .. } | E::Interrupted => FAILURE,
