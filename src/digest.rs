@@ -296,7 +296,8 @@ mod tests {
     #[test]
     fn refuses_what_is_not_a_digest() {
         let upper = EMPTY.to_uppercase();
-        let cases = ["", "sha256:", "sha256:../../etc/passwd", &EMPTY[7..], &EMPTY[..70], &upper, "sha512:00"];
+        let cases =
+            ["", "sha256:", "sha256:../../etc/passwd", &EMPTY[7..], &EMPTY[..70], &upper, "sha512:00"];
         for text in cases {
             assert!(text.parse::<Digest>().is_err(), "{text}");
         }

@@ -18,7 +18,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Deserializer};
 
 use super::{CacheManifest, Compression, Descriptor, Error};
-use crate::digest::{Digest, DiffId, RecordDigest};
+use crate::digest::{DiffId, Digest, RecordDigest};
 
 /// Annotation of a layer that holds its diff ID.
 pub const UNCOMPRESSED: &str = "containerd.io/uncompressed";
@@ -203,7 +203,9 @@ impl CacheConfig {
             let blob = by_blob.get(&layer.blob);
             blobs.push(*blob.ok_or(Error::LayerNotListed { index, digest: layer.blob })?);
             if layer.parent != -1 {
-                check_index(layer.parent, len, "layer", || format!("layer {index} ({}), parent", layer.blob))?;
+                check_index(layer.parent, len, "layer", || {
+                    format!("layer {index} ({}), parent", layer.blob)
+                })?;
             }
         }
         (0..len)
@@ -319,8 +321,10 @@ fn check_index(
     what: &'static str,
     place: impl FnOnce() -> String,
 ) -> Result<usize, Error> {
-    usize::try_from(index)
-        .ok()
-        .filter(|&i| i < len)
-        .ok_or_else(|| Error::OutOfRange { place: place(), what, index, len })
+    usize::try_from(index).ok().filter(|&i| i < len).ok_or_else(|| Error::OutOfRange {
+        place: place(),
+        what,
+        index,
+        len,
+    })
 }
