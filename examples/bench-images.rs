@@ -201,9 +201,9 @@ impl Random {
     /// Makes `data` `len` bytes long: runs of text, and of noise that no compressor shrinks.
     fn fill(&mut self, data: &mut Vec<u8>, len: usize) {
         const WORDS: [&str; 32] = [
-            "the ", "cache ", "layer ", "of ", "return ", "if ", "0x", "self.", "();\n", "    ", "fn ", "let ",
-            "error", "path", "digest ", "= ", "{\n", "}\n", "snapshot", "build", "struct ", "match ", "Some(", "None",
-            "::new", "//", "data", "import ", "const ", "value", "key ", "\n",
+            "the ", "cache ", "layer ", "of ", "return ", "if ", "0x", "self.", "();\n", "    ", "fn ",
+            "let ", "error", "path", "digest ", "= ", "{\n", "}\n", "snapshot", "build", "struct ", "match ",
+            "Some(", "None", "::new", "//", "data", "import ", "const ", "value", "key ", "\n",
         ];
         data.clear();
         while data.len() < len {
