@@ -329,3 +329,138 @@ fn finish(
         .collect();
     Plan { blobs: blobs.into_values().collect(), snapshots, records, keys, links, total, unkeyed }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::{DiffId, RecordDigest};
+    use crate::oci::cacheconfig::{Link as InputLink, Record as CacheRecord, ResultChain};
+    use crate::oci::{Compression, Descriptor};
+
+    fn layer(blob: &str, tar: &str) -> Layer {
+        Layer {
+            descriptor: Descriptor::new("", Digest::of(blob.as_bytes()), 10),
+            compression: Compression::Gzip,
+            diff_id: DiffId::of(tar.as_bytes()),
+            created_at: None,
+            description: None,
+        }
+    }
+
+    fn op(name: &str) -> OpDigest {
+        OpDigest::of(name.as_bytes())
+    }
+
+    /// A record of operation `name`: inputs are alternatives per input, results chains of layers.
+    fn record(name: &str, inputs: &[&[usize]], results: &[&[usize]]) -> CacheRecord {
+        let link = |&record: &usize| InputLink { record, selector: String::new() };
+        CacheRecord {
+            digest: op(name).record_digest(0),
+            results: results.iter().map(|l| ResultChain { layers: l.to_vec(), created_at: None }).collect(),
+            inputs: inputs.iter().map(|alternatives| alternatives.iter().map(link).collect()).collect(),
+        }
+    }
+
+    fn plan_of(caches: &[Cache], known: &[&str]) -> Plan {
+        let mut candidates = Candidates::default();
+        for name in known {
+            candidates.add(op(name), Some(format!("RUN {name}")));
+        }
+        let digests: Vec<RecordDigest> =
+            caches.iter().flat_map(|c| &c.records).map(|r| r.digest.clone()).collect();
+        plan(caches, &Keyring::prove(&candidates, &digests), &candidates).unwrap()
+    }
+
+    fn outline(plan: &Plan) -> String {
+        let links: Vec<_> = plan.links.iter().map(|l| (&l.from, &l.to, l.input, &l.selector)).collect();
+        format!("{:?} {:?} {:?} {links:?} {:?}", plan.blobs, plan.snapshots, plan.records, plan.keys)
+    }
+
+    #[test]
+    fn a_layer_on_two_parents_is_one_blob_and_two_snapshots() {
+        let cache = Cache {
+            layers: vec![layer("a", "a"), layer("b", "b")],
+            records: vec![record("r", &[], &[&[0, 1], &[1]])],
+        };
+        let plan = plan_of(&[cache], &[]);
+        assert_eq!((plan.blobs.len(), plan.snapshots.len(), plan.records.len()), (2, 3, 3));
+        assert_eq!(plan.keys[0].results.len(), 2);
+        assert!(plan.snapshots.iter().enumerate().all(|(i, s)| s.parent.is_none_or(|p| p < i)));
+    }
+
+    #[test]
+    fn two_compressions_of_one_tar_share_a_snapshot() {
+        let cache = Cache {
+            layers: vec![layer("gzip", "tar"), layer("zstd", "tar")],
+            records: vec![record("r", &[], &[&[0], &[1]])],
+        };
+        let plan = plan_of(&[cache], &[]);
+        assert_eq!((plan.blobs.len(), plan.snapshots.len(), plan.records.len()), (2, 1, 2));
+        assert!(plan.records.iter().all(|record| record.snapshot == 0));
+    }
+
+    #[test]
+    fn links_carry_the_proven_operation_and_records_its_name() {
+        let cache = Cache {
+            layers: vec![layer("a", "a")],
+            records: vec![record("root", &[], &[]), record("step", &[&[0]], &[&[0]])],
+        };
+        let plan = plan_of(&[cache], &["step"]);
+        assert_eq!(plan.links.len(), 1);
+        assert_eq!((&plan.links[0].digest, plan.links[0].output), (&op("step"), 0));
+        assert_eq!(plan.records[0].name.as_deref(), Some("RUN step"));
+        assert!(plan.unkeyed.is_empty());
+    }
+
+    #[test]
+    fn without_its_key_a_record_keeps_its_layer_and_loses_what_needs_it() {
+        let cache = Cache {
+            layers: vec![layer("a", "a"), layer("b", "b")],
+            records: vec![
+                record("root", &[], &[]),
+                record("lost", &[&[0]], &[&[0]]),
+                record("above", &[&[1]], &[&[0, 1]]),
+                record("either", &[&[1, 0]], &[]),
+            ],
+        };
+        let plan = plan_of(&[cache], &["above", "either"]);
+        let unkeyed: Vec<_> = plan.unkeyed.iter().map(|u| (u.digest.clone(), u.only_inputs)).collect();
+        let mut expected =
+            vec![(op("lost").record_digest(0), false), (op("above").record_digest(0), true)];
+        expected.sort();
+        assert_eq!(unkeyed, expected);
+        assert_eq!((plan.records.len(), plan.keys.len(), plan.links.len()), (2, 2, 1));
+    }
+
+    #[test]
+    fn the_order_of_caches_does_not_matter() {
+        let a = Cache {
+            layers: vec![layer("a", "a"), layer("b", "b")],
+            records: vec![record("root", &[], &[&[0]]), record("x", &[&[0]], &[&[0, 1]])],
+        };
+        let b = Cache {
+            layers: vec![layer("c", "c"), layer("a", "a")],
+            records: vec![record("root", &[], &[&[1]]), record("y", &[&[0]], &[&[1, 0]])],
+        };
+        let (mut ab, mut ba) = (
+            plan_of(&[a.clone(), b.clone()], &["x", "y"]),
+            plan_of(&[b, a], &["x", "y"]),
+        );
+        assert_eq!((ab.records.len(), ab.keys.len(), ab.total), (3, 3, 3));
+        for blob in ab.blobs.iter_mut().chain(&mut ba.blobs) {
+            blob.caches.clear();
+        }
+        assert_eq!(outline(&ab), outline(&ba));
+    }
+
+    #[test]
+    fn refuses_two_claims_for_one_blob() {
+        let cache = |tar| Cache {
+            layers: vec![layer("blob", tar)],
+            records: vec![record("r", &[], &[&[0]])],
+        };
+        let keyring = Keyring::prove(&Candidates::default(), &[]);
+        let error = plan(&[cache("a"), cache("b")], &keyring, &Candidates::default()).unwrap_err();
+        assert!(matches!(error, Error::DiffIdClaims { .. }));
+    }
+}

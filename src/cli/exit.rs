@@ -1,6 +1,7 @@
 //! Exit codes: few, documented, and the same for every command.
 
 use crate::bake;
+use crate::verify;
 use crate::source::ErrorClass;
 
 /// Everything went well.
@@ -59,5 +60,16 @@ pub fn of_bake(error: &bake::Error) -> u8 {
         E::Unkeyed { .. } => UNKEYED,
         E::TargetNotEmpty { .. } | E::TargetBusy { .. } | E::TargetNotDirectory { .. } => TARGET,
         E::NotRoot | E::Layer { .. } | E::Store(_) | E::NoSpace { .. } | E::Io { .. } | E::Interrupted => FAILURE,
+    }
+}
+
+/// The exit code for a root that could not be judged.
+pub fn of_verify(error: &verify::Error) -> u8 {
+    match error {
+        verify::Error::Busy { .. } => TARGET,
+        verify::Error::NotAStateDirectory { .. }
+        | verify::Error::ContainerdWorker { .. }
+        | verify::Error::UnknownSchema { .. } => FINDINGS,
+        verify::Error::Open { .. } => FAILURE,
     }
 }

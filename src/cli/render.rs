@@ -2,11 +2,13 @@
 
 use std::error::Error;
 use std::fmt::Write as _;
+use std::path::Path;
 
 use indicatif::HumanBytes;
 use serde::Serialize;
 
 use crate::bake::{Report, Unkeyed};
+use crate::verify::{self, Severity};
 
 /// Unkeyed records that are listed for a person; `--json` has all.
 const LISTED: usize = 20;
@@ -89,6 +91,41 @@ pub(super) fn bake(report: &Report) -> String {
 
 fn row(text: &mut String, name: &str, value: &str) {
     let _ = writeln!(text, "{name:<12}{value}");
+}
+
+/// What an offline verification found.
+pub(super) fn verify(root: &Path, report: &verify::Report) -> String {
+    let mut text = String::new();
+    for finding in &report.findings {
+        let severity = if finding.severity == Severity::Error { "error" } else { "warning" };
+        let _ = writeln!(text, "{severity}: {finding}");
+    }
+    for note in &report.notes {
+        let _ = writeln!(text, "note: {note}");
+    }
+    if !text.is_empty() {
+        text.push('\n');
+    }
+    let counts = &report.counts;
+    let links = format!("{} with {} results and {} links", counts.keys, counts.results, counts.links);
+    row(&mut text, "keys", &links);
+    row(&mut text, "records", &format!("{}, {} of them layers", counts.records, counts.layers));
+    row(&mut text, "snapshots", &counts.snapshots.to_string());
+    row(&mut text, "blobs", &format!("{}, {} hashed", counts.blobs, HumanBytes(counts.blob_bytes)));
+    if report.read_data {
+        let compared = format!(
+            "{} layers with {} entries, {} not comparable",
+            counts.layers_compared, counts.entries_compared, counts.layers_not_comparable
+        );
+        row(&mut text, "compared", &compared);
+    }
+    let verdict = match report.findings.len() {
+        0 => "healthy".to_owned(),
+        1 => "1 finding".to_owned(),
+        many => format!("{many} findings"),
+    };
+    let _ = write!(text, "\n{}: {verdict}", root.display());
+    text
 }
 
 /// The records that no build will find by their keys.
