@@ -95,7 +95,6 @@ impl Meta {
     }
 
     /// The content of a meta page: what [`Meta::parse`] reads, header not included.
-    #[cfg(test)]
     pub(super) fn to_bytes(self) -> [u8; META] {
         let mut out = [0; META];
         out[0..4].copy_from_slice(&MAGIC.to_le_bytes());

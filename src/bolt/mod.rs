@@ -1,7 +1,7 @@
 //! bolt files, as `go.etcd.io/bbolt` v1.3 to v1.5 reads and writes them.
 //!
 //! Nothing here knows a containerd or `BuildKit` bucket. [`Database`] reads a file, whoever wrote it;
-//! [`Database::check`] finds its faults.
+//! [`Database::check`] finds its faults; [`Bucket`] writes one from scratch.
 //!
 //! # The file
 //!
@@ -32,9 +32,14 @@
 mod check;
 mod format;
 mod read;
+mod write;
+
+#[cfg(test)]
+mod tests;
 
 pub use check::MetaState;
 pub use read::{BucketRef, Database, Item, Iter};
+pub use write::{Bucket, PageSize};
 
 use std::fmt;
 use std::io;
@@ -64,6 +69,41 @@ pub enum Error {
     /// A page that the tree leads to is damaged.
     #[error(transparent)]
     Corrupt(#[from] Fault),
+    /// A page size that is not written.
+    #[error("page size {found}: expected a power of two from 1024 to 65536")]
+    PageSize {
+        /// The page size asked for.
+        found: usize,
+    },
+    /// A key that bbolt does not take.
+    #[error("a key of {len} bytes: expected 1 to {max}")]
+    KeyLength {
+        /// Its length in bytes.
+        len: usize,
+        /// The longest that is allowed.
+        max: usize,
+    },
+    /// A value that bbolt does not take.
+    #[error("a value of {len} bytes: expected at most {max}")]
+    ValueLength {
+        /// Its length in bytes.
+        len: usize,
+        /// The longest that is allowed.
+        max: usize,
+    },
+    /// The pages could not be written.
+    #[error("cannot write the database")]
+    Write {
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Error {
+    fn write(source: io::Error) -> Self {
+        Self::Write { source }
+    }
 }
 
 /// A fault of a page.

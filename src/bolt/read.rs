@@ -161,23 +161,13 @@ impl Database {
 /// damaged, every page size is tried, as bbolt does.
 pub(super) fn metas(bytes: &[u8]) -> (Result<Meta, MetaFault>, Result<Meta, MetaFault>) {
     let first = Meta::parse(bytes, 0);
-    let second = match &first {
-        Ok(meta) => Meta::parse(bytes, meta.page_size),
-        Err(_) => {
-            let sizes = (0..15).map(|shift| format::MIN_PAGE_SIZE << shift);
-            let mut second = Err(MetaFault::Short);
-            for size in sizes {
-                match Meta::parse(bytes, size) {
-                    Ok(meta) => {
-                        second = Ok(meta);
-                        break;
-                    }
-                    Err(fault) if size == 4096 => second = Err(fault),
-                    Err(_) => {}
-                }
-            }
-            second
-        }
+    let second = if let Ok(meta) = &first {
+        Meta::parse(bytes, meta.page_size)
+    } else {
+        (0..15)
+            .map(|shift| Meta::parse(bytes, format::MIN_PAGE_SIZE << shift))
+            .find(Result::is_ok)
+            .unwrap_or_else(|| Meta::parse(bytes, 4096))
     };
     (first, second)
 }
@@ -301,6 +291,15 @@ impl<'db> BucketRef<'db> {
             None => Root::Page { id: root, reference: page.reference(index) },
         };
         Ok((element.key, Item::Bucket(BucketRef { db: self.db, root, sequence, depth })))
+    }
+}
+
+impl<'db> IntoIterator for &BucketRef<'db> {
+    type Item = <Iter<'db> as Iterator>::Item;
+    type IntoIter = Iter<'db>;
+
+    fn into_iter(self) -> Iter<'db> {
+        self.iter()
     }
 }
 

@@ -1,0 +1,241 @@
+//! A real buildkitd on a root of the test's choice.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde::Deserialize;
+
+use super::command::{self, run};
+use super::{BuildOutcome, BuildRequest, Registry, Scratch, Tools};
+
+/// The databases of a root that its daemon must find, and leave, free of faults.
+pub const DATABASES: [&str; 4] = [
+    "cache.db",
+    "runc-overlayfs/metadata_v2.db",
+    "runc-overlayfs/containerdmeta.db",
+    "runc-overlayfs/snapshots/metadata.db",
+];
+
+/// A running daemon. Garbage collection runs as it does by default.
+#[derive(Debug)]
+pub struct Daemon {
+    tools: Tools,
+    child: Option<Child>,
+    root: PathBuf,
+    scratch: Scratch,
+}
+
+/// One record as `buildctl du` gives it.
+#[derive(Debug, Clone, Deserialize, PartialEq, Eq, PartialOrd, Ord)]
+#[serde(rename_all = "camelCase")]
+pub struct DiskUsage {
+    /// Record id.
+    pub id: String,
+    /// Whether it may still change (a local source, a cache mount).
+    #[serde(default)]
+    pub mutable: bool,
+    /// Bytes of its snapshot and blobs.
+    #[serde(default)]
+    pub size: i64,
+    /// What it is.
+    #[serde(default)]
+    pub description: String,
+    /// `regular`, `source.local`, `exec.cachemount`, …
+    #[serde(default, alias = "type")]
+    pub record_type: String,
+    /// Ids of the records it stands on.
+    #[serde(default)]
+    pub parents: Option<Vec<String>>,
+}
+
+impl Daemon {
+    /// Starts one of `tools`' release on `root`, and waits until it answers.
+    #[track_caller]
+    pub fn start(tools: &Tools, root: &Path, registry: &Registry) -> Self {
+        let scratch = Scratch::new();
+        // Two daemons of one host would share the default of the tracing socket.
+        let config = format!(
+            "root = {root:?}\n\
+             [grpc]\n  address = [\"unix://{socket}\"]\n\
+             [otel]\n  socketPath = \"{otel}\"\n\
+             [worker.oci]\n  enabled = true\n  snapshotter = \"overlayfs\"\n\
+             [worker.containerd]\n  enabled = false\n\
+             [registry.{host:?}]\n  http = true\n",
+            socket = scratch.join("sock").display(),
+            otel = scratch.join("otel.sock").display(),
+            host = registry.host(),
+        );
+        let config = scratch.write("buildkitd.toml", config);
+        let log = fs::File::create(scratch.join("log")).unwrap();
+        let child = Command::new(&tools.buildkitd)
+            .arg("--config")
+            .arg(config)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let mut daemon = Self { tools: tools.clone(), child: Some(child), root: root.to_owned(), scratch };
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            if let Some(status) = daemon.child.as_mut().unwrap().try_wait().unwrap() {
+                panic!("buildkitd {} ended: {status}\n{}", tools.release, daemon.log());
+            }
+            let answer = run(daemon.buildctl().args(["debug", "workers"]), Duration::from_secs(20));
+            if answer.status.success() {
+                return daemon;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "buildkitd does not answer: {}\n{}",
+                answer.stderr,
+                daemon.log()
+            );
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Its root.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// What it logged so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.scratch.join("log")).unwrap_or_default()
+    }
+
+    /// The lines of its log that report an error.
+    pub fn logged_errors(&self) -> Vec<String> {
+        self.log()
+            .lines()
+            .filter(|l| l.contains("level=error") || l.contains("level=fatal"))
+            .map(str::to_owned)
+            .collect()
+    }
+
+    /// Its client.
+    pub fn buildctl(&self) -> Command {
+        let mut command = Command::new(&self.tools.buildctl);
+        command.arg("--addr").arg(format!("unix://{}", self.scratch.join("sock").display()));
+        command
+    }
+
+    /// Builds, and panics when that fails.
+    #[track_caller]
+    pub fn build(&self, request: &BuildRequest) -> BuildOutcome {
+        match self.try_build(request) {
+            Ok(outcome) => outcome,
+            Err(log) => panic!("build on {} failed:\n{log}\n--- daemon\n{}", self.tools.release, self.log()),
+        }
+    }
+
+    /// Builds; what it said where that fails.
+    #[track_caller]
+    pub fn try_build(&self, request: &BuildRequest) -> Result<BuildOutcome, String> {
+        let mut command = self.buildctl();
+        request.arguments(&mut command);
+        let ended = run(&mut command, Duration::from_secs(300));
+        if ended.status.success() { Ok(BuildOutcome::parse(&ended.stderr)) } else { Err(ended.stderr) }
+    }
+
+    /// Every record, as `buildctl du` gives it.
+    #[track_caller]
+    pub fn disk_usage(&self) -> Vec<DiskUsage> {
+        let mut command = self.buildctl();
+        command.args(["du", "--format", "{{json .}}"]);
+        let ended = run(&mut command, Duration::from_secs(60)).expect_success("buildctl du");
+        serde_json::from_str::<Option<Vec<DiskUsage>>>(&ended.stdout)
+            .unwrap_or_else(|e| panic!("buildctl du gave no list of records: {e}\n{}", ended.stdout))
+            .unwrap_or_default()
+    }
+
+    /// What `buildctl du --verbose` prints.
+    #[track_caller]
+    pub fn du_verbose(&self) -> String {
+        let mut command = self.buildctl();
+        command.args(["du", "--verbose"]);
+        run(&mut command, Duration::from_secs(60)).expect_success("buildctl du --verbose").stdout
+    }
+
+    /// Deletes every record.
+    #[track_caller]
+    pub fn prune_all(&self) {
+        let mut command = self.buildctl();
+        command.args(["prune", "--all"]);
+        run(&mut command, Duration::from_secs(120)).expect_success("buildctl prune --all");
+    }
+
+    /// Stops it as an operator does, waits until it is gone, and gives its log.
+    #[track_caller]
+    pub fn stop(mut self) -> String {
+        let mut child = self.child.take().unwrap();
+        terminate(&child);
+        let status = command::wait(&mut child, Duration::from_secs(60));
+        if status.is_none() {
+            let _ = child.kill();
+            let _ = child.wait();
+            panic!("buildkitd did not stop\n{}", self.log());
+        }
+        self.log()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // Only reached by a test that panics or forgot to stop it: gently first, since it
+        // holds mounts.
+        if let Some(mut child) = self.child.take() {
+            terminate(&child);
+            if command::wait(&mut child, Duration::from_secs(20)).is_none() {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+        }
+    }
+}
+
+fn terminate(child: &Child) {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).unwrap();
+    kill_process(pid, Signal::TERM).unwrap();
+}
+
+/// Runs bbolt's own check on all four databases of a root that no daemon holds.
+#[track_caller]
+pub fn check_databases(tools: &Tools, root: &Path) {
+    let mut command = Command::new(&tools.bbolt_check);
+    command.args(DATABASES.map(|name| root.join(name)));
+    run(&mut command, Duration::from_secs(120)).expect_success("bbolt's check");
+}
+
+/// Bytes of all layers of a root as a daemon accounts for them: the blocks of each file in each
+/// snapshot, once per snapshot, and the blobs' sizes.
+pub fn bytes_on_disk(root: &Path) -> u64 {
+    let worker = root.join("runc-overlayfs");
+    let mut total = 0;
+    for snapshot in fs::read_dir(worker.join("snapshots/snapshots")).unwrap() {
+        let mut seen = BTreeSet::new();
+        total += blocks(&snapshot.unwrap().path().join("fs"), &mut seen);
+    }
+    for blob in fs::read_dir(worker.join("content/blobs/sha256")).unwrap() {
+        total += blob.unwrap().metadata().unwrap().len();
+    }
+    total
+}
+
+fn blocks(path: &Path, seen: &mut BTreeSet<u64>) -> u64 {
+    let meta = fs::symlink_metadata(path).unwrap();
+    let mut total = if seen.insert(meta.ino()) { meta.blocks() * 512 } else { 0 };
+    if meta.is_dir() {
+        for entry in fs::read_dir(path).unwrap() {
+            total += blocks(&entry.unwrap().path(), seen);
+        }
+    }
+    total
+}

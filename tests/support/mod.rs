@@ -1,0 +1,28 @@
+//! What the integration tests share: real BuildKit daemons, a real registry, base images made
+//! from nothing, and readers of what they say.
+//!
+//! Nothing here stands in for a real part. A test that needs a part which is missing prints
+//! `skipped: …` and passes, unless `WARMKIT_REQUIRE_REAL=1` (as in CI) makes that a failure.
+//! `scripts/tools` installs the parts.
+#![allow(dead_code, reason = "each test file uses its own part of this module")]
+#![allow(unreachable_pub, reason = "compiled into each test file")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, clippy::missing_panics_doc)]
+
+pub mod agent;
+pub mod build;
+pub mod cases;
+pub mod command;
+pub mod daemon;
+pub mod files;
+pub mod image;
+pub mod registry;
+pub mod tar;
+pub mod tools;
+pub mod warmkit;
+
+pub use build::{BuildOutcome, BuildRequest};
+pub use cases::World;
+pub use daemon::Daemon;
+pub use files::Scratch;
+pub use registry::Registry;
+pub use tools::Tools;

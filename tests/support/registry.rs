@@ -1,0 +1,180 @@
+//! Docker's registry on a loopback port, gone when dropped.
+
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use warmkit::digest::Digest;
+
+use super::{Scratch, Tools};
+
+/// The user that [`Registry::start_with_password`] lets in.
+pub const USER: &str = "warm";
+/// That user's password.
+pub const PASSWORD: &str = "kit";
+/// Both, as `htpasswd -nbBC 4` writes them.
+const HTPASSWD: &str = "warm:$2b$04$mJZc1pMQ0y3Qrp4YWe.VWOAee0AFhXgz4dW6SK3xC5fAOvbGm9PhK\n";
+
+/// A running registry.
+#[derive(Debug)]
+pub struct Registry {
+    child: Child,
+    port: u16,
+    scratch: Scratch,
+    agent: ureq::Agent,
+    password: bool,
+}
+
+impl Registry {
+    /// Starts one that lets everybody in.
+    pub fn start(tools: &Tools) -> Self {
+        Self::launch(tools, false)
+    }
+
+    /// Starts one that lets only [`USER`] in.
+    pub fn start_with_password(tools: &Tools) -> Self {
+        Self::launch(tools, true)
+    }
+
+    fn launch(tools: &Tools, password: bool) -> Self {
+        let scratch = Scratch::new();
+        let agent = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .proxy(None)
+            .timeout_global(Some(Duration::from_secs(60)))
+            .build()
+            .new_agent();
+        // The port is free when it is looked up, and may be taken when it is used: try again then.
+        for _ in 0..5 {
+            let port = free_port();
+            let child = spawn(tools, &scratch, port, password);
+            let mut registry = Self { child, port, scratch: Scratch::new(), agent: agent.clone(), password };
+            if registry.comes_up() {
+                registry.scratch = scratch;
+                return registry;
+            }
+        }
+        let log = std::fs::read_to_string(scratch.join("registry.log")).unwrap_or_default();
+        panic!("docker-registry does not come up:\n{log}");
+    }
+
+    fn comes_up(&mut self) -> bool {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while Instant::now() < deadline && self.child.try_wait().unwrap().is_none() {
+            if let Ok(response) = self.agent.get(self.url("")).call() {
+                return response.status() == if self.password { 401 } else { 200 };
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        false
+    }
+
+    /// `127.0.0.1:<port>`.
+    pub fn host(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// The reference of a tag.
+    pub fn reference(&self, repository: &str, tag: &str) -> String {
+        format!("{}/{repository}:{tag}", self.host())
+    }
+
+    /// A docker configuration that has the password; for `$DOCKER_CONFIG`.
+    pub fn docker_config(&self) -> std::path::PathBuf {
+        let auth = base64::engine::general_purpose::STANDARD.encode(format!("{USER}:{PASSWORD}"));
+        let config = serde_json::json!({ "auths": { self.host(): { "auth": auth } } });
+        self.scratch.write("docker/config.json", config.to_string());
+        self.scratch.join("docker")
+    }
+
+    /// Stores a blob.
+    pub fn put_blob(&self, repository: &str, bytes: &[u8]) {
+        let start = self.agent.post(self.url(&format!("{repository}/blobs/uploads/")));
+        let response = self.authorized(start).send_empty().unwrap();
+        assert_eq!(response.status(), 202, "upload of a blob to {repository}");
+        let location = response.headers()["location"].to_str().unwrap().to_owned();
+        let separator = if location.contains('?') { '&' } else { '?' };
+        let put = self.agent.put(format!("{location}{separator}digest={}", Digest::of(bytes)));
+        let response = self.authorized(put).content_type("application/octet-stream").send(bytes).unwrap();
+        assert_eq!(response.status(), 201, "upload of a blob to {repository}");
+    }
+
+    /// Stores a manifest under a tag or its digest.
+    pub fn put_manifest(&self, repository: &str, tag: &str, media_type: &str, bytes: &[u8]) {
+        let put = self.agent.put(self.url(&format!("{repository}/manifests/{tag}")));
+        let response = self.authorized(put).content_type(media_type).send(bytes).unwrap();
+        assert_eq!(response.status(), 201, "upload of manifest {repository}:{tag}");
+    }
+
+    /// The bytes of a manifest, by tag or digest, and its media type.
+    pub fn manifest(&self, repository: &str, tag: &str) -> (Vec<u8>, String) {
+        let accept = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
+                      application/vnd.docker.distribution.manifest.list.v2+json, \
+                      application/vnd.docker.distribution.manifest.v2+json";
+        let get = self.agent.get(self.url(&format!("{repository}/manifests/{tag}"))).header("accept", accept);
+        let mut response = self.authorized(get).call().unwrap();
+        assert_eq!(response.status(), 200, "manifest {repository}:{tag}");
+        let media_type = response.headers()["content-type"].to_str().unwrap().to_owned();
+        (response.body_mut().read_to_vec().unwrap(), media_type)
+    }
+
+    /// The bytes of a blob.
+    pub fn blob(&self, repository: &str, digest: &str) -> Vec<u8> {
+        let get = self.agent.get(self.url(&format!("{repository}/blobs/{digest}")));
+        let mut response = self.authorized(get).call().unwrap();
+        assert_eq!(response.status(), 200, "blob {repository}@{digest}");
+        response.body_mut().with_config().limit(1 << 30).read_to_vec().unwrap()
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("http://{}/v2/{path}", self.host())
+    }
+
+    fn authorized<B>(&self, request: ureq::RequestBuilder<B>) -> ureq::RequestBuilder<B> {
+        if !self.password {
+            return request;
+        }
+        let token = base64::engine::general_purpose::STANDARD.encode(format!("{USER}:{PASSWORD}"));
+        request.header("authorization", format!("Basic {token}"))
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A loopback port that nobody listens on right now.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn spawn(tools: &Tools, scratch: &Scratch, port: u16, password: bool) -> Child {
+    let auth = if password {
+        let file = scratch.write("htpasswd", HTPASSWD);
+        format!("auth:\n  htpasswd:\n    realm: warmkit tests\n    path: {}\n", file.display())
+    } else {
+        String::new()
+    };
+    let config = format!(
+        "version: 0.1\n\
+         log:\n  level: warn\n  accesslog:\n    disabled: true\n\
+         storage:\n  filesystem:\n    rootdirectory: {}\n  delete:\n    enabled: true\n\
+         http:\n  addr: 127.0.0.1:{port}\n{auth}",
+        scratch.join("storage").display(),
+    );
+    let config = scratch.write("registry.yml", config);
+    let log = std::fs::File::create(scratch.join("registry.log")).unwrap();
+    Command::new(&tools.registry)
+        .arg("serve")
+        .arg(config)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap()
+}
