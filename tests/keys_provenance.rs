@@ -75,3 +75,30 @@ fn a_key_hashes_to_its_record() {
         }
     }
 }
+
+/// What the daemon printed for the build, a line for each step.
+fn printed(name: &str) -> Vec<String> {
+    let text = fs::read_to_string(fixtures().join(format!("{name}.steps.txt"))).unwrap();
+    text.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn steps_are_called_what_the_daemon_printed() {
+    for (name, _) in BUILDS.into_iter().filter(|(name, _)| !name.ends_with("llb")) {
+        let candidates = candidates(name);
+        let named: Vec<&str> = candidates.ops().filter_map(|(_, name)| name).collect();
+        let printed = printed(name);
+        // v0.12 forgot to count the triggers of a base ("[trig 2/1]"); newer releases count them.
+        let miscounted = |step: &str| name.starts_with("v0.12") && step.starts_with("[trig ");
+        for step in named.iter().filter(|step| !miscounted(step)) {
+            assert!(printed.iter().any(|line| line == step), "{name}: {step} was never printed");
+        }
+        // Sources, whose records have no operation digest to compute.
+        let silent = ["[internal] load", "] FROM "];
+        for line in
+            printed.iter().filter(|line| !silent.iter().any(|part| line.contains(part)) && !miscounted(line))
+        {
+            assert!(named.contains(&line.as_str()), "{name}: {line} has no candidate");
+        }
+    }
+}

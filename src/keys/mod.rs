@@ -20,8 +20,11 @@ pub mod attestation;
 mod cachemap;
 mod candidates;
 mod dialects;
+mod dockerfile;
+mod expand;
 mod keyring;
 mod llb;
+mod names;
 pub mod provenance;
 mod spec;
 

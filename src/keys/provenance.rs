@@ -17,14 +17,16 @@
 //!
 //! Mirrors `solver/llbsolver/provenance/` (`buildconfig.go`, `types/types.go`) of v0.34.2.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::llb::{Step, get};
-use super::{Candidates, Error, cachemap};
+use super::llb::{Operation, Step, get};
+use super::{Candidates, Error, cachemap, names};
+use crate::digest::Digest;
 use crate::oci::Platform;
 
 /// The longest document that is read, in bytes.
@@ -72,6 +74,8 @@ pub fn candidates(json: &[u8], platform: &Platform) -> Result<Candidates, Error>
 struct Predicate<'a> {
     build_config: Option<&'a Map<String, Value>>,
     metadata: Option<&'a Map<String, Value>>,
+    /// Arguments of the frontend, build arguments among them.
+    args: Option<&'a Map<String, Value>>,
     /// `linux/amd64`: what the builder runs on.
     builder_platform: Option<&'a str>,
 }
@@ -91,17 +95,19 @@ impl<'a> Predicate<'a> {
         let slsa1 = object.contains_key("buildDefinition");
         let slsa02 = object.contains_key("buildConfig")
             || (object.contains_key("buildType") && object.contains_key("builder"));
-        let (config, metadata, platform) = if slsa1 {
+        let (config, metadata, args, platform) = if slsa1 {
             let parameters = |name| find(&["buildDefinition", "internalParameters", name]);
             (
                 parameters("buildConfig"),
                 find(&["runDetails", "metadata", "buildkit_metadata"]),
+                find(&["buildDefinition", "externalParameters", "request", "args"]),
                 parameters("builderPlatform"),
             )
         } else if slsa02 {
             (
                 find(&["buildConfig"]),
                 find(&["metadata", "https://mobyproject.org/buildkit@v1#metadata"]),
+                find(&["invocation", "parameters", "args"]),
                 find(&["invocation", "environment", "platform"]),
             )
         } else {
@@ -110,6 +116,7 @@ impl<'a> Predicate<'a> {
         Some(Self {
             build_config: config.and_then(Value::as_object),
             metadata: metadata.and_then(Value::as_object),
+            args: args.and_then(Value::as_object),
             builder_platform: platform.and_then(Value::as_str),
         })
     }
@@ -121,12 +128,51 @@ impl<'a> Predicate<'a> {
         let mut platforms = vec![platform.clone()];
         platforms.extend(self.builder_platform.and_then(|text| text.parse().ok()));
         platforms.dedup();
-        for step in steps.iter().filter_map(Step::read) {
-            for digest in cachemap::digests(&step, &platforms) {
-                candidates.add(digest, None);
+        let steps: Vec<Step> = steps.iter().filter_map(Step::read).collect();
+        let source = self.metadata.and_then(|metadata| get(metadata, "source")).and_then(Value::as_object);
+        let names = names::of_steps(&steps, source, self.args);
+        for step in &steps {
+            let name = names.get(step.id.as_str());
+            for digest in cachemap::digests(step, &platforms) {
+                candidates.add(digest, name.cloned());
             }
         }
+        self.name_layers(&steps, &names, candidates);
         true
+    }
+
+    /// Names layers by the steps that made them: the last layer of a step's chain is its own, and all
+    /// layers of a source are its own. A layer that several steps made (the empty one) has no name.
+    fn name_layers(&self, steps: &[Step], names: &HashMap<&str, String>, candidates: &mut Candidates) {
+        let layers = self.metadata.and_then(|metadata| get(metadata, "layers")).and_then(Value::as_object);
+        let steps: HashMap<&str, &Step> = steps.iter().map(|step| (step.id.as_str(), step)).collect();
+        let mut owners: HashMap<Digest, Option<&str>> = HashMap::new();
+        for (place, chains) in layers.into_iter().flatten() {
+            let id = place.split(':').next().unwrap_or_default();
+            let (Some(step), Some(name)) = (steps.get(id), names.get(id)) else { continue };
+            for chain in chains.as_array().into_iter().flatten().filter_map(Value::as_array) {
+                let own = match step.operation {
+                    Operation::Source { .. } => 0,
+                    // What it lays over each other was made by others.
+                    Operation::Merge(_) => chain.len(),
+                    _ => chain.len().saturating_sub(1),
+                };
+                for layer in chain.iter().skip(own) {
+                    let Some(digest) = layer["digest"].as_str().and_then(|text| text.parse().ok()) else {
+                        continue;
+                    };
+                    let owner = owners.entry(digest).or_insert(Some(name));
+                    if *owner != Some(name) {
+                        *owner = None;
+                    }
+                }
+            }
+        }
+        for (digest, name) in owners {
+            if let Some(name) = name {
+                candidates.name_layer(digest, name.to_owned());
+            }
+        }
     }
 }
 
