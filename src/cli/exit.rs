@@ -1,8 +1,8 @@
 //! Exit codes: few, documented, and the same for every command.
 
 use crate::bake;
-use crate::verify;
 use crate::source::ErrorClass;
+use crate::verify;
 
 /// Everything went well.
 pub const OK: u8 = 0;
@@ -52,14 +52,13 @@ pub fn of_bake(error: &bake::Error) -> u8 {
             ErrorClass::Output => FAILURE,
         },
         E::Keys { .. } | E::NoAttestation { .. } => SOURCE,
-        E::Cache { .. }
-        | E::KeyImage { .. }
-        | E::DiffIdClaims { .. }
-        | E::DiffIdMismatch { .. } => CONTENT,
+        E::Cache { .. } | E::KeyImage { .. } | E::DiffIdClaims { .. } | E::DiffIdMismatch { .. } => CONTENT,
         E::Layer { source: L::Decompress { .. } | L::Archive { .. } | L::Refused { .. }, .. } => CONTENT,
         E::Unkeyed { .. } => UNKEYED,
         E::TargetNotEmpty { .. } | E::TargetBusy { .. } | E::TargetNotDirectory { .. } => TARGET,
-        E::NotRoot | E::Layer { .. } | E::Store(_) | E::NoSpace { .. } | E::Io { .. } | E::Interrupted => FAILURE,
+        E::NotRoot | E::Layer { .. } | E::Store(_) | E::NoSpace { .. } | E::Io { .. } | E::Interrupted => {
+            FAILURE
+        }
     }
 }
 
