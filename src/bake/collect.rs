@@ -93,9 +93,8 @@ fn read_candidates(
         KeySpec::Provenance(src) => {
             keys::provenance::read(src, &options.platform()).map_err(wrap)
         }
-        KeySpec::CacheDb(src) => keys::harvest::candidates(src).map_err(wrap),
+        KeySpec::CacheDb(src) => { let _ = src; Err(wrap(keys::Error::NoProvenance)) },
         KeySpec::Image(reference) => image_candidates(spec, reference, options, progress),
-        _ => Err(Error::Keys { what: spec.to_string(), source: keys::Error::NoProvenance }),
     }
 }
 
