@@ -143,6 +143,59 @@ pub enum Error {
     Interrupted,
 }
 
+/// What an [`Error`] means for whoever started the bake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ErrorClass {
+    /// A cache or key source was not written as it has to be.
+    Spec,
+    /// A cache or key source could not be read.
+    Source,
+    /// A registry refused the credentials.
+    Authentication,
+    /// What was read is not what its digest says, or not a cache.
+    Content,
+    /// Records have no key.
+    Unkeyed,
+    /// The target is taken.
+    Target,
+    /// The machine: not root, no space, a file, a signal.
+    Other,
+}
+
+impl Error {
+    /// What this means for whoever started the bake.
+    pub fn class(&self) -> ErrorClass {
+        use layer::Error as L;
+        match self {
+            Self::Source { source, .. } => match source.class() {
+                source::ErrorClass::Spec => ErrorClass::Spec,
+                source::ErrorClass::Unavailable => ErrorClass::Source,
+                source::ErrorClass::Auth => ErrorClass::Authentication,
+                source::ErrorClass::Content => ErrorClass::Content,
+                source::ErrorClass::Output => ErrorClass::Other,
+            },
+            Self::Keys { .. } | Self::NoAttestation { .. } => ErrorClass::Source,
+            Self::Cache { .. }
+            | Self::KeyImage { .. }
+            | Self::DiffIdClaims { .. }
+            | Self::DiffIdMismatch { .. }
+            | Self::Layer { source: L::Decompress { .. } | L::Archive { .. } | L::Refused { .. }, .. } => {
+                ErrorClass::Content
+            }
+            Self::Unkeyed { .. } => ErrorClass::Unkeyed,
+            Self::TargetNotEmpty { .. } | Self::TargetBusy { .. } | Self::TargetNotDirectory { .. } => {
+                ErrorClass::Target
+            }
+            Self::NotRoot
+            | Self::Layer { .. }
+            | Self::Store(_)
+            | Self::NoSpace { .. }
+            | Self::Io { .. }
+            | Self::Interrupted => ErrorClass::Other,
+        }
+    }
+}
+
 /// Puts what was tried, and on what, beside an I/O error.
 pub(crate) trait IoContext<T> {
     /// Says that it was tried to `action` `path`.

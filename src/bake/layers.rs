@@ -21,8 +21,7 @@ use crate::layer::{self, Implied, Usage};
 use crate::oci;
 use crate::progress::{Event, Progress};
 use crate::source::Source;
-use crate::store::StateDir;
-use crate::store::content::BlobWriter;
+use crate::store::{BlobWriter, StateDir};
 
 use super::plan::Plan;
 use super::{Cancel, Error, IoContext};
@@ -131,6 +130,11 @@ fn jobs_by_blob(plan: &Plan) -> Vec<Vec<Job>> {
     jobs
 }
 
+/// The number of a snapshot's directory.
+fn directory(snapshot: usize) -> u64 {
+    snapshot as u64 + 1
+}
+
 /// Takes a lock whose holder cannot leave the value half changed.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
@@ -157,13 +161,12 @@ impl Run<'_> {
         else {
             return Ok(());
         };
-        let path = self.root.blob(&descriptor.digest);
-        let mut writer = BlobWriter::create(self.root, &descriptor.digest).at("create", &path)?;
+        let mut writer = BlobWriter::new(self.root)?;
         let mut out = Cancellable { inner: &mut writer, cancel: self.cancel };
         source
             .blob(descriptor, &mut out, self.progress)
             .map_err(|error| self.cancel.or(Error::Source { what: source.name(), source: error }))?;
-        writer.commit().at("write", &path)?;
+        writer.finish(&descriptor.digest)?;
         self.progress.event(Event::BlobDone { digest: descriptor.digest });
         Ok(())
     }
@@ -189,7 +192,7 @@ impl Run<'_> {
                 read.map_err(wrap)?.diff_id
             }
             Job::Unpack(snapshot) => {
-                let fs = self.root.create_snapshot(snapshot + 1)?;
+                let fs = self.root.create_snapshot(directory(snapshot))?;
                 let options = layer::Options { base: self.plan.snapshots[snapshot].parent.is_none() };
                 let unpacked = layer::unpack(reader, compression, &fs, &options).map_err(wrap)?;
                 if unpacked.implied.is_empty() {
@@ -216,10 +219,10 @@ impl Run<'_> {
             }
             let lowers: Vec<PathBuf> =
                 std::iter::successors(self.plan.snapshots[at].parent, |&p| self.plan.snapshots[p].parent)
-                    .map(|lower| self.root.snapshot_fs(lower + 1))
+                    .map(|lower| self.root.upper(directory(lower)))
                     .collect();
             let lowers: Vec<_> = lowers.iter().map(PathBuf::as_path).collect();
-            let fs = self.root.snapshot_fs(at + 1);
+            let fs = self.root.upper(directory(at));
             let digest = self.plan.blobs[self.plan.snapshots[at].blob].layer.descriptor.digest;
             let wrap = |source| Error::Layer { digest, source };
             layer::inherit(&fs, &implied, &lowers).map_err(wrap)?;

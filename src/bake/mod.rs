@@ -25,7 +25,7 @@ use std::time::Instant;
 
 use jiff::Timestamp;
 
-pub use error::Error;
+pub use error::{Error, ErrorClass};
 pub(crate) use error::IoContext;
 pub use report::{Report, Unkeyed};
 
@@ -108,7 +108,6 @@ pub fn bake(options: &Options, cancel: &Cancel, progress: &dyn Progress) -> Resu
     match bake_into(staging.path(), options, cancel, progress) {
         Ok(mut report) => {
             let started = begin(progress, Phase::Commit);
-            cancel.check()?;
             let root = staging.commit(&[crate::store::state_dir::CACHE_DB])?;
             let took = end(progress, Phase::Commit, started);
             report.seconds.commit += took.as_secs_f64();
@@ -117,8 +116,9 @@ pub fn bake(options: &Options, cancel: &Cancel, progress: &dyn Progress) -> Resu
             Ok(report)
         }
         Err(error) => {
-            // The cause matters more than what could not be removed.
-            let _ = staging.discard();
+            if let Err(left) = staging.discard() {
+                progress.event(Event::Warning(left.to_string()));
+            }
             Err(error)
         }
     }
@@ -175,13 +175,15 @@ fn bake_into(
         bytes: bytes_down,
         unpacks: plan.snapshots.len(),
     });
-    let root = StateDir::create(staged)?;
+    let root = StateDir::new(staged);
+    root.create()?;
     let unpacked = layers::fetch_and_unpack(&plan, &sources, &root, cancel, progress)?;
     seconds.set(Phase::Layers, end(progress, Phase::Layers, started));
 
     let started = Instant::now();
     stores::write(&plan, &sources, &unpacked, &root, options.written_at)?;
     seconds.set(Phase::Commit, started.elapsed());
+    cancel.check()?;
 
     let unpacked_bytes: u64 = unpacked.usage.iter().map(|usage| usage.size).sum();
     Ok(Report {

@@ -12,6 +12,7 @@ use crate::digest::{BlobChainId, ChainId, Digest, OpDigest};
 use crate::keys::{Candidates, Keyring};
 use crate::oci::{Cache, Layer};
 use crate::store::KeyId;
+use crate::store::ids::KeyInput;
 
 use super::Error;
 use super::report::Unkeyed;
@@ -32,7 +33,6 @@ pub(crate) struct Snapshot {
     pub(crate) parent: Option<usize>,
     /// The blob that is unpacked, where several have the same diff ID.
     pub(crate) blob: usize,
-    pub(crate) created_at: Option<Timestamp>,
 }
 
 /// A cache record: a layer on its parents.
@@ -193,7 +193,13 @@ pub(crate) fn plan(caches: &[Cache], keyring: &Keyring, candidates: &Candidates)
                 unkeyed.insert(record.digest.clone(), entry);
                 None
             } else {
-                Some(KeyId::derive(&record.digest, &inputs))
+                {
+                let inputs: Vec<Vec<KeyInput<'_>>> = inputs
+                    .iter()
+                    .map(|input| input.iter().map(|(key, selector)| (key, selector.as_str())).collect())
+                    .collect();
+                Some(KeyId::derived(&record.digest, &inputs))
+            }
             };
             if let Some(id) = &id {
                 keyed.insert(record.digest.clone());
@@ -267,6 +273,7 @@ fn finish(
     }
 
     // Chains that differ only in compression share a snapshot; the smallest digest is unpacked.
+<<<<<<< HEAD
     let mut by_chain: BTreeMap<(usize, ChainId), (usize, Option<ChainId>, Option<Timestamp>)> =
         BTreeMap::new();
     for node in &chains.nodes {
@@ -275,16 +282,23 @@ fn finish(
         let entry = by_chain.entry((node.depth, node.chain_id)).or_insert((blob, parent, node.created_at));
         entry.0 = entry.0.min(blob);
         entry.2 = earliest(entry.2, node.created_at);
+=======
+    let mut by_chain: BTreeMap<(usize, ChainId), (usize, Option<ChainId>)> = BTreeMap::new();
+    for node in &chains.nodes {
+        let parent = node.parent.map(|p| chains.nodes[p].chain_id);
+        let blob = blob_index[&node.blob];
+        let unpacked = &mut by_chain.entry((node.depth, node.chain_id)).or_insert((blob, parent)).0;
+        *unpacked = blob.min(*unpacked);
+>>>>>>> main
     }
     let snapshot_index: HashMap<ChainId, usize> =
         by_chain.keys().enumerate().map(|(i, (_, chain_id))| (*chain_id, i)).collect();
     let snapshots = by_chain
         .into_iter()
-        .map(|((_, chain_id), (blob, parent, created_at))| Snapshot {
+        .map(|((_, chain_id), (blob, parent))| Snapshot {
             chain_id,
             parent: parent.map(|p| snapshot_index[&p]),
             blob,
-            created_at,
         })
         .collect();
 

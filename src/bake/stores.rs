@@ -20,19 +20,18 @@ pub(crate) fn write(
     written_at: Timestamp,
 ) -> Result<(), Error> {
     let contents = Contents {
-        worker: WorkerId::of_warmkit(),
+        worker: WorkerId::warmkit(),
         written_at,
-        blobs: plan.blobs.iter().map(|blob| store_blob(blob, sources, written_at)).collect(),
+        blobs: plan.blobs.iter().map(|blob| store_blob(blob, sources)).collect(),
         snapshots: plan
             .snapshots
             .iter()
             .zip(&unpacked.usage)
             .map(|(snapshot, usage)| store::Snapshot {
-                key: SnapshotKey::of_chain(&snapshot.chain_id),
+                key: SnapshotKey::of(&snapshot.chain_id),
                 parent: snapshot.parent,
                 size: usage.size,
                 inodes: usage.inodes,
-                created_at: snapshot.created_at.unwrap_or(written_at),
             })
             .collect(),
         records: plan.records.iter().map(|record| store_record(record, plan, written_at)).collect(),
@@ -54,10 +53,10 @@ pub(crate) fn write(
             })
             .collect(),
     };
-    Ok(store::write_databases(root, &contents)?)
+    Ok(store::write_databases(root.root(), &contents)?)
 }
 
-fn store_blob(blob: &plan::Blob, sources: &[Box<dyn Source>], written_at: Timestamp) -> store::Blob {
+fn store_blob(blob: &plan::Blob, sources: &[Box<dyn Source>]) -> store::Blob {
     let mut repositories: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for (host, repository) in blob.caches.iter().filter_map(|&cache| sources[cache].repository()) {
         repositories.entry(host).or_default().insert(repository);
@@ -65,7 +64,6 @@ fn store_blob(blob: &plan::Blob, sources: &[Box<dyn Source>], written_at: Timest
     store::Blob {
         descriptor: blob.layer.descriptor.clone(),
         diff_id: blob.layer.diff_id,
-        created_at: written_at,
         sources: repositories,
     }
 }
@@ -84,7 +82,6 @@ fn store_record(record: &plan::Record, plan: &Plan, written_at: Timestamp) -> st
         parent: record.parent,
         chain_id: record.chain_id,
         blob_chain_id: record.blob_chain_id,
-        diff_id: layer.diff_id,
         created_at: record.created_at.unwrap_or(written_at),
         last_used_at: written_at,
         usage_count: 1,

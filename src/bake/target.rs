@@ -32,7 +32,21 @@ pub(crate) struct Staging {
     target: PathBuf,
     in_place: bool,
     dir: TempDir,
-    created_parents: Vec<PathBuf>,
+    /// Only dropped, and after `dir`.
+    _created_parents: CreatedParents,
+}
+
+/// Directories made on the way to the target, outermost first; those that stay empty go again.
+#[derive(Debug, Default)]
+struct CreatedParents(Vec<PathBuf>);
+
+impl Drop for CreatedParents {
+    fn drop(&mut self) {
+        for parent in self.0.iter().rev() {
+            // One that holds the root, or somebody else's file, refuses and stays.
+            let _ = fs::remove_dir(parent);
+        }
+    }
 }
 
 impl Staging {
@@ -49,7 +63,7 @@ impl Staging {
                 let target = target.canonicalize().at("resolve", &target)?;
                 require_empty(&target)?;
                 let dir = staging_dir(STAGING_PREFIX, &target)?;
-                Ok(Self { target, in_place: true, dir, created_parents: Vec::new() })
+                Ok(Self { target, in_place: true, dir, _created_parents: CreatedParents::default() })
             }
             Ok(_) => Err(Error::TargetNotDirectory { path: target }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -62,7 +76,7 @@ impl Staging {
                 let prefix = format!("{STAGING_PREFIX}{}-", name.to_string_lossy());
                 let created_parents = create_parents(parent)?;
                 let dir = staging_dir(&prefix, parent)?;
-                Ok(Self { target, in_place: false, dir, created_parents })
+                Ok(Self { target, in_place: false, dir, _created_parents: created_parents })
             }
             Err(error) => Err(error).at("look at", &target),
         }
@@ -71,11 +85,6 @@ impl Staging {
     /// The directory in which the root is built.
     pub(crate) fn path(&self) -> &Path {
         self.dir.path()
-    }
-
-    /// Where the root will be.
-    pub(crate) fn target(&self) -> &Path {
-        &self.target
     }
 
     /// Staging directories that earlier bakes of this target left because they were killed.
@@ -144,14 +153,10 @@ impl Staging {
         Ok(self.target)
     }
 
-    /// Gives up: removes what was staged and the parent directories that were made for it.
+    /// Gives up: removes what was staged, and says where that failed.
     pub(crate) fn discard(self) -> Result<(), Error> {
         let path = self.dir.path().to_owned();
-        self.dir.close().at("remove", &path)?;
-        for parent in self.created_parents.iter().rev() {
-            fs::remove_dir(parent).at("remove", parent)?;
-        }
-        Ok(())
+        self.dir.close().at("remove", &path)
     }
 }
 
@@ -163,10 +168,11 @@ fn staging_dir(prefix: &str, parent: &Path) -> Result<TempDir, Error> {
         .at("create a staging directory in", parent)
 }
 
-/// Makes the missing directories down to `path` and returns them, outermost first.
-fn create_parents(path: &Path) -> Result<Vec<PathBuf>, Error> {
+/// Makes the missing directories down to `path`.
+fn create_parents(path: &Path) -> Result<CreatedParents, Error> {
     let mut missing: Vec<_> = path.ancestors().take_while(|p| !p.exists()).map(Path::to_owned).collect();
     missing.reverse();
+    let missing = CreatedParents(missing);
     fs::DirBuilder::new().recursive(true).mode(0o755).create(path).at("create", path)?;
     Ok(missing)
 }

@@ -98,7 +98,7 @@ pub(super) fn run(arguments: Arguments) -> u8 {
         platform: arguments.platform,
         allow_unkeyed: arguments.allow_unkeyed,
         written_at: arguments.source_date_epoch.unwrap_or_else(Timestamp::now),
-        registry: source::Options { insecure: arguments.insecure, ..source::Options::from_env() },
+        registry: source::Options { insecure: arguments.insecure, ..source::Options::default() },
     };
     let console = Console::new();
     let result = bake::bake(&options, &Cancel::new(interrupted), &console);
