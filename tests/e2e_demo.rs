@@ -20,7 +20,9 @@ fn set_modes(path: &Path) {
     let is_dir = path.is_dir();
     fs::set_permissions(path, fs::Permissions::from_mode(if is_dir { 0o755 } else { 0o644 })).unwrap();
     if is_dir {
-        fs::read_dir(path).unwrap().for_each(|entry| set_modes(&entry.unwrap().path()));
+        for entry in fs::read_dir(path).unwrap() {
+            set_modes(&entry.unwrap().path());
+        }
     }
 }
 

@@ -83,17 +83,18 @@ pub(crate) fn collect_keys(
     Ok(Keys { candidates: all, keyring, reports })
 }
 
-fn read_candidates(
-    spec: &KeySpec,
-    options: &Options,
-    progress: &dyn Progress,
-) -> Result<Candidates, Error> {
+fn read_candidates(spec: &KeySpec, options: &Options, progress: &dyn Progress) -> Result<Candidates, Error> {
     let wrap = |source| Error::Keys { what: spec.to_string(), source };
     match spec {
+<<<<<<< HEAD
         KeySpec::Provenance(src) => {
             keys::provenance::read(src, &options.platform()).map_err(wrap)
         }
         KeySpec::CacheDb(src) => { let _ = src; Err(wrap(keys::Error::NoProvenance)) },
+=======
+        KeySpec::Provenance(src) => keys::provenance::read(src, &options.platform()).map_err(wrap),
+        KeySpec::CacheDb(src) => keys::harvest::candidates(src).map_err(wrap),
+>>>>>>> tools
         KeySpec::Image(reference) => image_candidates(spec, reference, options, progress),
     }
 }
@@ -110,8 +111,7 @@ fn image_candidates(
     let image = Registry::open(reference, &options.registry).map_err(wrap)?;
     let fetch = |digest: Option<&Digest>| -> Result<Document, Error> {
         let manifest = image.manifest(digest, progress).map_err(wrap)?;
-        Document::parse(&manifest.bytes)
-            .map_err(|source| Error::KeyImage { image: what(), source })
+        Document::parse(&manifest.bytes).map_err(|source| Error::KeyImage { image: what(), source })
     };
     let platform = options.platform();
     let mut all = Candidates::default();

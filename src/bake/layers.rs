@@ -154,9 +154,11 @@ impl Run<'_> {
     }
 
     fn fetch(&self, blob: usize) -> Result<(), Error> {
-        let Some((source, descriptor)) = self.plan.blobs[blob].caches.first().map(|&cache| {
-            (&self.sources[cache], &self.plan.blobs[blob].layer.descriptor)
-        }) else {
+        let Some((source, descriptor)) = self.plan.blobs[blob]
+            .caches
+            .first()
+            .map(|&cache| (&self.sources[cache], &self.plan.blobs[blob].layer.descriptor))
+        else {
             return Ok(());
         };
         let mut writer = BlobWriter::new(self.root)?;
@@ -192,8 +194,7 @@ impl Run<'_> {
             Job::Unpack(snapshot) => {
                 let fs = self.root.create_snapshot(directory(snapshot))?;
                 let options = layer::Options { base: self.plan.snapshots[snapshot].parent.is_none() };
-                let unpacked =
-                    layer::unpack(reader, compression, &fs, &options).map_err(wrap)?;
+                let unpacked = layer::unpack(reader, compression, &fs, &options).map_err(wrap)?;
                 if unpacked.implied.is_empty() {
                     *lock(&self.usage[snapshot]) = layer::usage(&fs).map_err(wrap)?;
                 }

@@ -239,9 +239,8 @@ fn blobs(caches: &[Cache]) -> Result<BTreeMap<Digest, Blob>, Error> {
         let used = cache.records.iter().flat_map(|r| &r.results).flat_map(|r| &r.layers);
         for layer in used.map(|&layer| &cache.layers[layer]) {
             let digest = layer.descriptor.digest;
-            let blob = blobs
-                .entry(digest)
-                .or_insert_with(|| Blob { layer: layer.clone(), caches: BTreeSet::new() });
+            let blob =
+                blobs.entry(digest).or_insert_with(|| Blob { layer: layer.clone(), caches: BTreeSet::new() });
             if blob.layer.diff_id != layer.diff_id {
                 let claims = [blob.layer.diff_id, layer.diff_id];
                 return Err(Error::DiffIdClaims { digest, claims });
@@ -274,12 +273,23 @@ fn finish(
     }
 
     // Chains that differ only in compression share a snapshot; the smallest digest is unpacked.
+<<<<<<< HEAD
     let mut by_chain: BTreeMap<(usize, ChainId), (usize, Option<ChainId>)> = BTreeMap::new();
     for node in &chains.nodes {
         let parent = node.parent.map(|p| chains.nodes[p].chain_id);
         let blob = blob_index[&node.blob];
         let unpacked = &mut by_chain.entry((node.depth, node.chain_id)).or_insert((blob, parent)).0;
         *unpacked = blob.min(*unpacked);
+=======
+    let mut by_chain: BTreeMap<(usize, ChainId), (usize, Option<ChainId>, Option<Timestamp>)> =
+        BTreeMap::new();
+    for node in &chains.nodes {
+        let parent = node.parent.map(|p| chains.nodes[p].chain_id);
+        let blob = blob_index[&node.blob];
+        let entry = by_chain.entry((node.depth, node.chain_id)).or_insert((blob, parent, node.created_at));
+        entry.0 = entry.0.min(blob);
+        entry.2 = earliest(entry.2, node.created_at);
+>>>>>>> tools
     }
     let snapshot_index: HashMap<ChainId, usize> =
         by_chain.keys().enumerate().map(|(i, (_, chain_id))| (*chain_id, i)).collect();
@@ -303,10 +313,7 @@ fn finish(
                 snapshot: snapshot_index[&node.chain_id],
                 parent: node.parent.map(|p| record_index[p]),
                 created_at: node.created_at,
-                name: node
-                    .name
-                    .clone()
-                    .or_else(|| candidates.layer_name(&node.blob).map(str::to_owned)),
+                name: node.name.clone().or_else(|| candidates.layer_name(&node.blob).map(str::to_owned)),
             }
         })
         .collect();
@@ -428,8 +435,7 @@ mod tests {
         };
         let plan = plan_of(&[cache], &["above", "either"]);
         let unkeyed: Vec<_> = plan.unkeyed.iter().map(|u| (u.digest.clone(), u.only_inputs)).collect();
-        let mut expected =
-            vec![(op("lost").record_digest(0), false), (op("above").record_digest(0), true)];
+        let mut expected = vec![(op("lost").record_digest(0), false), (op("above").record_digest(0), true)];
         expected.sort();
         assert_eq!(unkeyed, expected);
         assert_eq!((plan.records.len(), plan.keys.len(), plan.links.len()), (2, 2, 1));
@@ -445,10 +451,7 @@ mod tests {
             layers: vec![layer("c", "c"), layer("a", "a")],
             records: vec![record("root", &[], &[&[1]]), record("y", &[&[0]], &[&[1, 0]])],
         };
-        let (mut ab, mut ba) = (
-            plan_of(&[a.clone(), b.clone()], &["x", "y"]),
-            plan_of(&[b, a], &["x", "y"]),
-        );
+        let (mut ab, mut ba) = (plan_of(&[a.clone(), b.clone()], &["x", "y"]), plan_of(&[b, a], &["x", "y"]));
         assert_eq!((ab.records.len(), ab.keys.len(), ab.total), (3, 3, 3));
         for blob in ab.blobs.iter_mut().chain(&mut ba.blobs) {
             blob.caches.clear();
@@ -458,10 +461,8 @@ mod tests {
 
     #[test]
     fn refuses_two_claims_for_one_blob() {
-        let cache = |tar| Cache {
-            layers: vec![layer("blob", tar)],
-            records: vec![record("r", &[], &[&[0]])],
-        };
+        let cache =
+            |tar| Cache { layers: vec![layer("blob", tar)], records: vec![record("r", &[], &[&[0]])] };
         let keyring = Keyring::prove(&Candidates::default(), &[]);
         let error = plan(&[cache("a"), cache("b")], &keyring, &Candidates::default()).unwrap_err();
         assert!(matches!(error, Error::DiffIdClaims { .. }));

@@ -115,7 +115,9 @@ impl Staging {
             let mut names: Vec<_> = fs::read_dir(staged)
                 .and_then(|entries| entries.map(|e| e.map(|e| e.file_name())).collect::<io::Result<_>>())
                 .at("list", staged)?;
-            names.sort_by_key(|name| (last.iter().position(|l| name == l).map_or(0, |at| at + 1), name.clone()));
+            names.sort_by_key(|name| {
+                (last.iter().position(|l| name == l).map_or(0, |at| at + 1), name.clone())
+            });
             let mut moved: Vec<PathBuf> = Vec::new();
             for name in names {
                 let to = self.target.join(&name);
@@ -134,7 +136,10 @@ impl Staging {
             drop(self.dir);
         } else {
             if fs::symlink_metadata(&self.target).is_ok() {
-                return Err(Error::TargetNotEmpty { path: self.target, found: vec!["the directory itself".into()] });
+                return Err(Error::TargetNotEmpty {
+                    path: self.target,
+                    found: vec!["the directory itself".into()],
+                });
             }
             let staged = self.dir.keep();
             if let Err(error) = fs::rename(&staged, &self.target) {

@@ -71,7 +71,8 @@ pub(super) struct Arguments {
 }
 
 fn parse_epoch(text: &str) -> Result<Timestamp, String> {
-    let seconds: i64 = text.parse().map_err(|_| "expected seconds since 1970, such as 1700000000".to_owned())?;
+    let seconds: i64 =
+        text.parse().map_err(|_| "expected seconds since 1970, such as 1700000000".to_owned())?;
     if seconds < 0 {
         return Err("times before 1970 cannot be written".to_owned());
     }

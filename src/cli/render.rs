@@ -15,7 +15,8 @@ const LISTED: usize = 20;
 
 /// One JSON object, with a line break in the end left to the caller.
 pub(super) fn json(value: &impl Serialize) -> String {
-    serde_json::to_string_pretty(value).unwrap_or_else(|error| format!("{{\"error\":{:?}}}", error.to_string()))
+    serde_json::to_string_pretty(value)
+        .unwrap_or_else(|error| format!("{{\"error\":{:?}}}", error.to_string()))
 }
 
 #[derive(Serialize)]

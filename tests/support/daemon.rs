@@ -67,18 +67,16 @@ impl Daemon {
         let scratch = Scratch::new();
         // Two daemons of one host would share the default of the tracing socket.
         let config = format!(
-            "root = {root:?}\n\
+            "root = \"{root}\"\n\
              [grpc]\n  address = [\"unix://{socket}\"]\n\
              [otel]\n  socketPath = \"{otel}\"\n\
              [worker.oci]\n  enabled = true\n  snapshotter = \"overlayfs\"\n\
              [worker.containerd]\n  enabled = false\n\
              {registries}",
+            root = root.display(),
             socket = scratch.join("sock").display(),
             otel = scratch.join("otel.sock").display(),
-            registries = registries
-                .iter()
-                .map(|r| format!("[registry.{:?}]\n  http = true\n", r.host()))
-                .collect::<String>(),
+            registries = http_registries(registries),
         );
         let config = scratch.write("buildkitd.toml", config);
         let log = fs::File::create(scratch.join("log")).unwrap();
@@ -208,6 +206,13 @@ impl Drop for Daemon {
             }
         }
     }
+}
+
+/// The part of the configuration that lets a daemon speak plain http to them.
+fn http_registries(registries: &[&Registry]) -> String {
+    registries
+        .iter()
+        .fold(String::new(), |text, r| format!("{text}[registry.{:?}]\n  http = true\n", r.host()))
 }
 
 fn terminate(child: &Child) {
