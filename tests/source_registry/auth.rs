@@ -261,7 +261,7 @@ fn says_who_was_denied() {
 
 #[test]
 fn a_token_that_is_not_enough_is_denied() {
-    // First 401, then, with the token, 403: once more with a new token, then no more.
+    // First 401, then, with a token got for it, 403.
     let server = token_registry(
         300,
         |_| true,
@@ -275,7 +275,39 @@ fn a_token_that_is_not_enough_is_denied() {
         "{message}"
     );
     assert!(message.contains("denies access to tag \"cache\" of"), "{message}");
-    assert!(server.requests().len() < 12, "{:?}", server.targets());
+    assert_eq!(server.requests().len(), 3, "{:?}", server.targets());
+}
+
+#[test]
+fn a_403_may_mean_that_a_token_ran_out() {
+    let blob = bytes(10);
+    let content = blob.clone();
+    let used = AtomicUsize::new(0);
+    let server = token_registry(
+        300,
+        |_| true,
+        move |request| {
+            let t1 = request.header("authorization") == Some("Bearer t1");
+            match used.fetch_add(1, Ordering::SeqCst) {
+                n if t1 && n > 0 => Answer::new(403, "Your authorization token has expired."),
+                _ => Answer::new(200, &*content),
+            }
+        },
+    );
+    let registry = registry(&server, &options());
+    for _ in 0..3 {
+        assert_eq!(registry.document(&descriptor(&blob), &Silent).unwrap(), blob);
+    }
+    assert_eq!(token_requests(&server).len(), 2);
+}
+
+#[test]
+fn a_token_service_in_the_clear_is_not_asked() {
+    let server = Server::start(|_| {
+        Answer::new(401, "").header("www-authenticate", "Bearer realm=\"http://auth.example/token\"")
+    });
+    let error = registry(&server, &options()).manifest(None, &Silent).unwrap_err();
+    assert!(error.to_string().contains("since it is not on https: \"http://auth.example/token\""), "{error}");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use warmkit::digest::Digest;
 use warmkit::oci::media_type::{DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST};
 use warmkit::oci::{Document, Reference};
 use warmkit::progress::Silent;
-use warmkit::source::{Environment, ErrorClass, Options, Registry, Source};
+use warmkit::source::{CacheSpec, Environment, ErrorClass, Options, Registry, Source};
 
 use crate::server::{Answer, Server};
 use crate::{Log, options, registry};
@@ -100,6 +100,27 @@ fn is_asked_for_again_when_it_breaks_off() {
     let log = Log::default();
     assert_eq!(registry(&server, &options()).manifest(None, &log).unwrap().bytes, index());
     assert_eq!(log.retries().len(), 2);
+}
+
+#[test]
+fn loopback_has_many_names() {
+    let body = index();
+    let server = Server::start(move |_| Answer::new(200, &*body));
+    let port = server.addr.port();
+    for host in ["localhost", "127.0.0.1"] {
+        let spec: CacheSpec = format!("type=registry,ref={host}:{port}/acme/app:cache").parse().unwrap();
+        let manifest = spec.open(&options()).unwrap().manifest(None, &Silent).unwrap();
+        assert_eq!(manifest.digest, Digest::of(&index()), "{host}");
+    }
+    let body = index();
+    let Some(server) = Server::start_at("[::1]:0", move |_| Answer::new(200, &*body)) else {
+        eprintln!("skipped: no IPv6 on loopback");
+        return;
+    };
+    let spec: CacheSpec = format!("{}/acme/app:cache", server.addr).parse().unwrap();
+    let source = spec.open(&options()).unwrap();
+    assert_eq!(source.manifest(None, &Silent).unwrap().digest, Digest::of(&index()));
+    assert_eq!(source.repository(), Some(("::1".to_owned(), "acme/app".to_owned())));
 }
 
 #[test]

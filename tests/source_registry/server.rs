@@ -119,7 +119,15 @@ impl Server {
     /// Answers each request with what `handler` says; only the question whether it speaks http at all
     /// (`GET /v2/`) is answered and left out of the log here.
     pub(crate) fn start(handler: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::start_at("127.0.0.1:0", handler).unwrap()
+    }
+
+    /// The same at an address that may not be there.
+    pub(crate) fn start_at(
+        addr: &str,
+        handler: impl Fn(&Request) -> Answer + Send + Sync + 'static,
+    ) -> Option<Self> {
+        let listener = TcpListener::bind(addr).ok()?;
         let addr = listener.local_addr().unwrap();
         let (requests, stop) = (Arc::<Mutex<Vec<Request>>>::default(), Arc::<AtomicBool>::default());
         let (log, stopped) = (Arc::clone(&requests), Arc::clone(&stop));
@@ -133,7 +141,7 @@ impl Server {
                 std::thread::spawn(move || serve(stream.unwrap(), &log, &*handler));
             }
         });
-        Self { addr, requests, stop }
+        Some(Self { addr, requests, stop })
     }
 
     pub(crate) fn requests(&self) -> Vec<Request> {
