@@ -417,3 +417,6 @@ fn read_aside(pipe: Option<impl Read + Send + 'static>) -> mpsc::Receiver<Vec<u8
     });
     receiver
 }
+
+#[cfg(test)]
+mod tests;
