@@ -342,7 +342,13 @@ impl Applier {
         match entry.kind {
             Kind::File => return self.create_file(entry, parent, name, content),
             Kind::Directory => return self.create_directory(entry, parent, name),
-            Kind::Global => return self.remove(parent, name),
+            Kind::Global => {
+                self.remove(parent, name)?;
+                if self.base {
+                    self.removed.insert(join(&parent.path, name));
+                }
+                return Ok(());
+            }
             Kind::Symlink => {
                 self.place("create symlink", parent, name, |dir| {
                     rustix::fs::symlinkat(entry.link.as_slice(), dir, name)
@@ -412,9 +418,12 @@ impl Applier {
         };
         self.place("create directory", parent, name, make)?;
         set_attributes(entry, parent, name)?;
+        let times = sys::times(entry);
         self.names.extend_from_slice(&entry.path);
-        self.times.push((self.names.len(), sys::times(entry)));
-        Ok(())
+        self.times.push((self.names.len(), times.clone()));
+        // Now too: the path may lead elsewhere at the end.
+        rustix::fs::utimensat(&parent.fd, name, &times, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|e| Error::entry("set times of", &entry.path, e))
     }
 
     fn create_link(&mut self, entry: &Entry, parent: &Rc<Directory>, name: &[u8]) -> Result<()> {
