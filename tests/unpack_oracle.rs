@@ -19,7 +19,7 @@ use serde_json::json;
 use support::{BuildRequest, Daemon, Registry, Scratch, Tools};
 use warmkit::bolt::Database;
 use warmkit::digest::{ChainId, DiffId, Digest};
-use warmkit::layer::{self, Compression, Options};
+use warmkit::layer::{self, Compression, Fate, Options};
 
 use layers::{Case, Layer, PLAIN};
 
@@ -197,7 +197,7 @@ fn unpack(layer: &Layer, diff_id: DiffId, uppers: &[PathBuf], n: usize) -> Resul
     assert_eq!(unpacked.bytes, layer.tar.len() as u64);
     let lowers: Vec<&Path> = uppers[..n].iter().rev().map(PathBuf::as_path).collect();
     layer::inherit(upper, &unpacked.implied, &lowers).map_err(chain)?;
-    Ok(unpacked.implied.into_iter().filter(|i| !i.described).map(|i| i.path).collect())
+    Ok(unpacked.implied.into_iter().filter(|i| i.fate == Fate::Kept).map(|i| i.path).collect())
 }
 
 fn tree(root: &Path, implied: &BTreeSet<PathBuf>) -> BTreeMap<PathBuf, Node> {
