@@ -1,62 +1,81 @@
-//! What a real daemon does with its own cache, without warmkit: proves that the harness sees
-//! imports, extractions and CACHED where they are, so that their absence elsewhere means something.
+//! What real daemons do with their own cache, without warmkit.
+//!
+//! Proves the harness: it sees imports, extractions and steps that ran where they are, so that
+//! their absence on a baked root means something.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod support;
 
-use support::cases::export_tar;
-use support::daemon::check_databases;
+use support::cases::{assert_warm, cache_to};
+use support::daemon::{bytes_on_disk, check_databases};
 use support::{Tools, World, tools};
 
 fn native(release: &str, name: &'static str) {
     let Some(tools) = Tools::find(release) else { return };
     let world = World::start(tools);
     let case = world.case(name);
+
+    // Built from nothing: every step runs, and the base image's three layers are extracted.
     let origin = world.export(&case);
-    eprintln!("{}", origin.outcome.log);
+    assert_eq!(origin.outcome.not_cached(), origin.outcome.names());
     assert_eq!(origin.outcome.imports, 0);
-    assert!(origin.outcome.extractions >= 3, "the base image has three layers");
-    assert_eq!(origin.outcome.names(), origin.outcome.not_cached());
+    assert!(origin.outcome.extractions >= 3, "{}", origin.outcome.log);
+    assert!(!origin.changed.is_empty() && origin.changed.len() < origin.outcome.steps.len());
     check_databases(&world.tools, &origin.root);
 
-    let root = world.scratch.join("native");
-    let daemon = world.daemon(&root);
-    let request = case.request.import_from(&origin.cache);
-    let (outcome, _) = export_tar(&daemon, &request, &world.scratch.join("native.tar"));
-    eprintln!("{}", outcome.log);
+    // Imported on an empty daemon: nothing runs, and layers are extracted.
+    let daemon = world.daemon(&world.root(&case, "imported"));
+    let outcome =
+        daemon.build(&case.request.import_from(&origin.cache).tar(&world.root(&case, "imported.tar")));
     assert_eq!(outcome.imports, 1);
-    assert!(outcome.extractions > 3, "the exported layers were not there");
+    assert!(outcome.extractions > 3 && outcome.downloads > 3, "{}", outcome.log);
     assert_eq!(outcome.names(), origin.outcome.names());
     assert!(outcome.ran().is_empty(), "{:?}", outcome.ran());
-    let changed = daemon.build(&case.changed.import_from(&origin.cache));
-    eprintln!("{}", changed.log);
-    eprintln!("{:?}\n{:?}", changed.not_cached(), origin.changed);
-    eprintln!("{}", daemon.du_verbose());
-    eprintln!("{:?}", daemon.disk_usage());
+    daemon.stop();
+    check_databases(&world.tools, &world.root(&case, "imported"));
+
+    // Built again where it was built: all there, and the cache is the same again.
+    let daemon = world.daemon(&origin.root);
+    assert_warm(&daemon.build(&case.request), &origin);
+    let again = world.registry.reference(case.name, "again");
+    assert_warm(&daemon.build(&case.request.export_to(&cache_to(&again, ""))), &origin);
+    let manifest = |tag| world.registry.manifest(case.name, tag).0;
+    assert_eq!(manifest("again"), manifest("cache"));
+    let used = daemon.disk_usage();
+    let sizes: i64 = used.iter().map(|r| r.size).sum();
+    eprintln!(
+        "{name} {release}: {} records, {sizes} bytes, {} on disk",
+        used.len(),
+        bytes_on_disk(&origin.root)
+    );
     daemon.prune_all();
     assert_eq!(daemon.disk_usage(), []);
     assert_eq!(daemon.logged_errors(), [""; 0]);
-    eprintln!("{}", daemon.stop());
-    check_databases(&world.tools, &root);
+    daemon.stop();
+    check_databases(&world.tools, &origin.root);
 }
 
 #[test]
-fn app_on_the_newest() {
+fn app() {
     native(tools::NEWEST, "app");
 }
+
 #[test]
 fn everything_on_the_newest() {
     native(tools::NEWEST, "everything");
 }
+
 #[test]
 fn everything_on_the_oldest() {
     native("v0.17.3", "everything");
 }
+
 #[test]
-fn whiteouts_on_the_newest() {
+fn whiteouts() {
     native(tools::NEWEST, "whiteouts");
 }
+
 #[test]
-fn many_on_the_newest() {
+fn many() {
     native(tools::NEWEST, "many");
 }

@@ -58,6 +58,12 @@ impl Daemon {
     /// Starts one of `tools`' release on `root`, and waits until it answers.
     #[track_caller]
     pub fn start(tools: &Tools, root: &Path, registry: &Registry) -> Self {
+        Self::start_with(tools, root, &[registry])
+    }
+
+    /// As [`Daemon::start`], with several registries.
+    #[track_caller]
+    pub fn start_with(tools: &Tools, root: &Path, registries: &[&Registry]) -> Self {
         let scratch = Scratch::new();
         // Two daemons of one host would share the default of the tracing socket.
         let config = format!(
@@ -66,10 +72,13 @@ impl Daemon {
              [otel]\n  socketPath = \"{otel}\"\n\
              [worker.oci]\n  enabled = true\n  snapshotter = \"overlayfs\"\n\
              [worker.containerd]\n  enabled = false\n\
-             [registry.{host:?}]\n  http = true\n",
+             {registries}",
             socket = scratch.join("sock").display(),
             otel = scratch.join("otel.sock").display(),
-            host = registry.host(),
+            registries = registries
+                .iter()
+                .map(|r| format!("[registry.{:?}]\n  http = true\n", r.host()))
+                .collect::<String>(),
         );
         let config = scratch.write("buildkitd.toml", config);
         let log = fs::File::create(scratch.join("log")).unwrap();

@@ -1,0 +1,122 @@
+//! What can go wrong with a layer.
+
+use std::io;
+use std::path::PathBuf;
+
+/// A layer that cannot be unpacked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The compressed blob could not be read.
+    #[error("cannot read the layer blob")]
+    Blob(#[source] io::Error),
+    /// The compressed stream is damaged, truncated, or followed by something that is no stream.
+    #[error("cannot decompress the layer as {format}: the blob is damaged or truncated")]
+    Decompress {
+        /// `gzip` or `zstd`.
+        format: &'static str,
+        /// What the decoder found.
+        #[source]
+        source: io::Error,
+    },
+    /// The decompressed stream is no tar archive.
+    #[error("not a valid layer archive near byte {offset}: {fault}")]
+    Archive {
+        /// Decompressed bytes read so far.
+        offset: u64,
+        /// What is wrong.
+        fault: ArchiveFault,
+    },
+    /// An entry of a valid archive that no layer may have.
+    #[error("layer entry {path:?} refused: {refusal}")]
+    Refused {
+        /// The entry's path.
+        path: PathBuf,
+        /// Why.
+        refusal: Refusal,
+    },
+    /// The file system did not do what an entry asks for.
+    #[error("cannot {action} {path:?} in the layer's directory")]
+    Entry {
+        /// What was tried, as in "create directory".
+        action: &'static str,
+        /// Path relative to the layer's directory; empty for itself.
+        path: PathBuf,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The decompressed stream ended early because an earlier stage failed; that stage's error is reported instead.
+    #[error("the layer's stream was stopped")]
+    Stopped,
+}
+
+impl Error {
+    pub(super) fn entry(action: &'static str, path: &[u8], source: impl Into<io::Error>) -> Self {
+        Self::Entry { action, path: super::sys::path(path).to_owned(), source: source.into() }
+    }
+
+    /// The disk is full, or a quota used up.
+    pub fn is_disk_full(&self) -> bool {
+        match self {
+            Self::Entry { source, .. } => {
+                matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+            }
+            _ => false,
+        }
+    }
+}
+
+/// What makes a stream no tar archive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ArchiveFault {
+    /// A header's checksum does not fit.
+    #[error("header checksum does not match")]
+    Checksum,
+    /// A number that is neither octal nor base-256, or out of range.
+    #[error("header field is no number")]
+    Number,
+    /// A negative size.
+    #[error("negative size")]
+    NegativeSize,
+    /// A block of zeros followed by something else.
+    #[error("a single zero block is followed by data")]
+    ZeroBlock,
+    /// The stream ends inside an entry or a header.
+    #[error("truncated")]
+    Truncated,
+    /// An extended header that is no list of records, or a record with an invalid value.
+    #[error("malformed extended header")]
+    Pax,
+    /// An extended header, long name or sparse map beyond 1 MiB.
+    #[error("extended header or sparse map longer than 1 MiB")]
+    TooLong,
+    /// A sparse map that is malformed, out of order, or larger than the file.
+    #[error("malformed sparse map")]
+    SparseMap,
+    /// A sparse file with more or less data than its map says.
+    #[error("sparse file's data does not fit its map")]
+    SparseData,
+}
+
+/// Why an entry is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// A type that layers do not have.
+    #[error("entries of type {0:?} do not occur in layers")]
+    Type(char),
+    /// A whiteout that names no entry of its directory.
+    #[error("whiteout names no file")]
+    Whiteout,
+    /// A device number that does not fit 32 bits.
+    #[error("device number out of range")]
+    Device,
+    /// A hard link to a directory.
+    #[error("hard link to a directory")]
+    LinkToDirectory,
+    /// More than 255 symlinks on one path.
+    #[error("too many symlinks on the path")]
+    Loop,
+}

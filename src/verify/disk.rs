@@ -1,0 +1,328 @@
+//! Snapshot directories and blob files, against what the databases say of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FileType, Stat};
+
+use super::containerd::Containerd;
+use super::files::{self, FileFault, Tree, directory, file, subject};
+use super::parallel;
+use super::report::{FindingKind, Findings, Subject, text};
+use super::snapshotter::{Kind, Snapshotter, Stored};
+use crate::digest::{Digest, Hasher};
+use crate::progress::{Event, Progress};
+
+/// How much of a blob is in memory at a time, per thread.
+const BUFFER: usize = 1 << 18;
+
+/// Where the worker keeps its snapshot directories, relative to the root.
+pub(super) fn snapshots(worker: &Path) -> PathBuf {
+    worker.join("snapshots/snapshots")
+}
+
+/// Where the worker keeps its blobs, relative to the root.
+pub(super) fn blobs(worker: &Path) -> PathBuf {
+    worker.join("content/blobs/sha256")
+}
+
+/// Whether snapshots of this snapshotter have `fs` and `work`; the native one's are the tree itself.
+pub(super) fn has_upper(snapshotter: &str) -> bool {
+    snapshotter != "native"
+}
+
+/// The directory that holds the files of snapshot `id`, relative to the root.
+pub(super) fn upper(worker: &Path, snapshotter: &str, id: u64) -> PathBuf {
+    let directory = snapshots(worker).join(id.to_string());
+    if has_upper(snapshotter) { directory.join("fs") } else { directory }
+}
+
+/// Checks every snapshot's directory, and counts the inodes of committed ones.
+pub(super) fn check_snapshots(
+    root: &Tree,
+    worker: &Path,
+    snapshotter: &str,
+    store: &Snapshotter,
+    owner: u32,
+    jobs: usize,
+    findings: &mut Findings,
+) {
+    let ids: BTreeSet<String> = store.snapshots.values().map(|stored| stored.id.to_string()).collect();
+    match root.list(&snapshots(worker)) {
+        Ok(names) => {
+            for (name, _) in names {
+                if !name.0.to_str().is_some_and(|name| ids.contains(name)) {
+                    let path = snapshots(worker).join(&name.0);
+                    let detail = "no snapshot has this directory";
+                    findings.add(FindingKind::SnapshotDirectoryOrphaned, subject(&path), detail);
+                }
+            }
+        }
+        Err(fault) => {
+            findings.add(fault.kind, subject(&snapshots(worker)), fault.detail);
+            return;
+        }
+    }
+    let all: Vec<(&String, &Stored)> = store.snapshots.iter().collect();
+    let outcomes = parallel::each(jobs, &all, |(name, stored), (): &mut (), findings| {
+        check_snapshot(root, worker, snapshotter, name, stored, owner, findings);
+    });
+    for ((), found) in outcomes {
+        findings.append(found);
+    }
+}
+
+fn check_snapshot(
+    root: &Tree,
+    worker: &Path,
+    snapshotter: &str,
+    name: &str,
+    stored: &Stored,
+    owner: u32,
+    findings: &mut Findings,
+) {
+    let path = snapshots(worker).join(stored.id.to_string());
+    let mut needed = vec![path.clone()];
+    if has_upper(snapshotter) {
+        needed.push(path.join("fs"));
+        // A view is never written to.
+        if stored.kind != Kind::View {
+            needed.push(path.join("work"));
+        }
+    }
+    for (index, path) in needed.iter().enumerate() {
+        // Mode and owner of the tree itself are the layer's.
+        let is_tree = path.ends_with("fs") || !has_upper(snapshotter);
+        let found = match root.stat(path) {
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode) != FileType::Directory => {
+                Some(format!("{} stands there", files::describe(FileType::from_raw_mode(stat.st_mode))))
+            }
+            Ok(_) if is_tree => None,
+            Ok(_) => {
+                files::check(root, path, directory(0o711), owner, findings);
+                None
+            }
+            Err(FileFault { detail, .. }) => Some(detail),
+        };
+        if let Some(found) = found {
+            let detail = format!("directory of snapshot {name}: {found}");
+            findings.add(FindingKind::SnapshotDirectoryMissing, subject(path), detail);
+            if index == 0 {
+                return;
+            }
+        }
+    }
+    let upper = upper(worker, snapshotter, stored.id);
+    if let Some(expected) = stored.inodes
+        && let Ok(tree) = root.subtree(&upper)
+    {
+        let mut inodes = BTreeSet::new();
+        let faults = walk(&tree, |_, stat| {
+            inodes.insert((stat.st_dev, stat.st_ino));
+        });
+        for (path, fault) in faults {
+            findings.add(FindingKind::StateFileUnreadable, subject(&upper.join(path)), fault.detail);
+        }
+        let found = inodes.len();
+        if i64::try_from(found) != Ok(expected) {
+            let detail = format!("{found} inodes, {expected} when snapshot {name} was committed");
+            findings.add(FindingKind::SnapshotInodes, subject(&upper), detail);
+        }
+    }
+}
+
+/// Visits everything in `tree`, itself (as the empty path) included, in no particular order. Returns what
+/// could not be visited.
+pub(super) fn walk(tree: &Tree, mut visit: impl FnMut(&Path, &Stat)) -> Vec<(PathBuf, FileFault)> {
+    let mut faults = Vec::new();
+    match tree.stat(Path::new("")) {
+        Ok(stat) => visit(Path::new(""), &stat),
+        Err(fault) => faults.push((PathBuf::new(), fault)),
+    }
+    let mut directories = vec![PathBuf::new()];
+    while let Some(directory) = directories.pop() {
+        // One descriptor for all names of the directory; paths are not resolved again for each.
+        let listed = tree.subtree(&directory).and_then(|tree| Ok((tree.list(Path::new(""))?, tree)));
+        let (names, here) = match listed {
+            Ok(listed) => listed,
+            Err(fault) => {
+                faults.push((directory, fault));
+                continue;
+            }
+        };
+        for (name, _) in names {
+            let path = directory.join(&name.0);
+            match here.stat(Path::new(&name.0)) {
+                Ok(stat) => {
+                    visit(&path, &stat);
+                    if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+                        directories.push(path);
+                    }
+                }
+                Err(fault) => faults.push((path, fault)),
+            }
+        }
+    }
+    faults
+}
+
+/// Checks every blob file: there, as long as recorded, with the bytes that its name says. Returns how many
+/// bytes were hashed, and the blobs that are sound.
+pub(super) fn check_blobs(
+    root: &Tree,
+    worker: &Path,
+    containerd: &Containerd,
+    owner: u32,
+    jobs: usize,
+    progress: &dyn Progress,
+    findings: &mut Findings,
+) -> (u64, BTreeSet<Digest>) {
+    let directory = blobs(worker);
+    let mut found: BTreeSet<Digest> = BTreeSet::new();
+    match root.list(&directory) {
+        Ok(names) => {
+            for (name, _) in names {
+                match digest_of(&name.0) {
+                    Some(digest) if containerd.sizes.contains_key(&digest) => {
+                        found.insert(digest);
+                    }
+                    _ => {
+                        let detail = "containerd's metadata does not know it";
+                        let path = directory.join(&name.0);
+                        findings.add(FindingKind::BlobFileOrphaned, subject(&path), detail);
+                    }
+                }
+            }
+        }
+        // No blob yet: the directory is made with the first.
+        Err(fault) if fault.kind == FindingKind::StateFileMissing => {}
+        Err(fault) => {
+            findings.add(fault.kind, subject(&directory), fault.detail);
+            return (0, BTreeSet::new());
+        }
+    }
+    for digest in containerd.sizes.keys().filter(|digest| !found.contains(digest)) {
+        let detail = format!("no file {}", text(directory.join(digest.hex()).as_os_str().as_bytes()));
+        findings.add(FindingKind::BlobFileMissing, blob_subject(digest), detail);
+    }
+    let mut all: Vec<(Digest, &[(String, Option<i64>)])> = Vec::new();
+    for digest in found {
+        if let Some(sizes) = containerd.sizes.get(&digest) {
+            all.push((digest, sizes));
+        }
+    }
+    // The longest first, so that no thread starts on it when the others are done.
+    all.sort_by_key(|(digest, sizes)| (std::cmp::Reverse(sizes.iter().filter_map(|s| s.1).max()), *digest));
+    let outcomes =
+        parallel::each(jobs, &all, |(digest, sizes), outcome: &mut (u64, Vec<Digest>), findings| {
+            let path = directory.join(digest.hex());
+            if files::check(root, &path, file(0o644), owner, findings)
+                && check_blob(root, &path, digest, sizes, &mut outcome.0, progress, findings)
+            {
+                outcome.1.push(*digest);
+            }
+        });
+    let (mut bytes, mut sound) = (0, BTreeSet::new());
+    for ((hashed, good), found) in outcomes {
+        bytes += hashed;
+        sound.extend(good);
+        findings.append(found);
+    }
+    (bytes, sound)
+}
+
+fn check_blob(
+    root: &Tree,
+    path: &Path,
+    digest: &Digest,
+    sizes: &[(String, Option<i64>)],
+    hashed: &mut u64,
+    progress: &dyn Progress,
+    findings: &mut Findings,
+) -> bool {
+    let (size, actual) = match hash(root, path, digest, progress) {
+        Ok(read) => read,
+        Err(fault) => {
+            findings.add(fault.kind, subject(path), fault.detail);
+            return false;
+        }
+    };
+    *hashed += size;
+    let mut sound = true;
+    for (namespace, expected) in sizes {
+        if let Some(expected) = expected
+            && i64::try_from(size) != Ok(*expected)
+        {
+            let detail = format!("{size} bytes, namespace {namespace} says {expected}");
+            findings.add(FindingKind::BlobSize, blob_subject(digest), detail);
+            sound = false;
+        }
+    }
+    if actual != *digest {
+        findings.add(FindingKind::BlobDigest, blob_subject(digest), format!("its bytes have {actual}"));
+        sound = false;
+    }
+    if sound {
+        progress.event(Event::BlobDone { digest: *digest });
+    }
+    sound
+}
+
+fn hash(
+    root: &Tree,
+    path: &Path,
+    digest: &Digest,
+    progress: &dyn Progress,
+) -> Result<(u64, Digest), FileFault> {
+    let (mut file, _) = root.file(path)?;
+    let mut hasher = Hasher::new();
+    let mut buffer = vec![0; BUFFER];
+    let mut size = 0;
+    loop {
+        let n = match file.read(&mut buffer) {
+            Ok(0) => return Ok((size, Digest::from_bytes(hasher.finish()))),
+            Ok(n) => n,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error.into()),
+        };
+        hasher.update(&buffer[..n]);
+        size += n as u64;
+        progress.event(Event::Fetched { digest: *digest, bytes: n as u64 });
+    }
+}
+
+fn digest_of(name: &OsStr) -> Option<Digest> {
+    format!("sha256:{}", name.to_str()?).parse().ok()
+}
+
+fn blob_subject(digest: &Digest) -> Subject {
+    Subject::Blob { digest: digest.to_string() }
+}
+
+/// The snapshots by key, with their directory numbers and those of their ancestors, nearest first.
+pub(super) fn chains(containerd: &Containerd, store: &Snapshotter) -> BTreeMap<String, Vec<u64>> {
+    let id = |key: &str| {
+        let name = containerd.snapshots.get(key)?.name.as_ref()?;
+        store.snapshots.get(name).map(|stored| stored.id)
+    };
+    let mut chains = BTreeMap::new();
+    for key in containerd.snapshots.keys() {
+        let mut chain = Vec::new();
+        let mut at = Some(key.as_str());
+        // A circle is a finding of its own; here it only must not go on for ever.
+        while let Some(key) = at
+            && chain.len() <= containerd.snapshots.len()
+        {
+            let Some(id) = id(key) else { break };
+            chain.push(id);
+            at = containerd.snapshots.get(key).and_then(|snapshot| snapshot.parent.as_deref());
+        }
+        if !chain.is_empty() {
+            chains.insert(key.clone(), chain);
+        }
+    }
+    chains
+}
