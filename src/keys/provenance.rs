@@ -26,7 +26,7 @@ use serde_json::{Map, Value};
 
 use super::llb::{Operation, Step, get};
 use super::{Candidates, Error, cachemap, names};
-use crate::digest::Digest;
+use crate::digest::{Digest, OpDigest};
 use crate::oci::Platform;
 
 /// The longest document that is read, in bytes.
@@ -131,11 +131,19 @@ impl<'a> Predicate<'a> {
         let steps: Vec<Step> = steps.iter().filter_map(Step::read).collect();
         let source = self.metadata.and_then(|metadata| get(metadata, "source")).and_then(Value::as_object);
         let names = names::of_steps(&steps, source, self.args);
+        // Equal operations at two places have one digest, so it has no name; their layers have.
+        let mut digests: HashMap<OpDigest, Option<&str>> = HashMap::new();
         for step in &steps {
-            let name = names.get(step.id.as_str());
+            let name = names.get(step.id.as_str()).map(String::as_str);
             for digest in cachemap::digests(step, &platforms) {
-                candidates.add(digest, name.cloned());
+                let of_digest = digests.entry(digest).or_insert(name);
+                if *of_digest != name {
+                    *of_digest = None;
+                }
             }
+        }
+        for (digest, name) in digests {
+            candidates.add(digest, name.map(str::to_owned));
         }
         self.name_layers(&steps, &names, candidates);
         true
