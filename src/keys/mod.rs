@@ -22,6 +22,7 @@ mod candidates;
 mod dialects;
 mod dockerfile;
 mod expand;
+pub mod harvest;
 mod keyring;
 mod llb;
 mod names;
@@ -82,6 +83,33 @@ pub enum Error {
          build with mode=max (for a metadata file, set BUILDX_METADATA_PROVENANCE=max)"
     )]
     NoOperations,
+    /// A directory without a solver database.
+    #[error(
+        "{path} holds neither cache.db nor cache-debug.db; give a builder's root directory or one of these files",
+        path = path.display()
+    )]
+    NoDatabase {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A file that is no bolt database, or one of which nothing can be read.
+    #[error("{path} is no solver database that can be read: {source}", path = path.display())]
+    NotBolt {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: crate::bolt::Error,
+    },
+    /// A bolt database of another kind.
+    #[error(
+        "{path} is a bolt database, but neither cache.db (it has no bucket _links) nor cache-debug.db (byhash)",
+        path = path.display()
+    )]
+    NotACacheDb {
+        /// The file.
+        path: PathBuf,
+    },
     /// An attestation manifest or index that cannot be read.
     #[error(transparent)]
     Oci(#[from] crate::oci::Error),

@@ -25,8 +25,11 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::llb::{Operation, Step, get};
-use super::{Candidates, Error, cachemap, names};
-use crate::digest::Digest;
+use super::{
+    Candidates, Error, cachemap,
+    names::{self, Names},
+};
+use crate::digest::{Digest, OpDigest};
 use crate::oci::Platform;
 
 /// The longest document that is read, in bytes.
@@ -131,11 +134,19 @@ impl<'a> Predicate<'a> {
         let steps: Vec<Step> = steps.iter().filter_map(Step::read).collect();
         let source = self.metadata.and_then(|metadata| get(metadata, "source")).and_then(Value::as_object);
         let names = names::of_steps(&steps, source, self.args);
+        // Equal operations at two places have one digest, so it has no name; their layers have.
+        let mut digests: HashMap<OpDigest, Option<&str>> = HashMap::new();
         for step in &steps {
-            let name = names.get(step.id.as_str());
+            let name = names.get(&step.id);
             for digest in cachemap::digests(step, &platforms) {
-                candidates.add(digest, name.cloned());
+                let of_digest = digests.entry(digest).or_insert(name);
+                if *of_digest != name {
+                    *of_digest = None;
+                }
             }
+        }
+        for (digest, name) in digests {
+            candidates.add(digest, name.map(str::to_owned));
         }
         self.name_layers(&steps, &names, candidates);
         true
@@ -143,7 +154,7 @@ impl<'a> Predicate<'a> {
 
     /// Names layers by the steps that made them: the last layer of a step's chain is its own, and all
     /// layers of a source are its own. A layer that several steps made (the empty one) has no name.
-    fn name_layers(&self, steps: &[Step], names: &HashMap<&str, String>, candidates: &mut Candidates) {
+    fn name_layers(&self, steps: &[Step], names: &Names<'_>, candidates: &mut Candidates) {
         let layers = self.metadata.and_then(|metadata| get(metadata, "layers")).and_then(Value::as_object);
         let steps: HashMap<&str, &Step> = steps.iter().map(|step| (step.id.as_str(), step)).collect();
         let mut owners: HashMap<Digest, Option<&str>> = HashMap::new();
