@@ -185,3 +185,60 @@ fn the_changelog_has_this_version() {
         prose(&text).any(|line| line.starts_with(&format!("## [{version}]")) || line == "## [Unreleased]");
     assert!(found, "CHANGELOG.md has neither [{version}] nor [Unreleased]");
 }
+
+/// What `warmkit <arguments>` prints.
+fn output_of(arguments: &[&str]) -> String {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_warmkit")).args(arguments).output().unwrap();
+    assert!(output.status.success(), "warmkit {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn the_readmes_exit_codes_are_the_programs() {
+    let readme = text_of(Path::new("README.md"));
+    let documented: Vec<(u8, String)> = prose(&readme)
+        .filter_map(|line| line.strip_prefix("| ")?.strip_suffix(" |")?.split_once(" | "))
+        .filter_map(|(code, meaning)| Some((code.parse().ok()?, meaning.replace('`', ""))))
+        .collect();
+    let help = output_of(&["--help"]);
+    let printed: Vec<(u8, String)> = help
+        .lines()
+        .skip_while(|line| *line != "Exit codes:")
+        .filter_map(|line| line.strip_prefix("  ")?.split_once("  "))
+        .filter_map(|(code, meaning)| Some((code.parse().ok()?, meaning.to_owned())))
+        .collect();
+    assert_eq!(documented, printed);
+    assert_eq!(documented.len(), 10);
+}
+
+/// The flags in `words`, without their values.
+fn flags<'a>(words: impl Iterator<Item = &'a str>) -> BTreeSet<&'a str> {
+    words
+        .filter(|word| word.starts_with("--") && word.len() > 2)
+        .filter_map(|word| word.split(|c: char| !c.is_ascii_alphanumeric() && c != '-').next())
+        .collect()
+}
+
+#[test]
+fn documented_commands_have_the_flags_they_are_shown_with() {
+    let all = files(".");
+    let mut faults = String::new();
+    let mut looked_at = 0;
+    for command in ["bake", "verify"] {
+        let help = output_of(&[command, "--help"]);
+        let known = flags(help.split(|c: char| c.is_whitespace() || c == ','));
+        let start = format!("warmkit {command} ");
+        for file in with_extension(&all, "md") {
+            let text = text_of(file).replace("\\\n", " ");
+            for (at, _) in text.match_indices(&start) {
+                let shown = text[at..].split(['\n', '`', '#']).next().unwrap_or_default();
+                looked_at += 1;
+                for flag in flags(shown.split_whitespace()).difference(&known) {
+                    let _ = writeln!(faults, "{}: {shown}: warmkit {command} has no {flag}", file.display());
+                }
+            }
+        }
+    }
+    assert!(faults.is_empty(), "\n{faults}");
+    assert!(looked_at > 10, "only {looked_at} commands found: is the reader of documents broken?");
+}

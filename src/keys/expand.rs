@@ -6,6 +6,9 @@
 use std::iter::Peekable;
 use std::str::Chars;
 
+/// The longest text that comes out, in bytes: variables that double each other grow without end.
+const MAX_LEN: usize = 64 << 10;
+
 /// What is known of a variable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Variable {
@@ -26,7 +29,7 @@ pub(super) enum Mode {
     Raw,
 }
 
-/// Expands `text`; `None` where it is malformed or something in it is not known.
+/// Expands `text`; `None` where it is malformed, too long, or something in it is not known.
 pub(super) fn expand(
     text: &str,
     escape: char,
@@ -88,6 +91,9 @@ impl Lexer<'_> {
         let raw = self.mode == Mode::Raw;
         let mut out = String::new();
         while let Some(&c) = self.chars.peek() {
+            if out.len() > MAX_LEN {
+                return None;
+            }
             if Some(c) == stop {
                 self.chars.next();
                 return Some(out);
@@ -131,6 +137,9 @@ impl Lexer<'_> {
         let raw = self.mode == Mode::Raw;
         out.extend(raw.then_some(quote));
         loop {
+            if out.len() > MAX_LEN {
+                return None;
+            }
             match *self.chars.peek()? {
                 '"' => {
                     self.chars.next();
@@ -272,6 +281,14 @@ mod tests {
         ];
         for (text, expected) in cases {
             assert_eq!(expand(text, '\\', Mode::Raw, &lookup).as_deref(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn stops_at_texts_that_grow_without_end() {
+        let big = |_: &str| Variable::Set("x".repeat(1 << 16));
+        for text in ["$a$a$a", "\"$a$a$a\"", "${b:-$a$a$a}"] {
+            assert_eq!(expand(text, '\\', Mode::Plain, &big), None, "{text}");
         }
     }
 

@@ -6,10 +6,7 @@ use super::Candidates;
 use crate::digest::{Digest, OpDigest, RecordDigest};
 
 /// The outputs that are tried, the likely ones first. -1 stands for no output.
-const OUTPUTS: [i64; 34] = [
-    0, 1, -1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27,
-    28, 29, 30, 31, 32,
-];
+const OUTPUTS: [i64; 18] = [0, 1, -1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16];
 
 /// An operation digest and output that were hashed and gave the digest of the record.
 ///

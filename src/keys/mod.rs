@@ -22,6 +22,7 @@ mod candidates;
 mod dialects;
 mod dockerfile;
 mod expand;
+pub mod harvest;
 mod keyring;
 mod llb;
 mod names;
@@ -33,7 +34,7 @@ use std::path::PathBuf;
 
 pub use candidates::Candidates;
 pub use keyring::{Keyring, ProvenKey};
-pub use spec::KeySpec;
+pub use spec::{KeySpec, SpecProblem};
 
 /// Why a source of keys could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -45,7 +46,7 @@ pub enum Error {
         /// What was written.
         text: String,
         /// What is wrong with it.
-        problem: spec::Problem,
+        problem: SpecProblem,
     },
     /// A file that cannot be read.
     #[error("cannot read {path}: {source}", path = path.display())]
@@ -82,6 +83,33 @@ pub enum Error {
          build with mode=max (for a metadata file, set BUILDX_METADATA_PROVENANCE=max)"
     )]
     NoOperations,
+    /// A directory without a solver database.
+    #[error(
+        "{path} holds neither cache.db nor cache-debug.db; give a builder's root directory or one of these files",
+        path = path.display()
+    )]
+    NoDatabase {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A file that is no bolt database, or one of which nothing can be read.
+    #[error("{path} is no solver database that can be read: {source}", path = path.display())]
+    NotBolt {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: crate::bolt::Error,
+    },
+    /// A bolt database of another kind.
+    #[error(
+        "{path} is a bolt database, but neither cache.db (it has no bucket _links) nor cache-debug.db (byhash)",
+        path = path.display()
+    )]
+    NotACacheDb {
+        /// The file.
+        path: PathBuf,
+    },
     /// An attestation manifest or index that cannot be read.
     #[error(transparent)]
     Oci(#[from] crate::oci::Error),

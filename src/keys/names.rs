@@ -16,58 +16,158 @@ use serde_json::{Map, Value};
 use super::dockerfile::{Dockerfile, Heredoc, Instruction, Stage};
 use super::expand::{Mode, Variable, expand, split_words};
 use super::llb::{Action, Bytes, Locations, Operation, Step, Wire, get};
+use crate::oci::Platform;
 
-type Vars = BTreeMap<String, String>;
+/// Longer Dockerfiles are not read for names, in bytes.
+const MAX_DOCKERFILE: usize = 256 << 10;
+/// Dockerfiles with more stages are not read for names.
+const MAX_STAGES: usize = 500;
+/// More source files are not read for names.
+const MAX_FILES: usize = 16;
+/// How many bytes of variables are kept for a stage.
+const MAX_VARS: usize = 256 << 10;
+
+/// Variables, up to [`MAX_VARS`]: what a Dockerfile can grow by `ENV a=$a$a` must not fill the memory.
+#[derive(Debug, Clone, Default)]
+struct Vars {
+    values: BTreeMap<String, String>,
+    bytes: usize,
+}
+
+impl Vars {
+    fn get(&self, name: &str) -> Option<&String> {
+        self.values.get(name)
+    }
+
+    fn known(&self, name: &str) -> Variable {
+        self.get(name).cloned().map_or(Variable::Unset, Variable::Set)
+    }
+
+    fn set(&mut self, name: String, value: String) {
+        let bytes = name.len() + value.len();
+        if self.bytes + bytes <= MAX_VARS {
+            self.bytes += bytes;
+            self.values.insert(name, value);
+        }
+    }
+}
+
+impl FromIterator<(String, String)> for Vars {
+    fn from_iter<I: IntoIterator<Item = (String, String)>>(entries: I) -> Self {
+        let mut vars = Self::default();
+        for (name, value) in entries {
+            vars.set(name, value);
+        }
+        vars
+    }
+}
+
+/// How many bytes all names together may have.
+const MAX_NAMES: usize = 16 << 20;
+
+/// Names by the ids of steps, up to [`MAX_NAMES`].
+#[derive(Debug, Default)]
+pub(super) struct Names<'a> {
+    names: HashMap<&'a str, String>,
+    bytes: usize,
+}
+
+impl<'a> Names<'a> {
+    /// The name of a step.
+    pub(super) fn get(&self, id: &str) -> Option<&str> {
+        self.names.get(id).map(String::as_str)
+    }
+
+    fn set(&mut self, id: &'a str, name: String) {
+        if self.bytes + name.len() <= MAX_NAMES {
+            self.bytes += name.len();
+            self.names.insert(id, name);
+        }
+    }
+}
+
+/// What a build ran on and for, where provenance tells.
+#[derive(Debug, Default)]
+pub(super) struct Platforms {
+    /// The builder's own platform.
+    pub(super) builder: Option<Platform>,
+    /// The platform of the image.
+    pub(super) target: Option<Platform>,
+}
+
+impl Platforms {
+    /// The arguments that every Dockerfile may ask for.
+    fn args(&self) -> Vars {
+        let of = |prefix: &str, platform: &Option<Platform>| {
+            let values = platform.iter().flat_map(|p| {
+                [
+                    ("PLATFORM", p.to_string()),
+                    ("OS", p.os.clone()),
+                    ("ARCH", p.arch.clone()),
+                    ("VARIANT", p.variant.clone()),
+                ]
+            });
+            values.map(|(name, value)| (format!("{prefix}{name}"), value)).collect::<Vec<_>>()
+        };
+        of("BUILD", &self.builder).into_iter().chain(of("TARGET", &self.target)).collect()
+    }
+
+    /// Whether an argument has a value that only the builder knows.
+    fn sets(name: &str) -> bool {
+        let part = name.strip_prefix("BUILD").or_else(|| name.strip_prefix("TARGET"));
+        part.is_some_and(|part| {
+            matches!(part, "PLATFORM" | "OS" | "ARCH" | "VARIANT" | "OSVERSION" | "STAGE")
+        })
+    }
+}
+
+/// The steps of one file by the line where their instruction begins, in the order of the build.
+type Placed<'a> = BTreeMap<i64, Vec<&'a Step>>;
 
 /// The name of each step, by its id, as far as it follows.
 ///
-/// `source` is the provenance's source map, `args` are the arguments of the build.
+/// `source` is the provenance's source map, `args` are the arguments of the build, `platforms` what it
+/// ran on and for.
 pub(super) fn of_steps<'a>(
     steps: &'a [Step],
     source: Option<&Map<String, Value>>,
     args: Option<&Map<String, Value>>,
-) -> HashMap<&'a str, String> {
+    platforms: &Platforms,
+) -> Names<'a> {
     let places = places(steps, source);
-    let mut names: HashMap<&str, String> = HashMap::new();
+    let mut names = Names::default();
     let infos = source.and_then(|source| get(source, "infos")).and_then(Value::as_array);
-    for (file, info) in (0i64..).zip(infos.into_iter().flatten()) {
-        let Some(text) = dockerfile_text(info) else { continue };
-        let steps: Vec<Placed<'a>> =
-            places.iter().filter(|place| place.file == file).map(|place| place.step).collect();
-        name_file(&Dockerfile::parse(&text), &steps, build_args(args), &mut names);
+    for (file, info) in (0i64..).zip(infos.into_iter().flatten().take(MAX_FILES)) {
+        let (Some(steps), Some(text)) = (places.get(&file), dockerfile_text(info)) else { continue };
+        let dockerfile = Dockerfile::parse(&text);
+        if dockerfile.stages.len() <= MAX_STAGES {
+            let globals = platforms.args();
+            name_file(&dockerfile, steps, globals, &build_args(args), &mut names);
+        }
     }
     for step in steps {
-        if let Some(name) = internal_name(step) {
-            names.entry(&step.id).or_insert_with(|| name.to_owned());
+        if let Some(name) = internal_name(step)
+            && names.get(&step.id).is_none()
+        {
+            names.set(&step.id, name.to_owned());
         }
     }
     names
 }
 
-/// A step and the line where its instruction begins.
-#[derive(Clone, Copy)]
-struct Placed<'a> {
-    step: &'a Step,
-    line: i64,
-}
-
-struct Place<'a> {
-    file: i64,
-    step: Placed<'a>,
-}
-
-/// Where the steps come from. One that several instructions gave goes by the last of them, as in the
-/// daemon's output.
-fn places<'a>(steps: &'a [Step], source: Option<&Map<String, Value>>) -> Vec<Place<'a>> {
+/// Where the steps come from, by file. One that several instructions gave goes by the last of them, as
+/// in the daemon's output.
+fn places<'a>(steps: &'a [Step], source: Option<&Map<String, Value>>) -> HashMap<i64, Placed<'a>> {
+    let mut files: HashMap<i64, Placed<'a>> = HashMap::new();
     let locations = source.and_then(|source| get(source, "locations")).and_then(Value::as_object);
-    let Some(locations) = locations else { return Vec::new() };
-    let place = |step: &'a Step| {
-        let locations = Locations::read(locations.get(&step.id)?);
-        let location = locations.locations.last()?;
-        let line = location.ranges.first()?.start.as_ref()?.line;
-        Some(Place { file: location.source_index, step: Placed { step, line } })
-    };
-    steps.iter().filter_map(place).collect()
+    for step in steps {
+        let of_step = locations.and_then(|locations| locations.get(&step.id)).map(Locations::read);
+        let Some(last) = of_step.and_then(|mut places| places.locations.pop()) else { continue };
+        if let Some(start) = last.ranges.first().and_then(|range| range.start.as_ref()) {
+            files.entry(last.source_index).or_default().entry(start.line).or_default().push(step);
+        }
+    }
+    files
 }
 
 fn dockerfile_text(info: &Value) -> Option<String> {
@@ -76,7 +176,7 @@ fn dockerfile_text(info: &Value) -> Option<String> {
     if !language.eq_ignore_ascii_case("dockerfile") {
         return None;
     }
-    String::from_utf8(Bytes::read(get(info, "data")?).0).ok()
+    String::from_utf8(Bytes::read(get(info, "data")?).0).ok().filter(|text| text.len() <= MAX_DOCKERFILE)
 }
 
 fn build_args(args: Option<&Map<String, Value>>) -> Vars {
@@ -134,25 +234,27 @@ struct Context<'a> {
 
 fn name_file<'a>(
     file: &Dockerfile,
-    steps: &[Placed<'a>],
-    build_args: Vars,
-    names: &mut HashMap<&'a str, String>,
+    steps: &Placed<'a>,
+    mut globals: Vars,
+    build_args: &Vars,
+    names: &mut Names<'a>,
 ) {
     let escape = file.escape;
-    let mut globals = Vars::new();
     for instruction in file.globals.iter().filter(|i| i.keyword == "ARG") {
         for (name, value) in assignments(instruction, escape) {
             let value = build_args.get(&name).cloned().or_else(|| {
                 let value = value?;
-                expand(&value, escape, Mode::Plain, &|name| known(&globals, name))
+                expand(&value, escape, Mode::Plain, &|name| globals.known(name))
             });
-            globals.extend(value.map(|value| (name, value)));
+            if let Some(value) = value {
+                globals.set(name, value);
+            }
         }
     }
     let single = file.stages.len() == 1 && !uses_other_images(file);
     let mut contexts: Vec<Context<'_>> = Vec::new();
     for (index, stage) in file.stages.iter().enumerate() {
-        let base_name = expand(&stage.base, escape, Mode::Plain, &|name| known(&globals, name));
+        let base_name = expand(&stage.base, escape, Mode::Plain, &|name| globals.known(name));
         let base_name = base_name.unwrap_or_else(|| stage.base.clone());
         let earlier = contexts.iter().rposition(|c| c.stage.name == base_name.to_lowercase());
         let base = match earlier.filter(|_| !base_name.is_empty()) {
@@ -165,21 +267,20 @@ fn name_file<'a>(
             (false, "") => format!("stage-{index}"),
             (false, name) => name.to_owned(),
         };
+        let on_base = steps.get(&stage.from.lines.0).into_iter().flatten().copied();
         let on_base: Vec<&Step> =
-            steps.iter().filter(|p| p.line == stage.from.lines.0).map(|p| p.step).collect();
-        let on_base: Vec<&Step> =
-            on_base.into_iter().filter(|s| !matches!(s.operation, Operation::Source { .. })).collect();
+            on_base.filter(|s| !matches!(s.operation, Operation::Source { .. })).collect();
         let (triggers, vars, on_image) = match base {
-            Base::Scratch => (Vec::new(), Vars::new(), false),
-            Base::Image => (Vec::new(), Vars::new(), true),
+            Base::Scratch => (Vec::new(), Vars::default(), false),
+            Base::Image => (Vec::new(), Vars::default(), true),
             Base::Stage(at) => {
                 (triggers(contexts[at].stage), contexts[at].vars.clone(), contexts[at].on_image)
             }
         };
         let unknown_triggers = if base == Base::Image { on_base.len() } else { 0 };
         let mut context = Context { stage, base, label, triggers, unknown_triggers, vars, on_image };
-        let namer = Namer { escape, globals: &globals, build_args: &build_args, steps };
-        namer.name_stage(&mut context, &on_base, names);
+        let of_file = Namer { escape, globals: &globals, build_args, steps };
+        of_file.name_stage(&mut context, &on_base, names);
         contexts.push(context);
     }
 }
@@ -205,10 +306,6 @@ fn uses_other_images(file: &Dockerfile) -> bool {
     })
 }
 
-fn known(vars: &Vars, name: &str) -> Variable {
-    vars.get(name).cloned().map_or(Variable::Unset, Variable::Set)
-}
-
 /// The variables of an `ARG` or `ENV` with their values as written; `None`: without one.
 fn assignments(instruction: &Instruction, escape: char) -> Vec<(String, Option<String>)> {
     let rest = instruction.rest();
@@ -228,16 +325,11 @@ struct Namer<'f, 'a> {
     escape: char,
     globals: &'f Vars,
     build_args: &'f Vars,
-    steps: &'f [Placed<'a>],
+    steps: &'f Placed<'a>,
 }
 
 impl<'a> Namer<'_, 'a> {
-    fn name_stage(
-        &self,
-        context: &mut Context<'_>,
-        on_base: &[&'a Step],
-        names: &mut HashMap<&'a str, String>,
-    ) {
+    fn name_stage(&self, context: &mut Context<'_>, on_base: &[&'a Step], names: &mut Names<'a>) {
         let stage = context.stage;
         let from = usize::from(context.base == Base::Image);
         let own = stage.instructions.iter().filter(|i| i.is_step()).count();
@@ -247,10 +339,10 @@ impl<'a> Namer<'_, 'a> {
             format!("[{label}{number:>width$}/{total}] ", width = total.to_string().len())
         };
         let mut number = from;
-        for placed in self.steps.iter().filter(|p| p.line == stage.from.lines.0) {
-            if let Operation::Source { identifier } = &placed.step.operation {
+        for step in self.steps.get(&stage.from.lines.0).into_iter().flatten() {
+            if let Operation::Source { identifier } = &step.operation {
                 let image = identifier.strip_prefix("docker-image://").unwrap_or(identifier);
-                names.insert(&placed.step.id, format!("{}FROM {image}", prefix(1)));
+                names.set(&step.id, format!("{}FROM {image}", prefix(1)));
             }
         }
         // Steps of triggers have the line of the FROM: told apart by their order alone.
@@ -263,7 +355,7 @@ impl<'a> Namer<'_, 'a> {
                 number += 1;
                 if let Some(step) = on_base.next() {
                     let text = self.text(trigger, &[step], &vars, environment.as_ref(), context.on_image);
-                    names.insert(&step.id, format!("{}ONBUILD {text}", prefix(number)));
+                    names.set(&step.id, format!("{}ONBUILD {text}", prefix(number)));
                 }
             }
             self.assign(trigger, &mut vars);
@@ -271,12 +363,9 @@ impl<'a> Namer<'_, 'a> {
         number += context.unknown_triggers;
         for instruction in &stage.instructions {
             if instruction.is_step() {
-                let here: Vec<&Step> = self
-                    .steps
-                    .iter()
-                    .filter(|placed| (instruction.lines.0..=instruction.lines.1).contains(&placed.line))
-                    .map(|placed| placed.step)
-                    .collect();
+                let (first, last) = instruction.lines;
+                let here: Vec<&Step> =
+                    self.steps.range(first..=last).flat_map(|(_, steps)| steps).copied().collect();
                 let text = self.text(instruction, &here, &vars, environment.as_ref(), context.on_image);
                 // A WORKDIR of / makes nothing and is not counted.
                 if instruction.keyword == "WORKDIR" && text.trim_end_matches('/') == "WORKDIR " {
@@ -284,7 +373,7 @@ impl<'a> Namer<'_, 'a> {
                 }
                 number += 1;
                 for step in here {
-                    names.insert(&step.id, format!("{}{text}", prefix(number)));
+                    names.set(&step.id, format!("{}{text}", prefix(number)));
                 }
             }
             self.assign(instruction, &mut vars);
@@ -297,8 +386,7 @@ impl<'a> Namer<'_, 'a> {
     fn environment(&self, stage: &Stage) -> Option<Vars> {
         let first = stage.from.lines.0;
         let last = stage.instructions.last().map_or(first, |i| i.lines.1);
-        let in_stage = self.steps.iter().filter(|p| (first..=last).contains(&p.line));
-        in_stage.map(|p| p.step).find_map(environment)
+        self.steps.range(first..=last).flat_map(|(_, steps)| steps).find_map(|step| environment(step))
     }
 
     /// An instruction as it is shown.
@@ -319,15 +407,16 @@ impl<'a> Namer<'_, 'a> {
                 let mut lines = body.trim().lines();
                 let first = lines.next().unwrap_or_default();
                 let more = if lines.next().is_some() { "..." } else { "" };
-                text.push_str(&format!(" ({first}{more})"));
+                text = format!("{text} ({first}{more})");
             }
             let own = steps.iter().find_map(|step| environment(step));
             let vars = own.as_ref().unwrap_or(vars);
-            expand(&text, self.escape, Mode::Raw, &|name| known(vars, name))
+            expand(&text, self.escape, Mode::Raw, &|name| vars.known(name))
         } else {
             expand(&text, self.escape, Mode::Plain, &|name| match (vars.get(name), environment_of_stage) {
                 (Some(value), _) => Variable::Set(value.clone()),
-                (None, Some(environment)) => known(environment, name),
+                (None, _) if Platforms::sets(name) => Variable::Unknown,
+                (None, Some(environment)) => environment.known(name),
                 (None, None) if on_image => Variable::Unknown,
                 (None, None) => Variable::Unset,
             })
@@ -339,21 +428,30 @@ impl<'a> Namer<'_, 'a> {
         }
     }
 
-    /// Applies an `ARG` or `ENV`.
+    /// Applies an `ARG` or `ENV`. The values of one `ENV` all see what was there before it.
     fn assign(&self, instruction: &Instruction, vars: &mut Vars) {
-        let before = vars.clone();
-        let is_arg = match instruction.keyword.as_str() {
-            "ARG" => true,
-            "ENV" => false,
-            _ => return,
-        };
-        for (name, value) in assignments(instruction, self.escape) {
-            let lookup = |name: &str| known(if is_arg { &*vars } else { &before }, name);
-            let given = if is_arg { self.build_args.get(&name).cloned() } else { None };
-            let value = given
-                .or_else(|| expand(&value?, self.escape, Mode::Plain, &lookup))
-                .or_else(|| self.globals.get(&name).filter(|_| is_arg).cloned());
-            vars.extend(value.map(|value| (name, value)));
+        let plain =
+            |value: &str, vars: &Vars| expand(value, self.escape, Mode::Plain, &|name| vars.known(name));
+        match instruction.keyword.as_str() {
+            "ARG" => {
+                for (name, value) in assignments(instruction, self.escape) {
+                    let given = self.build_args.get(&name).cloned();
+                    let value =
+                        given.or_else(|| plain(&value?, vars)).or_else(|| self.globals.get(&name).cloned());
+                    if let Some(value) = value {
+                        vars.set(name, value);
+                    }
+                }
+            }
+            "ENV" => {
+                let values = assignments(instruction, self.escape).into_iter();
+                let values: Vec<_> =
+                    values.filter_map(|(name, value)| Some((name, plain(&value?, vars)?))).collect();
+                for (name, value) in values {
+                    vars.set(name, value);
+                }
+            }
+            _ => {}
         }
     }
 }

@@ -25,8 +25,11 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::llb::{Operation, Step, get};
-use super::{Candidates, Error, cachemap, names};
-use crate::digest::Digest;
+use super::{
+    Candidates, Error, cachemap,
+    names::{self, Names, Platforms},
+};
+use crate::digest::{Digest, OpDigest};
 use crate::oci::Platform;
 
 /// The longest document that is read, in bytes.
@@ -76,8 +79,8 @@ struct Predicate<'a> {
     metadata: Option<&'a Map<String, Value>>,
     /// Arguments of the frontend, build arguments among them.
     args: Option<&'a Map<String, Value>>,
-    /// `linux/amd64`: what the builder runs on.
-    builder_platform: Option<&'a str>,
+    /// What the builder runs on and what it built for.
+    platforms: Platforms,
 }
 
 fn path<'a>(object: &'a Map<String, Value>, names: &[&str]) -> Option<&'a Value> {
@@ -95,20 +98,25 @@ impl<'a> Predicate<'a> {
         let slsa1 = object.contains_key("buildDefinition");
         let slsa02 = object.contains_key("buildConfig")
             || (object.contains_key("buildType") && object.contains_key("builder"));
-        let (config, metadata, args, platform) = if slsa1 {
-            let parameters = |name| find(&["buildDefinition", "internalParameters", name]);
+        let platform =
+            |names: &[&str]| find(names).and_then(Value::as_str).and_then(|text| text.parse().ok());
+        let (config, metadata, args, platforms) = if slsa1 {
+            let internal = ["buildDefinition", "internalParameters"];
             (
-                parameters("buildConfig"),
+                find(&[&internal[..], &["buildConfig"]].concat()),
                 find(&["runDetails", "metadata", "buildkit_metadata"]),
                 find(&["buildDefinition", "externalParameters", "request", "args"]),
-                parameters("builderPlatform"),
+                Platforms {
+                    builder: platform(&[&internal[..], &["builderPlatform"]].concat()),
+                    target: platform(&[&internal[..], &["targetPlatform"]].concat()),
+                },
             )
         } else if slsa02 {
             (
                 find(&["buildConfig"]),
                 find(&["metadata", "https://mobyproject.org/buildkit@v1#metadata"]),
                 find(&["invocation", "parameters", "args"]),
-                find(&["invocation", "environment", "platform"]),
+                Platforms { builder: platform(&["invocation", "environment", "platform"]), target: None },
             )
         } else {
             return None;
@@ -117,7 +125,7 @@ impl<'a> Predicate<'a> {
             build_config: config.and_then(Value::as_object),
             metadata: metadata.and_then(Value::as_object),
             args: args.and_then(Value::as_object),
-            builder_platform: platform.and_then(Value::as_str),
+            platforms,
         })
     }
 
@@ -126,16 +134,24 @@ impl<'a> Predicate<'a> {
         let steps = self.build_config.and_then(|config| get(config, "llbDefinition"));
         let Some(steps) = steps.and_then(Value::as_array) else { return false };
         let mut platforms = vec![platform.clone()];
-        platforms.extend(self.builder_platform.and_then(|text| text.parse().ok()));
+        platforms.extend(self.platforms.builder.clone());
         platforms.dedup();
         let steps: Vec<Step> = steps.iter().filter_map(Step::read).collect();
         let source = self.metadata.and_then(|metadata| get(metadata, "source")).and_then(Value::as_object);
-        let names = names::of_steps(&steps, source, self.args);
+        let names = names::of_steps(&steps, source, self.args, &self.platforms);
+        // Equal operations at two places have one digest, so it has no name; their layers have.
+        let mut digests: HashMap<OpDigest, Option<&str>> = HashMap::new();
         for step in &steps {
-            let name = names.get(step.id.as_str());
+            let name = names.get(&step.id);
             for digest in cachemap::digests(step, &platforms) {
-                candidates.add(digest, name.cloned());
+                let of_digest = digests.entry(digest).or_insert(name);
+                if *of_digest != name {
+                    *of_digest = None;
+                }
             }
+        }
+        for (digest, name) in digests {
+            candidates.add(digest, name.map(str::to_owned));
         }
         self.name_layers(&steps, &names, candidates);
         true
@@ -143,7 +159,7 @@ impl<'a> Predicate<'a> {
 
     /// Names layers by the steps that made them: the last layer of a step's chain is its own, and all
     /// layers of a source are its own. A layer that several steps made (the empty one) has no name.
-    fn name_layers(&self, steps: &[Step], names: &HashMap<&str, String>, candidates: &mut Candidates) {
+    fn name_layers(&self, steps: &[Step], names: &Names<'_>, candidates: &mut Candidates) {
         let layers = self.metadata.and_then(|metadata| get(metadata, "layers")).and_then(Value::as_object);
         let steps: HashMap<&str, &Step> = steps.iter().map(|step| (step.id.as_str(), step)).collect();
         let mut owners: HashMap<Digest, Option<&str>> = HashMap::new();

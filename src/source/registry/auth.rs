@@ -38,8 +38,10 @@ pub(super) struct Authorization {
 /// What became of an attempt to get a better authorization.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Renewal {
-    /// There is a new one.
-    Renewed,
+    /// There is a new one, got just now.
+    Got,
+    /// Another thread has got a new one already.
+    GotByOther,
     /// There is none other than that which was refused.
     Nothing,
 }
@@ -110,7 +112,7 @@ impl Auth {
     ) -> Result<Renewal, Failure> {
         let mut state = self.lock();
         if state.generation != refused {
-            return Ok(Renewal::Renewed);
+            return Ok(Renewal::GotByOther);
         }
         let mut challenges: Vec<_> = reply.challenges().flat_map(challenge::parse).collect();
         // A token is worth less to a thief than a password: prefer it, as docker does.
@@ -120,7 +122,7 @@ impl Auth {
         let before = state.header.clone();
         self.answer(&mut state, &challenge, transport)?;
         state.challenge = Some(challenge);
-        Ok(if state.header == before { Renewal::Nothing } else { Renewal::Renewed })
+        Ok(if state.header == before { Renewal::Nothing } else { Renewal::Got })
     }
 
     /// For messages: with which credentials the registry was asked.
@@ -185,11 +187,10 @@ impl Auth {
             Error::BadAnswer { what: what(), host: host.to_owned(), reason }.into()
         };
         let realm = challenge.param("realm").unwrap_or_default();
-        if !transport.may_hold_secrets(realm) {
-            return Err(bad(
-                &self.registry,
-                format!("names a token service that is not on https: {realm:?}"),
-            ));
+        if !realm.parse().is_ok_and(|url| transport.may_ask(&url)) {
+            let reason =
+                format!("names a token service that may not be asked, since it is not on https: {realm:?}");
+            return Err(bad(&self.registry, reason));
         }
         let service = challenge.param("service").unwrap_or_default();
         let scopes = self.scopes(challenge.param("scope").unwrap_or_default());

@@ -31,8 +31,10 @@ pub(super) struct Transport {
     agent: Agent,
     /// Host and port as in a URL.
     authority: String,
+    /// In the order in which they are tried.
     schemes: &'static [&'static str],
-    plain_http: bool,
+    loopback: bool,
+    insecure: bool,
     base: OnceLock<String>,
     answered: AtomicBool,
     certs: PathBuf,
@@ -88,10 +90,11 @@ impl Transport {
             agent: config.build().new_agent(),
             authority: authority.to_owned(),
             schemes,
-            plain_http: schemes.len() > 1,
+            loopback,
+            insecure: options.insecure,
             base: OnceLock::new(),
             answered: AtomicBool::new(false),
-            certs: certs.into_iter().next().unwrap_or_default(),
+            certs: certs.into_iter().next().unwrap_or_else(|| PathBuf::from("a directory for certificates")),
         })
     }
 
@@ -195,16 +198,23 @@ impl Transport {
         let location = location.ok_or_else(|| bad("redirects without a readable Location".to_owned()))?;
         let target = resolve(from, location)
             .ok_or_else(|| bad(format!("redirects to {location:?}, which is no valid URL")))?;
-        let downgrade = from.scheme_str() == Some("https") && target.scheme_str() == Some("http");
-        if downgrade && !self.plain_http {
-            return Err(bad(format!("redirects from https to plain http ({target})")));
+        if !self.may_ask(&target) {
+            let host = target.authority().map(ToString::to_string).unwrap_or_default();
+            return Err(bad(format!("redirects to {host} over plain http, which is not allowed")));
         }
         Ok(target)
     }
 
-    /// Whether a token service may be asked there: never in the clear for a registry that is not.
-    pub(super) fn may_hold_secrets(&self, url: &str) -> bool {
-        url.starts_with("https://") || (self.plain_http && url.starts_with("http://"))
+    /// Whether a URL that the registry named may be used: over https, or over http where that is
+    /// allowed; a registry on loopback may name others there.
+    pub(super) fn may_ask(&self, url: &Uri) -> bool {
+        match url.scheme_str() {
+            Some("https") => true,
+            Some("http") => {
+                self.insecure || (self.loopback && is_loopback(host_of(url.host().unwrap_or_default())))
+            }
+            _ => false,
+        }
     }
 
     /// Tells failures that may pass from those that will not.
@@ -301,7 +311,6 @@ impl Reply {
         }
         let after = self.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()).map(str::to_owned);
         let after = after.and_then(|text| parse_retry_after(&text, Timestamp::now()));
-        let after = after.filter(|_| self.status != 408);
         let detail = self.error_detail();
         let detail = if detail.is_empty() { detail } else { format!(" ({detail})") };
         let reason = format!("{} answered with status {}{detail}", self.host, self.status);
@@ -420,6 +429,8 @@ pub(super) const fn seconds(n: u64) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     #[test]
@@ -439,6 +450,77 @@ mod tests {
         for (authority, expected) in cases {
             assert_eq!(is_loopback(host_of(authority)), expected, "{authority}");
         }
+    }
+
+    fn transport(authority: &str, insecure: bool) -> Transport {
+        let options = Options { insecure, certs_dirs: Vec::new(), ..Options::default() };
+        Transport::new(authority, &options).unwrap()
+    }
+
+    #[test]
+    fn plain_http_needs_loopback_or_leave() {
+        let cases: [(_, _, &[&str]); 4] = [
+            ("ghcr.io", false, &["https"]),
+            ("ghcr.io", true, &["https", "http"]),
+            ("127.0.0.1:5000", false, &["http", "https"]),
+            ("[::1]:5000", true, &["http", "https"]),
+        ];
+        for (authority, insecure, schemes) in cases {
+            assert_eq!(transport(authority, insecure).schemes, schemes, "{authority} {insecure}");
+        }
+    }
+
+    #[test]
+    fn a_registry_cannot_send_secrets_over_plain_http() {
+        let cases = [
+            ("ghcr.io", false, "https://cdn.example/x", true),
+            ("ghcr.io", false, "http://ghcr.io/x", false),
+            ("ghcr.io", false, "http://127.0.0.1/x", false),
+            ("ghcr.io", true, "http://cdn.example/x", true),
+            ("localhost:5000", false, "http://localhost:5001/x", true),
+            ("localhost:5000", false, "http://[::1]:5001/x", true),
+            ("localhost:5000", false, "http://auth.example/x", false),
+            ("localhost:5000", true, "ftp://auth.example/x", false),
+            ("ghcr.io", true, "/relative", false),
+        ];
+        for (authority, insecure, url, expected) in cases {
+            let allowed = transport(authority, insecure).may_ask(&url.parse().unwrap());
+            assert_eq!(allowed, expected, "{authority} {insecure} {url}");
+        }
+    }
+
+    /// Answers http, and a TLS greeting as an http server does.
+    fn plain_server() -> std::net::SocketAddr {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let mut head = [0; 1];
+                stream.read_exact(&mut head).unwrap();
+                let status = if head[0] == b'G' { "200 OK" } else { "400 Bad Request" };
+                let _ = write!(stream, "HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
+                // What was sent and not read would reset the connection before the answer is seen.
+                let _ = stream.shutdown(std::net::Shutdown::Write);
+                let _ = std::io::copy(&mut stream, &mut std::io::sink());
+            }
+        });
+        addr
+    }
+
+    #[test]
+    fn falls_back_to_http_only_with_leave() {
+        let addr = plain_server().to_string();
+        let mut with_leave = transport(&addr, true);
+        with_leave.schemes = &["https", "http"];
+        assert_eq!(with_leave.base().unwrap(), format!("http://{addr}"));
+
+        let mut without = transport(&addr, false);
+        without.schemes = &["https"];
+        let base = without.base().unwrap().to_owned();
+        let failure = without.get(&format!("{base}/v2/"), &[], None).err().unwrap();
+        let reason = format!("{addr}: does not speak https");
+        assert!(matches!(&failure, Failure::Again { reason: r, .. } if *r == reason), "{failure:?}");
     }
 
     #[test]

@@ -120,9 +120,8 @@ impl Registry {
     fn get(&self, what: &str, path: &str, headers: &[(&'static str, String)]) -> Result<Reply, Failure> {
         let base = self.transport.base()?;
         let url = format!("{base}/v2/{}/{path}", self.reference.repository());
-        // A token may run out between any two requests, and another thread may renew it first; more
-        // refusals than these are meant.
-        let mut renewals_left = 3;
+        let mut got_new = false;
+        let mut others_left = 3;
         loop {
             let authorization = self.auth.current(&self.transport)?;
             let header = authorization.as_ref().map(|a| a.header.as_str());
@@ -136,15 +135,21 @@ impl Registry {
                 return Ok(reply);
             }
             // Some registries (ECR) answer 403 to a token that ran out. One that has never been shown
-            // anything means it.
+            // anything means it, and so does one that refuses what was got for this very request.
             let worth_it = reply.status == 401 || reply.authorized;
-            let refused = authorization.map_or(0, |a| a.generation);
-            if worth_it
-                && renewals_left > 0
-                && self.auth.renew(refused, &reply, &self.transport)? == Renewal::Renewed
-            {
-                renewals_left -= 1;
-                continue;
+            if worth_it && !got_new && others_left > 0 {
+                let refused = authorization.map_or(0, |a| a.generation);
+                match self.auth.renew(refused, &reply, &self.transport)? {
+                    Renewal::Got => {
+                        got_new = true;
+                        continue;
+                    }
+                    Renewal::GotByOther => {
+                        others_left -= 1;
+                        continue;
+                    }
+                    Renewal::Nothing => {}
+                }
             }
             let status = reply.status;
             let denied = Denied {
