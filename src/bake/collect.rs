@@ -86,15 +86,8 @@ pub(crate) fn collect_keys(
 fn read_candidates(spec: &KeySpec, options: &Options, progress: &dyn Progress) -> Result<Candidates, Error> {
     let wrap = |source| Error::Keys { what: spec.to_string(), source };
     match spec {
-<<<<<<< HEAD
-        KeySpec::Provenance(src) => {
-            keys::provenance::read(src, &options.platform()).map_err(wrap)
-        }
-        KeySpec::CacheDb(src) => { let _ = src; Err(wrap(keys::Error::NoProvenance)) },
-=======
         KeySpec::Provenance(src) => keys::provenance::read(src, &options.platform()).map_err(wrap),
         KeySpec::CacheDb(src) => keys::harvest::candidates(src).map_err(wrap),
->>>>>>> tools
         KeySpec::Image(reference) => image_candidates(spec, reference, options, progress),
     }
 }

@@ -25,8 +25,8 @@ use std::time::Instant;
 
 use jiff::Timestamp;
 
-pub use error::{Error, ErrorClass};
 pub(crate) use error::IoContext;
+pub use error::{Error, ErrorClass};
 pub use report::{Report, Unkeyed};
 
 use crate::fsutil;

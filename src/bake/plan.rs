@@ -194,12 +194,12 @@ pub(crate) fn plan(caches: &[Cache], keyring: &Keyring, candidates: &Candidates)
                 None
             } else {
                 {
-                let inputs: Vec<Vec<KeyInput<'_>>> = inputs
-                    .iter()
-                    .map(|input| input.iter().map(|(key, selector)| (key, selector.as_str())).collect())
-                    .collect();
-                Some(KeyId::derived(&record.digest, &inputs))
-            }
+                    let inputs: Vec<Vec<KeyInput<'_>>> = inputs
+                        .iter()
+                        .map(|input| input.iter().map(|(key, selector)| (key, selector.as_str())).collect())
+                        .collect();
+                    Some(KeyId::derived(&record.digest, &inputs))
+                }
             };
             if let Some(id) = &id {
                 keyed.insert(record.digest.clone());
@@ -273,23 +273,12 @@ fn finish(
     }
 
     // Chains that differ only in compression share a snapshot; the smallest digest is unpacked.
-<<<<<<< HEAD
     let mut by_chain: BTreeMap<(usize, ChainId), (usize, Option<ChainId>)> = BTreeMap::new();
     for node in &chains.nodes {
         let parent = node.parent.map(|p| chains.nodes[p].chain_id);
         let blob = blob_index[&node.blob];
         let unpacked = &mut by_chain.entry((node.depth, node.chain_id)).or_insert((blob, parent)).0;
         *unpacked = blob.min(*unpacked);
-=======
-    let mut by_chain: BTreeMap<(usize, ChainId), (usize, Option<ChainId>, Option<Timestamp>)> =
-        BTreeMap::new();
-    for node in &chains.nodes {
-        let parent = node.parent.map(|p| chains.nodes[p].chain_id);
-        let blob = blob_index[&node.blob];
-        let entry = by_chain.entry((node.depth, node.chain_id)).or_insert((blob, parent, node.created_at));
-        entry.0 = entry.0.min(blob);
-        entry.2 = earliest(entry.2, node.created_at);
->>>>>>> tools
     }
     let snapshot_index: HashMap<ChainId, usize> =
         by_chain.keys().enumerate().map(|(i, (_, chain_id))| (*chain_id, i)).collect();

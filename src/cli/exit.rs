@@ -1,11 +1,6 @@
 //! Exit codes: few, documented, and the same for every command.
 
-<<<<<<< HEAD
 use crate::bake::{self, ErrorClass};
-=======
-use crate::bake;
-use crate::source::ErrorClass;
->>>>>>> tools
 use crate::verify;
 
 /// Everything went well.
@@ -45,7 +40,6 @@ Exit codes:
 
 /// The exit code for a bake that failed.
 pub fn of_bake(error: &bake::Error) -> u8 {
-<<<<<<< HEAD
     match error.class() {
         ErrorClass::Spec => USAGE,
         ErrorClass::Source => SOURCE,
@@ -54,26 +48,6 @@ pub fn of_bake(error: &bake::Error) -> u8 {
         ErrorClass::Unkeyed => UNKEYED,
         ErrorClass::Target => TARGET,
         ErrorClass::Other => FAILURE,
-=======
-    use crate::layer::Error as L;
-    use bake::Error as E;
-    match error {
-        E::Source { source, .. } => match source.class() {
-            ErrorClass::Spec => USAGE,
-            ErrorClass::Unavailable => SOURCE,
-            ErrorClass::Auth => AUTHENTICATION,
-            ErrorClass::Content => CONTENT,
-            ErrorClass::Output => FAILURE,
-        },
-        E::Keys { .. } | E::NoAttestation { .. } => SOURCE,
-        E::Cache { .. } | E::KeyImage { .. } | E::DiffIdClaims { .. } | E::DiffIdMismatch { .. } => CONTENT,
-        E::Layer { source: L::Decompress { .. } | L::Archive { .. } | L::Refused { .. }, .. } => CONTENT,
-        E::Unkeyed { .. } => UNKEYED,
-        E::TargetNotEmpty { .. } | E::TargetBusy { .. } | E::TargetNotDirectory { .. } => TARGET,
-        E::NotRoot | E::Layer { .. } | E::Store(_) | E::NoSpace { .. } | E::Io { .. } | E::Interrupted => {
-            FAILURE
-        }
->>>>>>> tools
     }
 }
 
