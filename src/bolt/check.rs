@@ -233,9 +233,9 @@ impl<'db> Check<'db> {
             }
         }
         if !self.unseen {
-            for (id, (reached, free)) in (0..).zip(self.reached.clone().iter().zip(free)) {
-                if !reached && !free {
-                    self.report(id, FaultKind::Leaked);
+            for (id, free) in (0..).zip(free) {
+                if !free && !self.reached[id] {
+                    self.report(id as u64, FaultKind::Leaked);
                 }
             }
         }
