@@ -1,6 +1,7 @@
 //! Credentials where docker and podman keep them.
 //!
 //! ```text
+//! $DOCKER_AUTH_CONFIG, the JSON itself
 //! $DOCKER_CONFIG/config.json, else ~/.docker/config.json
 //! $REGISTRY_AUTH_FILE, else $XDG_RUNTIME_DIR/containers/auth.json, ~/.config/containers/auth.json
 //!   {"auths":       {"<host or host/namespace>": {"auth": base64("user:password"), "identitytoken": …}},
@@ -27,6 +28,8 @@ use serde::Deserialize;
 
 /// The key under which docker keeps Docker Hub's credentials.
 const HUB_KEY: &str = "https://index.docker.io/v1/";
+/// The variable that holds credentials instead of saying where they are (docker 28.3, GitLab).
+const IN_ENV: &str = "DOCKER_AUTH_CONFIG";
 /// What a helper prints for a host that it does not know.
 const NOT_FOUND: &str = "credentials not found in native keychain";
 /// The user name that stands for "the secret is an identity token".
@@ -234,14 +237,15 @@ impl Credentials {
         registry: &str,
         repository: &str,
     ) -> Result<Option<Credential>, CredentialError> {
-        for path in self.files() {
-            let bytes = match std::fs::read(&path) {
-                Ok(bytes) => bytes,
-                Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-                    continue;
-                }
-                Err(source) => return Err(CredentialError::Read { path, source }),
-            };
+        let in_env = self.env.0.get(OsStr::new(IN_ENV)).map(|json| json.as_encoded_bytes().to_vec());
+        let in_env = in_env.into_iter().map(|json| Ok((PathBuf::from(format!("${IN_ENV}")), json)));
+        let in_files = self.files().into_iter().filter_map(|path| match std::fs::read(&path) {
+            Ok(bytes) => Some(Ok((path, bytes))),
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => None,
+            Err(source) => Some(Err(CredentialError::Read { path, source })),
+        });
+        for found in in_env.chain(in_files) {
+            let (path, bytes) = found?;
             if bytes.trim_ascii().is_empty() {
                 continue;
             }

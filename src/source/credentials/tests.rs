@@ -90,6 +90,23 @@ fn looks_where_docker_and_podman_do() {
 }
 
 #[test]
+fn the_environment_may_hold_them_itself() {
+    let home = Home::new(&[(".docker/config.json", &auths(&[("r.example", "a:pw"), ("q.example", "b:pw")]))]);
+    let vars = [
+        ("HOME", home.0.path().to_str().unwrap().to_owned()),
+        ("DOCKER_AUTH_CONFIG", auths(&[("r.example", "env:pw")])),
+    ];
+    let credentials = Credentials::new(vars.into_iter().collect(), Duration::from_secs(1));
+    let found = credentials.find("r.example", "x").unwrap().unwrap();
+    assert_eq!(found.to_string(), "as \"env\" from $DOCKER_AUTH_CONFIG");
+    assert_eq!(user(credentials.find("q.example", "x").unwrap()).as_deref(), Some("b"));
+
+    let broken = [("DOCKER_AUTH_CONFIG", "{")].into_iter().collect();
+    let error = Credentials::new(broken, Duration::from_secs(1)).find("r.example", "x").err().unwrap();
+    assert!(error.to_string().starts_with("credentials file $DOCKER_AUTH_CONFIG is not valid"), "{error}");
+}
+
+#[test]
 fn the_longest_key_counts() {
     let home = Home::new(&[(
         ".config/containers/auth.json",

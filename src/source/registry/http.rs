@@ -94,7 +94,7 @@ impl Transport {
             insecure: options.insecure,
             base: OnceLock::new(),
             answered: AtomicBool::new(false),
-            certs: certs.into_iter().next().unwrap_or_default(),
+            certs: certs.into_iter().next().unwrap_or_else(|| PathBuf::from("a directory for certificates")),
         })
     }
 
