@@ -93,11 +93,11 @@ fn exec_forms(exec: &ExecOp, own: Option<&OpPlatform>, fallback: &[Platform], fo
     if ops[0].mounts.iter().any(forgets_cache_opt) {
         let mut op = ops[0].clone();
         for mount in &mut op.mounts {
-            if forgets_cache_opt(mount) {
-                if let Some(cache) = &mut mount.cache {
-                    cache.id.clear();
-                    cache.sharing = 0;
-                }
+            if forgets_cache_opt(mount)
+                && let Some(cache) = &mut mount.cache
+            {
+                cache.id.clear();
+                cache.sharing = 0;
             }
         }
         ops.push(op);
