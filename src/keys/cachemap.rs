@@ -93,11 +93,11 @@ fn exec_forms(exec: &ExecOp, own: Option<&OpPlatform>, fallback: &[Platform], fo
     if ops[0].mounts.iter().any(forgets_cache_opt) {
         let mut op = ops[0].clone();
         for mount in &mut op.mounts {
-            if forgets_cache_opt(mount) {
-                if let Some(cache) = &mut mount.cache {
-                    cache.id.clear();
-                    cache.sharing = 0;
-                }
+            if forgets_cache_opt(mount)
+                && let Some(cache) = &mut mount.cache
+            {
+                cache.id.clear();
+                cache.sharing = 0;
             }
         }
         ops.push(op);
@@ -260,4 +260,255 @@ fn is_default_indexes(actions: &[FileAction]) -> bool {
                 && matches!(action.secondary_input, -1 | 1)
                 && action.output == if i == count - 1 { 0 } else { -1 }
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn step(value: &Value) -> Step {
+        Step::read(value).unwrap()
+    }
+
+    /// The JSON that one dialect gives an operation, before any choice of rules.
+    fn texts(op: &Value, inputs: usize) -> Vec<String> {
+        let inputs: Vec<_> = (0..inputs).map(|i| format!("step{i}:0")).collect();
+        let step = step(&json!({"id": "step9", "op": op, "inputs": inputs}));
+        let mut forms = Forms::default();
+        match &step.operation {
+            Operation::Exec(exec) => {
+                exec_forms(exec, step.platform.as_ref(), &["linux/amd64".parse().unwrap()], &mut forms);
+            }
+            Operation::File(actions) => forms.add(|encoder| file(encoder, actions, step.inputs)),
+            Operation::Merge(op) => forms.add(|encoder| wrap(encoder, "buildkit.merge.v0", "Merge", op)),
+            other => panic!("{other:?}"),
+        }
+        forms.json.into_iter().collect()
+    }
+
+    fn exec(exec: &Value, platform: &Value) -> Vec<String> {
+        texts(&json!({"Op": {"exec": exec}, "platform": platform}), 1)
+    }
+
+    #[test]
+    fn a_plain_run_has_no_mounts() {
+        let op = json!({
+            "meta": {"args": ["/bin/sh", "-c", "a && b"], "cwd": "/", "proxy_env": {"no_proxy": "*"}},
+            "mounts": [{"dest": "/", "selector": "/x"}],
+        });
+        let expected = "{\"Type\":\"buildkit.exec.v0\",\"Exec\":{\"meta\":{\"args\":[\"/bin/sh\",\"-c\",\
+                        \"a \\u0026\\u0026 b\"],\"cwd\":\"/\"}},\"OS\":\"linux\",\"Arch\":\"amd64\"}";
+        assert_eq!(exec(&op, &Value::Null), [expected]);
+    }
+
+    #[test]
+    fn one_root_mount_that_is_not_plain_stays() {
+        for (name, value) in [
+            ("readonly", json!(true)),
+            ("mountType", json!(4)),
+            ("cacheOpt", json!({})),
+            ("secretOpt", json!({})),
+            ("SSHOpt", json!({})),
+            ("resultID", json!("x")),
+        ] {
+            let op = json!({"mounts": [{"dest": "/", name: value}]});
+            for text in exec(&op, &Value::Null) {
+                assert!(text.contains("\"mounts\":[{"), "{name}: {text}");
+            }
+        }
+    }
+
+    #[test]
+    fn hosts_lose_their_address() {
+        let op = json!({"meta": {"extraHosts": [{"Host": "a", "IP": "10.0.0.1"}]}});
+        for text in exec(&op, &Value::Null) {
+            assert!(text.contains(r#""extraHosts":[{"Host":"a"}]"#), "{text}");
+        }
+    }
+
+    #[test]
+    fn cache_mounts_are_tried_with_and_without_their_id() {
+        let with = |id: &str, sharing: i64| {
+            let mount = json!({"dest": "/c", "mountType": 3, "cacheOpt": {"ID": id, "sharing": sharing}});
+            let texts = exec(&json!({"mounts": [mount]}), &Value::Null);
+            let without = texts.iter().filter(|text| text.contains(r#""cacheOpt":{}"#)).count();
+            (texts.len() - without, without)
+        };
+        // Two texts each: zero indexes written or not.
+        assert_eq!(with("/c", 0), (2, 0));
+        assert_eq!(with("name//c", 0), (2, 0));
+        assert_eq!(with("/c", 1), (2, 2));
+        assert_eq!(with("own", 0), (2, 2));
+        assert_eq!(with("a/b//c", 0), (2, 2));
+    }
+
+    #[test]
+    fn platforms_are_normalised_and_bare() {
+        let platform = json!({
+            "Architecture": "arm64", "OS": "linux", "Variant": "v8", "OSVersion": "1", "OSFeatures": ["f"],
+        });
+        let ends: Vec<String> = exec(&json!({}), &platform)
+            .into_iter()
+            .map(|text| text.split_once("\"Exec\":{},").unwrap().1.to_owned())
+            .collect();
+        let expected = [
+            r#""OS":"linux","Arch":"arm64","OSVersion":"1","OSFeatures":["f"]}"#,
+            r#""OS":"linux","Arch":"arm64","Variant":"v8","OSVersion":"1","OSFeatures":["f"]}"#,
+            r#""OS":"linux","Arch":"arm64","Variant":"v8"}"#,
+            r#""OS":"linux","Arch":"arm64"}"#,
+        ];
+        assert_eq!(ends, expected);
+    }
+
+    #[test]
+    fn fields_of_a_newer_release_come_last() {
+        let op = json!({"aNewField": {"x": 1}, "network": 2, "meta": {"zNew": "<", "user": "u"}});
+        let text = exec(&op, &Value::Null).remove(0);
+        assert!(
+            text.contains(r#""Exec":{"meta":{"user":"u","zNew":"\u003c"},"network":2,"aNewField":{"x":1}}"#),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn go_generations_are_tried_where_they_differ() {
+        assert_eq!(exec(&json!({"meta": {"cwd": "\u{8}"}}), &Value::Null).len(), 2);
+        assert_eq!(exec(&json!({"meta": {"cwd": "\u{fffd}"}}), &Value::Null).len(), 2);
+        assert_eq!(exec(&json!({"meta": {"cwd": "\u{c}\u{fffd}"}}), &Value::Null).len(), 4);
+        // Inside the base64 of a file action as well.
+        let action = |path: &str| json!({"Op": {"file": {"actions": [{"Action": {"rm": {"path": path}}}]}}});
+        assert_eq!(texts(&action("/a"), 1).len(), 1);
+        assert_eq!(texts(&action("/\u{8}"), 1).len(), 2);
+    }
+
+    /// The actions of a file operation as text, and the rest of it.
+    fn file_texts(actions: &Value, inputs: usize) -> Vec<(Vec<String>, Value)> {
+        use base64::Engine as _;
+        let texts = texts(&json!({"Op": {"file": {"actions": actions}}}), inputs);
+        let decode = |action: &Value| match action.as_str() {
+            Some(action) => {
+                String::from_utf8(base64::engine::general_purpose::STANDARD.decode(action).unwrap()).unwrap()
+            }
+            None => action.to_string(),
+        };
+        texts
+            .iter()
+            .map(|text| {
+                let value: Value = serde_json::from_str(text).unwrap();
+                let actions = value["Actions"].as_array().unwrap().iter().map(decode).collect();
+                (actions, value["indexes"].clone())
+            })
+            .collect()
+    }
+
+    #[test]
+    fn owners_differ_by_dialect() {
+        let owner = |user: Value| {
+            let action =
+                json!({"secondaryInput": -1, "Action": {"mkdir": {"path": "/a", "owner": {"user": user}}}});
+            let mut texts: Vec<String> = file_texts(&json!([action]), 1)
+                .into_iter()
+                .map(|(mut actions, _)| actions.remove(0))
+                .collect();
+            texts.sort();
+            texts
+        };
+        let text = |user: &str| format!(r#"{{"path":"/a","owner":{{"user":{{"User":{user}}}}}}}"#);
+        assert_eq!(owner(json!({"User": {}})), [text(r#"{"ByID":0}"#), text("{}")]);
+        assert_eq!(
+            owner(json!({"User": {"byID": 7}})),
+            [text(r#"{"ByID":7}"#), text(r#"{"byID":7}"#), text(r#"{"byId":7}"#)]
+        );
+        assert_eq!(
+            owner(json!({"User": {"ByName": {"name": "u"}}})),
+            [
+                text(r#"{"ByName":{"name":"u"}}"#),
+                text(r#"{"byName":{"name":"u","input":0}}"#),
+                text(r#"{"byName":{"name":"u"}}"#),
+            ]
+        );
+    }
+
+    #[test]
+    fn copies_from_an_input_keep_the_base_name() {
+        let source = |secondary: i64, inputs| {
+            let action = json!({"secondaryInput": secondary, "Action": {"copy": {"src": "/a/b"}}});
+            file_texts(&json!([action]), inputs).remove(0).0.remove(0)
+        };
+        assert_eq!(source(1, 2), r#"{"src":"b"}"#);
+        assert_eq!(source(0, 1), r#"{"src":"b"}"#);
+        assert_eq!(source(2, 2), r#"{"src":"/a/b"}"#);
+        assert_eq!(source(-1, 2), r#"{"src":"/a/b"}"#);
+    }
+
+    #[test]
+    fn base_names_are_those_of_go() {
+        let cases = [
+            ("", "."),
+            ("/", "/"),
+            ("//", "/"),
+            ("a", "a"),
+            ("/a/b", "b"),
+            ("/a/b//", "b"),
+            (".", "."),
+            ("a/..", ".."),
+        ];
+        for (path, expected) in cases {
+            assert_eq!(base_name(path), expected, "{path:?}");
+        }
+    }
+
+    #[test]
+    fn only_unusual_indexes_are_written() {
+        let indexes = |actions: &[[i64; 3]]| {
+            let actions: Vec<_> = actions
+                .iter()
+                .map(|[input, secondary, output]| {
+                    json!({"input": input, "secondaryInput": secondary, "output": output,
+                           "Action": {"rm": {"path": "/"}}})
+                })
+                .collect();
+            file_texts(&json!(actions), 2).remove(0).1
+        };
+        assert_eq!(indexes(&[[0, -1, 0]]), Value::Null);
+        assert_eq!(indexes(&[[0, 1, -1], [2, 1, 0]]), Value::Null);
+        assert_eq!(
+            indexes(&[[0, 1, -1], [2, -1, -1], [4, 1, 0]]),
+            json!([[0, 1, -1], [2, -1, -1], [4, 1, 0]])
+        );
+        assert_eq!(indexes(&[[1, -1, 0]]), json!([[1, -1, 0]]));
+        assert_eq!(indexes(&[[0, 2, 0]]), json!([[0, 2, 0]]));
+        assert_eq!(indexes(&[[0, -1, 1]]), json!([[0, -1, 1]]));
+        assert_eq!(indexes(&[[0, -1, 0], [2, -1, 0]]), json!([[0, -1, 0], [2, -1, 0]]));
+    }
+
+    #[test]
+    fn symlinks_are_hashed_where_they_are_told() {
+        let symlink = json!({"secondaryInput": -1, "Action": {"symlink": {"oldpath": "a", "newpath": "/b"}}});
+        assert_eq!(file_texts(&json!([symlink]), 1).remove(0).0, [r#"{"oldpath":"a","newpath":"/b"}"#]);
+        let untold = json!({"secondaryInput": -1, "Action": {}});
+        assert_eq!(file_texts(&json!([untold]), 1).remove(0).0, ["null"]);
+    }
+
+    #[test]
+    fn merges_are_tried_unhashed() {
+        let op = json!({"op": {"Op": {"merge": {"inputs": [{"input": 0}, {"input": 1}]}}}});
+        let digests = digests(&step(&op), &[]);
+        let gogo = r#"{"Type":"buildkit.merge.v0","Merge":{"inputs":[{"input":0},{"input":1}]}}"#;
+        let newer = r#"{"Type":"buildkit.merge.v0","Merge":{"inputs":[{},{"input":1}]}}"#;
+        for json in [gogo, newer] {
+            assert!(digests.contains(&OpDigest::new(json)));
+            assert!(digests.contains(&OpDigest::of(json.as_bytes())));
+        }
+        assert_eq!(digests.len(), 4);
+    }
+
+    #[test]
+    fn sources_and_unknown_operations_have_no_digest() {
+        for op in [json!({"source": {"identifier": "x"}}), json!({"new": {}}), Value::Null] {
+            assert!(digests(&step(&json!({"op": {"Op": op}})), &[]).is_empty());
+        }
+    }
 }

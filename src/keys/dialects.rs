@@ -98,7 +98,9 @@ impl Encoder {
                 '\u{c}' if self.escapes.short => self.out.push_str("\\f"),
                 '\u{fffd}' if !self.escapes.replacement => self.out.push(c),
                 '\0'..='\u{1f}' | '<' | '>' | '&' | '\u{2028}' | '\u{2029}' | '\u{fffd}' => {
-                    self.out.push_str(&format!("\\u{:04x}", u32::from(c)));
+                    self.out.push_str("\\u");
+                    let digits = (0..4).rev().map(|at| u32::from(c) >> (4 * at) & 0xf);
+                    self.out.extend(digits.filter_map(|digit| char::from_digit(digit, 16)));
                 }
                 _ => self.out.push(c),
             }

@@ -140,18 +140,18 @@ fn escape_directive(text: &str) -> char {
 }
 
 struct Lines<'a> {
-    lines: std::str::Lines<'a>,
+    rest: std::str::Lines<'a>,
     number: i64,
     escape: char,
 }
 
 impl<'a> Lines<'a> {
     fn new(text: &'a str, escape: char) -> Self {
-        Self { lines: text.lines(), number: 0, escape }
+        Self { rest: text.lines(), number: 0, escape }
     }
 
     fn line(&mut self) -> Option<&'a str> {
-        let line = self.lines.next()?;
+        let line = self.rest.next()?;
         self.number += 1;
         Some(line)
     }

@@ -147,10 +147,10 @@ struct Link {
 /// `link` is the link's JSON with what comes after it.
 fn candidates_of_link(link: &[u8], candidates: &mut Candidates) {
     let mut values = serde_json::Deserializer::from_slice(link).into_iter::<Link>();
-    if let Some(Ok(link)) = values.next() {
-        if !link.digest.is_empty() {
-            candidates.add(OpDigest::new(link.digest), None);
-        }
+    if let Some(Ok(link)) = values.next()
+        && !link.digest.is_empty()
+    {
+        candidates.add(OpDigest::new(link.digest), None);
     }
 }
 

@@ -162,6 +162,7 @@ macro_rules! messages {
     ($( $(#[$doc:meta])* $name:ident { $( $field:ident: $type:ty = $json:literal $($when:ident)?, )* } )*) => {$(
         $(#[$doc])*
         #[derive(Debug, Clone, Default, PartialEq)]
+        #[allow(clippy::struct_field_names)] // the names are those of the messages
         pub(super) struct $name {
             $( pub(super) $field: $type, )*
             /// Fields of a newer release.

@@ -34,7 +34,7 @@ use std::path::PathBuf;
 
 pub use candidates::Candidates;
 pub use keyring::{Keyring, ProvenKey};
-pub use spec::KeySpec;
+pub use spec::{KeySpec, SpecProblem};
 
 /// Why a source of keys could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -46,7 +46,7 @@ pub enum Error {
         /// What was written.
         text: String,
         /// What is wrong with it.
-        problem: spec::Problem,
+        problem: SpecProblem,
     },
     /// A file that cannot be read.
     #[error("cannot read {path}: {source}", path = path.display())]

@@ -16,6 +16,7 @@ use serde_json::{Map, Value};
 use super::dockerfile::{Dockerfile, Heredoc, Instruction, Stage};
 use super::expand::{Mode, Variable, expand, split_words};
 use super::llb::{Action, Bytes, Locations, Operation, Step, Wire, get};
+use crate::oci::Platform;
 
 /// Longer Dockerfiles are not read for names, in bytes.
 const MAX_DOCKERFILE: usize = 256 << 10;
@@ -54,7 +55,9 @@ impl Vars {
 impl FromIterator<(String, String)> for Vars {
     fn from_iter<I: IntoIterator<Item = (String, String)>>(entries: I) -> Self {
         let mut vars = Self::default();
-        entries.into_iter().for_each(|(name, value)| vars.set(name, value));
+        for (name, value) in entries {
+            vars.set(name, value);
+        }
         vars
     }
 }
@@ -83,16 +86,53 @@ impl<'a> Names<'a> {
     }
 }
 
+/// What a build ran on and for, where provenance tells.
+#[derive(Debug, Default)]
+pub(super) struct Platforms {
+    /// The builder's own platform.
+    pub(super) builder: Option<Platform>,
+    /// The platform of the image.
+    pub(super) target: Option<Platform>,
+}
+
+impl Platforms {
+    /// The arguments that every Dockerfile may ask for.
+    fn args(&self) -> Vars {
+        let of = |prefix: &str, platform: &Option<Platform>| {
+            let values = platform.iter().flat_map(|p| {
+                [
+                    ("PLATFORM", p.to_string()),
+                    ("OS", p.os.clone()),
+                    ("ARCH", p.arch.clone()),
+                    ("VARIANT", p.variant.clone()),
+                ]
+            });
+            values.map(|(name, value)| (format!("{prefix}{name}"), value)).collect::<Vec<_>>()
+        };
+        of("BUILD", &self.builder).into_iter().chain(of("TARGET", &self.target)).collect()
+    }
+
+    /// Whether an argument has a value that only the builder knows.
+    fn sets(name: &str) -> bool {
+        let part = name.strip_prefix("BUILD").or_else(|| name.strip_prefix("TARGET"));
+        part.is_some_and(|part| {
+            matches!(part, "PLATFORM" | "OS" | "ARCH" | "VARIANT" | "OSVERSION" | "STAGE")
+        })
+    }
+}
+
 /// The steps of one file by the line where their instruction begins, in the order of the build.
 type Placed<'a> = BTreeMap<i64, Vec<&'a Step>>;
 
 /// The name of each step, by its id, as far as it follows.
 ///
-/// `source` is the provenance's source map, `args` are the arguments of the build.
+/// `source` is the provenance's source map, `args` are the arguments of the build, `platforms` what it
+/// ran on and for.
 pub(super) fn of_steps<'a>(
     steps: &'a [Step],
     source: Option<&Map<String, Value>>,
     args: Option<&Map<String, Value>>,
+    platforms: &Platforms,
 ) -> Names<'a> {
     let places = places(steps, source);
     let mut names = Names::default();
@@ -101,14 +141,15 @@ pub(super) fn of_steps<'a>(
         let (Some(steps), Some(text)) = (places.get(&file), dockerfile_text(info)) else { continue };
         let dockerfile = Dockerfile::parse(&text);
         if dockerfile.stages.len() <= MAX_STAGES {
-            name_file(&dockerfile, steps, &build_args(args), &mut names);
+            let globals = platforms.args();
+            name_file(&dockerfile, steps, globals, &build_args(args), &mut names);
         }
     }
     for step in steps {
-        if let Some(name) = internal_name(step) {
-            if names.get(&step.id).is_none() {
-                names.set(&step.id, name.to_owned());
-            }
+        if let Some(name) = internal_name(step)
+            && names.get(&step.id).is_none()
+        {
+            names.set(&step.id, name.to_owned());
         }
     }
     names
@@ -191,9 +232,14 @@ struct Context<'a> {
     on_image: bool,
 }
 
-fn name_file<'a>(file: &Dockerfile, steps: &Placed<'a>, build_args: &Vars, names: &mut Names<'a>) {
+fn name_file<'a>(
+    file: &Dockerfile,
+    steps: &Placed<'a>,
+    mut globals: Vars,
+    build_args: &Vars,
+    names: &mut Names<'a>,
+) {
     let escape = file.escape;
-    let mut globals = Vars::default();
     for instruction in file.globals.iter().filter(|i| i.keyword == "ARG") {
         for (name, value) in assignments(instruction, escape) {
             let value = build_args.get(&name).cloned().or_else(|| {
@@ -233,8 +279,8 @@ fn name_file<'a>(file: &Dockerfile, steps: &Placed<'a>, build_args: &Vars, names
         };
         let unknown_triggers = if base == Base::Image { on_base.len() } else { 0 };
         let mut context = Context { stage, base, label, triggers, unknown_triggers, vars, on_image };
-        let namer = Namer { escape, globals: &globals, build_args, steps };
-        namer.name_stage(&mut context, &on_base, names);
+        let of_file = Namer { escape, globals: &globals, build_args, steps };
+        of_file.name_stage(&mut context, &on_base, names);
         contexts.push(context);
     }
 }
@@ -361,7 +407,7 @@ impl<'a> Namer<'_, 'a> {
                 let mut lines = body.trim().lines();
                 let first = lines.next().unwrap_or_default();
                 let more = if lines.next().is_some() { "..." } else { "" };
-                text.push_str(&format!(" ({first}{more})"));
+                text = format!("{text} ({first}{more})");
             }
             let own = steps.iter().find_map(|step| environment(step));
             let vars = own.as_ref().unwrap_or(vars);
@@ -369,6 +415,7 @@ impl<'a> Namer<'_, 'a> {
         } else {
             expand(&text, self.escape, Mode::Plain, &|name| match (vars.get(name), environment_of_stage) {
                 (Some(value), _) => Variable::Set(value.clone()),
+                (None, _) if Platforms::sets(name) => Variable::Unknown,
                 (None, Some(environment)) => environment.known(name),
                 (None, None) if on_image => Variable::Unknown,
                 (None, None) => Variable::Unset,
@@ -400,7 +447,9 @@ impl<'a> Namer<'_, 'a> {
                 let values = assignments(instruction, self.escape).into_iter();
                 let values: Vec<_> =
                     values.filter_map(|(name, value)| Some((name, plain(&value?, vars)?))).collect();
-                values.into_iter().for_each(|(name, value)| vars.set(name, value));
+                for (name, value) in values {
+                    vars.set(name, value);
+                }
             }
             _ => {}
         }

@@ -27,7 +27,7 @@ use serde_json::{Map, Value};
 use super::llb::{Operation, Step, get};
 use super::{
     Candidates, Error, cachemap,
-    names::{self, Names},
+    names::{self, Names, Platforms},
 };
 use crate::digest::{Digest, OpDigest};
 use crate::oci::Platform;
@@ -79,8 +79,8 @@ struct Predicate<'a> {
     metadata: Option<&'a Map<String, Value>>,
     /// Arguments of the frontend, build arguments among them.
     args: Option<&'a Map<String, Value>>,
-    /// `linux/amd64`: what the builder runs on.
-    builder_platform: Option<&'a str>,
+    /// What the builder runs on and what it built for.
+    platforms: Platforms,
 }
 
 fn path<'a>(object: &'a Map<String, Value>, names: &[&str]) -> Option<&'a Value> {
@@ -98,20 +98,25 @@ impl<'a> Predicate<'a> {
         let slsa1 = object.contains_key("buildDefinition");
         let slsa02 = object.contains_key("buildConfig")
             || (object.contains_key("buildType") && object.contains_key("builder"));
-        let (config, metadata, args, platform) = if slsa1 {
-            let parameters = |name| find(&["buildDefinition", "internalParameters", name]);
+        let platform =
+            |names: &[&str]| find(names).and_then(Value::as_str).and_then(|text| text.parse().ok());
+        let (config, metadata, args, platforms) = if slsa1 {
+            let internal = ["buildDefinition", "internalParameters"];
             (
-                parameters("buildConfig"),
+                find(&[&internal[..], &["buildConfig"]].concat()),
                 find(&["runDetails", "metadata", "buildkit_metadata"]),
                 find(&["buildDefinition", "externalParameters", "request", "args"]),
-                parameters("builderPlatform"),
+                Platforms {
+                    builder: platform(&[&internal[..], &["builderPlatform"]].concat()),
+                    target: platform(&[&internal[..], &["targetPlatform"]].concat()),
+                },
             )
         } else if slsa02 {
             (
                 find(&["buildConfig"]),
                 find(&["metadata", "https://mobyproject.org/buildkit@v1#metadata"]),
                 find(&["invocation", "parameters", "args"]),
-                find(&["invocation", "environment", "platform"]),
+                Platforms { builder: platform(&["invocation", "environment", "platform"]), target: None },
             )
         } else {
             return None;
@@ -120,7 +125,7 @@ impl<'a> Predicate<'a> {
             build_config: config.and_then(Value::as_object),
             metadata: metadata.and_then(Value::as_object),
             args: args.and_then(Value::as_object),
-            builder_platform: platform.and_then(Value::as_str),
+            platforms,
         })
     }
 
@@ -129,11 +134,11 @@ impl<'a> Predicate<'a> {
         let steps = self.build_config.and_then(|config| get(config, "llbDefinition"));
         let Some(steps) = steps.and_then(Value::as_array) else { return false };
         let mut platforms = vec![platform.clone()];
-        platforms.extend(self.builder_platform.and_then(|text| text.parse().ok()));
+        platforms.extend(self.platforms.builder.clone());
         platforms.dedup();
         let steps: Vec<Step> = steps.iter().filter_map(Step::read).collect();
         let source = self.metadata.and_then(|metadata| get(metadata, "source")).and_then(Value::as_object);
-        let names = names::of_steps(&steps, source, self.args);
+        let names = names::of_steps(&steps, source, self.args, &self.platforms);
         // Equal operations at two places have one digest, so it has no name; their layers have.
         let mut digests: HashMap<OpDigest, Option<&str>> = HashMap::new();
         for step in &steps {

@@ -29,7 +29,7 @@ pub enum KeySpec {
 /// What is wrong with a key source as it was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Problem {
+pub enum SpecProblem {
     /// Nothing was written.
     Empty,
     /// A quote that is never closed, or that stands inside a field.
@@ -48,7 +48,7 @@ pub enum Problem {
     Reference(String, String),
 }
 
-impl fmt::Display for Problem {
+impl fmt::Display for SpecProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Empty => f.write_str("nothing is written"),
@@ -82,38 +82,40 @@ impl FromStr for KeySpec {
     }
 }
 
-fn parse(text: &str) -> Result<KeySpec, Problem> {
+fn parse(text: &str) -> Result<KeySpec, SpecProblem> {
     let fields = split(text.trim())?;
-    let [first, rest @ ..] = fields.as_slice() else { return Err(Problem::Empty) };
+    let [first, rest @ ..] = fields.as_slice() else { return Err(SpecProblem::Empty) };
     if rest.is_empty() && !first.contains('=') {
         return image(first);
     }
     let (mut kind, mut reference, mut src) = (None, None, None);
     for field in &fields {
-        let Some((name, value)) = field.split_once('=') else { return Err(Problem::Field(field.clone())) };
+        let Some((name, value)) = field.split_once('=') else {
+            return Err(SpecProblem::Field(field.clone()));
+        };
         let name = name.trim().to_ascii_lowercase();
         let slot = match name.as_str() {
             "type" => &mut kind,
             "ref" => &mut reference,
             "src" => &mut src,
-            _ => return Err(Problem::Name(name)),
+            _ => return Err(SpecProblem::Name(name)),
         };
         if slot.replace(value.to_owned()).is_some() {
-            return Err(Problem::Twice(name));
+            return Err(SpecProblem::Twice(name));
         }
     }
     let path = |src: Option<String>| match src {
         Some(src) if !src.is_empty() => Ok(PathBuf::from(src)),
-        _ => Err(Problem::Missing("src")),
+        _ => Err(SpecProblem::Missing("src")),
     };
     let unused = |value: &Option<String>, name: &str| match value {
-        Some(_) => Err(Problem::Name(name.to_owned())),
+        Some(_) => Err(SpecProblem::Name(name.to_owned())),
         None => Ok(()),
     };
     match kind.as_deref() {
         Some("image") => {
             unused(&src, "src")?;
-            image(&reference.ok_or(Problem::Missing("ref"))?)
+            image(&reference.ok_or(SpecProblem::Missing("ref"))?)
         }
         Some("provenance") => {
             unused(&reference, "ref")?;
@@ -123,24 +125,24 @@ fn parse(text: &str) -> Result<KeySpec, Problem> {
             unused(&reference, "ref")?;
             path(src).map(KeySpec::CacheDb)
         }
-        Some(other) => Err(Problem::Type(other.to_owned())),
-        None => Err(Problem::Missing("type")),
+        Some(other) => Err(SpecProblem::Type(other.to_owned())),
+        None => Err(SpecProblem::Missing("type")),
     }
 }
 
-fn image(text: &str) -> Result<KeySpec, Problem> {
+fn image(text: &str) -> Result<KeySpec, SpecProblem> {
     match text.parse() {
         Ok(reference) => Ok(KeySpec::Image(reference)),
         Err(error) => {
             let error: <Reference as FromStr>::Err = error;
-            Err(Problem::Reference(text.to_owned(), error.to_string()))
+            Err(SpecProblem::Reference(text.to_owned(), error.to_string()))
         }
     }
 }
 
 /// Splits at commas; a field that begins with a double quote ends at the next single one, and two in
 /// a row stand for one, as in CSV.
-fn split(text: &str) -> Result<Vec<String>, Problem> {
+fn split(text: &str) -> Result<Vec<String>, SpecProblem> {
     let mut fields = Vec::new();
     let mut chars = text.chars().peekable();
     while chars.peek().is_some() || !fields.is_empty() {
@@ -148,7 +150,7 @@ fn split(text: &str) -> Result<Vec<String>, Problem> {
         if chars.next_if_eq(&'"').is_some() {
             loop {
                 match chars.next() {
-                    None => return Err(Problem::Quote),
+                    None => return Err(SpecProblem::Quote),
                     Some('"') if chars.next_if_eq(&'"').is_some() => field.push('"'),
                     Some('"') => break,
                     Some(c) => field.push(c),
@@ -157,7 +159,7 @@ fn split(text: &str) -> Result<Vec<String>, Problem> {
         } else {
             while let Some(c) = chars.next_if(|c| *c != ',') {
                 if c == '"' {
-                    return Err(Problem::Quote);
+                    return Err(SpecProblem::Quote);
                 }
                 field.push(c);
             }
@@ -166,7 +168,7 @@ fn split(text: &str) -> Result<Vec<String>, Problem> {
         match chars.next() {
             None => break,
             Some(',') => {}
-            Some(_) => return Err(Problem::Quote),
+            Some(_) => return Err(SpecProblem::Quote),
         }
     }
     Ok(fields)
