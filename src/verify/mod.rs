@@ -26,6 +26,7 @@ mod decode;
 mod disk;
 mod files;
 mod layers;
+mod live;
 mod parallel;
 mod records;
 mod relations;
@@ -43,6 +44,7 @@ use std::thread;
 use rustix::fs::FileType;
 use rustix::io::Errno;
 
+pub use live::{DEFAULT_IMAGE, LiveError, LiveOptions, LiveReport, Step, StepStatus, live};
 pub use report::{Counts, Finding, FindingKind, Report, Severity, Subject};
 
 use crate::progress::{Event, Progress};
