@@ -88,7 +88,8 @@ proptest! {
         for (key, value) in &keys {
             root.put(key.clone(), value.clone());
         }
-        let database = Database::from_bytes(root.to_bytes(PageSize::try_from(1024).unwrap()).unwrap()).unwrap();
+        let bytes = root.to_bytes(PageSize::try_from(1024).unwrap()).unwrap();
+        let database = Database::from_bytes(bytes).unwrap();
         for (key, value) in &keys {
             prop_assert_eq!(database.root().get(key).unwrap(), Some(value.as_slice()));
         }

@@ -1,1 +1,243 @@
-//! store
+//! The target: a `BuildKit` state directory, one file per store.
+//!
+//! | file | store |
+//! |---|---|
+//! | `state_dir` | the tree: paths and modes |
+//! | `content` | layer blobs |
+//! | `snapshots` | `snapshots/metadata.db`, the overlay snapshotter's own store |
+//! | `containerdmeta` | `containerdmeta.db`: blobs, snapshots and leases as containerd has them |
+//! | `metadata` | `metadata_v2.db`: cache records |
+//! | `cache` | `cache.db`: cache keys, links, results |
+//!
+//! `schema` names what is in the databases, `ids` derives ids from content. [`write_databases`] puts
+//! [`Contents`] into all of them; blobs and snapshot directories are written before, by others.
+
+mod cache;
+mod containerdmeta;
+pub mod content;
+mod encode;
+pub mod ids;
+mod metadata;
+pub mod schema;
+mod snapshots;
+pub mod state_dir;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{File, OpenOptions, Permissions};
+use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+
+use crate::bolt::{self, Bucket, PageSize};
+use crate::digest::{BlobChainId, ChainId, DiffId, OpDigest};
+use crate::oci::Descriptor;
+
+pub use content::BlobWriter;
+pub use ids::{KeyId, RecordId, SnapshotKey, WorkerId};
+pub use state_dir::StateDir;
+
+/// Why a store cannot be written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file or directory could not be created, or did not get its mode.
+    #[error("cannot create {}", path.display())]
+    Create {
+        /// Which one.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// A database could not be written.
+    #[error("cannot write {}", path.display())]
+    Database {
+        /// Which one.
+        path: PathBuf,
+        /// What failed.
+        #[source]
+        source: bolt::Error,
+    },
+    /// The contents name something that is not among them.
+    #[error("the contents name {what} {index}, but there are only {len}")]
+    OutOfRange {
+        /// `blob`, `snapshot`, `record` or `key`.
+        what: &'static str,
+        /// The index found.
+        index: usize,
+        /// How many there are.
+        len: usize,
+    },
+    /// Two snapshots, records or keys have one id, so one would hide the other.
+    #[error("the contents have {what} {id} twice")]
+    Duplicate {
+        /// `snapshot`, `record` or `key`.
+        what: &'static str,
+        /// The id that they share.
+        id: String,
+    },
+}
+
+/// Everything that the databases say, by indexes into the lists here.
+#[derive(Debug, Clone)]
+pub struct Contents {
+    /// The worker that all results belong to.
+    pub worker: WorkerId,
+    /// When blobs, snapshots and leases are said to have been made; two bakes that name the same time are
+    /// byte-identical.
+    pub written_at: Timestamp,
+    /// Blobs in the content store. Entries with the same digest make one blob with all their sources.
+    pub blobs: Vec<Blob>,
+    /// Snapshots; the one at index `i` has the directory `i + 1`.
+    pub snapshots: Vec<Snapshot>,
+    /// Cache records.
+    pub records: Vec<Record>,
+    /// Cache keys.
+    pub keys: Vec<Key>,
+    /// From each key to those that have it as an input.
+    pub links: Vec<Link>,
+}
+
+/// A layer blob.
+#[derive(Debug, Clone)]
+pub struct Blob {
+    /// Digest, size, media type, and the annotations that a re-export needs.
+    pub descriptor: Descriptor,
+    /// Digest of the uncompressed tar, proven.
+    pub diff_id: DiffId,
+    /// Where a push may find it: by registry host without port, the repositories.
+    pub sources: BTreeMap<String, BTreeSet<String>>,
+}
+
+/// An unpacked layer.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    /// Its key.
+    pub key: SnapshotKey,
+    /// Index of the snapshot below.
+    pub parent: Option<usize>,
+    /// Bytes of the blocks of its upper directory, each inode once.
+    pub size: u64,
+    /// Inodes of its upper directory, itself included.
+    pub inodes: u64,
+}
+
+/// A cache record: a layer on its chain.
+#[derive(Debug, Clone)]
+pub struct Record {
+    /// Its id, and its lease's.
+    pub id: RecordId,
+    /// Index of its blob.
+    pub blob: usize,
+    /// Index of its snapshot; records that differ in compression alone share one.
+    pub snapshot: usize,
+    /// Index of the record of the layer below.
+    pub parent: Option<usize>,
+    /// Chain ID of the layer.
+    pub chain_id: ChainId,
+    /// Blob chain ID of the layer.
+    pub blob_chain_id: BlobChainId,
+    /// When the layer's step ran.
+    pub created_at: Timestamp,
+    /// When it is said to have been used last; eviction takes the oldest first.
+    pub last_used_at: Timestamp,
+    /// How often it is said to have been used; eviction takes the least used first.
+    pub usage_count: u64,
+    /// What `buildctl du` shows.
+    pub description: String,
+}
+
+/// A cache key.
+#[derive(Debug, Clone)]
+pub struct Key {
+    /// Its id.
+    pub id: KeyId,
+    /// Index of each record that is its result, and when that was made if not when the layer was.
+    pub results: Vec<(usize, Option<Timestamp>)>,
+}
+
+/// A link: key `to` is operation `digest` with key `from` as an input.
+#[derive(Debug, Clone)]
+pub struct Link {
+    /// Index of the key of the input.
+    pub from: usize,
+    /// Index of the key that has it.
+    pub to: usize,
+    /// Which input.
+    pub input: usize,
+    /// Which output of the operation.
+    pub output: i64,
+    /// The operation.
+    pub digest: OpDigest,
+    /// Digest of what the operation reads of the input; empty: its result as such.
+    pub selector: String,
+}
+
+fn at<'a, T>(list: &'a [T], index: usize, what: &'static str) -> Result<&'a T, Error> {
+    list.get(index).ok_or(Error::OutOfRange { what, index, len: list.len() })
+}
+
+fn distinct<'a>(what: &'static str, ids: impl Iterator<Item = &'a str>) -> Result<(), Error> {
+    let mut seen = BTreeSet::new();
+    for id in ids {
+        if !seen.insert(id) {
+            return Err(Error::Duplicate { what, id: id.to_owned() });
+        }
+    }
+    Ok(())
+}
+
+/// Writes the databases and the worker's id below `root`, in [`state_dir::COMMIT_ORDER`] and with the
+/// modes given there; the directories must exist. A file that is there already is replaced.
+///
+/// Nothing is flushed to disk: that, and the order in which the files reach their final places, is up to
+/// the caller.
+///
+/// # Errors
+/// The contents are not consistent, and then nothing is written; or a file cannot be written.
+pub fn write_databases(root: &Path, contents: &Contents) -> Result<(), Error> {
+    distinct("snapshot", contents.snapshots.iter().map(|snapshot| snapshot.key.as_str()))?;
+    distinct("record", contents.records.iter().map(|record| record.id.as_str()))?;
+    distinct("key", contents.keys.iter().map(|key| key.id.as_str()))?;
+    let databases = [
+        (state_dir::SNAPSHOTS_DB, snapshots::database(contents)?),
+        (state_dir::CONTAINERD_DB, containerdmeta::database(contents)?),
+        (state_dir::METADATA_DB, metadata::database(contents)?),
+        (state_dir::CACHE_DB, cache::database(contents)?),
+    ];
+    let state = StateDir::new(root);
+    for (relative, mode) in state_dir::COMMIT_ORDER {
+        let path = state.path(relative);
+        if let Some((_, bucket)) = databases.iter().find(|(database, _)| database == relative) {
+            write_database(&path, *mode, bucket)?;
+        } else {
+            let id = contents.worker.as_str().as_bytes();
+            let written = create(&path, *mode).and_then(|mut file| file.write_all(id));
+            written.map_err(|source| Error::Create { path, source })?;
+        }
+    }
+    Ok(())
+}
+
+fn write_database(path: &Path, mode: u32, bucket: &Bucket) -> Result<(), Error> {
+    let file = create(path, mode).map_err(|source| Error::Create { path: path.to_owned(), source })?;
+    bucket
+        .write(PageSize::DEFAULT, &mut BufWriter::new(file))
+        .map_err(|source| Error::Database { path: path.to_owned(), source })
+}
+
+/// A new file with exactly this mode, whatever the umask and whatever stood there.
+fn create(path: &Path, mode: u32) -> io::Result<File> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
+    file.set_permissions(Permissions::from_mode(mode))?;
+    Ok(file)
+}

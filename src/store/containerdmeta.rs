@@ -1,0 +1,133 @@
+//! `containerdmeta.db`: what containerd knows of blobs and snapshots, and the leases that keep them.
+//!
+//! ```text
+//! v1/
+//!   version                    varint
+//!   buildkit/                  the namespace
+//!     content/blob/<digest>/
+//!       size                   varint
+//!       createdat, updatedat   time
+//!       labels/
+//!         containerd.io/gc.ref.content.blob-<digest>        <digest>
+//!         containerd.io/distribution.source.<host>          <repository>[,<repository>]
+//!         buildkit.io/blob/mediatype                        <media type>
+//!         buildkit.io/blob/annotation.<annotation>          containerd.io/uncompressed, estargz's
+//!     snapshots/overlayfs/     sequence: that of the last <number> in a name
+//!       <key>/
+//!         name                 buildkit/<number>/<key>: the name in snapshots/metadata.db
+//!         parent               <key>, where there is one
+//!         children/<key>       empty, where there are any
+//!         createdat, updatedat time
+//!     leases/<record id>/
+//!       createdat              time
+//!       labels/containerd.io/gc.flat    <RFC 3339>
+//!       content/<digest>                empty
+//!       snapshots/overlayfs/<key>       empty
+//! ```
+//!
+//! Mirrors containerd `core/metadata/{buckets,content,snapshot,leases}.go` (v2.4) and `BuildKit`
+//! `cache/{manager,refs}.go` (v0.34). Leases alone keep data: containerd's garbage collector removes the
+//! rest.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::schema::containerd::{
+    ANNOTATION, BLOB, CHILDREN, CONTENT, CREATED_AT, DISTRIBUTION_SOURCE, GC_FLAT, GC_REF_BLOB, LABEL_MAX,
+    LABELS, LEASES, MEDIA_TYPE, NAME, PARENT, SIZE, SNAPSHOTS, UPDATED_AT, V1, VERSION, VERSION_WRITTEN,
+};
+use super::schema::{NAMESPACE, SNAPSHOTTER};
+use super::{Blob, Contents, Error, at, encode, snapshots};
+use crate::bolt::Bucket;
+use crate::digest::Digest;
+use crate::oci::cacheconfig::UNCOMPRESSED;
+
+/// Annotations that `BuildKit` keeps beside the diff ID; `compression.EStargzAnnotations`.
+const KEPT_ANNOTATIONS: [&str; 2] =
+    ["containerd.io/snapshot/stargz/toc.digest", "io.containers.estargz.uncompressed-size"];
+
+pub(super) fn database(contents: &Contents) -> Result<Bucket, Error> {
+    let mut root = Bucket::new();
+    let v1 = root.bucket(V1);
+    v1.put(VERSION, encode::varint(VERSION_WRITTEN));
+    let namespace = v1.bucket(NAMESPACE);
+    blobs(contents, namespace.bucket(CONTENT).bucket(BLOB));
+    snapshot_entries(contents, namespace.bucket(SNAPSHOTS).bucket(SNAPSHOTTER))?;
+    leases(contents, namespace.bucket(LEASES))?;
+    Ok(root)
+}
+
+fn blobs(contents: &Contents, bucket: &mut Bucket) {
+    let written = encode::time(contents.written_at);
+    let mut sources: BTreeMap<(Digest, &str), BTreeSet<&str>> = BTreeMap::new();
+    for blob in &contents.blobs {
+        let digest = blob.descriptor.digest;
+        let entry = bucket.bucket(digest.to_string());
+        entry.put(SIZE, encode::varint_of(blob.descriptor.size));
+        entry.put(CREATED_AT, written);
+        entry.put(UPDATED_AT, written);
+        labels(blob, entry.bucket(LABELS));
+        for (host, repositories) in &blob.sources {
+            sources.entry((digest, host)).or_default().extend(repositories.iter().map(String::as_str));
+        }
+    }
+    for ((digest, host), repositories) in sources {
+        let label = format!("{DISTRIBUTION_SOURCE}{host}");
+        // containerd refuses to touch a label that is too long, so name as many as fit: one is enough for
+        // a push to find the blob in its own registry.
+        let mut value = String::new();
+        for repository in repositories {
+            let separator = if value.is_empty() { "" } else { "," };
+            if label.len() + value.len() + separator.len() + repository.len() <= LABEL_MAX {
+                value.push_str(separator);
+                value.push_str(repository);
+            }
+        }
+        if !value.is_empty() {
+            bucket.bucket(digest.to_string()).bucket(LABELS).put(label, value);
+        }
+    }
+}
+
+fn labels(blob: &Blob, bucket: &mut Bucket) {
+    let digest = blob.descriptor.digest.to_string();
+    bucket.put(format!("{GC_REF_BLOB}{digest}"), digest);
+    bucket.put(MEDIA_TYPE, blob.descriptor.media_type.as_str());
+    bucket.put(format!("{ANNOTATION}{UNCOMPRESSED}"), blob.diff_id.to_string());
+    for name in KEPT_ANNOTATIONS {
+        if let Some(value) = blob.descriptor.annotations.get(name) {
+            bucket.put(format!("{ANNOTATION}{name}"), value.as_str());
+        }
+    }
+}
+
+fn snapshot_entries(contents: &Contents, bucket: &mut Bucket) -> Result<(), Error> {
+    let written = encode::time(contents.written_at);
+    bucket.set_sequence(contents.snapshots.len() as u64);
+    for (index, snapshot) in contents.snapshots.iter().enumerate() {
+        let entry = bucket.bucket(snapshot.key.as_str());
+        entry.put(NAME, snapshots::name(index, snapshot));
+        entry.put(CREATED_AT, written);
+        entry.put(UPDATED_AT, written);
+        if let Some(parent) = snapshot.parent {
+            let parent = at(&contents.snapshots, parent, "snapshot")?;
+            entry.put(PARENT, parent.key.as_str());
+            bucket.bucket(parent.key.as_str()).bucket(CHILDREN).put(snapshot.key.as_str(), "");
+        }
+    }
+    Ok(())
+}
+
+fn leases(contents: &Contents, bucket: &mut Bucket) -> Result<(), Error> {
+    let written = encode::time(contents.written_at);
+    let flat = encode::rfc3339(contents.written_at);
+    for record in &contents.records {
+        let blob = at(&contents.blobs, record.blob, "blob")?;
+        let snapshot = at(&contents.snapshots, record.snapshot, "snapshot")?;
+        let lease = bucket.bucket(record.id.as_str());
+        lease.put(CREATED_AT, written);
+        lease.bucket(LABELS).put(GC_FLAT, flat.as_str());
+        lease.bucket(CONTENT).put(blob.descriptor.digest.to_string(), "");
+        lease.bucket(SNAPSHOTS).bucket(SNAPSHOTTER).put(snapshot.key.as_str(), "");
+    }
+    Ok(())
+}
