@@ -16,7 +16,7 @@ use super::entry::{Entry, Kind, Whiteout, join, split};
 use super::remove::remove_all;
 use super::resolve::{Fault, resolve};
 use super::tar::{Content, Segment};
-use super::{Error, Implied, Refusal, Result, sys};
+use super::{Error, Fate, Implied, Refusal, Result, sys};
 
 /// Directories kept open.
 const OPEN: usize = 32;
@@ -30,12 +30,8 @@ struct Directory {
 }
 
 /// A directory made because something below it came first.
-#[derive(Debug, Clone, Copy)]
-struct ImpliedState {
-    /// Position among all that were made.
-    order: u64,
-    /// An entry of its own came later.
-    described: bool,
+struct Made {
+    implied: Implied,
     /// Upstream remembers an entry of this path, though it was removed since.
     remembered: bool,
 }
@@ -53,8 +49,9 @@ pub(super) struct Applier {
     times: Vec<(usize, Timestamps)>,
     /// A directory or symlink was removed, so a path may lead elsewhere now than when it was unpacked.
     moved: bool,
-    implied: BTreeMap<Vec<u8>, ImpliedState>,
-    made: u64,
+    /// Implied directories in the order of their making, and where each path stands in them.
+    made: Vec<Made>,
+    implied: BTreeMap<Vec<u8>, usize>,
     /// In a base layer: directories that an opaque mark has emptied, and paths that were unpacked and removed.
     emptied: HashSet<Vec<u8>>,
     removed: HashSet<Vec<u8>>,
@@ -75,8 +72,8 @@ impl Applier {
             names: Vec::new(),
             times: Vec::new(),
             moved: false,
+            made: Vec::new(),
             implied: BTreeMap::new(),
-            made: 0,
             emptied: HashSet::new(),
             removed: HashSet::new(),
         })
@@ -117,12 +114,7 @@ impl Applier {
             let parent = self.existing(parent)?;
             rustix::fs::utimensat(&parent.fd, name, &times, AtFlags::SYMLINK_NOFOLLOW).map_err(fail)?;
         }
-        let mut implied: Vec<_> = self.implied.into_iter().collect();
-        implied.sort_by_key(|(_, state)| state.order);
-        let implied = implied.into_iter();
-        Ok(implied
-            .map(|(path, state)| Implied { path: sys::path(&path).to_owned(), described: state.described })
-            .collect())
+        Ok(self.made.into_iter().map(|made| made.implied).collect())
     }
 
     // Where things go.
@@ -222,10 +214,7 @@ impl Applier {
                     rustix::fs::mkdirat(&directory.fd, name, sys::mode(0o755)).map_err(fail)?;
                     let fd = sys::open_directory(directory.fd.as_fd(), name).map_err(fail)?;
                     rustix::fs::fchmod(&fd, sys::mode(0o755)).map_err(fail)?;
-                    let remembered = self.removed.contains(&below);
-                    let state = ImpliedState { order: self.made, described: false, remembered };
-                    self.made += 1;
-                    self.implied.insert(below.clone(), state);
+                    self.imply(&directory.path, &below);
                     fd
                 }
                 opened => opened.map_err(fail)?,
@@ -233,6 +222,17 @@ impl Applier {
             directory = Rc::new(Directory { fd, path: below });
         }
         Ok(directory)
+    }
+
+    fn imply(&mut self, parent: &[u8], path: &[u8]) {
+        let below_implied = self.fate(parent) == Some(Fate::Kept);
+        let implied = Implied { path: sys::path(path).to_owned(), fate: Fate::Kept, below_implied };
+        self.implied.insert(path.to_vec(), self.made.len());
+        self.made.push(Made { implied, remembered: self.removed.contains(path) });
+    }
+
+    fn fate(&self, path: &[u8]) -> Option<Fate> {
+        self.implied.get(path).map(|&at| self.made[at].implied.fate)
     }
 
     // What is in the way.
@@ -251,11 +251,16 @@ impl Applier {
             self.alias = None;
             self.open.retain(|open| open.path != path && !is_below(&open.path, &path));
         }
-        let implied = &mut self.implied;
+        let (implied, made) = (&mut self.implied, &mut self.made);
         remove_all(parent.fd.as_fd(), name, &mut |removed| {
             let path = join(&parent.path, removed);
-            let state = implied.remove(&path);
-            if base && state.is_none_or(|state| state.described || state.remembered) {
+            let mut had_entry = true;
+            if let Some(at) = implied.remove(&path) {
+                let made = &mut made[at];
+                had_entry = made.remembered || made.implied.fate == Fate::Described;
+                made.implied.fate = Fate::Removed;
+            }
+            if base && had_entry {
                 gone.insert(path);
             }
         })
@@ -268,22 +273,24 @@ impl Applier {
         action: &'static str,
         parent: &Directory,
         name: &[u8],
-        mut make: impl FnMut(BorrowedFd<'_>) -> rustix::io::Result<T>,
+        mut create: impl FnMut(BorrowedFd<'_>) -> rustix::io::Result<T>,
     ) -> Result<T> {
-        let made = match make(parent.fd.as_fd()) {
+        let result = match create(parent.fd.as_fd()) {
             Err(Errno::EXIST) => {
                 self.remove(parent, name)?;
-                make(parent.fd.as_fd())
+                create(parent.fd.as_fd())
             }
-            made => made,
+            done => done,
         };
-        made.map_err(|e| Error::entry(action, &join(&parent.path, name), e))
+        result.map_err(|e| Error::entry(action, &join(&parent.path, name), e))
     }
 
     /// An entry of its own came for a directory that was implied.
     fn describe(&mut self, kind: Kind, path: &[u8]) {
-        if let Some(state) = self.implied.get_mut(path) {
-            state.described |= kind == Kind::Directory;
+        if let Some(&at) = self.implied.get(path)
+            && kind == Kind::Directory
+        {
+            self.made[at].implied.fate = Fate::Described;
         }
     }
 
@@ -316,7 +323,10 @@ impl Applier {
         let mut doomed: Vec<Vec<u8>> = self
             .implied
             .iter()
-            .filter(|(path, state)| is_below(path, &directory.path) && !state.described && !state.remembered)
+            .filter(|&(path, &at)| {
+                let made = &self.made[at];
+                is_below(path, &directory.path) && !made.remembered && made.implied.fate == Fate::Kept
+            })
             .map(|(path, _)| path.clone())
             .collect();
         // A path sorts before those below it, but siblings may sort between: go by the last one that was removed.
@@ -342,7 +352,13 @@ impl Applier {
         match entry.kind {
             Kind::File => return self.create_file(entry, parent, name, content),
             Kind::Directory => return self.create_directory(entry, parent, name),
-            Kind::Global => return self.remove(parent, name),
+            Kind::Global => {
+                self.remove(parent, name)?;
+                if self.base {
+                    self.removed.insert(join(&parent.path, name));
+                }
+                return Ok(());
+            }
             Kind::Symlink => {
                 self.place("create symlink", parent, name, |dir| {
                     rustix::fs::symlinkat(entry.link.as_slice(), dir, name)
@@ -405,16 +421,19 @@ impl Applier {
     }
 
     fn create_directory(&mut self, entry: &Entry, parent: &Rc<Directory>, name: &[u8]) -> Result<()> {
-        let make = |dir: BorrowedFd<'_>| match rustix::fs::mkdirat(dir, name, Mode::RWXU) {
+        let create = |dir: BorrowedFd<'_>| match rustix::fs::mkdirat(dir, name, Mode::RWXU) {
             // A directory is not replaced but described.
             Err(Errno::EXIST) if sys::is_directory(dir, name)? => Ok(()),
-            made => made,
+            done => done,
         };
-        self.place("create directory", parent, name, make)?;
+        self.place("create directory", parent, name, create)?;
         set_attributes(entry, parent, name)?;
+        let times = sys::times(entry);
         self.names.extend_from_slice(&entry.path);
-        self.times.push((self.names.len(), sys::times(entry)));
-        Ok(())
+        self.times.push((self.names.len(), times.clone()));
+        // Now too: the path may lead elsewhere at the end.
+        rustix::fs::utimensat(&parent.fd, name, &times, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|e| Error::entry("set times of", &entry.path, e))
     }
 
     fn create_link(&mut self, entry: &Entry, parent: &Rc<Directory>, name: &[u8]) -> Result<()> {

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::entry::split;
 use super::resolve::{Fault, resolve};
-use super::{Error, Implied, Refusal, Result, sys};
+use super::{Error, Fate, Implied, Refusal, Result, sys};
 
 /// Gives the `implied` directories of `upper` what the nearest of `lowers` has for them: owner, mode, xattrs
 /// but `trusted.*`, and mtime; a directory that none has keeps 0755 and root, and gets the time 1970.
@@ -37,40 +37,36 @@ pub fn inherit(upper: &Path, implied: &[Implied], lowers: &[&Path]) -> Result<()
     for directory in implied {
         let path = directory.path.as_os_str().as_bytes();
         let fail = |e: Errno| Error::entry("inherit attributes of", path, e);
-        let target = sys::open_directory(upper.as_fd(), path).map_err(fail)?;
         let source = find(&lowers, path)?;
-        if !directory.described {
-            let group = groups.get(split(path).0).copied();
-            match &source {
-                Some(source) => {
-                    let stat = rustix::fs::fstat(source).map_err(fail)?;
-                    rustix::fs::fchown(
-                        &target,
-                        Some(Uid::from_raw(stat.st_uid)),
-                        Some(Gid::from_raw(stat.st_gid)),
-                    )
-                    .map_err(fail)?;
-                    let mode = Mode::from_raw_mode(stat.st_mode & 0o7777);
-                    rustix::fs::fchmod(&target, mode).map_err(fail)?;
-                    if mode.contains(Mode::SGID) {
-                        groups.insert(path, Gid::from_raw(stat.st_gid));
-                    }
+        let stat = source.as_ref().map(rustix::fs::fstat).transpose().map_err(fail)?;
+        if let Some(stat) = stat
+            && stat.st_mode & Mode::SGID.as_raw_mode() != 0
+        {
+            groups.insert(path, Gid::from_raw(stat.st_gid));
+        }
+        if directory.fate == Fate::Removed {
+            continue;
+        }
+        let target = sys::open_directory(upper.as_fd(), path).map_err(fail)?;
+        if directory.fate == Fate::Kept {
+            let group = groups.get(split(path).0).copied().filter(|_| directory.below_implied);
+            match stat {
+                Some(stat) => {
+                    let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
+                    rustix::fs::fchown(&target, Some(uid), Some(gid)).map_err(fail)?;
+                    rustix::fs::fchmod(&target, sys::mode(stat.st_mode)).map_err(fail)?;
                 }
-                None if group.is_some() => rustix::fs::fchown(&target, None, group).map_err(fail)?,
-                None => {}
+                None => rustix::fs::fchown(&target, None, group).map_err(fail)?,
             }
         }
         if let Some(source) = &source {
             copy_xattrs(source.as_fd(), target.as_fd()).map_err(fail)?;
         }
-        if !directory.described {
-            let mtime = match &source {
-                Some(source) => {
-                    let stat = rustix::fs::fstat(source).map_err(fail)?;
-                    Timespec { tv_sec: stat.st_mtime, tv_nsec: stat.st_mtime_nsec.cast_signed() }
-                }
-                None => Timespec { tv_sec: 0, tv_nsec: 0 },
-            };
+        if directory.fate == Fate::Kept {
+            let mtime = stat.map_or(Timespec { tv_sec: 0, tv_nsec: 0 }, |stat| Timespec {
+                tv_sec: stat.st_mtime,
+                tv_nsec: stat.st_mtime_nsec.cast_signed(),
+            });
             let times = Timestamps { last_access: mtime, last_modification: mtime };
             rustix::fs::futimens(&target, &times).map_err(fail)?;
         }

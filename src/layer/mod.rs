@@ -91,13 +91,26 @@ pub struct Stream {
     pub bytes: u64,
 }
 
-/// A directory that a layer needs and does not describe.
+/// A directory that was made because a layer has something below it, before any entry of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Implied {
     /// Where it is, relative to the upper directory.
     pub path: PathBuf,
-    /// The layer described it after all, later than something inside it: only xattrs are inherited then.
-    pub described: bool,
+    /// What became of it.
+    pub fate: Fate,
+    /// It was made in a directory of which the same was true at that time.
+    pub below_implied: bool,
+}
+
+/// What became of an implied directory, later in the layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// It stayed as it is: it inherits everything.
+    Kept,
+    /// An entry of its own came: it inherits only xattrs that it does not have.
+    Described,
+    /// It was removed or replaced: it inherits nothing, but a lower layer may still forbid its path.
+    Removed,
 }
 
 /// A layer that was unpacked.

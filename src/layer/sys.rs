@@ -1,7 +1,7 @@
 //! System calls on the layer's directory, with the flags that keep every path inside it.
 
 use std::ffi::OsStr;
-use std::io;
+
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -120,9 +120,4 @@ pub(super) fn is_directory(dir: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Resu
 pub(super) fn file_type(dir: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<rustix::fs::FileType> {
     let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
     Ok(rustix::fs::FileType::from_raw_mode(stat.st_mode))
-}
-
-/// Whether an entry is not there.
-pub(super) fn is_missing(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::NotFound
 }
