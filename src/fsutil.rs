@@ -1,1 +1,82 @@
-//! fsutil
+//! File-system facts and operations that the standard library lacks.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use rustix::fs::{AtFlags, CWD, FlockOperation, StatxAttributes, StatxFlags};
+
+/// Whether `path` is the root of a mounted file system, bind mounts included.
+///
+/// Kernels before 5.8 do not tell; there the device of the parent directory decides.
+pub fn is_mount_point(path: &Path) -> io::Result<bool> {
+    let stat = rustix::fs::statx(CWD, path, AtFlags::empty(), StatxFlags::BASIC_STATS)?;
+    if stat.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT) {
+        return Ok(stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT));
+    }
+    let parent = path.join("..");
+    Ok(path.metadata()?.dev() != parent.metadata()?.dev())
+}
+
+/// Bytes that root may still write on the file system of `path`.
+pub fn free_bytes(path: &Path) -> io::Result<u64> {
+    let stat = rustix::fs::statvfs(path)?;
+    Ok(stat.f_bfree.saturating_mul(stat.f_frsize))
+}
+
+/// Writes everything of the file system of `path` to its disk, with one call.
+pub fn sync_file_system(path: &Path) -> io::Result<()> {
+    Ok(rustix::fs::syncfs(File::open(path)?)?)
+}
+
+/// Makes the entries of a directory durable.
+pub fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// Whether some process holds a `flock` on `path`. A file that is absent is not locked.
+///
+/// A daemon leaves its lock file behind when it is killed, so only the lock itself counts.
+pub fn is_locked(path: &Path) -> io::Result<bool> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(false),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether this process may do what a root user may.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_root_directory_is_a_mount_point_and_a_new_directory_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(is_mount_point(Path::new("/proc")).unwrap());
+        assert!(!is_mount_point(dir.path()).unwrap());
+    }
+
+    #[test]
+    fn a_lock_counts_only_while_it_is_held() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("buildkitd.lock");
+        assert!(!is_locked(&path).unwrap());
+        let file = File::create(&path).unwrap();
+        assert!(!is_locked(&path).unwrap());
+        rustix::fs::flock(&file, FlockOperation::LockExclusive).unwrap();
+        assert!(is_locked(&path).unwrap());
+        drop(file);
+        assert!(!is_locked(&path).unwrap());
+    }
+}

@@ -1,3 +1,7 @@
 //! The `warmkit` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    warmkit::cli::main()
+}

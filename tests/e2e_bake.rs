@@ -13,7 +13,7 @@ use std::path::Path;
 
 use support::cases::{Case, Origin, assert_cached, assert_warm, cache_to, export_tar};
 use support::daemon::{DATABASES, bytes_on_disk, check_databases};
-use support::warmkit::{bake, bake_at};
+use support::warmkit::{bake, bake_at, verify};
 use support::{Daemon, Tools, World};
 use warmkit::digest::Digest;
 
@@ -24,6 +24,9 @@ fn proves(release: &str, name: &'static str) {
     let origin = world.export(&case);
     assert_eq!(origin.outcome.not_cached(), origin.outcome.names(), "the origin builds from nothing");
     let native = world.native_import(&case, &origin.cache);
+    // What daemons write themselves is healthy, as built and as imported.
+    verify(&[], &origin.root).expect_success("verify of the builder's root");
+    verify(&["--read-data"], &world.root(&case, "native")).expect_success("verify of an imported root");
 
     keyed(&world, &case, &origin, native);
     unkeyed(&world, &case, &origin, native);
@@ -35,6 +38,7 @@ fn keyed(world: &World, case: &Case, origin: &Origin, native: Digest) {
     let root = world.root(case, "keyed");
     bake(&[&origin.cache, "--keys-from", &origin.image], &root).expect_success("bake");
     check_databases(&world.tools, &root);
+    verify(&["--read-data"], &root).expect_success("verify of a baked root");
     let bytes = bytes_on_disk(&root);
 
     let daemon = world.daemon(&root);

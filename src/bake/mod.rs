@@ -1,1 +1,203 @@
-//! bake
+//! Bakes caches into a root: plan, fetch, unpack, commit.
+//!
+//! ```text
+//! caches ──> collect ──> plan ──> layers ──> stores ──> target
+//! keys   ──^  small      what     blobs and  databases  sync, rename
+//!             documents  goes     snapshots
+//!                        where
+//! ```
+//!
+//! Nothing stands at the target until all of it does. Before the first layer is fetched it is known
+//! which records can be keyed, so a bake that would be cold ends early and cheap.
+
+mod collect;
+mod error;
+mod layers;
+mod plan;
+pub mod report;
+mod stores;
+mod target;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use jiff::Timestamp;
+
+pub use error::{Error, ErrorClass};
+pub(crate) use error::IoContext;
+pub use report::{Report, Unkeyed};
+
+use crate::fsutil;
+use crate::keys::KeySpec;
+use crate::oci::Platform;
+use crate::progress::{Event, Phase, Progress};
+use crate::source::{self, CacheSpec};
+use crate::store::StateDir;
+
+use report::Phases;
+use target::Staging;
+
+/// What to bake, and where.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The caches that go in.
+    pub caches: Vec<CacheSpec>,
+    /// Where operation digests may come from.
+    pub keys_from: Vec<KeySpec>,
+    /// The root to make; must be absent or empty.
+    pub root: PathBuf,
+    /// Only attestations for this platform; otherwise those for all.
+    pub platform: Option<Platform>,
+    /// Bake although some records cannot be keyed.
+    pub allow_unkeyed: bool,
+    /// The time written where a cache tells none, so that a bake can be repeated byte by byte.
+    pub written_at: Timestamp,
+    /// How registries are talked to.
+    pub registry: source::Options,
+}
+
+impl Options {
+    fn platform(&self) -> Platform {
+        self.platform.clone().unwrap_or_else(Platform::host)
+    }
+}
+
+/// Asks a running bake to end, from a signal handler or another thread.
+#[derive(Debug, Clone, Default)]
+pub struct Cancel {
+    interrupted: Arc<AtomicBool>,
+    stopped: Arc<AtomicBool>,
+}
+
+impl Cancel {
+    /// A handle that ends the bake once `interrupted` is true.
+    pub fn new(interrupted: Arc<AtomicBool>) -> Self {
+        Self { interrupted, stopped: Arc::default() }
+    }
+
+    fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        if self.interrupted.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
+    }
+
+    fn check_io(&self) -> std::io::Result<()> {
+        if self.interrupted.load(Ordering::Relaxed) || self.stopped.load(Ordering::Relaxed) {
+            // Not ErrorKind::Interrupted: readers try again on that one.
+            return Err(std::io::Error::other("cancelled"));
+        }
+        Ok(())
+    }
+
+    /// `error`, unless it only says that somebody interrupted the bake.
+    fn or(&self, error: Error) -> Error {
+        self.check().err().unwrap_or(error)
+    }
+}
+
+/// Bakes.
+///
+/// On any error the target is as it was, and so is everything beside it.
+pub fn bake(options: &Options, cancel: &Cancel, progress: &dyn Progress) -> Result<Report, Error> {
+    let staging = Staging::new(&options.root)?;
+    let leftovers = staging.leftovers();
+    match bake_into(staging.path(), options, cancel, progress) {
+        Ok(mut report) => {
+            let started = begin(progress, Phase::Commit);
+            let root = staging.commit(&[crate::store::state_dir::CACHE_DB])?;
+            let took = end(progress, Phase::Commit, started);
+            report.seconds.commit += took.as_secs_f64();
+            report.root = root.display().to_string();
+            report.leftovers = leftovers.iter().map(|p| p.display().to_string()).collect();
+            Ok(report)
+        }
+        Err(error) => {
+            if let Err(left) = staging.discard() {
+                progress.event(Event::Warning(left.to_string()));
+            }
+            Err(error)
+        }
+    }
+}
+
+fn begin(progress: &dyn Progress, phase: Phase) -> Instant {
+    progress.event(Event::Started(phase));
+    Instant::now()
+}
+
+fn end(progress: &dyn Progress, phase: Phase, started: Instant) -> std::time::Duration {
+    let took = started.elapsed();
+    progress.event(Event::Finished(phase, took));
+    took
+}
+
+fn bake_into(
+    staged: &std::path::Path,
+    options: &Options,
+    cancel: &Cancel,
+    progress: &dyn Progress,
+) -> Result<Report, Error> {
+    let mut seconds = Phases::default();
+
+    let started = begin(progress, Phase::Resolve);
+    let mut sources = Vec::new();
+    let mut caches = Vec::new();
+    let mut baked = Vec::new();
+    for spec in &options.caches {
+        cancel.check()?;
+        let opened = collect::open_cache(spec, options, progress)?;
+        sources.push(opened.source);
+        caches.push(opened.cache);
+        baked.push(opened.report);
+    }
+    seconds.set(Phase::Resolve, end(progress, Phase::Resolve, started));
+
+    let started = begin(progress, Phase::Keys);
+    let keys = collect::collect_keys(&options.keys_from, &caches, options, cancel, progress)?;
+    let plan = plan::plan(&caches, &keys.keyring, &keys.candidates)?;
+    seconds.set(Phase::Keys, end(progress, Phase::Keys, started));
+    if !plan.unkeyed.is_empty() && !options.allow_unkeyed {
+        return Err(Error::Unkeyed { records: plan.unkeyed, total: plan.total });
+    }
+
+    let bytes_down = plan.blobs.iter().map(|blob| blob.layer.descriptor.size).sum();
+    let free = fsutil::free_bytes(staged).at("look at the file system of", staged)?;
+    if bytes_down > free {
+        return Err(Error::NoSpace { path: options.root.clone(), needed: bytes_down, free });
+    }
+    let started = begin(progress, Phase::Layers);
+    progress.event(Event::Planned {
+        layers: plan.blobs.len(),
+        bytes: bytes_down,
+        unpacks: plan.snapshots.len(),
+    });
+    let root = StateDir::new(staged);
+    root.create()?;
+    let unpacked = layers::fetch_and_unpack(&plan, &sources, &root, cancel, progress)?;
+    seconds.set(Phase::Layers, end(progress, Phase::Layers, started));
+
+    let started = Instant::now();
+    stores::write(&plan, &sources, &unpacked, &root, options.written_at)?;
+    seconds.set(Phase::Commit, started.elapsed());
+    cancel.check()?;
+
+    let unpacked_bytes: u64 = unpacked.usage.iter().map(|usage| usage.size).sum();
+    Ok(Report {
+        root: String::new(),
+        caches: baked,
+        keys_from: keys.reports,
+        records: plan.total,
+        keyed: plan.total - plan.unkeyed.len(),
+        layers: plan.blobs.len(),
+        snapshots: plan.snapshots.len(),
+        bytes_down,
+        bytes_on_disk: bytes_down + unpacked_bytes,
+        seconds,
+        leftovers: Vec::new(),
+        unkeyed: plan.unkeyed,
+    })
+}

@@ -328,3 +328,170 @@ fn check_index(
         len,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::media_type::CACHE_CONFIG;
+
+    const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+
+    fn blob(name: &str) -> Digest {
+        Digest::of(name.as_bytes())
+    }
+
+    fn manifest(names: &[&str]) -> CacheManifest {
+        let layer = |name: &&str| {
+            let mut descriptor = Descriptor::new(GZIP, blob(name), 10);
+            let diff_id = DiffId::of(name.as_bytes()).to_string();
+            descriptor.annotations.insert(UNCOMPRESSED.into(), diff_id);
+            descriptor
+        };
+        CacheManifest {
+            config: Descriptor::new(CACHE_CONFIG, blob("config"), 1),
+            layers: names.iter().map(layer).collect(),
+        }
+    }
+
+    /// `{a}` stands for the digest of the text `a`.
+    fn resolve(names: &[&str], json: &str) -> Result<Cache, Error> {
+        let json = ["a", "b", "c", "r0", "r1", "r2"]
+            .iter()
+            .fold(json.to_owned(), |json, n| json.replace(&format!("<{n}>"), &blob(n).to_string()));
+        CacheConfig::parse(json.as_bytes())?.resolve(&manifest(names))
+    }
+
+    #[test]
+    fn absent_parent_is_layer_zero_and_minus_one_is_none() {
+        let cache = resolve(
+            &["a", "b"],
+            r#"{"layers":[{"blob":"<a>","parent":-1},{"blob":"<b>"}],
+                "records":[{"digest":"<r0>","layers":[{"layer":1,"createdAt":"2024-01-02T03:04:05.5Z"}]}]}"#,
+        )
+        .unwrap();
+        assert_eq!(cache.records[0].results[0].layers, [0, 1]);
+        assert_eq!(cache.records[0].results[0].created_at.unwrap().to_string(), "2024-01-02T03:04:05.5Z");
+    }
+
+    #[test]
+    fn a_chain_takes_its_layers_without_their_parents() {
+        let cache = resolve(
+            &["a", "b"],
+            r#"{"layers":[{"blob":"<a>","parent":-1},{"blob":"<b>","parent":0}],
+                "records":[{"digest":"<r0>","chains":[{"layers":[1]}],"layers":[{"layer":1}]}]}"#,
+        )
+        .unwrap();
+        let chains: Vec<_> = cache.records[0].results.iter().map(|r| r.layers.clone()).collect();
+        assert_eq!(chains, [vec![0, 1], vec![1]]);
+    }
+
+    #[test]
+    fn one_blob_on_two_parents_is_one_layer_with_two_chains() {
+        let cache = resolve(
+            &["a", "b"],
+            r#"{"layers":[{"blob":"<a>","parent":-1},{"blob":"<b>","parent":-1},{"blob":"<b>","parent":0}],
+                "records":[{"digest":"<r0>","layers":[{"layer":1},{"layer":2}]}]}"#,
+        )
+        .unwrap();
+        assert_eq!(cache.layers.len(), 2);
+        let chains: Vec<_> = cache.records[0].results.iter().map(|r| r.layers.clone()).collect();
+        assert_eq!(chains, [vec![1], vec![0, 1]]);
+    }
+
+    #[test]
+    fn records_come_after_their_inputs() {
+        let cache = resolve(
+            &[],
+            r#"{"records":[{"digest":"<r0>","inputs":[[{"link":2,"selector":"s"},{"link":1}]]},
+                           {"digest":"<r1>","inputs":[[{"link":2}]]},{"digest":"<r2>"}]}"#,
+        )
+        .unwrap();
+        let digests: Vec<_> = cache.records.iter().map(|r| r.digest.to_string()).collect();
+        assert_eq!(digests, ["r2", "r1", "r0"].map(|n| blob(n).to_string()));
+        assert_eq!(
+            cache.records[2].inputs,
+            [[Link { record: 0, selector: "s".into() }, Link { record: 1, selector: String::new() }]]
+        );
+    }
+
+    #[test]
+    fn ten_thousand_steps_in_a_row_need_no_stack() {
+        let records: Vec<String> = (0..10_000)
+            .map(|i| match i {
+                9_999 => format!(r#"{{"digest":"{}"}}"#, blob("last")),
+                i => {
+                    let digest = blob(&i.to_string());
+                    format!(r#"{{"digest":"{digest}","inputs":[[{{"link":{}}}]]}}"#, i + 1)
+                }
+            })
+            .collect();
+        let json = format!(r#"{{"records":[{}]}}"#, records.join(","));
+        assert_eq!(resolve(&[], &json).unwrap().records.len(), 10_000);
+    }
+
+    #[test]
+    fn refuses_what_does_not_fit_together() {
+        let a = r#""layers":[{"blob":"<a>","parent":-1}]"#;
+        let cases: &[(&[&str], &str, &str)] = &[
+            (&[], "7", "the cache config is not valid"),
+            (&[], "{", "the cache config is not valid"),
+            (&[], r#"{"records":[{"digest":"sha256:12"}]}"#, "invalid digest"),
+            (&[], "{}", "the cache is empty"),
+            (&[], r#"{"layers":null,"records":null}"#, "the cache is empty"),
+            (&["a"], r#"{<A>,"records":[{"digest":"<r0>","layers":[{"layer":1}]}]}"#, "points at layer 1"),
+            (&["a"], r#"{<A>,"records":[{"digest":"<r0>","layers":[{"layer":-1}]}]}"#, "points at layer -1"),
+            (&["a"], r#"{<A>,"records":[{"digest":"<r0>","chains":[{"layers":[7]}]}]}"#, "points at layer 7"),
+            (&["a"], r#"{<A>,"records":[{"digest":"<r0>","inputs":[[{"link":1}]]}]}"#, "points at record 1"),
+            (&["a"], r#"{<A>,"records":[{"digest":"<r0>","inputs":[[]]}]}"#, "input 0 has no link"),
+            (
+                &["a"],
+                r#"{<A>,"records":[{"digest":"<r0>","inputs":[[{"link":0}]]}]}"#,
+                "cycle through record 0",
+            ),
+            (
+                &["a"],
+                r#"{<A>,"records":[{"digest":"<r0>","inputs":[[{"link":1}]]},{"digest":"<r1>","inputs":[[{"link":0}]]}]}"#,
+                "cycle through record",
+            ),
+            (&["a"], r#"{"layers":[{"blob":"<a>"}],"records":[{"digest":"<r0>"}]}"#, "cycle through layer 0"),
+            (
+                &["a"],
+                r#"{"layers":[{"blob":"<a>","parent":9}],"records":[{"digest":"<r0>"}]}"#,
+                "parent points at layer 9",
+            ),
+            (&[], r#"{<A>,"records":[{"digest":"<r0>"}]}"#, "which the manifest does not list"),
+            (&["a", "b"], r#"{<A>,"records":[{"digest":"<r0>"}]}"#, "which the cache config does not name"),
+        ];
+        for (layers, json, expected) in cases {
+            let error = resolve(layers, &json.replace("<A>", a)).unwrap_err();
+            let text = std::iter::successors(Some(&error as &dyn std::error::Error), |e| e.source())
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join(": ");
+            assert!(text.contains(expected), "{json}\n  gave: {text}\n  wanted: {expected}");
+        }
+    }
+
+    #[test]
+    fn refuses_layers_that_cannot_be_unpacked() {
+        let mut strange = manifest(&["a"]);
+        strange.layers[0].media_type = "application/x-tar+lzma".into();
+        let mut bare = manifest(&["a"]);
+        bare.layers[0].annotations.clear();
+        let json = format!(
+            r#"{{"layers":[{{"blob":"{}","parent":-1}}],"records":[{{"digest":"{}"}}]}}"#,
+            blob("a"),
+            blob("r0")
+        );
+        let resolve =
+            |m: &CacheManifest| CacheConfig::parse(json.as_bytes()).unwrap().resolve(m).unwrap_err();
+        assert!(matches!(resolve(&strange), Error::UnknownLayer { .. }));
+        assert!(matches!(resolve(&bare), Error::NoDiffId { .. }));
+    }
+
+    #[test]
+    fn go_zero_time_is_no_time() {
+        assert_eq!(parse_time("0001-01-01T00:00:00Z"), None);
+        assert!(parse_time("2024-05-06T07:08:09.123456789+02:00").is_some());
+    }
+}

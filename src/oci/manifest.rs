@@ -97,3 +97,65 @@ impl Document {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    fn descriptor(media_type: &str) -> String {
+        format!(r#"{{"mediaType":"{media_type}","digest":"{DIGEST}","size":2}}"#)
+    }
+
+    fn cache(json: &str) -> Result<CacheManifest, Error> {
+        Document::parse(json.as_bytes())?.into_cache()
+    }
+
+    #[test]
+    fn both_forms_are_a_cache() {
+        let (config, layer) =
+            (descriptor(CACHE_CONFIG), descriptor("application/vnd.oci.image.layer.v1.tar"));
+        let forms = [
+            format!(r#"{{"schemaVersion":2,"config":{config},"layers":[{layer}]}}"#),
+            format!(
+                r#"{{"schemaVersion":2,"mediaType":"{}","config":{config},"layers":[{layer}]}}"#,
+                media_type::DOCKER_MANIFEST
+            ),
+            format!(r#"{{"schemaVersion":2,"manifests":[{layer},{config}]}}"#),
+            format!(
+                r#"{{"schemaVersion":2,"mediaType":"{}","manifests":[{config},{layer}]}}"#,
+                media_type::DOCKER_LIST
+            ),
+        ];
+        for form in forms {
+            let cache = cache(&form).unwrap();
+            assert_eq!((cache.config.media_type.as_str(), cache.layers.len()), (CACHE_CONFIG, 1), "{form}");
+        }
+    }
+
+    #[test]
+    fn says_what_it_is_instead() {
+        let image = descriptor("application/vnd.oci.image.config.v1+json");
+        let manifest = descriptor(media_type::OCI_MANIFEST);
+        let evil = manifest.replace(DIGEST, "sha256:../../etc/passwd");
+        let cases = [
+            (
+                format!(r#"{{"schemaVersion":2,"config":{image},"layers":[]}}"#),
+                "an image manifest, not a build cache",
+            ),
+            (
+                format!(r#"{{"schemaVersion":2,"manifests":[{manifest}]}}"#),
+                "an image index, not a build cache",
+            ),
+            (format!(r#"{{"schemaVersion":2,"manifests":[{evil}]}}"#), "the manifest is not valid"),
+            (r#"{"schemaVersion":1,"name":"x"}"#.to_owned(), "unknown manifest media type"),
+            (r#"{"schemaVersion":2,"mediaType":"text/html"}"#.to_owned(), "\"text/html\""),
+            ("<html>".to_owned(), "the manifest is not valid"),
+        ];
+        for (json, expected) in cases {
+            let text = cache(&json).unwrap_err().to_string();
+            assert!(text.contains(expected), "{json}\n  gave: {text}");
+        }
+    }
+}

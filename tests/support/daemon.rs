@@ -58,18 +58,25 @@ impl Daemon {
     /// Starts one of `tools`' release on `root`, and waits until it answers.
     #[track_caller]
     pub fn start(tools: &Tools, root: &Path, registry: &Registry) -> Self {
+        Self::start_with(tools, root, &[registry])
+    }
+
+    /// As [`Daemon::start`], with several registries.
+    #[track_caller]
+    pub fn start_with(tools: &Tools, root: &Path, registries: &[&Registry]) -> Self {
         let scratch = Scratch::new();
         // Two daemons of one host would share the default of the tracing socket.
         let config = format!(
-            "root = {root:?}\n\
+            "root = \"{root}\"\n\
              [grpc]\n  address = [\"unix://{socket}\"]\n\
              [otel]\n  socketPath = \"{otel}\"\n\
              [worker.oci]\n  enabled = true\n  snapshotter = \"overlayfs\"\n\
              [worker.containerd]\n  enabled = false\n\
-             [registry.{host:?}]\n  http = true\n",
+             {registries}",
+            root = root.display(),
             socket = scratch.join("sock").display(),
             otel = scratch.join("otel.sock").display(),
-            host = registry.host(),
+            registries = http_registries(registries),
         );
         let config = scratch.write("buildkitd.toml", config);
         let log = fs::File::create(scratch.join("log")).unwrap();
@@ -199,6 +206,13 @@ impl Drop for Daemon {
             }
         }
     }
+}
+
+/// The part of the configuration that lets a daemon speak plain http to them.
+fn http_registries(registries: &[&Registry]) -> String {
+    registries
+        .iter()
+        .fold(String::new(), |text, r| format!("{text}[registry.{:?}]\n  http = true\n", r.host()))
 }
 
 fn terminate(child: &Child) {

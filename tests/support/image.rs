@@ -21,14 +21,14 @@ struct Layer {
 ///
 /// Three layers: a busybox system, odd files, and deletions of some of both.
 pub fn push_base(tools: &Tools, registry: &Registry) -> String {
-    push(registry, "base", &base_layers(tools), json!({}))
+    push(registry, "base", &base_layers(tools), &json!({}))
 }
 
 /// As [`push_base`], with ONBUILD instructions.
 pub fn push_onbuild_base(tools: &Tools, registry: &Registry) -> String {
     let config =
         json!({ "OnBuild": ["COPY onbuild.txt /onbuild.txt", "RUN cat /onbuild.txt > /onbuild.out"] });
-    push(registry, "onbuild", &base_layers(tools), config)
+    push(registry, "onbuild", &base_layers(tools), &config)
 }
 
 fn base_layers(tools: &Tools) -> Vec<Layer> {
@@ -146,7 +146,7 @@ fn deletions() -> Vec<u8> {
     tar.finish()
 }
 
-fn push(registry: &Registry, repository: &str, layers: &[Layer], extra: Value) -> String {
+fn push(registry: &Registry, repository: &str, layers: &[Layer], extra: &Value) -> String {
     let mut config = json!({ "Env": ["PATH=/bin:/usr/bin"], "Cmd": ["/bin/sh"], "WorkingDir": "/" });
     config.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
     let created = "2023-11-14T22:13:20Z";

@@ -6,6 +6,7 @@
 //! `scripts/tools` installs the parts.
 #![allow(dead_code, reason = "each test file uses its own part of this module")]
 #![allow(unreachable_pub, reason = "compiled into each test file")]
+#![allow(unused_imports, reason = "so are the names below")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, clippy::missing_panics_doc)]
 
 pub mod agent;

@@ -80,6 +80,7 @@ impl Tar {
     }
 
     /// Appends `entry`.
+    #[expect(clippy::needless_pass_by_value, reason = "entries are made where they are added")]
     pub fn add(&mut self, entry: Entry<'_>) -> &mut Self {
         let (flag, target, data, device): (u8, &str, &[u8], (u32, u32)) = match entry.kind {
             Kind::File(bytes) => (b'0', "", bytes, (0, 0)),

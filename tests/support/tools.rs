@@ -56,10 +56,8 @@ impl Tools {
         on_path("runc").ok_or("no runc in $PATH")?;
         let base = directory().ok_or("neither $WARMKIT_TOOLS, $XDG_CACHE_HOME nor $HOME is set")?;
         let bin = base.join(format!("buildkit-{release}/bin"));
-        let file = |path: PathBuf| match path.is_file() {
-            true => Ok(path),
-            false => Err(format!("no {}", path.display())),
-        };
+        let file =
+            |path: PathBuf| if path.is_file() { Ok(path) } else { Err(format!("no {}", path.display())) };
         let busybox = on_path("busybox").ok_or("no busybox in $PATH")?;
         let bytes = std::fs::read(&busybox).map_err(|e| format!("{}: {e}", busybox.display()))?;
         if !is_static(&bytes) {

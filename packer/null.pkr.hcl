@@ -1,0 +1,99 @@
+# Bakes on the machine that Packer itself runs on: for a host that is its own image (a disk that
+# is snapshotted afterwards, a chroot), and for trying out the provisioning without a cloud.
+# Registry credentials are root's own (~/.docker/config.json and its helpers).
+#
+#     packer build -var 'caches=["ghcr.io/acme/app:cache"]' -var 'keys=["ghcr.io/acme/app:1.4"]' packer/null.pkr.hcl
+
+variable "caches" {
+  type        = list(string)
+  description = "Caches to bake, written as after `buildx build --cache-from`."
+
+  validation {
+    condition     = length(var.caches) > 0
+    error_message = "The list of caches is empty: there is nothing to bake."
+  }
+}
+
+variable "keys" {
+  type        = list(string)
+  default     = []
+  description = "Where operation digests come from, written as after `warmkit bake --keys-from`."
+}
+
+variable "root" {
+  type        = string
+  default     = "/var/lib/buildkit"
+  description = "The BuildKit root to make. It must be absent or empty."
+}
+
+variable "platform" {
+  type        = string
+  default     = ""
+  description = "OS/ARCH[/VARIANT] of the builds. Empty: this machine's."
+}
+
+variable "allow_unkeyed" {
+  type        = bool
+  default     = false
+  description = "Bake even if some records have no key."
+}
+
+variable "read_data" {
+  type        = bool
+  default     = false
+  description = "Verify every file against its layer, too."
+}
+
+variable "warmkit_binary" {
+  type        = string
+  default     = ""
+  description = "A warmkit binary on this machine. Empty: warmkit_url, or else the installed one."
+}
+
+variable "warmkit_url" {
+  type        = string
+  default     = ""
+  description = "Where to download warmkit."
+}
+
+variable "warmkit_sha256" {
+  type        = string
+  default     = ""
+  description = "What the downloaded warmkit must hash to."
+}
+
+variable "bin_dir" {
+  type        = string
+  default     = "/usr/local/bin"
+  description = "Where warmkit is installed."
+}
+
+source "null" "here" {
+  communicator = "none"
+}
+
+build {
+  sources = ["source.null.here"]
+
+  provisioner "shell-local" {
+    script = "${path.root}/provision.sh"
+
+    environment_vars = [
+      "WARMKIT_CACHES=${join("\n", var.caches)}",
+      "WARMKIT_KEYS=${join("\n", var.keys)}",
+      "WARMKIT_ROOT=${var.root}",
+      "WARMKIT_PLATFORM=${var.platform}",
+      "WARMKIT_ALLOW_UNKEYED=${var.allow_unkeyed}",
+      "WARMKIT_READ_DATA=${var.read_data}",
+      "WARMKIT_BINARY=${var.warmkit_binary}",
+      "WARMKIT_URL=${var.warmkit_url}",
+      "WARMKIT_SHA256=${var.warmkit_sha256}",
+      "WARMKIT_BIN_DIR=${var.bin_dir}",
+    ]
+
+    execute_command = [
+      "/bin/sh", "-c",
+      "$([ \"$(id -u)\" -eq 0 ] || echo sudo -n) env {{ .Vars }} bash '{{ .Script }}'",
+    ]
+  }
+}

@@ -1,0 +1,135 @@
+#!/usr/bin/env bash
+# Makes the machine it runs on warm: installs warmkit, bakes the caches into a BuildKit root,
+# verifies it. Both templates run this; it also runs by hand, on any Linux machine, as root.
+# It never asks anything.
+#
+# In the environment (lists: one entry per line):
+#
+#   WARMKIT_CACHES         caches to bake, as after `buildx build --cache-from`; needed
+#   WARMKIT_KEYS           where operation digests come from, as after `warmkit bake --keys-from`
+#   WARMKIT_ROOT           the root to make (default /var/lib/buildkit)
+#   WARMKIT_BINARY         a warmkit binary on this machine, or
+#   WARMKIT_URL            where to download one, with
+#   WARMKIT_SHA256         what it must hash to; with neither, the warmkit that is installed is used
+#   WARMKIT_BIN_DIR        where warmkit is installed (default /usr/local/bin)
+#   WARMKIT_PLATFORM       OS/ARCH[/VARIANT] of the builds (default: this machine's)
+#   WARMKIT_ALLOW_UNKEYED  true: records without a key are no failure
+#   WARMKIT_READ_DATA      true: verify compares every file with its layer, too
+#   WARMKIT_DOCKER_CONFIG  the text of a docker config.json with credentials; kept in memory only
+#
+# Exit code: that of the warmkit command that failed (see README.md, "Exit codes"),
+#            2 for a missing or contradictory setting, 1 for anything else.
+set -euo pipefail
+
+say() { printf 'provision: %s\n' "$*"; }
+
+die() {
+    printf 'provision: %s\n' "$1" >&2
+    exit "${2:-1}"
+}
+
+[ "$(id -u)" -eq 0 ] || die 'needs root: layers hold owners, devices and trusted xattrs'
+[ -n "${WARMKIT_CACHES-}" ] || die 'WARMKIT_CACHES names no cache' 2
+[ -z "${WARMKIT_BINARY-}" ] || [ -z "${WARMKIT_URL-}" ] ||
+    die 'WARMKIT_BINARY and WARMKIT_URL are both set: choose one' 2
+[ -z "${WARMKIT_URL-}" ] || [ -n "${WARMKIT_SHA256-}" ] ||
+    die 'WARMKIT_URL needs WARMKIT_SHA256: what is downloaded will run as root' 2
+
+root=${WARMKIT_ROOT:-/var/lib/buildkit}
+bin_dir=${WARMKIT_BIN_DIR:-/usr/local/bin}
+stopped=()
+scratch=
+
+finish() {
+    local code=$?
+    [ -z "$scratch" ] || rm -rf -- "$scratch"
+    # A bake that failed has put nothing at the root: leave the machine as it was found.
+    if [ "$code" -ne 0 ] && [ "${#stopped[@]}" -gt 0 ]; then
+        say "failed: starting ${stopped[*]} again"
+        systemctl start "${stopped[@]}" || true
+    fi
+    exit "$code"
+}
+trap finish EXIT
+
+# Credentials stay in memory (/run is a tmpfs), out of the image.
+if [ -d /run ] && [ -w /run ]; then
+    scratch=$(mktemp -d /run/warmkit.XXXXXX)
+else
+    scratch=$(mktemp -d)
+fi
+
+install_warmkit() {
+    local from
+    if [ -n "${WARMKIT_URL-}" ]; then
+        from=$scratch/warmkit
+        say "downloading $WARMKIT_URL"
+        if command -v curl >/dev/null; then
+            curl --fail --silent --show-error --location --retry 5 --output "$from" -- "$WARMKIT_URL"
+        elif command -v wget >/dev/null; then
+            wget --quiet --tries=5 --output-document="$from" -- "$WARMKIT_URL"
+        else
+            die 'WARMKIT_URL needs curl or wget on this machine' 2
+        fi
+        printf '%s  %s\n' "$WARMKIT_SHA256" "$from" | sha256sum --check --quiet --strict - ||
+            die "$WARMKIT_URL does not hash to $WARMKIT_SHA256"
+    elif [ -n "${WARMKIT_BINARY-}" ]; then
+        from=$WARMKIT_BINARY
+    elif command -v warmkit >/dev/null; then
+        warmkit=$(command -v warmkit)
+        return
+    else
+        die 'no warmkit on this machine: set WARMKIT_BINARY, or WARMKIT_URL and WARMKIT_SHA256' 2
+    fi
+    install -D -m 0755 -- "$from" "$bin_dir/warmkit"
+    warmkit=$bin_dir/warmkit
+}
+
+# A daemon holds its root locked, and would write to it while we do. Its unit stays enabled: the
+# machines that boot from this image start it on the baked root.
+stop_buildkit() {
+    [ -d /run/systemd/system ] || return 0
+    local unit
+    for unit in buildkit.socket buildkitd.socket buildkit.service buildkitd.service; do
+        if systemctl is-active --quiet "$unit"; then
+            say "stopping $unit"
+            systemctl stop "$unit"
+            stopped+=("$unit")
+        fi
+    done
+}
+
+# each FLAG LIST: appends to args, for each line of LIST, FLAG (where there is one) and the line.
+each() {
+    local line
+    while IFS= read -r line; do
+        [ -n "$line" ] || continue
+        [ -z "$1" ] || args+=("$1")
+        args+=("$line")
+    done <<<"$2"
+}
+
+if [ -n "${WARMKIT_DOCKER_CONFIG-}" ]; then
+    (umask 077 && mkdir "$scratch/docker" && printf '%s' "$WARMKIT_DOCKER_CONFIG" >"$scratch/docker/config.json")
+    export DOCKER_CONFIG=$scratch/docker
+fi
+unset WARMKIT_DOCKER_CONFIG
+
+install_warmkit
+"$warmkit" --version || die "$warmkit does not run on this machine ($(uname -m)): was it built for another?"
+
+stop_buildkit
+
+args=(bake)
+each '' "$WARMKIT_CACHES"
+each --keys-from "${WARMKIT_KEYS-}"
+args+=(--root "$root")
+[ -z "${WARMKIT_PLATFORM-}" ] || args+=(--platform "$WARMKIT_PLATFORM")
+[ "${WARMKIT_ALLOW_UNKEYED-}" != true ] || args+=(--allow-unkeyed)
+"$warmkit" "${args[@]}"
+
+args=(verify --root "$root")
+[ "${WARMKIT_READ_DATA-}" != true ] || args+=(--read-data)
+"$warmkit" "${args[@]}"
+
+say "$root is warm"

@@ -1,0 +1,229 @@
+//! Why a bake ended without a root.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::report::Unkeyed;
+use crate::digest::{DiffId, Digest};
+use crate::{keys, layer, oci, source, store};
+
+/// A bake that failed; the target is as it was.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Owners, devices and `trusted.*` attributes are root's to set.
+    #[error("baking needs root: layers hold owners, devices and overlay attributes; run it under sudo")]
+    NotRoot,
+    /// A file, or a link that points nowhere.
+    #[error("{path} is not a directory: name a directory that is empty or does not exist yet")]
+    TargetNotDirectory {
+        /// The target.
+        path: PathBuf,
+    },
+    /// Somebody's data.
+    #[error("{path} is not empty, nothing was changed: found {}{}", list(found), staging_hint(path, found))]
+    TargetNotEmpty {
+        /// The target.
+        path: PathBuf,
+        /// What stands there, sorted.
+        found: Vec<String>,
+    },
+    /// A daemon holds the root's lock.
+    #[error("{path} is in use by a running buildkitd, nothing was changed: stop the daemon first")]
+    TargetBusy {
+        /// The target.
+        path: PathBuf,
+    },
+    /// A cache or image could not be read.
+    #[error("{what}: {source}")]
+    Source {
+        /// As it was asked for.
+        what: String,
+        /// What went wrong.
+        source: source::Error,
+    },
+    /// What was read is not a cache that can be baked.
+    #[error("{cache}: {source}")]
+    Cache {
+        /// As it was asked for.
+        cache: String,
+        /// What is wrong with it.
+        source: oci::Error,
+    },
+    /// Two caches disagree on what a blob holds.
+    #[error("two caches claim different diff IDs for layer {digest}: {} and {}", claims[0], claims[1])]
+    DiffIdClaims {
+        /// The blob.
+        digest: Digest,
+        /// What each claims.
+        claims: [DiffId; 2],
+    },
+    /// A key source could not be used.
+    #[error("--keys-from {what}: {source}")]
+    Keys {
+        /// As it was asked for.
+        what: String,
+        /// What went wrong.
+        source: keys::Error,
+    },
+    /// The image of a key source is not valid.
+    #[error("--keys-from {image}: {source}")]
+    KeyImage {
+        /// As it was asked for.
+        image: String,
+        /// What is wrong with it.
+        source: oci::Error,
+    },
+    /// An image without provenance.
+    #[error(
+        "--keys-from {image}: the image has no provenance for this platform; push it with \
+         `--provenance mode=max` (buildx) or `--opt attest:provenance=mode=max` (buildctl)"
+    )]
+    NoAttestation {
+        /// As it was asked for.
+        image: String,
+    },
+    /// Some records would never be found.
+    #[error(
+        "{} of {total} records have no key, so their steps would not be CACHED without an import; \
+         give --keys-from a source that knows them, or --allow-unkeyed to bake only their layers",
+        records.len()
+    )]
+    Unkeyed {
+        /// Which.
+        records: Vec<Unkeyed>,
+        /// Records in all.
+        total: usize,
+    },
+    /// A layer could not be unpacked.
+    #[error("layer {digest}: {source}")]
+    Layer {
+        /// Its blob.
+        digest: Digest,
+        /// What went wrong.
+        source: layer::Error,
+    },
+    /// A layer unpacks to something else than the cache says.
+    #[error("layer {digest} does not match its diff ID: expected {expected}, found {found}")]
+    DiffIdMismatch {
+        /// Its blob.
+        digest: Digest,
+        /// As the cache says.
+        expected: DiffId,
+        /// As it is.
+        found: DiffId,
+    },
+    /// A database or directory of the root could not be written.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// The layers cannot fit.
+    #[error(
+        "not enough space for {path}: the layers take {needed} bytes compressed, and only {free} are free"
+    )]
+    NoSpace {
+        /// The target.
+        path: PathBuf,
+        /// Compressed bytes of the layers; unpacked they take more.
+        needed: u64,
+        /// Bytes free on the file system.
+        free: u64,
+    },
+    /// Reading or writing a file failed.
+    #[error("cannot {action} {path}: {source}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A signal ended it.
+    #[error("interrupted, nothing was changed")]
+    Interrupted,
+}
+
+/// What an [`Error`] means for whoever started the bake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ErrorClass {
+    /// A cache or key source was not written as it has to be.
+    Spec,
+    /// A cache or key source could not be read.
+    Source,
+    /// A registry refused the credentials.
+    Authentication,
+    /// What was read is not what its digest says, or not a cache.
+    Content,
+    /// Records have no key.
+    Unkeyed,
+    /// The target is taken.
+    Target,
+    /// The machine: not root, no space, a file, a signal.
+    Other,
+}
+
+impl Error {
+    /// What this means for whoever started the bake.
+    pub fn class(&self) -> ErrorClass {
+        use layer::Error as L;
+        match self {
+            Self::Source { source, .. } => match source.class() {
+                source::ErrorClass::Spec => ErrorClass::Spec,
+                source::ErrorClass::Unavailable => ErrorClass::Source,
+                source::ErrorClass::Auth => ErrorClass::Authentication,
+                source::ErrorClass::Content => ErrorClass::Content,
+                source::ErrorClass::Output => ErrorClass::Other,
+            },
+            Self::Keys { .. } | Self::NoAttestation { .. } => ErrorClass::Source,
+            Self::Cache { .. }
+            | Self::KeyImage { .. }
+            | Self::DiffIdClaims { .. }
+            | Self::DiffIdMismatch { .. }
+            | Self::Layer { source: L::Decompress { .. } | L::Archive { .. } | L::Refused { .. }, .. } => {
+                ErrorClass::Content
+            }
+            Self::Unkeyed { .. } => ErrorClass::Unkeyed,
+            Self::TargetNotEmpty { .. } | Self::TargetBusy { .. } | Self::TargetNotDirectory { .. } => {
+                ErrorClass::Target
+            }
+            Self::NotRoot
+            | Self::Layer { .. }
+            | Self::Store(_)
+            | Self::NoSpace { .. }
+            | Self::Io { .. }
+            | Self::Interrupted => ErrorClass::Other,
+        }
+    }
+}
+
+/// Puts what was tried, and on what, beside an I/O error.
+pub(crate) trait IoContext<T> {
+    /// Says that it was tried to `action` `path`.
+    fn at(self, action: &'static str, path: &Path) -> Result<T, Error>;
+}
+
+impl<T> IoContext<T> for io::Result<T> {
+    fn at(self, action: &'static str, path: &Path) -> Result<T, Error> {
+        self.map_err(|source| Error::Io { action, path: path.to_owned(), source })
+    }
+}
+
+const LISTED: usize = 8;
+
+fn list(found: &[String]) -> String {
+    let mut text = found.iter().take(LISTED).map(String::as_str).collect::<Vec<_>>().join(", ");
+    if found.len() > LISTED {
+        text = format!("{text} and {} more", found.len() - LISTED);
+    }
+    text
+}
+
+fn staging_hint(path: &Path, found: &[String]) -> String {
+    match found {
+        [only] if only.starts_with(super::target::STAGING_PREFIX) => {
+            let left = path.join(only);
+            format!(", left by a bake that was killed: remove it with `rm -rf {}`", left.display())
+        }
+        _ => String::new(),
+    }
+}

@@ -1,0 +1,104 @@
+//! What a bake says of itself when it is done: the object that `--json` prints.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::digest::{Digest, RecordDigest};
+use crate::progress::Phase;
+
+/// A record that no build will find by its key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Unkeyed {
+    /// The record's digest in the cache config.
+    pub digest: RecordDigest,
+    /// The step, such as `[build 2/4] RUN make`, where provenance tells.
+    pub name: Option<String>,
+    /// The layer that it has as its result, if any.
+    pub layer: Option<Digest>,
+    /// That layer's compressed bytes.
+    pub size: Option<u64>,
+    /// Its own key is known, but one of its inputs is unkeyed and so it cannot be reached.
+    pub only_inputs: bool,
+}
+
+/// A cache that was baked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct BakedCache {
+    /// As it was asked for.
+    pub cache: String,
+    /// The digest of its manifest: what the tag meant this time.
+    pub digest: Digest,
+    /// Records of its config.
+    pub records: usize,
+}
+
+/// A key source that was read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct KeySourceReport {
+    /// As it was asked for.
+    pub source: String,
+    /// Operation digests that it offered.
+    pub candidates: usize,
+    /// Records of the caches that these could key.
+    pub keyed: usize,
+}
+
+/// Seconds that each phase took.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Phases {
+    /// Reading manifests and configs.
+    pub resolve: f64,
+    /// Collecting and proving operation digests.
+    pub keys: f64,
+    /// Downloading and unpacking layers.
+    pub layers: f64,
+    /// Writing the databases, syncing, putting the root in place.
+    pub commit: f64,
+}
+
+impl Phases {
+    pub(crate) fn set(&mut self, phase: Phase, took: Duration) {
+        let slot = match phase {
+            Phase::Resolve => &mut self.resolve,
+            Phase::Keys => &mut self.keys,
+            Phase::Layers => &mut self.layers,
+            Phase::Commit => &mut self.commit,
+        };
+        *slot = took.as_secs_f64();
+    }
+
+    /// All phases together.
+    pub fn total(&self) -> f64 {
+        self.resolve + self.keys + self.layers + self.commit
+    }
+}
+
+/// A finished bake.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Report {
+    /// The root, absolute.
+    pub root: String,
+    /// Which caches are in it.
+    pub caches: Vec<BakedCache>,
+    /// Where operation digests came from.
+    pub keys_from: Vec<KeySourceReport>,
+    /// Distinct records of the caches.
+    pub records: usize,
+    /// Records whose key was proven and written.
+    pub keyed: usize,
+    /// The other ones.
+    pub unkeyed: Vec<Unkeyed>,
+    /// Distinct layer blobs.
+    pub layers: usize,
+    /// Directories unpacked: a layer on two parents counts twice.
+    pub snapshots: usize,
+    /// Compressed bytes of the layers.
+    pub bytes_down: u64,
+    /// Bytes on disk: blobs and snapshots, in allocated blocks.
+    pub bytes_on_disk: u64,
+    /// Seconds per phase.
+    pub seconds: Phases,
+    /// Staging directories of earlier bakes of this root that were killed; they can be removed.
+    pub leftovers: Vec<String>,
+}

@@ -1,0 +1,202 @@
+//! Where a bake writes, and how what it wrote becomes the root: all of it, or nothing.
+//!
+//! ```text
+//! target absent          <parent>/.warmkit-<name>-XXXXXX/   built here, then renamed to <name>
+//! target an empty        <target>/.warmkit-XXXXXX/          built here; then its entries move up one
+//! directory or a mount                                      by one, the solver's cache.db last
+//! ```
+//!
+//! An existing directory keeps its inode, owner and mode, since it may be a mount point or the
+//! volume of a container. A root whose `cache.db` is missing is cold but sound, so a crash between
+//! the last two renames costs warmth, never a build. Until the first rename the target is as it was.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+use super::{Error, IoContext};
+use crate::fsutil;
+
+/// Names that an empty target may hold: `mkfs.ext4` makes this one.
+const HARMLESS: &[&str] = &["lost+found"];
+pub(crate) const STAGING_PREFIX: &str = ".warmkit-";
+/// Taken by a running daemon with `flock`; mirrors `cmd/buildkitd/main.go`.
+const LOCK_FILE: &str = "buildkitd.lock";
+
+/// A place for the new root, beside or inside the target and removed again unless committed.
+#[derive(Debug)]
+pub(crate) struct Staging {
+    target: PathBuf,
+    in_place: bool,
+    dir: TempDir,
+    /// Only dropped, and after `dir`.
+    _created_parents: CreatedParents,
+}
+
+/// Directories made on the way to the target, outermost first; those that stay empty go again.
+#[derive(Debug, Default)]
+struct CreatedParents(Vec<PathBuf>);
+
+impl Drop for CreatedParents {
+    fn drop(&mut self) {
+        for parent in self.0.iter().rev() {
+            // One that holds the root, or somebody else's file, refuses and stays.
+            let _ = fs::remove_dir(parent);
+        }
+    }
+}
+
+impl Staging {
+    /// Checks that `target` may be baked into and makes the staging directory.
+    ///
+    /// Touches nothing where it refuses: not root, a daemon at work, a target that is not empty.
+    pub(crate) fn new(target: &Path) -> Result<Self, Error> {
+        if !fsutil::is_root() {
+            return Err(Error::NotRoot);
+        }
+        let target = std::path::absolute(target).at("resolve", target)?;
+        match fs::metadata(&target) {
+            Ok(metadata) if metadata.is_dir() => {
+                let target = target.canonicalize().at("resolve", &target)?;
+                require_empty(&target)?;
+                let dir = staging_dir(STAGING_PREFIX, &target)?;
+                Ok(Self { target, in_place: true, dir, _created_parents: CreatedParents::default() })
+            }
+            Ok(_) => Err(Error::TargetNotDirectory { path: target }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if fs::symlink_metadata(&target).is_ok() {
+                    return Err(Error::TargetNotDirectory { path: target });
+                }
+                let (Some(parent), Some(name)) = (target.parent(), target.file_name()) else {
+                    return Err(Error::TargetNotDirectory { path: target });
+                };
+                let prefix = format!("{STAGING_PREFIX}{}-", name.to_string_lossy());
+                let created_parents = create_parents(parent)?;
+                let dir = staging_dir(&prefix, parent)?;
+                Ok(Self { target, in_place: false, dir, _created_parents: created_parents })
+            }
+            Err(error) => Err(error).at("look at", &target),
+        }
+    }
+
+    /// The directory in which the root is built.
+    pub(crate) fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Staging directories that earlier bakes of this target left because they were killed.
+    pub(crate) fn leftovers(&self) -> Vec<PathBuf> {
+        let own = self.dir.path();
+        let (Some(parent), Some(name)) = (own.parent(), own.file_name()) else { return Vec::new() };
+        let name = name.to_string_lossy();
+        let prefix = &name[..=name.rfind('-').unwrap_or(0)];
+        let Ok(entries) = fs::read_dir(parent) else { return Vec::new() };
+        let mut found: Vec<_> = entries
+            .flatten()
+            .filter(|e| e.file_name().to_string_lossy().starts_with(prefix) && e.path() != own)
+            .map(|e| e.path())
+            .collect();
+        found.sort();
+        found
+    }
+
+    /// Syncs once and puts the root in place. Returns the target's path.
+    ///
+    /// `last` names the entries of the root, relative to it, that must come after all others.
+    pub(crate) fn commit(self, last: &[&str]) -> Result<PathBuf, Error> {
+        let staged = self.dir.path();
+        fsutil::sync_file_system(staged).at("sync", staged)?;
+        // Somebody may have been busy here while the layers came in.
+        if self.in_place {
+            require_empty_but(&self.target, staged)?;
+            let mut names: Vec<_> = fs::read_dir(staged)
+                .and_then(|entries| entries.map(|e| e.map(|e| e.file_name())).collect::<io::Result<_>>())
+                .at("list", staged)?;
+            names.sort_by_key(|name| {
+                (last.iter().position(|l| name == l).map_or(0, |at| at + 1), name.clone())
+            });
+            let mut moved: Vec<PathBuf> = Vec::new();
+            for name in names {
+                let to = self.target.join(&name);
+                if let Err(error) = fs::rename(staged.join(&name), &to) {
+                    for back in moved.iter().rev() {
+                        if let Some(name) = back.file_name() {
+                            // Nothing better can be done for one that will not go back.
+                            let _ = fs::rename(back, staged.join(name));
+                        }
+                    }
+                    return Err(error).at("move into place", &to);
+                }
+                moved.push(to);
+                fsutil::sync_directory(&self.target).at("sync", &self.target)?;
+            }
+            drop(self.dir);
+        } else {
+            if fs::symlink_metadata(&self.target).is_ok() {
+                return Err(Error::TargetNotEmpty {
+                    path: self.target,
+                    found: vec!["the directory itself".into()],
+                });
+            }
+            let staged = self.dir.keep();
+            if let Err(error) = fs::rename(&staged, &self.target) {
+                let _ = fs::remove_dir_all(&staged);
+                return Err(error).at("move into place", &self.target);
+            }
+            if let Some(parent) = self.target.parent() {
+                fsutil::sync_directory(parent).at("sync", parent)?;
+            }
+        }
+        Ok(self.target)
+    }
+
+    /// Gives up: removes what was staged, and says where that failed.
+    pub(crate) fn discard(self) -> Result<(), Error> {
+        let path = self.dir.path().to_owned();
+        self.dir.close().at("remove", &path)
+    }
+}
+
+fn staging_dir(prefix: &str, parent: &Path) -> Result<TempDir, Error> {
+    tempfile::Builder::new()
+        .prefix(prefix)
+        .permissions(fs::Permissions::from_mode(0o700))
+        .tempdir_in(parent)
+        .at("create a staging directory in", parent)
+}
+
+/// Makes the missing directories down to `path`.
+fn create_parents(path: &Path) -> Result<CreatedParents, Error> {
+    let mut missing: Vec<_> = path.ancestors().take_while(|p| !p.exists()).map(Path::to_owned).collect();
+    missing.reverse();
+    let missing = CreatedParents(missing);
+    fs::DirBuilder::new().recursive(true).mode(0o755).create(path).at("create", path)?;
+    Ok(missing)
+}
+
+fn require_empty(target: &Path) -> Result<(), Error> {
+    let lock = target.join(LOCK_FILE);
+    if fsutil::is_locked(&lock).at("test the lock of", &lock)? {
+        return Err(Error::TargetBusy { path: target.to_owned() });
+    }
+    require_empty_but(target, Path::new(""))
+}
+
+fn require_empty_but(target: &Path, own: &Path) -> Result<(), Error> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(target).at("list", target)? {
+        let entry = entry.at("list", target)?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !HARMLESS.contains(&name.as_str()) && entry.path() != own {
+            found.push(name);
+        }
+    }
+    if found.is_empty() {
+        return Ok(());
+    }
+    found.sort();
+    Err(Error::TargetNotEmpty { path: target.to_owned(), found })
+}

@@ -1,0 +1,126 @@
+//! `warmkit bake`.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use clap::Args;
+use jiff::Timestamp;
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use super::progress::Console;
+use super::{err, exit, out, render};
+use crate::bake::{self, Cancel, Options};
+use crate::keys::KeySpec;
+use crate::oci::Platform;
+use crate::source::{self, CacheSpec};
+
+const EXAMPLES: &str = "\
+Examples:
+  # what CI exported with --cache-to type=registry,ref=ghcr.io/acme/app:cache,mode=max,
+  # with keys from the image that the same build pushed with --provenance mode=max
+  warmkit bake ghcr.io/acme/app:cache --keys-from ghcr.io/acme/app:main
+
+  # a local export and a metadata file, into a root that is shipped elsewhere
+  warmkit bake type=local,src=./cache --keys-from type=provenance,src=metadata.json --root ./root
+
+  # only the layers: builds find them with --cache-from, and extract nothing
+  warmkit bake 123456789012.dkr.ecr.eu-west-1.amazonaws.com/app:cache --allow-unkeyed
+";
+
+/// Pull caches and write them into a BuildKit state directory
+#[derive(Debug, Args)]
+#[command(after_help = format!("{EXAMPLES}\n{}", exit::HELP))]
+pub(super) struct Arguments {
+    /// A cache, as after buildx's --cache-from: a reference, type=registry,ref=REF or
+    /// type=local,src=DIR[,tag=TAG][,digest=DIGEST]
+    #[arg(required = true, value_name = "CACHE")]
+    caches: Vec<CacheSpec>,
+
+    /// The root to make; must be absent or empty
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/buildkit")]
+    root: PathBuf,
+
+    /// Where operation digests may come from: an image reference or type=image,ref=REF (its
+    /// provenance), type=provenance,src=FILE, or type=cachedb,src=FILE-OR-ROOT
+    #[arg(long, value_name = "SRC")]
+    keys_from: Vec<KeySpec>,
+
+    /// The platform of the builder that exported the caches, for operations that name none;
+    /// default: this machine's
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    platform: Option<Platform>,
+
+    /// Bake although some records have no key; their layers are there, their steps are not CACHED
+    /// without an import
+    #[arg(long)]
+    allow_unkeyed: bool,
+
+    /// Talk http to registries on other hosts than this one too
+    #[arg(long)]
+    insecure: bool,
+
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    json: bool,
+
+    /// Seconds since 1970 to write where a cache tells no time: the same caches and the same value
+    /// give the same databases, byte for byte
+    #[arg(long, env = "SOURCE_DATE_EPOCH", value_name = "SECONDS", value_parser = parse_epoch)]
+    source_date_epoch: Option<Timestamp>,
+}
+
+fn parse_epoch(text: &str) -> Result<Timestamp, String> {
+    let seconds: i64 =
+        text.parse().map_err(|_| "expected seconds since 1970, such as 1700000000".to_owned())?;
+    if seconds < 0 {
+        return Err("times before 1970 cannot be written".to_owned());
+    }
+    Timestamp::from_second(seconds).map_err(|error| error.to_string())
+}
+
+/// Bakes and returns the exit code.
+pub(super) fn run(arguments: Arguments) -> u8 {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        // The second one ends the process at once, in case the first does not get through.
+        let twice = signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&interrupted));
+        let once = signal_hook::flag::register(signal, Arc::clone(&interrupted));
+        if let Err(error) = twice.and(once) {
+            err(format_args!("error: cannot handle signals: {error}"));
+            return exit::FAILURE;
+        }
+    }
+    let options = Options {
+        caches: arguments.caches,
+        keys_from: arguments.keys_from,
+        root: arguments.root,
+        platform: arguments.platform,
+        allow_unkeyed: arguments.allow_unkeyed,
+        written_at: arguments.source_date_epoch.unwrap_or_else(Timestamp::now),
+        registry: source::Options { insecure: arguments.insecure, ..source::Options::default() },
+    };
+    let console = Console::new();
+    let result = bake::bake(&options, &Cancel::new(interrupted), &console);
+    console.finish();
+    match result {
+        Ok(report) => {
+            for left in &report.leftovers {
+                err(format_args!("note: a bake that was killed left {left}; remove it with `rm -rf {left}`"));
+            }
+            out(if arguments.json { render::json(&report) } else { render::bake(&report) });
+            exit::OK
+        }
+        Err(error) => {
+            let code = exit::of_bake(&error);
+            if let bake::Error::Unkeyed { records, .. } = &error {
+                err(render::unkeyed(records));
+            }
+            err(render::error(&error));
+            if arguments.json {
+                out(render::json_error(&error, code));
+            }
+            code
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! Progress on standard error: a bar on a terminal, plain lines elsewhere.
+
+use std::io::IsTerminal;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+
+use super::err;
+use crate::progress::{Event, Phase, Progress};
+
+/// How often a log gets a line while layers come in.
+const PLAIN_INTERVAL: Duration = Duration::from_secs(5);
+
+#[derive(Debug, Default)]
+struct State {
+    layers: usize,
+    unpacks: usize,
+    bytes: u64,
+    fetched: u64,
+    unpacked: usize,
+    last_line: Option<Instant>,
+}
+
+/// Shows events to a person.
+#[derive(Debug)]
+pub(super) struct Console {
+    bar: Option<ProgressBar>,
+    state: Mutex<State>,
+}
+
+impl Console {
+    pub(super) fn new() -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let template = "{spinner} {msg:24} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+            let style =
+                ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+            ProgressBar::new(0).with_style(style)
+        });
+        Self { bar, state: Mutex::default() }
+    }
+
+    /// Takes the bar off the screen.
+    pub(super) fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn line(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| err(text)),
+            None => err(text),
+        }
+    }
+
+    fn show(&self, state: &mut State, now: bool) {
+        let message = format!("layers {}/{}", state.unpacked, state.unpacks);
+        if let Some(bar) = &self.bar {
+            bar.set_position(state.fetched);
+            bar.set_message(message);
+            return;
+        }
+        let due = state.last_line.is_none_or(|at| at.elapsed() >= PLAIN_INTERVAL);
+        if now || due {
+            state.last_line = Some(Instant::now());
+            let (fetched, bytes) = (HumanBytes(state.fetched), HumanBytes(state.bytes));
+            err(format_args!("{message} unpacked, {fetched} of {bytes} downloaded"));
+        }
+    }
+}
+
+impl Progress for Console {
+    fn event(&self, event: Event) {
+        let mut state = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        match event {
+            Event::Started(phase) => {
+                let message = match phase {
+                    Phase::Resolve => "reading caches",
+                    Phase::Keys => "recovering keys",
+                    Phase::Layers => return,
+                    Phase::Commit => "writing to disk",
+                };
+                match &self.bar {
+                    Some(bar) => {
+                        bar.set_message(message);
+                        bar.tick();
+                    }
+                    None => err(message),
+                }
+            }
+            Event::Planned { layers, bytes, unpacks } => {
+                (state.layers, state.bytes, state.unpacks) = (layers, bytes, unpacks);
+                if let Some(bar) = &self.bar {
+                    bar.set_length(bytes);
+                }
+                self.show(&mut state, true);
+            }
+            // Documents come before the layers are planned, and count for nothing.
+            Event::Fetched { bytes, .. } if state.layers > 0 => {
+                state.fetched += bytes;
+                self.show(&mut state, false);
+            }
+            Event::LayerDone { .. } => {
+                state.unpacked += 1;
+                let all = state.unpacked == state.unpacks;
+                self.show(&mut state, all);
+            }
+            Event::Retry { what, failures, wait, reason } => {
+                let wait = wait.as_secs_f32();
+                self.line(&format!("retry {failures} in {wait:.1} s: {what}: {reason}"));
+            }
+            Event::Warning(text) => self.line(&format!("warning: {text}")),
+            Event::Fetched { .. } | Event::Finished(..) | Event::BlobDone { .. } => {}
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Reports as text and as JSON.
+
+use std::error::Error;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use indicatif::HumanBytes;
+use serde::Serialize;
+
+use crate::bake::{Report, Unkeyed};
+use crate::verify::{self, Severity};
+
+/// Unkeyed records that are listed for a person; `--json` has all.
+const LISTED: usize = 20;
+
+/// One JSON object, with a line break in the end left to the caller.
+pub(super) fn json(value: &impl Serialize) -> String {
+    serde_json::to_string_pretty(value)
+        .unwrap_or_else(|error| format!("{{\"error\":{:?}}}", error.to_string()))
+}
+
+#[derive(Serialize)]
+struct Failure<'a> {
+    error: FailureText<'a>,
+}
+
+#[derive(Serialize)]
+struct FailureText<'a> {
+    message: String,
+    exit_code: u8,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unkeyed: Option<&'a [Unkeyed]>,
+}
+
+/// The object that `--json` prints instead of a report.
+pub(super) fn json_error(error: &(dyn Error + 'static), code: u8) -> String {
+    let unkeyed = match error.downcast_ref() {
+        Some(crate::bake::Error::Unkeyed { records, .. }) => Some(records.as_slice()),
+        _ => None,
+    };
+    json(&Failure { error: FailureText { message: chain(error), exit_code: code, unkeyed } })
+}
+
+/// `error: …` with every cause that the text before it does not already tell.
+pub(super) fn error(error: &dyn Error) -> String {
+    format!("error: {}", chain(error))
+}
+
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            let _ = write!(text, ": {more}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// The closing table of a bake.
+pub(super) fn bake(report: &Report) -> String {
+    let mut text = format!("baked {} in {:.1} s\n\n", report.root, report.seconds.total());
+    for cache in &report.caches {
+        row(&mut text, "cache", &format!("{} ({})", cache.cache, cache.digest));
+    }
+    for source in &report.keys_from {
+        let worth = format!("{} records keyed, {} candidates", source.keyed, source.candidates);
+        row(&mut text, "keys from", &format!("{}: {worth}", source.source));
+    }
+    row(&mut text, "records", &report.records.to_string());
+    row(&mut text, "  keyed", &report.keyed.to_string());
+    row(&mut text, "  unkeyed", &report.unkeyed.len().to_string());
+    row(&mut text, "layers", &format!("{} in {} snapshots", report.layers, report.snapshots));
+    row(&mut text, "downloaded", &HumanBytes(report.bytes_down).to_string());
+    row(&mut text, "on disk", &HumanBytes(report.bytes_on_disk).to_string());
+    let seconds = &report.seconds;
+    let phases = format!(
+        "resolve {:.1} s, keys {:.1} s, layers {:.1} s, commit {:.1} s",
+        seconds.resolve, seconds.keys, seconds.layers, seconds.commit
+    );
+    row(&mut text, "time", &phases);
+    if !report.unkeyed.is_empty() {
+        text.push('\n');
+        text.push_str(&unkeyed(&report.unkeyed));
+        text.push('\n');
+    }
+    let _ = write!(text, "\ncheck it with: warmkit verify --root {}", report.root);
+    text
+}
+
+fn row(text: &mut String, name: &str, value: &str) {
+    let _ = writeln!(text, "{name:<12}{value}");
+}
+
+/// What an offline verification found.
+pub(super) fn verify(root: &Path, report: &verify::Report) -> String {
+    let mut text = String::new();
+    for finding in &report.findings {
+        let severity = if finding.severity == Severity::Error { "error" } else { "warning" };
+        let _ = writeln!(text, "{severity}: {finding}");
+    }
+    for note in &report.notes {
+        let _ = writeln!(text, "note: {note}");
+    }
+    if !text.is_empty() {
+        text.push('\n');
+    }
+    let counts = &report.counts;
+    let links = format!("{} with {} results and {} links", counts.keys, counts.results, counts.links);
+    row(&mut text, "keys", &links);
+    row(&mut text, "records", &format!("{}, {} of them layers", counts.records, counts.layers));
+    row(&mut text, "snapshots", &counts.snapshots.to_string());
+    row(&mut text, "blobs", &format!("{}, {} hashed", counts.blobs, HumanBytes(counts.blob_bytes)));
+    if report.read_data {
+        let compared = format!(
+            "{} layers with {} entries, {} not comparable",
+            counts.layers_compared, counts.entries_compared, counts.layers_not_comparable
+        );
+        row(&mut text, "compared", &compared);
+    }
+    let verdict = match report.findings.len() {
+        0 => "healthy".to_owned(),
+        1 => "1 finding".to_owned(),
+        many => format!("{many} findings"),
+    };
+    let _ = write!(text, "\n{}: {verdict}", root.display());
+    text
+}
+
+/// The records that no build will find by their keys.
+pub(super) fn unkeyed(records: &[Unkeyed]) -> String {
+    let mut text = String::from("without a key:");
+    for record in records.iter().take(LISTED) {
+        let what = match (&record.name, &record.layer) {
+            (Some(name), _) => name.clone(),
+            (None, Some(layer)) => format!("layer {layer}"),
+            (None, None) => format!("record {} without a layer", record.digest),
+        };
+        let size = record.size.map(|size| format!(", {}", HumanBytes(size))).unwrap_or_default();
+        let why = if record.only_inputs { " (only an input of it)" } else { "" };
+        let _ = write!(text, "\n  {what}{size}{why}");
+    }
+    if records.len() > LISTED {
+        let _ = write!(text, "\n  and {} more; --json lists all", records.len() - LISTED);
+    }
+    text
+}

@@ -1,0 +1,93 @@
+//! What may be an operation digest; nothing here is proven.
+
+use std::collections::{HashMap, hash_map::Entry};
+
+use crate::digest::{Digest, OpDigest};
+
+/// Operation digests that may belong to records, and names for steps, from any number of sources.
+#[derive(Debug, Clone, Default)]
+pub struct Candidates {
+    ops: HashMap<OpDigest, Option<String>>,
+    layers: HashMap<Digest, String>,
+}
+
+impl Candidates {
+    /// No candidates.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds an operation digest and, where it is known, the name of the step as a daemon shows it.
+    /// A name that is there already stays.
+    pub fn add(&mut self, digest: OpDigest, name: Option<String>) {
+        match self.ops.entry(digest) {
+            Entry::Occupied(mut entry) => {
+                if entry.get().is_none() {
+                    entry.insert(name);
+                }
+            }
+            Entry::Vacant(entry) => {
+                entry.insert(name);
+            }
+        }
+    }
+
+    /// Says which step made a layer, by the layer's blob. A name that is there already stays.
+    pub fn name_layer(&mut self, layer: Digest, name: String) {
+        self.layers.entry(layer).or_insert(name);
+    }
+
+    /// Takes over all that `other` has; where both name something, the name here stays.
+    pub fn merge(&mut self, other: Self) {
+        for (digest, name) in other.ops {
+            self.add(digest, name);
+        }
+        for (layer, name) in other.layers {
+            self.name_layer(layer, name);
+        }
+    }
+
+    /// How many distinct operation digests there are.
+    pub fn len(&self) -> usize {
+        self.ops.len()
+    }
+
+    /// Whether there is no operation digest.
+    pub fn is_empty(&self) -> bool {
+        self.ops.is_empty()
+    }
+
+    /// The operation digests, in no particular order, with the names of their steps.
+    pub fn ops(&self) -> impl Iterator<Item = (&OpDigest, Option<&str>)> {
+        self.ops.iter().map(|(digest, name)| (digest, name.as_deref()))
+    }
+
+    /// The step that made the layer with this blob: a name for records that stay without a key.
+    pub fn layer_name(&self, layer: &Digest) -> Option<&str> {
+        self.layers.get(layer).map(String::as_str)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn merging_keeps_names_and_fills_gaps() {
+        let (one, two) = (OpDigest::new("one"), OpDigest::new("two"));
+        let mut a = Candidates::new();
+        a.add(one.clone(), Some("first".into()));
+        a.add(two.clone(), None);
+        a.name_layer(Digest::of(b"x"), "first".into());
+        let mut b = Candidates::new();
+        b.add(one.clone(), Some("other".into()));
+        b.add(two.clone(), Some("second".into()));
+        b.name_layer(Digest::of(b"x"), "other".into());
+        a.merge(b);
+        assert_eq!(a.len(), 2);
+        let names: HashMap<_, _> = a.ops().collect();
+        assert_eq!(names[&one], Some("first"));
+        assert_eq!(names[&two], Some("second"));
+        assert_eq!(a.layer_name(&Digest::of(b"x")), Some("first"));
+    }
+}

@@ -1,0 +1,189 @@
+//! Candidates from provenance: the LLB of a build, from which its operation digests follow.
+//!
+//! ```text
+//! in-toto statement     {"_type", "predicateType", "predicate": P}
+//! metadata file         {"buildx.build.provenance": P,
+//!                        "buildx.build.provenance/linux/arm64": P}     one for each platform
+//!   of a bake           {"<target>": {… the same …}}
+//! inspection            {"SLSA": P} or {"linux/arm64": {"SLSA": P}}
+//!
+//! P, SLSA 0.2   buildConfig                                     C
+//!               metadata."https://mobyproject.org/buildkit@v1#metadata"   M
+//! P, SLSA 1     buildDefinition.internalParameters.buildConfig  C
+//!               runDetails.metadata.buildkit_metadata           M
+//! C   llbDefinition[] {id, op {Op {exec|file|…}, platform}, inputs[]}
+//! M   source {locations {id: …}, infos[] {data: Dockerfile}}, layers {"id:output": [[descriptor]]}
+//! ```
+//!
+//! Mirrors `solver/llbsolver/provenance/` (`buildconfig.go`, `types/types.go`) of v0.34.2.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read as _;
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use super::llb::{Operation, Step, get};
+use super::{Candidates, Error, cachemap, names};
+use crate::digest::Digest;
+use crate::oci::Platform;
+
+/// The longest document that is read, in bytes.
+pub const MAX_BYTES: u64 = 64 << 20;
+
+/// How deep predicates are looked for: bake file, target, platform, statement, predicate.
+const MAX_DEPTH: usize = 6;
+
+/// Reads a file with provenance; see [`candidates`].
+pub fn read(path: &Path, platform: &Platform) -> Result<Candidates, Error> {
+    let io = |source| Error::Read { path: path.to_owned(), source };
+    let mut json = Vec::new();
+    File::open(path).map_err(io)?.take(MAX_BYTES + 1).read_to_end(&mut json).map_err(io)?;
+    candidates(&json, platform)
+}
+
+/// The operation digests that a build may have had, by its provenance, with the names of its steps.
+///
+/// `platform` is what operations ran on that do not say it, beside the builder's own.
+///
+/// # Errors
+///
+/// [`Error::Json`], [`Error::TooLarge`], [`Error::NoProvenance`] where the document is something
+/// else, [`Error::NoOperations`] where it tells of no operations. What is odd inside an operation is
+/// no error: it gives a candidate that proves nothing.
+pub fn candidates(json: &[u8], platform: &Platform) -> Result<Candidates, Error> {
+    if json.len() as u64 > MAX_BYTES {
+        return Err(Error::TooLarge { size: json.len() as u64, limit: MAX_BYTES });
+    }
+    let document: Value = serde_json::from_slice(json).map_err(|source| Error::Json { source })?;
+    let mut predicates = Vec::new();
+    find_predicates(&document, MAX_DEPTH, &mut predicates);
+    if predicates.is_empty() {
+        return Err(Error::NoProvenance);
+    }
+    let mut candidates = Candidates::new();
+    let mut any = false;
+    for predicate in &predicates {
+        any |= predicate.add_candidates(platform, &mut candidates);
+    }
+    if any { Ok(candidates) } else { Err(Error::NoOperations) }
+}
+
+/// The parts of a predicate that matter here; each may be absent.
+struct Predicate<'a> {
+    build_config: Option<&'a Map<String, Value>>,
+    metadata: Option<&'a Map<String, Value>>,
+    /// Arguments of the frontend, build arguments among them.
+    args: Option<&'a Map<String, Value>>,
+    /// `linux/amd64`: what the builder runs on.
+    builder_platform: Option<&'a str>,
+}
+
+fn path<'a>(object: &'a Map<String, Value>, names: &[&str]) -> Option<&'a Value> {
+    let (last, parents) = names.split_last()?;
+    let mut object = object;
+    for name in parents {
+        object = get(object, name)?.as_object()?;
+    }
+    get(object, last)
+}
+
+impl<'a> Predicate<'a> {
+    fn new(object: &'a Map<String, Value>) -> Option<Self> {
+        let find = |names: &[&str]| path(object, names);
+        let slsa1 = object.contains_key("buildDefinition");
+        let slsa02 = object.contains_key("buildConfig")
+            || (object.contains_key("buildType") && object.contains_key("builder"));
+        let (config, metadata, args, platform) = if slsa1 {
+            let parameters = |name| find(&["buildDefinition", "internalParameters", name]);
+            (
+                parameters("buildConfig"),
+                find(&["runDetails", "metadata", "buildkit_metadata"]),
+                find(&["buildDefinition", "externalParameters", "request", "args"]),
+                parameters("builderPlatform"),
+            )
+        } else if slsa02 {
+            (
+                find(&["buildConfig"]),
+                find(&["metadata", "https://mobyproject.org/buildkit@v1#metadata"]),
+                find(&["invocation", "parameters", "args"]),
+                find(&["invocation", "environment", "platform"]),
+            )
+        } else {
+            return None;
+        };
+        Some(Self {
+            build_config: config.and_then(Value::as_object),
+            metadata: metadata.and_then(Value::as_object),
+            args: args.and_then(Value::as_object),
+            builder_platform: platform.and_then(Value::as_str),
+        })
+    }
+
+    /// Adds what the predicate tells; false where it tells of no operations.
+    fn add_candidates(&self, platform: &Platform, candidates: &mut Candidates) -> bool {
+        let steps = self.build_config.and_then(|config| get(config, "llbDefinition"));
+        let Some(steps) = steps.and_then(Value::as_array) else { return false };
+        let mut platforms = vec![platform.clone()];
+        platforms.extend(self.builder_platform.and_then(|text| text.parse().ok()));
+        platforms.dedup();
+        let steps: Vec<Step> = steps.iter().filter_map(Step::read).collect();
+        let source = self.metadata.and_then(|metadata| get(metadata, "source")).and_then(Value::as_object);
+        let names = names::of_steps(&steps, source, self.args);
+        for step in &steps {
+            let name = names.get(step.id.as_str());
+            for digest in cachemap::digests(step, &platforms) {
+                candidates.add(digest, name.cloned());
+            }
+        }
+        self.name_layers(&steps, &names, candidates);
+        true
+    }
+
+    /// Names layers by the steps that made them: the last layer of a step's chain is its own, and all
+    /// layers of a source are its own. A layer that several steps made (the empty one) has no name.
+    fn name_layers(&self, steps: &[Step], names: &HashMap<&str, String>, candidates: &mut Candidates) {
+        let layers = self.metadata.and_then(|metadata| get(metadata, "layers")).and_then(Value::as_object);
+        let steps: HashMap<&str, &Step> = steps.iter().map(|step| (step.id.as_str(), step)).collect();
+        let mut owners: HashMap<Digest, Option<&str>> = HashMap::new();
+        for (place, chains) in layers.into_iter().flatten() {
+            let id = place.split(':').next().unwrap_or_default();
+            let (Some(step), Some(name)) = (steps.get(id), names.get(id)) else { continue };
+            for chain in chains.as_array().into_iter().flatten().filter_map(Value::as_array) {
+                let own = match step.operation {
+                    Operation::Source { .. } => 0,
+                    // What it lays over each other was made by others.
+                    Operation::Merge(_) => chain.len(),
+                    _ => chain.len().saturating_sub(1),
+                };
+                for layer in chain.iter().skip(own) {
+                    let Some(digest) = layer["digest"].as_str().and_then(|text| text.parse().ok()) else {
+                        continue;
+                    };
+                    let owner = owners.entry(digest).or_insert(Some(name));
+                    if *owner != Some(name) {
+                        *owner = None;
+                    }
+                }
+            }
+        }
+        for (digest, name) in owners {
+            if let Some(name) = name {
+                candidates.name_layer(digest, name.to_owned());
+            }
+        }
+    }
+}
+
+/// Finds predicates in whatever they are wrapped in.
+fn find_predicates<'a>(value: &'a Value, depth: usize, found: &mut Vec<Predicate<'a>>) {
+    let Value::Object(object) = value else { return };
+    if let Some(predicate) = Predicate::new(object) {
+        found.push(predicate);
+    } else if depth > 0 {
+        for value in object.values() {
+            find_predicates(value, depth - 1, found);
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! How a source of keys is written on the command line.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use super::Error;
+use crate::oci::Reference;
+
+/// The supported forms, for messages.
+pub(super) const FORMS: &str = "an image reference, type=image,ref=IMAGE, type=provenance,src=FILE \
+                                or type=cachedb,src=FILE-OR-ROOT";
+
+/// Where operation digests may come from.
+///
+/// Written as the values of buildx's `--cache-from` are: comma-separated `NAME=VALUE`, a field in
+/// double quotes where it holds a comma; or a bare image reference.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum KeySpec {
+    /// The attestation manifests of an image pushed with provenance `mode=max`.
+    Image(Reference),
+    /// A file with an in-toto statement, a bare predicate, or a build's metadata.
+    Provenance(PathBuf),
+    /// A builder's `cache.db` or `cache-debug.db`, or the root directory that holds them.
+    CacheDb(PathBuf),
+}
+
+/// What is wrong with a key source as it was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Problem {
+    /// Nothing was written.
+    Empty,
+    /// A quote that is never closed, or that stands inside a field.
+    Quote,
+    /// A field that is not `NAME=VALUE`.
+    Field(String),
+    /// A name that the type does not have.
+    Name(String),
+    /// A name that stands twice.
+    Twice(String),
+    /// A name that is needed.
+    Missing(&'static str),
+    /// A type that is not known.
+    Type(String),
+    /// A reference that is none, and what the parser said of it.
+    Reference(String, String),
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Empty => f.write_str("nothing is written"),
+            Self::Quote => f.write_str("the quotes do not match"),
+            Self::Field(field) => write!(f, "{field:?} is not NAME=VALUE"),
+            Self::Name(name) => write!(f, "{name:?} is not known for this type"),
+            Self::Twice(name) => write!(f, "{name:?} is given twice"),
+            Self::Missing(name) => write!(f, "{name}=… is missing"),
+            Self::Type(found) => write!(f, "type {found:?} is not known"),
+            Self::Reference(text, reason) => write!(f, "{text:?} is not an image reference ({reason})"),
+        }
+    }
+}
+
+impl fmt::Display for KeySpec {
+    /// As it is written on the command line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Image(reference) => write!(f, "type=image,ref={reference}"),
+            Self::Provenance(src) => write!(f, "type=provenance,src={}", src.display()),
+            Self::CacheDb(src) => write!(f, "type=cachedb,src={}", src.display()),
+        }
+    }
+}
+
+impl FromStr for KeySpec {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        parse(text).map_err(|problem| Error::Spec { text: text.to_owned(), problem })
+    }
+}
+
+fn parse(text: &str) -> Result<KeySpec, Problem> {
+    let fields = split(text.trim())?;
+    let [first, rest @ ..] = fields.as_slice() else { return Err(Problem::Empty) };
+    if rest.is_empty() && !first.contains('=') {
+        return image(first);
+    }
+    let (mut kind, mut reference, mut src) = (None, None, None);
+    for field in &fields {
+        let Some((name, value)) = field.split_once('=') else { return Err(Problem::Field(field.clone())) };
+        let name = name.trim().to_ascii_lowercase();
+        let slot = match name.as_str() {
+            "type" => &mut kind,
+            "ref" => &mut reference,
+            "src" => &mut src,
+            _ => return Err(Problem::Name(name)),
+        };
+        if slot.replace(value.to_owned()).is_some() {
+            return Err(Problem::Twice(name));
+        }
+    }
+    let path = |src: Option<String>| match src {
+        Some(src) if !src.is_empty() => Ok(PathBuf::from(src)),
+        _ => Err(Problem::Missing("src")),
+    };
+    let unused = |value: &Option<String>, name: &str| match value {
+        Some(_) => Err(Problem::Name(name.to_owned())),
+        None => Ok(()),
+    };
+    match kind.as_deref() {
+        Some("image") => {
+            unused(&src, "src")?;
+            image(&reference.ok_or(Problem::Missing("ref"))?)
+        }
+        Some("provenance") => {
+            unused(&reference, "ref")?;
+            path(src).map(KeySpec::Provenance)
+        }
+        Some("cachedb") => {
+            unused(&reference, "ref")?;
+            path(src).map(KeySpec::CacheDb)
+        }
+        Some(other) => Err(Problem::Type(other.to_owned())),
+        None => Err(Problem::Missing("type")),
+    }
+}
+
+fn image(text: &str) -> Result<KeySpec, Problem> {
+    match text.parse() {
+        Ok(reference) => Ok(KeySpec::Image(reference)),
+        Err(error) => {
+            let error: <Reference as FromStr>::Err = error;
+            Err(Problem::Reference(text.to_owned(), error.to_string()))
+        }
+    }
+}
+
+/// Splits at commas; a field that begins with a double quote ends at the next single one, and two in
+/// a row stand for one, as in CSV.
+fn split(text: &str) -> Result<Vec<String>, Problem> {
+    let mut fields = Vec::new();
+    let mut chars = text.chars().peekable();
+    while chars.peek().is_some() || !fields.is_empty() {
+        let mut field = String::new();
+        if chars.next_if_eq(&'"').is_some() {
+            loop {
+                match chars.next() {
+                    None => return Err(Problem::Quote),
+                    Some('"') if chars.next_if_eq(&'"').is_some() => field.push('"'),
+                    Some('"') => break,
+                    Some(c) => field.push(c),
+                }
+            }
+        } else {
+            while let Some(c) = chars.next_if(|c| *c != ',') {
+                if c == '"' {
+                    return Err(Problem::Quote);
+                }
+                field.push(c);
+            }
+        }
+        fields.push(field);
+        match chars.next() {
+            None => break,
+            Some(',') => {}
+            Some(_) => return Err(Problem::Quote),
+        }
+    }
+    Ok(fields)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reference(text: &str) -> KeySpec {
+        KeySpec::Image(text.parse().unwrap())
+    }
+
+    #[test]
+    fn reads_every_form() {
+        let cases = [
+            ("ghcr.io/acme/app:1.2", reference("ghcr.io/acme/app:1.2")),
+            ("type=image,ref=127.0.0.1:5000/app", reference("127.0.0.1:5000/app")),
+            ("ref=app:1,type=image", reference("app:1")),
+            ("type=provenance,src=out/meta.json", KeySpec::Provenance("out/meta.json".into())),
+            ("type=provenance,\"src=a,b\"\".json\"", KeySpec::Provenance("a,b\".json".into())),
+            ("type=cachedb,src=/var/lib/buildkit", KeySpec::CacheDb("/var/lib/buildkit".into())),
+            (" type=cachedb,src=x=y ", KeySpec::CacheDb("x=y".into())),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(text.parse::<KeySpec>().unwrap(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn says_what_is_wrong_and_what_is_supported() {
+        let cases = [
+            ("", "nothing is written"),
+            ("type=s3,src=x", "type \"s3\" is not known"),
+            ("src=x", "type=… is missing"),
+            ("type=image", "ref=… is missing"),
+            ("type=image,ref=a,src=b", "\"src\" is not known for this type"),
+            ("type=provenance", "src=… is missing"),
+            ("type=provenance,src=", "src=… is missing"),
+            ("type=provenance,ref=a", "\"ref\" is not known for this type"),
+            ("type=cachedb,src=a,src=b", "\"src\" is given twice"),
+            ("type=cachedb,mode=max", "\"mode\" is not known"),
+            ("type=cachedb,x", "\"x\" is not NAME=VALUE"),
+            ("type=cachedb,", "\"\" is not NAME=VALUE"),
+            ("type=cachedb,\"src=a", "the quotes do not match"),
+            ("type=cachedb,src=\"a\"", "the quotes do not match"),
+            ("./Provenance.json", "\"./Provenance.json\" is not an image reference"),
+        ];
+        for (text, expected) in cases {
+            let message = text.parse::<KeySpec>().unwrap_err().to_string();
+            assert!(message.contains(expected), "{text:?}: {message}");
+            for form in ["type=image,ref=", "type=provenance,src=", "type=cachedb,src="] {
+                assert!(message.contains(form), "{message}");
+            }
+        }
+    }
+}

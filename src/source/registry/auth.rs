@@ -1,0 +1,298 @@
+//! Showing a registry who is asking: nothing, a password, or a token from its token service.
+//!
+//! ```text
+//! 401 WWW-Authenticate: Basic                 -> Authorization: Basic <user:password>
+//! 401 WWW-Authenticate: Bearer realm,service,scope
+//!        password or nothing: GET  realm?service&scope…   (Basic)        -\
+//!        identity token:      POST realm grant_type=refresh_token         -> token, expires_in
+//! ```
+//!
+//! Mirrors distribution's `spec/auth/{token,oauth}` and containerd's `core/remotes/docker/authorizer.go`.
+//! One lock is held while a token is fetched, so that threads which all find it stale fetch one.
+
+use std::fmt::Write as _;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::Deserialize;
+
+use super::challenge::{self, Challenge};
+use super::http::{Reply, Transport};
+use super::retry::Failure;
+use crate::source::credentials::{Credential, Credentials, Secret};
+use crate::source::{Denied, Error};
+
+/// How long a token lasts whose service does not say (distribution's token spec).
+const DEFAULT_LIFETIME: u64 = 60;
+const MAX_TOKEN_BODY: u64 = 1 << 20;
+
+/// An `Authorization` header and which one it is.
+#[derive(Clone)]
+pub(super) struct Authorization {
+    pub(super) header: String,
+    pub(super) generation: u64,
+}
+
+/// What became of an attempt to get a better authorization.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Renewal {
+    /// There is a new one.
+    Renewed,
+    /// There is none other than that which was refused.
+    Nothing,
+}
+
+/// What a registry is shown, shared by threads.
+pub(super) struct Auth {
+    credentials: Credentials,
+    /// As references name it: `docker.io`.
+    registry: String,
+    repository: String,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Counts authorizations; 0 is none.
+    generation: u64,
+    header: Option<String>,
+    /// When to fetch a new token without being told.
+    renew_at: Option<Instant>,
+    challenge: Option<Challenge>,
+    /// For messages: with which credentials.
+    shown: String,
+}
+
+#[derive(Deserialize)]
+struct TokenAnswer {
+    #[serde(default)]
+    token: String,
+    #[serde(default)]
+    access_token: String,
+    expires_in: Option<u64>,
+}
+
+impl Auth {
+    pub(super) fn new(credentials: Credentials, registry: &str, repository: &str) -> Self {
+        Self {
+            credentials,
+            registry: registry.to_owned(),
+            repository: repository.to_owned(),
+            state: Mutex::default(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // What is guarded is replaced as a whole, so a panic elsewhere leaves nothing half done.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What to show now; a token about to run out is renewed first.
+    pub(super) fn current(&self, transport: &Transport) -> Result<Option<Authorization>, Failure> {
+        let mut state = self.lock();
+        if state.renew_at.is_some_and(|at| Instant::now() >= at)
+            && let Some(challenge) = state.challenge.clone()
+        {
+            self.answer(&mut state, &challenge, transport)?;
+        }
+        let generation = state.generation;
+        Ok(state.header.clone().map(|header| Authorization { header, generation }))
+    }
+
+    /// Reacts to a refusal of `refused` (0: nothing was shown). Another thread may have done so.
+    pub(super) fn renew(
+        &self,
+        refused: u64,
+        reply: &Reply,
+        transport: &Transport,
+    ) -> Result<Renewal, Failure> {
+        let mut state = self.lock();
+        if state.generation != refused {
+            return Ok(Renewal::Renewed);
+        }
+        let mut challenges: Vec<_> = reply.challenges().flat_map(challenge::parse).collect();
+        // A token is worth less to a thief than a password: prefer it, as docker does.
+        challenges.sort_by_key(|c| c.scheme != "bearer");
+        let known = challenges.into_iter().find(|c| matches!(c.scheme.as_str(), "bearer" | "basic"));
+        let Some(challenge) = known.or_else(|| state.challenge.clone()) else { return Ok(Renewal::Nothing) };
+        let before = state.header.clone();
+        self.answer(&mut state, &challenge, transport)?;
+        state.challenge = Some(challenge);
+        Ok(if state.header == before { Renewal::Nothing } else { Renewal::Renewed })
+    }
+
+    /// For messages: with which credentials the registry was asked.
+    pub(super) fn shown(&self) -> String {
+        let shown = self.lock().shown.clone();
+        if shown.is_empty() { "without credentials".to_owned() } else { shown }
+    }
+
+    /// For messages: what to do when access is denied.
+    pub(super) fn advice(&self) -> String {
+        let files: Vec<_> = self.credentials.files().iter().map(|f| f.display().to_string()).collect();
+        format!(
+            "run docker login {} with an account that may read {}, or check that the repository exists \
+             (credentials are read from {})",
+            self.registry,
+            self.repository,
+            if files.is_empty() { "nowhere: HOME is not set".to_owned() } else { files.join(", ") }
+        )
+    }
+
+    /// Gets what a challenge asks for and puts it into `state`.
+    fn answer(&self, state: &mut State, challenge: &Challenge, transport: &Transport) -> Result<(), Failure> {
+        let found = self.credentials.find(&self.registry, &self.repository).map_err(Error::from)?;
+        let shown = found.as_ref().map(ToString::to_string).unwrap_or_default();
+        let (header, lifetime) = match found.as_ref().map(|credential| &credential.secret) {
+            Some(Secret::Registry(token)) => (Some(format!("Bearer {token}")), None),
+            Some(Secret::Password { user, password }) if challenge.scheme == "basic" => {
+                (Some(basic(user, password)), None)
+            }
+            _ if challenge.scheme == "basic" => (None, None),
+            _ => {
+                state.shown.clone_from(&shown);
+                let (token, lifetime) = self.fetch_token(challenge, found.as_ref(), transport)?;
+                (Some(format!("Bearer {token}")), Some(lifetime))
+            }
+        };
+        // It becomes a header, so it must be able to.
+        if let Some(header) =
+            header.as_ref().filter(|h| !h.bytes().all(|b| b == b' ' || b.is_ascii_graphic()))
+        {
+            let what = format!("authorization for {} ({} bytes)", self.repository, header.len());
+            let reason = "gets a token that is no valid header value".to_owned();
+            return Err(Error::BadAnswer { what, host: self.registry.clone(), reason }.into());
+        }
+        // Ahead of its end, for a clock or a network that is slow; not so early that it is no use.
+        state.renew_at =
+            lifetime.map(|l| Instant::now() + l.saturating_sub(Duration::from_secs(10).min(l / 4)));
+        state.header = header;
+        state.generation += 1;
+        state.shown = shown;
+        Ok(())
+    }
+
+    fn fetch_token(
+        &self,
+        challenge: &Challenge,
+        credential: Option<&Credential>,
+        transport: &Transport,
+    ) -> Result<(String, Duration), Failure> {
+        let what = || format!("token for repository {}", self.repository);
+        let bad = |host: &str, reason: String| -> Failure {
+            Error::BadAnswer { what: what(), host: host.to_owned(), reason }.into()
+        };
+        let realm = challenge.param("realm").unwrap_or_default();
+        if !transport.may_hold_secrets(realm) {
+            return Err(bad(
+                &self.registry,
+                format!("names a token service that is not on https: {realm:?}"),
+            ));
+        }
+        let service = challenge.param("service").unwrap_or_default();
+        let scopes = self.scopes(challenge.param("scope").unwrap_or_default());
+        let mut reply = match credential.map(|c| &c.secret) {
+            Some(Secret::Identity(token)) => {
+                let scope = scopes.join(" ");
+                let form = [
+                    ("grant_type", "refresh_token"),
+                    ("service", service),
+                    ("client_id", "warmkit"),
+                    ("scope", &scope),
+                    ("refresh_token", token),
+                ];
+                transport.post_form(realm, &form)?
+            }
+            Some(Secret::Password { user, password }) => {
+                let mut url = token_url(realm, service, &scopes);
+                let _ = write!(url, "&account={}", percent_encode(user));
+                transport.get(&url, &[], Some(&basic(user, password)))?
+            }
+            _ => transport.get(&token_url(realm, service, &scopes), &[], None)?,
+        };
+        if let Some(failure) = reply.passing_failure() {
+            return Err(failure);
+        }
+        let status = reply.status;
+        if status != 200 {
+            let detail = reply.error_detail();
+            let (host, what) = (reply.host, what());
+            if !matches!(status, 400 | 401 | 403) {
+                return Err(Error::Status { what, host, status, detail }.into());
+            }
+            let credentials = credential.map_or("without credentials".to_owned(), ToString::to_string);
+            let advice = self.advice();
+            let denied = Denied { host, what, credentials, status, detail, advice };
+            return Err(Error::Denied(Box::new(denied)).into());
+        }
+        let bytes = reply.read(MAX_TOKEN_BODY)?.unwrap_or_default();
+        let answer: TokenAnswer = serde_json::from_slice(&bytes)
+            .map_err(|error| bad(&reply.host, format!("sent a token that is not valid: {error}")))?;
+        let token = [answer.token, answer.access_token].into_iter().find(|token| !token.is_empty());
+        let token = token.ok_or_else(|| bad(&reply.host, "sent no token".to_owned()))?;
+        Ok((token, Duration::from_secs(answer.expires_in.unwrap_or(DEFAULT_LIFETIME))))
+    }
+
+    /// What to ask the token service for: what is needed, and what the registry named besides.
+    fn scopes(&self, named: &str) -> Vec<String> {
+        let mut scopes = vec![format!("repository:{}:pull", self.repository)];
+        for scope in named.split_ascii_whitespace() {
+            if !scopes.iter().any(|s| s == scope) {
+                scopes.push(scope.to_owned());
+            }
+        }
+        scopes
+    }
+}
+
+fn basic(user: &str, password: &str) -> String {
+    format!("Basic {}", STANDARD.encode(format!("{user}:{password}")))
+}
+
+fn token_url(realm: &str, service: &str, scopes: &[String]) -> String {
+    let separator = if realm.contains('?') { '&' } else { '?' };
+    let mut url = format!("{realm}{separator}service={}", percent_encode(service));
+    for scope in scopes {
+        let _ = write!(url, "&scope={}", percent_encode(scope));
+    }
+    url
+}
+
+/// Encodes a query value (RFC 3986, unreserved characters stay).
+fn percent_encode(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            let _ = write!(out, "%{byte:02X}");
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::Environment;
+
+    #[test]
+    fn builds_token_urls() {
+        let scopes = ["repository:a/b:pull".to_owned(), "x y".to_owned()];
+        assert_eq!(
+            token_url("https://t/token", "r.example", &scopes),
+            "https://t/token?service=r.example&scope=repository%3Aa%2Fb%3Apull&scope=x%20y"
+        );
+        assert!(token_url("https://t/token?a=b", "", &[]).ends_with("?a=b&service="));
+    }
+
+    #[test]
+    fn asks_for_what_is_needed_once() {
+        let env = Environment::default();
+        let auth = Auth::new(Credentials::new(env, Duration::from_secs(1)), "r", "a/b");
+        assert_eq!(auth.scopes("repository:a/b:pull"), ["repository:a/b:pull"]);
+        assert_eq!(auth.scopes("other"), ["repository:a/b:pull", "other"]);
+    }
+}

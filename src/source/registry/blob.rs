@@ -1,0 +1,173 @@
+//! Downloading one blob: resumed where it broke off, proven at the end.
+
+use std::io::{self, Read, Write};
+
+use super::http::{Reply, read_failure};
+use super::retry::{Attempts, Failure};
+use super::{Registry, Source};
+use crate::oci::Descriptor;
+use crate::progress::Progress;
+use crate::source::{Error, Mismatch, Receiver};
+
+/// What is read at once; also the size of a `Fetched` event at most.
+const BUFFER: usize = 128 << 10;
+
+/// `Content-Range: bytes FIRST-LAST/TOTAL`.
+#[derive(Debug, PartialEq, Eq)]
+struct ContentRange {
+    first: u64,
+    total: Option<u64>,
+}
+
+fn parse_content_range(text: &str) -> Option<ContentRange> {
+    let (range, total) = text.trim().strip_prefix("bytes")?.trim_start().split_once('/')?;
+    let (first, last) = range.split_once('-')?;
+    let (first, last): (u64, u64) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+    let total = match total.trim() {
+        "*" => None,
+        total => Some(total.parse().ok()?),
+    };
+    (first <= last).then_some(ContentRange { first, total })
+}
+
+impl Registry {
+    pub(super) fn fetch_blob(
+        &self,
+        blob: &Descriptor,
+        out: &mut dyn Write,
+        progress: &dyn Progress,
+    ) -> Result<(), Error> {
+        let name = self.name();
+        let what = format!("blob {}", blob.digest);
+        let whole = format!("{what} of {}", self.repository_name());
+        let mut receiver = Receiver::new(blob, &name, out, progress);
+        let mut attempts = Attempts::new(whole, self.retry, progress);
+        let mut buffer = vec![0; BUFFER];
+        loop {
+            let before = receiver.received();
+            let result = self.attempt(&what, blob, &mut receiver, &mut buffer);
+            match result {
+                Ok(()) => return receiver.finish(),
+                Err(failure) => {
+                    if receiver.received() > before {
+                        attempts.progressed();
+                    }
+                    attempts.failed(failure)?;
+                }
+            }
+        }
+    }
+
+    /// Downloads what is missing. Always asks the registry, not the storage host that it redirected
+    /// to the last time: such addresses run out.
+    fn attempt(
+        &self,
+        what: &str,
+        blob: &Descriptor,
+        receiver: &mut Receiver<'_>,
+        buffer: &mut [u8],
+    ) -> Result<(), Failure> {
+        let have = receiver.received();
+        if have > 0 && have == blob.size {
+            // It broke off after the last byte.
+            return Ok(());
+        }
+        let range = (have > 0).then(|| ("range", format!("bytes={have}-")));
+        let mut reply = self.get(what, &format!("blobs/{}", blob.digest), range.as_slice())?;
+        let to_skip = match reply.status {
+            200 => {
+                check_announced(blob, receiver, length(&reply))?;
+                have
+            }
+            206 => {
+                let header = reply.header("content-range").unwrap_or_default();
+                let range = parse_content_range(header).filter(|range| range.first == have && have > 0);
+                let Some(range) = range else {
+                    let reason = format!("answered bytes={have}- with Content-Range {header:?}");
+                    return Err(Failure::again(format!("{} {reason}", reply.host)));
+                };
+                check_announced(blob, receiver, range.total)?;
+                0
+            }
+            404 => {
+                let detail = reply.error_detail();
+                let source_name = self.repository_name();
+                return Err(Error::NoSuchBlob { blob: blob.digest, source_name, detail }.into());
+            }
+            status => {
+                let detail = reply.error_detail();
+                let (what, host) = (what.to_owned(), reply.host);
+                return Err(Error::Status { what, host, status, detail }.into());
+            }
+        };
+        receive(reply, to_skip, receiver, buffer)
+    }
+}
+
+fn length(reply: &Reply) -> Option<u64> {
+    reply.header("content-length")?.trim().parse().ok()
+}
+
+/// Compares the size that a server announces for the whole blob, before a byte is read.
+fn check_announced(blob: &Descriptor, receiver: &Receiver<'_>, announced: Option<u64>) -> Result<(), Error> {
+    match announced {
+        Some(found) if found != blob.size => {
+            Err(receiver.mismatch(Mismatch::Size { expected: blob.size, found }))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Reads a body to its end, leaving out the first `to_skip` bytes, which are here already.
+fn receive(
+    mut reply: Reply,
+    mut to_skip: u64,
+    receiver: &mut Receiver<'_>,
+    buffer: &mut [u8],
+) -> Result<(), Failure> {
+    // Without a length the end of the connection may be the end of the blob, or not: the size decides
+    // and the request is made again. With chunks the server has said that this is all.
+    let complete = reply.header("transfer-encoding").is_some_and(|v| v.eq_ignore_ascii_case("chunked"));
+    let mut reader = reply.body.as_reader();
+    loop {
+        let n = match reader.read(buffer) {
+            Ok(0) => break,
+            Ok(n) => n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(read_failure(&reply.host, &error)),
+        };
+        let skipped = usize::try_from(to_skip).unwrap_or(usize::MAX).min(n);
+        to_skip -= skipped as u64;
+        if skipped < n {
+            receiver.take(&buffer[skipped..n])?;
+        }
+    }
+    let (have, size) = (receiver.received(), receiver.blob.size);
+    if have < size && !complete {
+        let reason = format!("the transfer ended after {have} of {size} bytes");
+        return Err(Failure::again(format!("{}: {reason}", reply.host)));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_content_ranges() {
+        let cases = [
+            ("bytes 5-9/10", Some((5, Some(10)))),
+            (" bytes 0-0/* ", Some((0, None))),
+            ("bytes 9-5/10", None),
+            ("bytes */10", None),
+            ("bytes=5-9/10", None),
+            ("items 5-9/10", None),
+            ("", None),
+        ];
+        for (text, expected) in cases {
+            let expected = expected.map(|(first, total)| ContentRange { first, total });
+            assert_eq!(parse_content_range(text), expected, "{text}");
+        }
+    }
+}

@@ -1,0 +1,490 @@
+//! Requests to one registry: its base URL, redirects, TLS roots, and which failures may pass.
+//!
+//! Redirects are followed here and not by the client, so that an `Authorization` header goes to the
+//! host that asked for it and to no other, and never from https to http.
+
+use std::io::Read;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use ureq::http::header::{ACCEPT_ENCODING, AUTHORIZATION, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE};
+use ureq::http::{HeaderMap, Response, Uri};
+use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
+use ureq::{Agent, Body};
+
+use super::Options;
+use super::retry::{Failure, parse_retry_after};
+use crate::source::Error;
+
+const MAX_REDIRECTS: usize = 10;
+/// As much of an error's body as is read.
+const MAX_ERROR_BODY: u64 = 64 << 10;
+/// As much of what a server says in an error as goes into a message, in characters.
+const MAX_DETAIL: usize = 300;
+
+/// A connection pool for one registry, shared by threads.
+pub(super) struct Transport {
+    agent: Agent,
+    /// Host and port as in a URL.
+    authority: String,
+    schemes: &'static [&'static str],
+    plain_http: bool,
+    base: OnceLock<String>,
+    answered: AtomicBool,
+    certs: PathBuf,
+}
+
+/// An answer, after redirects.
+pub(super) struct Reply {
+    pub(super) status: u16,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Body,
+    /// Who answered; not the registry if it redirected.
+    pub(super) host: String,
+    /// Whether whoever answered saw the `Authorization` that was given.
+    pub(super) authorized: bool,
+}
+
+/// The host of an authority, without port and without brackets.
+pub(super) fn host_of(authority: &str) -> &str {
+    if let Some(rest) = authority.strip_prefix('[') {
+        return rest.split(']').next().unwrap_or_default();
+    }
+    authority.split(':').next().unwrap_or_default()
+}
+
+/// Whether a host is this machine, as docker tells it.
+fn is_loopback(host: &str) -> bool {
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+impl Transport {
+    pub(super) fn new(authority: &str, options: &Options) -> Result<Self, Error> {
+        let loopback = is_loopback(host_of(authority));
+        let schemes: &[_] = match (loopback, options.insecure) {
+            (true, _) => &["http", "https"],
+            (false, true) => &["https", "http"],
+            (false, false) => &["https"],
+        };
+        let certs = options.certs_dirs.iter().map(|dir| dir.join(authority));
+        let mut config = Agent::config_builder()
+            .user_agent(concat!("warmkit/", env!("CARGO_PKG_VERSION")))
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .timeout_connect(Some(options.connect_timeout))
+            .timeout_per_read(Some(options.stall_timeout))
+            .timeout_per_write(Some(options.stall_timeout))
+            .max_idle_connections_per_host(16)
+            .max_idle_connections(32)
+            .tls_config(TlsConfig::builder().root_certs(root_certs(certs.clone())?).build());
+        if loopback {
+            config = config.proxy(None);
+        }
+        Ok(Self {
+            agent: config.build().new_agent(),
+            authority: authority.to_owned(),
+            schemes,
+            plain_http: schemes.len() > 1,
+            base: OnceLock::new(),
+            answered: AtomicBool::new(false),
+            certs: certs.into_iter().next().unwrap_or_default(),
+        })
+    }
+
+    /// Host and port of the registry.
+    pub(super) fn authority(&self) -> &str {
+        &self.authority
+    }
+
+    /// `https://host:port`, without a slash at the end.
+    ///
+    /// Where plain http is allowed, the registry is asked once which of the two it speaks.
+    pub(super) fn base(&self) -> Result<&str, Failure> {
+        if let Some(base) = self.base.get() {
+            return Ok(base);
+        }
+        let (first, second) = match self.schemes {
+            [first, second, ..] => (first, Some(second)),
+            [first] => (first, None),
+            [] => (&"https", None),
+        };
+        let url = |scheme: &str| format!("{scheme}://{}", self.authority);
+        let Some(second) = second else { return Ok(self.base.get_or_init(|| url(first))) };
+        let other = match self.probe(&url(first)) {
+            Ok(()) => return Ok(self.base.get_or_init(|| url(first))),
+            // A certificate that is not trusted is no reason to do without.
+            Err(Failure::Final(error)) => return Err(error.into()),
+            Err(other) => other,
+        };
+        match self.probe(&url(second)) {
+            Ok(()) => Ok(self.base.get_or_init(|| url(second))),
+            Err(Failure::Final(error)) => Err(error.into()),
+            Err(Failure::Again { .. }) => Err(other),
+        }
+    }
+
+    /// Whether a registry answers there, whatever it answers.
+    fn probe(&self, base: &str) -> Result<(), Failure> {
+        let mut reply = self.get(&format!("{base}/v2/"), &[], None)?;
+        let speaks_tls = base.starts_with("http:") && reply.status == 400 && {
+            let body = reply.error_detail();
+            // Go's, nginx's and Apache's words for a request in the clear on a TLS port.
+            ["HTTPS server", "HTTPS port", "SSL-enabled server port"].iter().any(|words| body.contains(words))
+        };
+        if speaks_tls {
+            return Err(Failure::again(format!("{} speaks https, not http", self.authority)));
+        }
+        Ok(())
+    }
+
+    /// Makes a GET request and follows redirects. Any status but a redirect's is an answer.
+    pub(super) fn get(
+        &self,
+        url: &str,
+        headers: &[(&'static str, String)],
+        authorization: Option<&str>,
+    ) -> Result<Reply, Failure> {
+        let mut at: Uri = parse_uri(url, &self.authority)?;
+        let asked = origin(&at);
+        for _ in 0..MAX_REDIRECTS {
+            let same_origin = origin(&at) == asked;
+            let mut request = self.agent.get(&at).header(ACCEPT_ENCODING, "identity");
+            for (name, value) in headers {
+                request = request.header(*name, value);
+            }
+            let authorization = authorization.filter(|_| same_origin);
+            if let Some(authorization) = authorization {
+                request = request.header(AUTHORIZATION, authorization);
+            }
+            let host = at.authority().map(ToString::to_string).unwrap_or_default();
+            let response = request.call().map_err(|error| self.failure(&host, error))?;
+            self.answered.store(true, Ordering::Relaxed);
+            if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+                return Ok(Reply::new(response, host, authorization.is_some()));
+            }
+            at = self.redirect(url, &at, response.headers())?;
+        }
+        let (what, host) = (url.to_owned(), self.authority.clone());
+        Err(Error::BadAnswer { what, host, reason: "redirects without end".to_owned() }.into())
+    }
+
+    /// Makes a POST request with a form; redirects are not followed, since the form holds a secret.
+    pub(super) fn post_form(&self, url: &str, form: &[(&str, &str)]) -> Result<Reply, Failure> {
+        let at = parse_uri(url, &self.authority)?;
+        let host = at.authority().map(ToString::to_string).unwrap_or_default();
+        let response = self
+            .agent
+            .post(&at)
+            .send_form(form.iter().copied())
+            .map_err(|error| self.failure(&host, error))?;
+        self.answered.store(true, Ordering::Relaxed);
+        Ok(Reply::new(response, host, false))
+    }
+
+    /// Where a redirect leads.
+    fn redirect(&self, what: &str, from: &Uri, headers: &HeaderMap) -> Result<Uri, Failure> {
+        let bad = |reason: String| {
+            let host = from.authority().map(ToString::to_string).unwrap_or_default();
+            Failure::Final(Error::BadAnswer { what: what.to_owned(), host, reason })
+        };
+        let location = headers.get(LOCATION).and_then(|value| value.to_str().ok());
+        let location = location.ok_or_else(|| bad("redirects without a readable Location".to_owned()))?;
+        let target = resolve(from, location)
+            .ok_or_else(|| bad(format!("redirects to {location:?}, which is no valid URL")))?;
+        let downgrade = from.scheme_str() == Some("https") && target.scheme_str() == Some("http");
+        if downgrade && !self.plain_http {
+            return Err(bad(format!("redirects from https to plain http ({target})")));
+        }
+        Ok(target)
+    }
+
+    /// Whether a token service may be asked there: never in the clear for a registry that is not.
+    pub(super) fn may_hold_secrets(&self, url: &str) -> bool {
+        url.starts_with("https://") || (self.plain_http && url.starts_with("http://"))
+    }
+
+    /// Tells failures that may pass from those that will not.
+    fn failure(&self, host: &str, error: ureq::Error) -> Failure {
+        let answered = self.answered.load(Ordering::Relaxed);
+        let again =
+            |reason: String| Failure::Again { reason: format!("{host}: {reason}"), after: None, answered };
+        let tls = |reason: String| {
+            let certs = self.certs.clone();
+            Failure::Final(Error::Tls { host: host.to_owned(), reason, certs })
+        };
+        let bad = |reason: String| {
+            let what = "request".to_owned();
+            Failure::Final(Error::BadAnswer { what, host: host.to_owned(), reason })
+        };
+        match error {
+            ureq::Error::Rustls(error) if is_not_tls(&error) => again("does not speak https".to_owned()),
+            ureq::Error::Rustls(error) => tls(error.to_string()),
+            ureq::Error::Tls(reason) => tls(reason.to_owned()),
+            ureq::Error::Io(error) => match rustls_error(&error) {
+                Some(error) if is_not_tls(error) => again("does not speak https".to_owned()),
+                Some(error) => tls(error.to_string()),
+                None => again(error.to_string()),
+            },
+            ureq::Error::Timeout(ureq::Timeout::PerRead) => again("sent nothing for too long".to_owned()),
+            ureq::Error::Timeout(kind) => again(format!("timed out ({kind})")),
+            ureq::Error::HostNotFound => again("no such host".to_owned()),
+            ureq::Error::BadUri(_) | ureq::Error::Http(_) => bad(format!("cannot be asked: {error}")),
+            other => again(other.to_string()),
+        }
+    }
+}
+
+/// A rustls error that ureq wrapped on its way through `std::io`.
+fn rustls_error(error: &std::io::Error) -> Option<&rustls::Error> {
+    error.get_ref()?.downcast_ref()
+}
+
+/// Whether the peer answered a TLS greeting with something that is no TLS at all.
+fn is_not_tls(error: &rustls::Error) -> bool {
+    matches!(error, rustls::Error::InvalidMessage(_))
+}
+
+/// Errors of reading a body; all may pass.
+pub(super) fn read_failure(host: &str, error: &std::io::Error) -> Failure {
+    let timed_out = error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<ureq::Error>())
+        .is_some_and(|error| matches!(error, ureq::Error::Timeout(_)));
+    let reason = match error.kind() {
+        _ if timed_out => "the transfer stalled".to_owned(),
+        std::io::ErrorKind::UnexpectedEof => "the transfer broke off".to_owned(),
+        _ => error.to_string(),
+    };
+    Failure::again(format!("{host}: {reason}"))
+}
+
+impl Reply {
+    fn new(response: Response<Body>, host: String, authorized: bool) -> Self {
+        let (parts, body) = response.into_parts();
+        Self { status: parts.status.as_u16(), headers: parts.headers, body, host, authorized }
+    }
+
+    /// A header as text.
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+
+    /// All `WWW-Authenticate` headers.
+    pub(super) fn challenges(&self) -> impl Iterator<Item = &str> {
+        self.headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok())
+    }
+
+    /// Reads the body into memory; `None` if it is longer than `limit`.
+    pub(super) fn read(&mut self, limit: u64) -> Result<Option<Vec<u8>>, Failure> {
+        let mut bytes = Vec::new();
+        let mut reader = self.body.as_reader().take(limit + 1);
+        reader.read_to_end(&mut bytes).map_err(|error| read_failure(&self.host, &error))?;
+        Ok(Some(bytes).filter(|bytes| bytes.len() as u64 <= limit))
+    }
+
+    /// What the body of an error says, in one line; reading it also frees the connection.
+    pub(super) fn error_detail(&mut self) -> String {
+        let mut bytes = Vec::new();
+        // A part of the message is better than none.
+        let _ = self.body.as_reader().take(MAX_ERROR_BODY).read_to_end(&mut bytes);
+        error_detail(&bytes)
+    }
+
+    /// The failure that a status means, where it is one that may pass: 408, 429 and 5xx.
+    pub(super) fn passing_failure(&mut self) -> Option<Failure> {
+        if !matches!(self.status, 408 | 429 | 500..=599) {
+            return None;
+        }
+        let after = self.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let after = after.and_then(|text| parse_retry_after(&text, Timestamp::now()));
+        let after = after.filter(|_| self.status != 408);
+        let detail = self.error_detail();
+        let detail = if detail.is_empty() { detail } else { format!(" ({detail})") };
+        let reason = format!("{} answered with status {}{detail}", self.host, self.status);
+        Some(Failure::Again { reason, after, answered: true })
+    }
+}
+
+/// One line from an error's body: the messages of a registry's JSON, else its text.
+fn error_detail(bytes: &[u8]) -> String {
+    #[derive(serde::Deserialize)]
+    struct Errors {
+        errors: Vec<Item>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Item {
+        #[serde(default)]
+        code: String,
+        #[serde(default)]
+        message: String,
+    }
+    #[derive(serde::Deserialize)]
+    struct Details {
+        #[serde(alias = "error_description", alias = "message", alias = "error")]
+        details: String,
+    }
+    let text = if let Ok(Errors { errors }) = serde_json::from_slice(bytes) {
+        let line = |item: Item| match (item.code.is_empty(), item.message.is_empty()) {
+            (false, false) => format!("{}: {}", item.code, item.message),
+            _ => item.code + &item.message,
+        };
+        errors.into_iter().map(line).collect::<Vec<_>>().join("; ")
+    } else if let Ok(Details { details }) = serde_json::from_slice(bytes) {
+        details
+    } else {
+        String::from_utf8_lossy(bytes).into_owned()
+    };
+    // It goes to a terminal: no control characters, and not a whole web page.
+    let words = text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty());
+    let line = words.collect::<Vec<_>>().join(" ");
+    match line.char_indices().nth(MAX_DETAIL) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line,
+    }
+}
+
+fn parse_uri(url: &str, host: &str) -> Result<Uri, Failure> {
+    url.parse().map_err(|error| {
+        let reason = format!("cannot be asked for {url:?}: {error}");
+        Failure::Final(Error::BadAnswer { what: "request".to_owned(), host: host.to_owned(), reason })
+    })
+}
+
+/// Scheme, host and port: what must be equal for credentials to go along.
+fn origin(uri: &Uri) -> (String, String, u16) {
+    let scheme = uri.scheme_str().unwrap_or_default().to_ascii_lowercase();
+    let default = if scheme == "https" { 443 } else { 80 };
+    let host = uri.host().unwrap_or_default().to_ascii_lowercase();
+    (scheme, host, uri.port_u16().unwrap_or(default))
+}
+
+/// A `Location`, absolute or relative to where it came from (RFC 3986 section 5.2, but for `..`).
+fn resolve(from: &Uri, location: &str) -> Option<Uri> {
+    let location = location.split('#').next().unwrap_or_default();
+    let lower = location.to_ascii_lowercase();
+    let (scheme, authority) = (from.scheme_str()?, from.authority()?);
+    let url = if lower.starts_with("http://") || lower.starts_with("https://") {
+        location.to_owned()
+    } else if location.starts_with("//") {
+        format!("{scheme}:{location}")
+    } else if location.starts_with('/') {
+        format!("{scheme}://{authority}{location}")
+    } else if location.starts_with('?') {
+        format!("{scheme}://{authority}{}{location}", from.path())
+    } else if location.is_empty() || location.split(['/', '?']).next()?.contains(':') {
+        return None;
+    } else {
+        let folder = from.path().rsplit_once('/').map_or("", |(folder, _)| folder);
+        format!("{scheme}://{authority}{folder}/{location}")
+    };
+    let uri: Uri = url.parse().ok()?;
+    uri.host().is_some_and(|host| !host.is_empty()).then_some(uri)
+}
+
+/// The system's certificate authorities, and those that docker and podman were given for this host.
+///
+/// Without the latter the platform's own verifier is left to read the former when https is used
+/// for the first time.
+fn root_certs(dirs: impl Iterator<Item = PathBuf>) -> Result<RootCerts, Error> {
+    let mut extra = Vec::new();
+    for dir in dirs {
+        let Ok(entries) = std::fs::read_dir(&dir) else { continue };
+        let files = entries.filter_map(|entry| Some(entry.ok()?.path()));
+        for path in files.filter(|path| path.extension().is_some_and(|ext| ext == "crt")) {
+            let pem = std::fs::read(&path).map_err(|source| Error::Read { path: path.clone(), source })?;
+            for item in parse_pem(&pem) {
+                let certificate = |reason| Error::Certificate { path: path.clone(), reason };
+                match item.map_err(|error| certificate(error.to_string()))? {
+                    PemItem::Certificate(found) => extra.push(found),
+                    _ => return Err(certificate("it holds something else than certificates".to_owned())),
+                }
+            }
+        }
+    }
+    if extra.is_empty() {
+        return Ok(RootCerts::PlatformVerifier);
+    }
+    let system = rustls_native_certs::load_native_certs().certs;
+    extra.extend(system.iter().map(|der| Certificate::from_der(der.as_ref()).to_owned()));
+    Ok(RootCerts::from(extra))
+}
+
+/// Seconds as the options want them.
+pub(super) const fn seconds(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn knows_this_machine() {
+        let cases = [
+            ("localhost", true),
+            ("localhost:5000", true),
+            ("127.0.0.1:5000", true),
+            ("127.8.9.1", true),
+            ("[::1]:5000", true),
+            ("[::1]", true),
+            ("localhost.example:5000", false),
+            ("10.0.0.1:5000", false),
+            ("[fe80::1]:5000", false),
+            ("ghcr.io", false),
+        ];
+        for (authority, expected) in cases {
+            assert_eq!(is_loopback(host_of(authority)), expected, "{authority}");
+        }
+    }
+
+    #[test]
+    fn resolves_locations() {
+        let from: Uri = "https://r.example:5000/v2/a/blobs/x?y=z".parse().unwrap();
+        let cases = [
+            ("https://cdn.example/b?sig=1#f", Some("https://cdn.example/b?sig=1")),
+            ("HTTP://cdn.example/b", Some("http://cdn.example/b")),
+            ("//cdn.example/b", Some("https://cdn.example/b")),
+            ("/b/c", Some("https://r.example:5000/b/c")),
+            ("?q", Some("https://r.example:5000/v2/a/blobs/x?q")),
+            ("b", Some("https://r.example:5000/v2/a/blobs/b")),
+            ("", None),
+            ("ftp://x/y", None),
+            ("file:/etc/passwd", None),
+            ("https:///x", None),
+            ("http://a b/", None),
+        ];
+        for (location, expected) in cases {
+            let found = resolve(&from, location).map(|uri| uri.to_string());
+            assert_eq!(found.as_deref(), expected, "{location}");
+        }
+    }
+
+    #[test]
+    fn an_origin_is_scheme_host_and_port() {
+        let same = |a: &str, b: &str| origin(&a.parse().unwrap()) == origin(&b.parse().unwrap());
+        assert!(same("https://a/x", "https://A:443/y"));
+        assert!(!same("https://a/x", "http://a/x"));
+        assert!(!same("https://a/x", "https://a:444/x"));
+        assert!(!same("https://a/x", "https://b/x"));
+    }
+
+    #[test]
+    fn errors_become_one_line() {
+        let cases = [
+            (r#"{"errors":[{"code":"DENIED","message":"no\u001b[31m"},{"code":"X"}]}"#, "DENIED: no [31m; X"),
+            (r#"{"details":"incorrect username"}"#, "incorrect username"),
+            (r#"{"error":"invalid_grant"}"#, "invalid_grant"),
+            ("<html>\n  gone\r\n</html>", "<html> gone </html>"),
+            ("", ""),
+        ];
+        for (body, expected) in cases {
+            assert_eq!(error_detail(body.as_bytes()), expected, "{body}");
+        }
+        let long = error_detail(&[b'x'; 1000]);
+        assert_eq!(long.chars().count(), MAX_DETAIL + 1);
+    }
+}

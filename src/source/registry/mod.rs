@@ -1,0 +1,225 @@
+//! A repository in a registry: OCI distribution-spec v1.1, the part that reads.
+//!
+//! ```text
+//! manifest, blob   what to ask for, and proving what came
+//!   retry          waits, and when to give up
+//!   auth           challenge -> credentials -> token
+//!   http           base URL, redirects, TLS
+//! ```
+//!
+//! Http is tried first on loopback, where docker too needs no flag; elsewhere https, and http only
+//! where [`Options::insecure`] allows it and https is not answered.
+
+mod auth;
+mod blob;
+mod challenge;
+mod http;
+mod retry;
+
+use std::fmt;
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use self::auth::{Auth, Renewal};
+use self::http::{Reply, Transport, seconds};
+use self::retry::{Attempts, Failure};
+use super::credentials::{Credentials, Environment};
+use super::{Denied, Error, MAX_MANIFEST, Manifest, Source};
+use crate::digest::Digest;
+use crate::oci::media_type::{DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST};
+use crate::oci::{Descriptor, Reference};
+use crate::progress::Progress;
+
+pub use retry::RetryPolicy;
+
+/// How to reach registries.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Whether plain http is allowed where a registry is not on loopback and answers no https.
+    pub insecure: bool,
+    /// Where credentials are looked for.
+    pub env: Environment,
+    /// Directories with one of their own per registry, in which `*.crt` are trusted for it.
+    pub certs_dirs: Vec<PathBuf>,
+    /// How often to make failed requests again.
+    pub retry: RetryPolicy,
+    /// How long to wait for a connection.
+    pub connect_timeout: Duration,
+    /// How long a server may send nothing before the connection counts as broken.
+    pub stall_timeout: Duration,
+    /// How long a credential helper may take.
+    pub helper_timeout: Duration,
+}
+
+impl Default for Options {
+    /// The process's environment, and docker's and podman's certificate directories.
+    fn default() -> Self {
+        Self {
+            insecure: false,
+            env: Environment::of_process(),
+            certs_dirs: vec!["/etc/docker/certs.d".into(), "/etc/containers/certs.d".into()],
+            retry: RetryPolicy::default(),
+            connect_timeout: seconds(20),
+            stall_timeout: seconds(30),
+            helper_timeout: seconds(30),
+        }
+    }
+}
+
+/// One repository of a registry, and the manifest in it that a reference names.
+pub struct Registry {
+    reference: Reference,
+    /// The digest in the reference, if there is one: it goes before the tag.
+    pinned: Option<Digest>,
+    name: String,
+    transport: Transport,
+    auth: Auth,
+    retry: RetryPolicy,
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registry").field("reference", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl Registry {
+    /// Gets ready; asks the registry for nothing yet.
+    pub fn open(reference: &Reference, options: &Options) -> Result<Self, Error> {
+        // Docker Hub's registry is not at the host that its references name.
+        let authority = match reference.registry() {
+            "docker.io" => "registry-1.docker.io",
+            other => other,
+        };
+        let pinned = reference.digest().map(str::parse).transpose().map_err(super::SpecError::from)?;
+        let credentials = Credentials::new(options.env.clone(), options.helper_timeout);
+        Ok(Self {
+            pinned,
+            name: reference.to_string(),
+            transport: Transport::new(authority, options)?,
+            auth: Auth::new(credentials, reference.registry(), reference.repository()),
+            reference: reference.clone(),
+            retry: options.retry,
+        })
+    }
+
+    /// The reference it was opened with.
+    pub fn reference(&self) -> &Reference {
+        &self.reference
+    }
+
+    /// `host/repository`, for messages.
+    fn repository_name(&self) -> String {
+        format!("{}/{}", self.reference.registry(), self.reference.repository())
+    }
+
+    /// Makes one request below `/v2/<repository>/`, with whatever authorization it takes.
+    ///
+    /// Gives any answer that is neither a refusal nor a failure that may pass.
+    fn get(&self, what: &str, path: &str, headers: &[(&'static str, String)]) -> Result<Reply, Failure> {
+        let base = self.transport.base()?;
+        let url = format!("{base}/v2/{}/{path}", self.reference.repository());
+        // A token may run out between any two requests, and another thread may renew it first; more
+        // refusals than these are meant.
+        let mut renewals_left = 3;
+        loop {
+            let authorization = self.auth.current(&self.transport)?;
+            let header = authorization.as_ref().map(|a| a.header.as_str());
+            let mut reply = self.transport.get(&url, headers, header)?;
+            if let Some(failure) = reply.passing_failure() {
+                return Err(failure);
+            }
+            // A storage host that the registry redirected to has no say in who may read.
+            let from_registry = reply.host == self.transport.authority();
+            if !from_registry || !matches!(reply.status, 401 | 403) {
+                return Ok(reply);
+            }
+            // Some registries (ECR) answer 403 to a token that ran out. One that has never been shown
+            // anything means it.
+            let worth_it = reply.status == 401 || reply.authorized;
+            let refused = authorization.map_or(0, |a| a.generation);
+            if worth_it
+                && renewals_left > 0
+                && self.auth.renew(refused, &reply, &self.transport)? == Renewal::Renewed
+            {
+                renewals_left -= 1;
+                continue;
+            }
+            let status = reply.status;
+            let denied = Denied {
+                detail: reply.error_detail(),
+                host: reply.host,
+                what: format!("{what} of {}", self.repository_name()),
+                credentials: self.auth.shown(),
+                status,
+                advice: self.auth.advice(),
+            };
+            return Err(Error::Denied(Box::new(denied)).into());
+        }
+    }
+
+    fn try_manifest(&self, what: &str, reference: &str) -> Result<(Vec<u8>, String), Failure> {
+        let accept = [OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_LIST].join(", ");
+        let mut reply = self.get(what, &format!("manifests/{reference}"), &[("accept", accept)])?;
+        match reply.status {
+            200 => {}
+            404 => {
+                let detail = reply.error_detail();
+                let repository = self.repository_name();
+                return Err(Error::NoSuchManifest { what: what.to_owned(), repository, detail }.into());
+            }
+            status => {
+                let detail = reply.error_detail();
+                let (what, host) = (what.to_owned(), reply.host);
+                return Err(Error::Status { what, host, status, detail }.into());
+            }
+        }
+        let media_type = reply.header("content-type").unwrap_or_default();
+        let media_type = media_type.split(';').next().unwrap_or_default().trim().to_owned();
+        let bytes = reply.read(MAX_MANIFEST)?.ok_or_else(|| {
+            let (what, source_name) = (what.to_owned(), self.name.clone());
+            Error::TooLarge { what, source_name, limit: MAX_MANIFEST }
+        })?;
+        Ok((bytes, media_type))
+    }
+}
+
+impl Source for Registry {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn manifest(&self, digest: Option<&Digest>, progress: &dyn Progress) -> Result<Manifest, Error> {
+        let expected = digest.or(self.pinned.as_ref());
+        let (what, reference) = match (expected, self.reference.tag()) {
+            (Some(digest), _) => (format!("manifest {digest}"), digest.to_string()),
+            (None, tag) => {
+                let tag = tag.unwrap_or("latest");
+                (format!("tag {tag:?}"), tag.to_owned())
+            }
+        };
+        let whole = format!("{what} of {}", self.repository_name());
+        let mut attempts = Attempts::new(whole, self.retry, progress);
+        let (bytes, media_type) = loop {
+            match self.try_manifest(&what, &reference) {
+                Ok(found) => break found,
+                Err(failure) => attempts.failed(failure)?,
+            }
+        };
+        let found = Digest::of(&bytes);
+        if let Some(&expected) = expected.filter(|expected| **expected != found) {
+            return Err(Error::ManifestMismatch { source_name: self.name(), expected, found });
+        }
+        Ok(Manifest { bytes, digest: found, media_type })
+    }
+
+    fn blob(&self, blob: &Descriptor, out: &mut dyn Write, progress: &dyn Progress) -> Result<(), Error> {
+        self.fetch_blob(blob, out, progress)
+    }
+
+    fn repository(&self) -> Option<(String, String)> {
+        let host = http::host_of(self.reference.registry()).to_owned();
+        Some((host, self.reference.repository().to_owned()))
+    }
+}

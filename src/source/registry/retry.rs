@@ -1,0 +1,227 @@
+//! When a failed request is made again, and when that has been done often enough.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::progress::{Event, Progress};
+use crate::source::Error;
+
+/// How patient to be with a registry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RetryPolicy {
+    /// Failures in a row, without a byte of progress between them, after which to give up.
+    pub failures: u32,
+    /// The same for a server that has never answered: more likely misspelt than overloaded.
+    pub failures_before_first_answer: u32,
+    /// The wait after the first failure; it doubles with each further one.
+    pub first_wait: Duration,
+    /// The longest wait between two attempts, unless the server asks for more.
+    pub longest_wait: Duration,
+    /// The longest wait that a server may ask for with `Retry-After`.
+    pub longest_retry_after: Duration,
+}
+
+impl Default for RetryPolicy {
+    /// Rides out about a minute without any answer.
+    fn default() -> Self {
+        Self {
+            failures: 8,
+            failures_before_first_answer: 3,
+            first_wait: Duration::from_millis(500),
+            longest_wait: Duration::from_secs(20),
+            longest_retry_after: Duration::from_secs(300),
+        }
+    }
+}
+
+/// Why one attempt failed.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// Making the request again may help.
+    Again {
+        reason: String,
+        /// As `Retry-After` says.
+        after: Option<Duration>,
+        /// Whether any server answered at all.
+        answered: bool,
+    },
+    /// It will not.
+    Final(Error),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Final(error)
+    }
+}
+
+impl Failure {
+    /// A failure of a server that answers otherwise.
+    pub(super) fn again(reason: impl Into<String>) -> Self {
+        Self::Again { reason: reason.into(), after: None, answered: true }
+    }
+}
+
+/// Counts the failures of one request.
+pub(super) struct Attempts<'a> {
+    what: String,
+    policy: RetryPolicy,
+    progress: &'a dyn Progress,
+    failures: u32,
+}
+
+impl<'a> Attempts<'a> {
+    /// `what` names the request in messages.
+    pub(super) fn new(what: String, policy: RetryPolicy, progress: &'a dyn Progress) -> Self {
+        Self { what, policy, progress, failures: 0 }
+    }
+
+    /// Forgets earlier failures: something arrived.
+    pub(super) fn progressed(&mut self) {
+        self.failures = 0;
+    }
+
+    /// Waits until the request may be made again, or says why it will not be.
+    pub(super) fn failed(&mut self, failure: Failure) -> Result<(), Error> {
+        let (reason, after, answered) = match failure {
+            Failure::Final(error) => return Err(error),
+            Failure::Again { reason, after, answered } => (reason, after, answered),
+        };
+        self.failures += 1;
+        let limit = if answered { self.policy.failures } else { self.policy.failures_before_first_answer };
+        if self.failures >= limit.max(1) {
+            return Err(Error::GaveUp { what: self.what.clone(), failures: self.failures, reason });
+        }
+        if let Some(wait) = after.filter(|wait| *wait > self.policy.longest_retry_after) {
+            return Err(Error::WaitTooLong { what: self.what.clone(), reason, wait });
+        }
+        // What the server asks for is a minimum.
+        let wait = self.backoff().max(after.unwrap_or_default());
+        let (what, failures) = (self.what.clone(), self.failures);
+        self.progress.event(Event::Retry { what, failures, wait, reason });
+        std::thread::sleep(wait);
+        Ok(())
+    }
+
+    /// Doubles with each failure; a random half of it is left out, so that clients that failed
+    /// together do not come back together.
+    fn backoff(&self) -> Duration {
+        let doublings = (self.failures - 1).min(16);
+        let full = self.policy.first_wait.saturating_mul(1 << doublings).min(self.policy.longest_wait);
+        full.mul_f64(0.5 + random_fraction() / 2.0)
+    }
+}
+
+/// From 0 to 1. Every `RandomState` has keys of its own, which is random enough for waiting.
+fn random_fraction() -> f64 {
+    let bits = RandomState::new().build_hasher().finish();
+    f64::from(u32::try_from(bits >> 32).unwrap_or(0)) / f64::from(u32::MAX)
+}
+
+/// Reads `Retry-After`: seconds, or an HTTP date (a past one means now).
+pub(super) fn parse_retry_after(text: &str, now: Timestamp) -> Option<Duration> {
+    let text = text.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let at = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?;
+    Some(Duration::try_from(at.duration_since(now)).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Log(Mutex<Vec<(u32, Duration)>>);
+
+    impl Progress for Log {
+        fn event(&self, event: Event) {
+            if let Event::Retry { failures, wait, .. } = event {
+                self.0.lock().unwrap().push((failures, wait));
+            }
+        }
+    }
+
+    fn policy() -> RetryPolicy {
+        RetryPolicy {
+            failures: 5,
+            failures_before_first_answer: 2,
+            first_wait: Duration::from_millis(4),
+            longest_wait: Duration::from_millis(10),
+            longest_retry_after: Duration::from_millis(50),
+        }
+    }
+
+    #[test]
+    fn waits_longer_each_time_and_gives_up() {
+        let log = Log::default();
+        let mut attempts = Attempts::new("blob x".to_owned(), policy(), &log);
+        for _ in 0..4 {
+            attempts.failed(Failure::again("status 503")).unwrap();
+        }
+        let error = attempts.failed(Failure::again("status 500")).unwrap_err();
+        assert_eq!(error.to_string(), "blob x: gave up after 5 failures in a row, the last: status 500");
+        let log = log.0.into_inner().unwrap();
+        assert_eq!(log.iter().map(|(n, _)| *n).collect::<Vec<_>>(), [1, 2, 3, 4]);
+        for ((_, wait), full) in log.iter().zip([4, 8, 10, 10]) {
+            let full = Duration::from_millis(full);
+            assert!((full / 2..=full).contains(wait), "{wait:?} of {full:?}");
+        }
+    }
+
+    #[test]
+    fn progress_resets_the_count() {
+        let log = Log::default();
+        let mut attempts = Attempts::new("x".to_owned(), policy(), &log);
+        for _ in 0..20 {
+            attempts.failed(Failure::again("broken")).unwrap();
+            attempts.progressed();
+        }
+    }
+
+    #[test]
+    fn a_server_that_never_answered_gets_less_patience() {
+        let log = Log::default();
+        let mut attempts = Attempts::new("x".to_owned(), policy(), &log);
+        let failure =
+            || Failure::Again { reason: "connection refused".to_owned(), after: None, answered: false };
+        attempts.failed(failure()).unwrap();
+        attempts.failed(failure()).unwrap_err();
+    }
+
+    #[test]
+    fn the_server_may_ask_for_more_but_not_for_ever() {
+        let log = Log::default();
+        let mut attempts = Attempts::new("x".to_owned(), policy(), &log);
+        let failure = |ms| Failure::Again {
+            reason: "status 429".to_owned(),
+            after: Some(Duration::from_millis(ms)),
+            answered: true,
+        };
+        attempts.failed(failure(30)).unwrap();
+        assert_eq!(log.0.lock().unwrap()[0].1, Duration::from_millis(30));
+        let error = attempts.failed(failure(61_000)).unwrap_err().to_string();
+        assert_eq!(error, "x: status 429, and asks to wait 61 seconds: try again later");
+    }
+
+    #[test]
+    fn reads_retry_after() {
+        let now: Timestamp = "2026-11-20T10:00:00Z".parse().unwrap();
+        let cases = [
+            ("0", Some(0)),
+            (" 120 ", Some(120)),
+            ("Fri, 20 Nov 2026 10:00:07 GMT", Some(7)),
+            ("Fri, 20 Nov 2026 09:00:00 GMT", Some(0)),
+            ("soon", None),
+            ("-1", None),
+        ];
+        for (text, seconds) in cases {
+            assert_eq!(parse_retry_after(text, now), seconds.map(Duration::from_secs), "{text}");
+        }
+    }
+}

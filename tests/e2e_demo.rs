@@ -1,0 +1,56 @@
+//! The cache in fixtures/demo: baked, verified and built on, as `scripts/demo` shows it.
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use support::files::copy_tree;
+use support::warmkit::{bake, verify};
+use support::{BuildRequest, Daemon, Registry, Scratch, Tools, tools};
+
+fn demo(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/demo").join(name)
+}
+
+/// Modes are part of cache keys, and a checkout has those of its umask.
+fn set_modes(path: &Path) {
+    let is_dir = path.is_dir();
+    fs::set_permissions(path, fs::Permissions::from_mode(if is_dir { 0o755 } else { 0o644 })).unwrap();
+    if is_dir {
+        for entry in fs::read_dir(path).unwrap() {
+            set_modes(&entry.unwrap().path());
+        }
+    }
+}
+
+#[test]
+fn bakes_and_is_warm() {
+    let Some(tools) = Tools::find(tools::NEWEST) else { return };
+    let registry = Registry::start(&tools);
+    let scratch = Scratch::new();
+    let root = scratch.join("root");
+    let cache = format!("type=local,src={}", demo("cache").display());
+    let keys = format!("type=provenance,src={}", demo("provenance.json").display());
+    bake(&[&cache, "--keys-from", &keys], &root).expect_success("bake");
+    verify(&["--read-data"], &root).expect_success("verify");
+
+    let context = scratch.join("context");
+    copy_tree(&demo("context"), &context);
+    set_modes(&context);
+    let context_path = context.display().to_string();
+    let buildkitd = tools.buildkitd.display().to_string();
+    let live = ["--build", &context_path, "--opt", "platform=linux/amd64", "--buildkitd", &buildkitd];
+    verify(&live, &root).expect_success("verify --build");
+
+    let daemon = Daemon::start(&tools, &root, &registry);
+    let mut request = BuildRequest::new(&context).tar(&scratch.join("result.tar"));
+    request.platform = Some("linux/amd64".into());
+    let outcome = daemon.build(&request);
+    assert_eq!(outcome.steps.len(), 12, "{}", outcome.log);
+    assert!(outcome.not_cached().is_empty(), "{}", outcome.log);
+    assert_eq!((outcome.imports, outcome.extractions), (0, 0), "{}", outcome.log);
+    daemon.stop();
+}
