@@ -4,10 +4,11 @@
 //! RESOLVE_NO_SYMLINKS`, so a symbolic link that somebody put into a root is a finding, not a way to
 //! another file. Files are opened non-blocking, so a named pipe is a finding, not a wait.
 
-use std::ffi::OsString;
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
@@ -134,6 +135,39 @@ impl Tree {
         if bytes.len() as u64 > limit { Err(too_long()) } else { Ok(bytes) }
     }
 
+    /// The target of a symbolic link in this directory.
+    pub(super) fn read_link(&self, name: &OsStr) -> Result<Vec<u8>, FileFault> {
+        Ok(fs::readlinkat(&self.dir, name, Vec::new())?.into_bytes())
+    }
+
+    /// A directory below this one, where links lead as if this one were the root of all.
+    pub(super) fn directory_in_root(&self, path: &Path) -> Result<Self, Errno> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let dir = fs::openat2(&self.dir, path, flags, Mode::empty(), resolve)?;
+        Ok(Self { dir, path: self.path.join(path) })
+    }
+
+    /// All extended attributes of `name` in this directory (`.` for itself), links not followed.
+    pub(super) fn xattrs(&self, name: &OsStr) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, FileFault> {
+        // There is no llistxattrat in older kernels; the link in /proc leads to the open directory.
+        let mut path = PathBuf::from(format!("/proc/self/fd/{}", self.dir.as_raw_fd()));
+        path.push(name);
+        let mut list = Vec::new();
+        match grow(&mut list, |buffer| fs::llistxattr(&path, buffer)) {
+            Ok(()) => {}
+            Err(Errno::NOTSUP) => return Ok(BTreeMap::new()),
+            Err(errno) => return Err(errno.into()),
+        }
+        let mut xattrs = BTreeMap::new();
+        for name in list.split(|&b| b == 0).filter(|name| !name.is_empty()) {
+            let mut value = Vec::new();
+            grow(&mut value, |buffer| fs::lgetxattr(&path, name, buffer))?;
+            xattrs.insert(name.to_vec(), value);
+        }
+        Ok(xattrs)
+    }
+
     /// The names in a directory, in order, with their types as the directory tells them.
     pub(super) fn list(&self, path: &Path) -> Result<Vec<(Name, FileType)>, FileFault> {
         let dir = fs::Dir::new(self.open_at(path, OFlags::RDONLY | OFlags::DIRECTORY)?)?;
@@ -163,6 +197,23 @@ impl Tree {
             // A file system without locks, or no regular file: reading will tell.
             Err(_) => Ok(None),
             Ok(()) => Ok(Some(fd)),
+        }
+    }
+}
+
+/// Calls `read` with buffers that grow until what there is fits.
+fn grow(buffer: &mut Vec<u8>, read: impl Fn(&mut [u8]) -> Result<usize, Errno>) -> Result<(), Errno> {
+    let mut size = 256;
+    loop {
+        buffer.resize(size, 0);
+        match read(buffer.as_mut_slice()) {
+            Ok(n) => {
+                buffer.truncate(n);
+                return Ok(());
+            }
+            // The kernel allows 64 KiB for either.
+            Err(Errno::RANGE) if size < 1 << 20 => size *= 4,
+            Err(errno) => return Err(errno),
         }
     }
 }

@@ -25,12 +25,15 @@ mod database;
 mod decode;
 mod disk;
 mod files;
+mod layers;
+mod live;
 mod parallel;
 mod records;
 mod relations;
 mod report;
 mod snapshotter;
 mod solver;
+mod tree;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -41,6 +44,7 @@ use std::thread;
 use rustix::fs::FileType;
 use rustix::io::Errno;
 
+pub use live::{DEFAULT_IMAGE, LiveError, LiveOptions, LiveReport, Step, StepStatus, live};
 pub use report::{Counts, Finding, FindingKind, Report, Severity, Subject};
 
 use crate::progress::{Event, Progress};
@@ -331,12 +335,47 @@ fn on_disk(
         disk::check_snapshots(tree, &worker.path, &worker.snapshotter, store, owner, jobs, findings);
     }
     let Some(containerd) = &worker.containerd else { return };
+    let (jobs_of_layers, others) = match &worker.records {
+        Some(records) if options.read_data => layer_jobs(worker, records, containerd),
+        _ => (Vec::new(), 0),
+    };
     progress.event(Event::Planned {
         layers: containerd.sizes.len(),
         bytes: containerd.sizes.values().filter_map(|sizes| u64::try_from(sizes.first()?.1?).ok()).sum(),
-        unpacks: 0,
+        unpacks: jobs_of_layers.len(),
     });
     let (bytes, sound) = disk::check_blobs(tree, &worker.path, containerd, owner, jobs, progress, findings);
     counts.blob_bytes += bytes;
-    let _ = (sound, options);
+    counts.layers_not_comparable += others;
+    // What a damaged blob differs in says nothing of the snapshot.
+    let layers: Vec<_> = jobs_of_layers.into_iter().filter(|job| sound.contains(&job.blob)).collect();
+    counts.layers_compared += layers.len();
+    let outcomes = parallel::each(jobs, &layers, |job, entries: &mut u64, findings| {
+        *entries += layers::compare(tree, &worker.path, job, progress, findings);
+    });
+    for (entries, found) in outcomes {
+        counts.entries_compared += entries;
+        findings.append(found);
+    }
+}
+
+/// The layers to compare, and the number of those that cannot be.
+fn layer_jobs(worker: &Worker, records: &Records, containerd: &Containerd) -> (Vec<layers::Job>, usize) {
+    let (layers, mut others) = relations::comparable(records);
+    // Other snapshotters, and rootless ones, mark whiteouts in other ways.
+    let Some(store) = worker.store.as_ref().filter(|_| worker.snapshotter == "overlayfs") else {
+        return (Vec::new(), others + layers.len());
+    };
+    let chains = disk::chains(containerd, store);
+    let mut jobs = Vec::new();
+    for ((blob, snapshot), (diff_id, media_type)) in layers {
+        match chains.get(&snapshot) {
+            Some(chain) => {
+                let chain = chain.clone();
+                jobs.push(layers::Job { blob, diff_id, media_type, snapshot, chain });
+            }
+            None => others += 1,
+        }
+    }
+    (jobs, others)
 }

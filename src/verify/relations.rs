@@ -176,9 +176,9 @@ fn on_cycles<'a>(
     found
 }
 
-/// Whether a record's own snapshot has to exist.
+/// Whether a record's own snapshot has to exist. What a daemon checks itself at its start is not asked here.
 fn needs_snapshot(record: &Record) -> bool {
-    record.equal_mutable.is_none() && (record.is_mutable() || !(record.is_composed() || record.blob_only))
+    record.equal_mutable.is_none() && !(record.is_composed() || record.blob_only)
 }
 
 /// Records against containerd's metadata and the snapshotter's own database.
@@ -197,6 +197,11 @@ pub(super) fn data(
         {
             let detail = format!("its data is that of record {mutable}, which does not exist");
             findings.add(FindingKind::RecordMutableMissing, record_subject(id), detail);
+        }
+        if snapshot.is_none() && record.is_mutable() && record.equal_mutable.is_none() {
+            let detail = format!("there is no snapshot {}", record.snapshot);
+            findings.add(FindingKind::RecordUnfinished, record_subject(id), detail);
+            continue;
         }
         if snapshot.is_none() && needs_snapshot(record) {
             let detail = format!("there is no snapshot {}", record.snapshot);

@@ -116,6 +116,8 @@ kinds! {
     ExternalOrphaned = "external-orphaned", Note;
     /// The record was being deleted when the daemon stopped.
     RecordDeleted = "record-deleted", Note;
+    /// A mutable record whose snapshot was not made yet, or is gone already: a daemon drops the record.
+    RecordUnfinished = "record-unfinished", Note;
     /// A record that only a registry can fill: neither its blob nor its snapshot is here.
     RecordLazy = "record-lazy", Note;
 

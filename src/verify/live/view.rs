@@ -1,0 +1,236 @@
+//! The throwaway view: a directory that looks like the root to a daemon.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rustix::fs::Mode;
+use rustix::mount::{MountFlags, MountPropagationFlags};
+use rustix::thread::UnshareFlags;
+
+use super::LiveError;
+use super::tools::output;
+use crate::verify::database;
+use crate::verify::disk;
+use crate::verify::files::{MAX_DATABASE, Tree};
+use crate::verify::report::Findings;
+use crate::verify::snapshotter::{self, Kind};
+
+/// A view under construction: what has to be mounted waits for the daemon's mount namespace.
+#[derive(Debug)]
+pub(super) struct View {
+    /// The daemon's root.
+    pub(super) root: PathBuf,
+    /// The real root, canonical.
+    original: PathBuf,
+    overlays: Vec<Overlay>,
+}
+
+/// A directory that is written to over a directory that is not.
+#[derive(Debug)]
+struct Overlay {
+    lower: PathBuf,
+    upper: PathBuf,
+    work: PathBuf,
+    target: PathBuf,
+}
+
+fn fail(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LiveError + use<> {
+    let path = path.to_owned();
+    move |source| LiveError::View { action, path, source }
+}
+
+fn make_directory(path: &Path) -> Result<(), LiveError> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(fail("make", path))
+}
+
+impl View {
+    /// Makes the view in `scratch`.
+    pub(super) fn make(tree: &Tree, workers: &[PathBuf], scratch: &Path) -> Result<Self, LiveError> {
+        let root = scratch.join("root");
+        make_directory(&root)?;
+        let mut view = Self { root, original: tree.path.clone(), overlays: Vec::new() };
+        view.copy(tree, Path::new("cache.db"))?;
+        for worker in workers {
+            make_directory(&view.root.join(worker))?;
+            for name in ["metadata_v2.db", "containerdmeta.db", "workerid"] {
+                view.copy(tree, &worker.join(name))?;
+            }
+            view.blobs(tree, worker)?;
+            view.snapshots(tree, worker, scratch)?;
+        }
+        Ok(view)
+    }
+
+    /// Copies a file; one that is missing stays missing, which is what the build is to see.
+    fn copy(&self, tree: &Tree, path: &Path) -> Result<(), LiveError> {
+        let bytes = match tree.read(path, MAX_DATABASE) {
+            Ok(bytes) => bytes,
+            Err(fault) if fault.kind == crate::verify::FindingKind::StateFileMissing => return Ok(()),
+            Err(fault) => {
+                let path = self.original.join(path);
+                return Err(LiveError::Damaged { path, detail: fault.detail });
+            }
+        };
+        let target = self.root.join(path);
+        fs::write(&target, bytes).map_err(fail("write", &target))?;
+        let mode = Mode::from_raw_mode(0o600);
+        rustix::fs::chmod(&target, mode).map_err(io::Error::from).map_err(fail("change the mode of", &target))
+    }
+
+    fn link(&self, path: &Path) -> Result<(), LiveError> {
+        let target = self.root.join(path);
+        symlink(self.original.join(path), &target).map_err(fail("make", &target))
+    }
+
+    fn blobs(&self, tree: &Tree, worker: &Path) -> Result<(), LiveError> {
+        let directory = disk::blobs(worker);
+        make_directory(&self.root.join(&directory))?;
+        for (name, _) in tree.list(&directory).unwrap_or_default() {
+            self.link(&directory.join(&name.0))?;
+        }
+        Ok(())
+    }
+
+    fn snapshots(&mut self, tree: &Tree, worker: &Path, scratch: &Path) -> Result<(), LiveError> {
+        let directory = disk::snapshots(worker);
+        make_directory(&self.root.join(&directory))?;
+        let path = worker.join("snapshots/metadata.db");
+        self.copy(tree, &path)?;
+        let mut findings = Findings::default();
+        let Some(db) = database::open(tree, &path, &mut findings) else {
+            let (found, _) = findings.finish();
+            let detail = found.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+            return Err(LiveError::Damaged { path: self.original.join(path), detail });
+        };
+        let store = snapshotter::read(&db, &path, &mut findings);
+        let active: BTreeMap<String, bool> = store
+            .snapshots
+            .values()
+            .filter(|stored| stored.kind == Kind::Active)
+            .map(|stored| (stored.id.to_string(), stored.parent.is_some()))
+            .collect();
+        for (name, _) in tree.list(&directory).unwrap_or_default() {
+            let path = directory.join(&name.0);
+            match name.0.to_str().and_then(|name| Some((name, *active.get(name)?))) {
+                Some((id, has_parent)) => self.active(&path, id, has_parent, scratch)?,
+                None => self.link(&path)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// A snapshot that the daemon may write to.
+    fn active(&mut self, path: &Path, id: &str, has_parent: bool, scratch: &Path) -> Result<(), LiveError> {
+        let (lower, target) = (self.original.join(path).join("fs"), self.root.join(path).join("fs"));
+        make_directory(&target)?;
+        make_directory(&self.root.join(path).join("work"))?;
+        // Missing in the root: missing in the view, but for an empty directory.
+        if !lower.is_dir() {
+            return Ok(());
+        }
+        if has_parent {
+            // Its directory will be the upper one of an overlay, which no overlay can be.
+            let mut command = Command::new("cp");
+            command.args(["-a", "--reflink=auto", "--"]).arg(lower.join(".")).arg(&target);
+            output(&mut command)?;
+        } else {
+            let over = scratch.join("active").join(id);
+            let (upper, work) = (over.join("upper"), over.join("work"));
+            make_directory(&upper)?;
+            make_directory(&work)?;
+            self.overlays.push(Overlay { lower, upper, work, target });
+        }
+        Ok(())
+    }
+
+    /// Leaves the mount namespace of the process, for this thread and those that it starts, and mounts what the view
+    /// needs. The root is read-only from here on.
+    pub(super) fn enter(&self) -> Result<(), LiveError> {
+        let mount = |action, path: &Path| {
+            let fail = fail(action, path);
+            move |errno: rustix::io::Errno| fail(errno.into())
+        };
+        #[allow(unsafe_code)] // Unsafe for file descriptor tables only, which stay shared.
+        let unshared = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::FS) };
+        let slash = Path::new("/");
+        unshared.map_err(mount("make a mount namespace for", &self.original))?;
+        let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+        rustix::mount::mount_change(slash, private).map_err(mount("make private", slash))?;
+        let root = &self.original;
+        rustix::mount::mount_bind_recursive(root, root).map_err(mount("bind", root))?;
+        for point in mounts_at_or_below(root)? {
+            let read_only = MountFlags::BIND | MountFlags::RDONLY;
+            rustix::mount::mount_remount(&point, read_only, c"").map_err(mount("make read-only", &point))?;
+        }
+        for overlay in &self.overlays {
+            let option = |path: &Path| {
+                path.to_string_lossy().replace('\\', "\\\\").replace(',', "\\,").replace(':', "\\:")
+            };
+            let options = format!(
+                "lowerdir={},upperdir={},workdir={}",
+                option(&overlay.lower),
+                option(&overlay.upper),
+                option(&overlay.work)
+            );
+            let options = std::ffi::CString::new(options).map_err(io::Error::from);
+            let options = options.map_err(fail("mount", &overlay.target))?;
+            rustix::mount::mount("overlay", &overlay.target, "overlay", MountFlags::empty(), &*options)
+                .map_err(mount("mount an overlay at", &overlay.target))?;
+        }
+        Ok(())
+    }
+}
+
+/// Mount points at and below `root`, outermost first.
+fn mounts_at_or_below(root: &Path) -> Result<Vec<PathBuf>, LiveError> {
+    let path = Path::new("/proc/thread-self/mountinfo");
+    let table = fs::read_to_string(path).map_err(fail("read", path))?;
+    let mut points: Vec<PathBuf> = table
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(|point| PathBuf::from(unescape(point)))
+        .filter(|point| point.starts_with(root))
+        .collect();
+    points.sort();
+    points.dedup();
+    Ok(points)
+}
+
+/// Blanks and the like stand in mountinfo as `\ooo`.
+fn unescape(text: &str) -> String {
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find('\\') {
+        out.push_str(&rest[..at]);
+        let code = rest.get(at + 1..at + 4).and_then(|code| u8::from_str_radix(code, 8).ok());
+        match code {
+            Some(code) => {
+                out.push(char::from(code));
+                rest = &rest[at + 4..];
+            }
+            None => {
+                out.push('\\');
+                rest = &rest[at + 1..];
+            }
+        }
+    }
+    out.push_str(rest);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mountinfo_escapes() {
+        let cases = [("/a", "/a"), (r"/a\040b", "/a b"), (r"/a\134b\011", "/a\\b\t"), (r"/a\9", r"/a\9")];
+        for (escaped, plain) in cases {
+            assert_eq!(unescape(escaped), plain);
+        }
+    }
+}
