@@ -3,14 +3,16 @@
 //!
 //! fixtures/provenance holds what real daemons wrote; README.md there says how.
 
+#![allow(clippy::unwrap_used)] // a test that cannot read its fixture has failed
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use warmkit::digest::{Digest, RecordDigest};
-use warmkit::keys::{Candidates, Keyring, provenance};
-use warmkit::oci::Platform;
+use warmkit::keys::{Candidates, Error, Keyring, attestation, provenance};
+use warmkit::oci::{Document, Platform};
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/provenance")
@@ -28,12 +30,22 @@ fn records(name: &str) -> (Vec<RecordDigest>, Vec<RecordDigest>) {
     (with_inputs, roots.into_iter().filter_map(|record| digest(record).ok()).collect())
 }
 
-fn json(name: &str) -> Vec<u8> {
+fn statement(name: &str) -> Vec<u8> {
     fs::read(fixtures().join(format!("{name}.provenance.json"))).unwrap()
 }
 
+fn amd64() -> Platform {
+    "linux/amd64".parse().unwrap()
+}
+
 fn candidates(name: &str) -> Candidates {
-    provenance::candidates(&json(name), &"linux/amd64".parse::<Platform>().unwrap()).unwrap()
+    provenance::candidates(&statement(name), &amd64()).unwrap()
+}
+
+/// How many of the records the candidates prove.
+fn proven(candidates: &Candidates, records: &[RecordDigest]) -> usize {
+    let keyring = Keyring::prove(candidates, records);
+    records.iter().filter(|record| keyring.get(record).is_some()).count()
 }
 
 /// How many records with inputs each build's cache has.
@@ -113,4 +125,172 @@ fn steps_are_called_what_the_daemon_printed() {
             assert!(named.contains(line.as_str()), "{name}: {line} is not known");
         }
     }
+}
+
+#[test]
+fn every_platform_of_a_build_is_keyed() {
+    let (with_inputs, _) = records("v0.34.2/multi");
+    assert_eq!(with_inputs.len(), 11);
+    let mut candidates = Candidates::new();
+    let mut counts = Vec::new();
+    for platform in ["linux-amd64", "linux-arm64", "linux-arm-v6", "linux-amd64-v2"] {
+        let of_platform = self::candidates(&format!("v0.34.2/multi.{platform}"));
+        counts.push(proven(&of_platform, &with_inputs));
+        candidates.merge(of_platform);
+    }
+    assert_eq!(counts, [3, 3, 3, 3]);
+    assert_eq!(proven(&candidates, &with_inputs), 11);
+}
+
+#[test]
+fn one_byte_off_is_not_keyed() {
+    for (name, _) in BUILDS {
+        let (with_inputs, _) = records(name);
+        let flip = |record: &RecordDigest| {
+            let mut text = record.to_string();
+            let last = text.pop().unwrap();
+            text.push(if last == '0' { '1' } else { '0' });
+            text.parse().unwrap()
+        };
+        let flipped: Vec<RecordDigest> = with_inputs.iter().map(flip).collect();
+        assert_eq!(proven(&candidates(name), &flipped), 0, "{name}");
+    }
+}
+
+#[test]
+fn one_byte_off_in_a_step_costs_its_key() {
+    for release in ["v0.12.5", "v0.17.3", "v0.33.1", "v0.34.2"] {
+        let name = format!("{release}/plain");
+        let (with_inputs, _) = records(&name);
+        let text = String::from_utf8(statement(&name)).unwrap();
+        for (before, after) in
+            [("> deps.lock", "> deps.lick"), ("/out/app", "/out/apP"), ("\"/go.mod\"", "\"/go.mud\"")]
+        {
+            assert!(
+                text.contains(before) || text.contains(&before.replace('>', "\\u003e")),
+                "{name}: {before}"
+            );
+            let changed = text
+                .replace(before, after)
+                .replace(&before.replace('>', "\\u003e"), &after.replace('>', "\\u003e"));
+            let candidates = provenance::candidates(changed.as_bytes(), &amd64()).unwrap();
+            assert!(proven(&candidates, &with_inputs) < with_inputs.len(), "{name}: {after}");
+            assert!(proven(&candidates, &with_inputs) >= with_inputs.len() - 2, "{name}: {after}");
+        }
+    }
+}
+
+#[test]
+fn a_symlink_is_not_in_provenance() {
+    // The daemon writes an empty action, so its record stays without a key, and no other does.
+    let (with_inputs, _) = records("v0.34.2/symlink");
+    assert_eq!(with_inputs.len(), 2);
+    assert_eq!(proven(&candidates("v0.34.2/symlink"), &with_inputs), 1);
+}
+
+#[test]
+fn every_wrapping_gives_the_same() {
+    for name in ["v0.12.5/plain", "v0.34.2/plain"] {
+        let statement: Value = serde_json::from_slice(&statement(name)).unwrap();
+        let predicate = &statement["predicate"];
+        let wrappings = [
+            predicate.clone(),
+            json!({"containerimage.digest": "sha256:0", "buildx.build.provenance": predicate}),
+            json!({
+                "buildx.build.provenance/linux/arm64": {"buildType": "x", "builder": {}},
+                "buildx.build.provenance/linux/amd64": predicate,
+            }),
+            json!({"app": {"buildx.build.provenance": predicate, "buildx.build.ref": "x"}, "buildx.bake": []}),
+            json!({"app": {"buildx.build.provenance/linux/amd64": predicate}}),
+            json!({"SLSA": predicate}),
+            json!({"linux/amd64": {"SLSA": predicate}}),
+        ];
+        let (with_inputs, _) = records(name);
+        for wrapping in wrappings {
+            let json = serde_json::to_vec(&wrapping).unwrap();
+            let candidates = provenance::candidates(&json, &amd64()).unwrap();
+            assert_eq!(proven(&candidates, &with_inputs), with_inputs.len(), "{name}: {wrapping:.80}");
+        }
+    }
+}
+
+#[test]
+fn spelling_does_not_matter() {
+    /// Spells names in another case, and whole numbers as strings.
+    fn respell(value: &mut Value, inside_op: bool) {
+        match value {
+            Value::Object(object) => {
+                for (name, mut value) in std::mem::take(object) {
+                    respell(&mut value, inside_op || name == "op");
+                    object.insert(if inside_op { name.to_uppercase() } else { name }, value);
+                }
+            }
+            Value::Array(items) => items.iter_mut().for_each(|item| respell(item, inside_op)),
+            Value::Number(number) if inside_op => *value = number.to_string().into(),
+            _ => {}
+        }
+    }
+    for (name, _) in BUILDS.into_iter().filter(|(name, _)| !name.ends_with("llb")) {
+        let mut statement: Value = serde_json::from_slice(&statement(name)).unwrap();
+        respell(&mut statement, false);
+        let json = serde_json::to_vec(&statement).unwrap();
+        let (with_inputs, _) = records(name);
+        let candidates = provenance::candidates(&json, &amd64()).unwrap();
+        assert_eq!(proven(&candidates, &with_inputs), with_inputs.len(), "{name}");
+    }
+}
+
+#[test]
+fn an_image_leads_to_its_provenance() {
+    for (name, _) in BUILDS.into_iter().filter(|(name, _)| !name.ends_with("llb")) {
+        let read = |kind: &str| fs::read(fixtures().join(format!("{name}.{kind}.json"))).unwrap();
+        let index = Document::parse(&read("index")).unwrap();
+        let [manifest] = attestation::manifests(&index, &amd64()).try_into().unwrap();
+        let bytes = read("attestation");
+        assert_eq!(manifest.digest, Digest::of(&bytes), "{name}");
+        let [layer] = attestation::provenance_layers(&Document::parse(&bytes).unwrap()).try_into().unwrap();
+        assert_eq!(layer.digest, Digest::of(&statement(name)), "{name}");
+        // Neither document is taken for the other.
+        assert!(attestation::provenance_layers(&index).is_empty());
+        assert!(attestation::manifests(&Document::parse(&bytes).unwrap(), &amd64()).is_empty());
+    }
+}
+
+#[test]
+fn the_platform_comes_first() {
+    let index = fs::read(fixtures().join("v0.34.2/multi.index.json")).unwrap();
+    let raw: Value = serde_json::from_slice(&index).unwrap();
+    let index = Document::parse(&index).unwrap();
+    for platform in ["linux/amd64", "linux/arm64", "linux/arm/v6", "linux/amd64/v2"] {
+        let platform: Platform = platform.parse().unwrap();
+        let found = attestation::manifests(&index, &platform);
+        assert_eq!(found.len(), 4, "{platform}");
+        let image = &found[0].annotations["vnd.docker.reference.digest"];
+        let images = raw["manifests"].as_array().unwrap();
+        let image = images.iter().find(|manifest| manifest["digest"] == **image).unwrap();
+        let of = |name: &str| image["platform"][name].as_str().unwrap_or_default();
+        assert_eq!(Platform::new(of("os"), of("architecture"), of("variant")), platform);
+    }
+}
+
+#[test]
+fn says_what_is_wrong() {
+    let read = |json: &str| provenance::candidates(json.as_bytes(), &amd64()).unwrap_err();
+    assert!(matches!(read("no json"), Error::Json { .. }));
+    for other in ["{}", "[]", "1", "{\"config\":{},\"layers\":[]}"] {
+        assert!(matches!(read(other), Error::NoProvenance), "{other}");
+    }
+    // mode=min, in both versions.
+    let mut slsa1: Value = serde_json::from_slice(&statement("v0.34.2/plain")).unwrap();
+    let parameters = slsa1["predicate"]["buildDefinition"]["internalParameters"].as_object_mut().unwrap();
+    parameters.remove("buildConfig").unwrap();
+    let mut slsa02: Value = serde_json::from_slice(&statement("v0.17.3/plain")).unwrap();
+    slsa02["predicate"].as_object_mut().unwrap().remove("buildConfig").unwrap();
+    for min in [slsa1, slsa02] {
+        let error = read(&min.to_string());
+        assert!(matches!(error, Error::NoOperations));
+        assert!(error.to_string().contains("mode=max"), "{error}");
+    }
+    let missing = provenance::read(Path::new("/nonexistent/meta.json"), &amd64()).unwrap_err();
+    assert_eq!(missing.to_string().split(':').next(), Some("cannot read /nonexistent/meta.json"));
 }

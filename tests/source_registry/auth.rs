@@ -136,10 +136,10 @@ fn a_token_that_runs_out_mid_pull_is_renewed() {
 fn a_token_is_renewed_before_it_runs_out() {
     let blob = bytes(10);
     let content = blob.clone();
-    let server = token_registry(1, |_| true, move |_| Answer::new(200, &*content));
+    let server = token_registry(4, |_| true, move |_| Answer::new(200, &*content));
     let registry = registry(&server, &options());
     registry.document(&descriptor(&blob), &Silent).unwrap();
-    std::thread::sleep(Duration::from_millis(800));
+    std::thread::sleep(Duration::from_millis(3200));
     registry.document(&descriptor(&blob), &Silent).unwrap();
     assert_eq!(token_requests(&server).len(), 2);
     // The first request alone was refused.
@@ -409,24 +409,25 @@ fn a_helper_that_fails_is_named() {
     let helper = "credential helper docker-credential-ours";
     let cases = [
         (
+            10.0,
             "echo 'no key ring' >&2; exit 7",
             format!("{helper} failed for {addr} (exit status: 7): no key ring"),
         ),
-        ("echo nonsense", format!("{helper} gave an answer for {addr} that is not valid: ")),
-        ("exec sleep 5", format!("{helper} gave no answer for {addr} in 0.3 seconds")),
+        (10.0, "echo nonsense", format!("{helper} gave an answer for {addr} that is not valid: ")),
+        (0.3, "exec sleep 20", format!("{helper} gave no answer for {addr} in 0.3 seconds")),
         // A grandchild keeps the pipe open.
-        ("sleep 5 & exit 0", format!("{helper} gave no answer for {addr} in 0.3 seconds")),
+        (0.3, "sleep 20 & exit 0", format!("{helper} gave no answer for {addr} in 0.3 seconds")),
     ];
-    for (script, message) in cases {
+    for (limit, script, message) in cases {
         let dir = tempfile::tempdir().unwrap();
         write_helper(dir.path(), "ours", script);
         let mut options = with_config(dir.path(), &json!({"credsStore": "ours"}));
-        options.helper_timeout = Duration::from_millis(300);
+        options.helper_timeout = Duration::from_secs_f32(limit);
         let start = Instant::now();
         let error = registry(&server, &options).manifest(None, &Silent).unwrap_err();
         assert!(error.to_string().starts_with(&message), "{error}");
         assert_eq!(error.class(), ErrorClass::Auth);
-        assert!(start.elapsed() < Duration::from_secs(4));
+        assert!(start.elapsed() < Duration::from_secs(15));
     }
     let dir = tempfile::tempdir().unwrap();
     let options = with_config(dir.path(), &json!({"credsStore": "absent"}));

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use warmkit::progress::Silent;
-use warmkit::source::{Error, ErrorClass, Mismatch, Source};
+use warmkit::source::{Error, ErrorClass, Mismatch, Options, Source};
 
 use crate::server::{Answer, Request, Server};
 use crate::{Log, bytes, descriptor, options, registry};
@@ -127,13 +127,14 @@ fn a_stalled_transfer_is_resumed() {
     let blob = bytes(1000);
     let content = blob.clone();
     let server = script(move |n, request| match (n, request.range_start()) {
-        (0, _) => Answer::new(200, &*content).stall(600, Duration::from_secs(5)),
+        (0, _) => Answer::new(200, &*content).stall(600, Duration::from_secs(20)),
         (_, start) => Answer::partial(&content, start.unwrap()),
     });
     let (log, start) = (Log::default(), Instant::now());
-    assert_eq!(registry(&server, &options()).document(&descriptor(&blob), &log).unwrap(), blob);
+    let options = Options { stall_timeout: Duration::from_secs(1), ..options() };
+    assert_eq!(registry(&server, &options).document(&descriptor(&blob), &log).unwrap(), blob);
     assert_eq!(log.retries(), [format!("{}: the transfer stalled", server.addr)]);
-    assert!(start.elapsed() < Duration::from_secs(4));
+    assert!(start.elapsed() < Duration::from_secs(15));
 }
 
 #[test]

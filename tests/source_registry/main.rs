@@ -30,7 +30,6 @@ fn options() -> Options {
             longest_wait: Duration::from_millis(5),
             longest_retry_after: Duration::from_secs(2),
         },
-        stall_timeout: Duration::from_millis(300),
         ..Options::default()
     }
 }

@@ -122,6 +122,11 @@ fn odd_files() -> Vec<u8> {
     tar.add(Entry::new("odd/large-owner", Kind::File(b"o")).owner(3_000_000, 4_000_000));
     tar.add(Entry::new("odd/empty", Kind::Dir).mode(0o711));
     // Its directories have no entries of their own: whoever unpacks has to make them.
+    // Every directory is named: one that is only implied gets the time of its extraction from a daemon.
+    let directories: Vec<&str> = deep.match_indices('/').skip(1).map(|(end, _)| &deep[..end]).collect();
+    for directory in directories {
+        tar.add(Entry::new(directory, Kind::Dir));
+    }
     tar.add(Entry::new(&deep, Kind::File(b"deep")));
     for dir in ["gone", "gone/below", "opaque", "replaced"] {
         tar.add(Entry::new(dir, Kind::Dir));
