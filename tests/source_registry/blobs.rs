@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use warmkit::progress::Silent;
-use warmkit::source::{Error, ErrorClass, Mismatch, Options, Source};
+use warmkit::source::{Error, ErrorClass, Mismatch, Options, Source, Stop};
 
 use crate::server::{Answer, Request, Server};
 use crate::{Log, bytes, descriptor, options, registry};
@@ -384,6 +384,39 @@ fn a_storage_host_that_refuses_is_no_matter_of_credentials() {
     let error = registry(&server, &options()).document(&descriptor(b"x"), &Silent).unwrap_err();
     assert_eq!(error.class(), ErrorClass::Unavailable);
     assert!(error.to_string().contains(&format!("{to} answered with status 403")), "{error}");
+}
+
+#[test]
+fn a_download_can_be_stopped() {
+    let blob = bytes(1_000_000);
+    let content = blob.clone();
+    let server = script(move |_, _| Answer::new(200, &*content));
+    let options = options();
+    let registry = registry(&server, &options);
+    let mut out = StopAfterFirst { stop: options.stop.clone(), taken: 0 };
+    let error = registry.blob(&descriptor(&blob), &mut out, &Silent).unwrap_err();
+    assert!(matches!(error, Error::Stopped { .. }), "{error}");
+    assert!(out.taken < blob.len(), "{}", out.taken);
+    assert!(matches!(registry.manifest(None, &Silent).unwrap_err(), Error::Stopped { .. }));
+    assert_eq!(server.requests().len(), 1);
+}
+
+/// A writer that finds reason to stop it all.
+struct StopAfterFirst {
+    stop: Stop,
+    taken: usize,
+}
+
+impl std::io::Write for StopAfterFirst {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.stop.stop();
+        self.taken += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 #[test]
