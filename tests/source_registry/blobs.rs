@@ -110,6 +110,23 @@ fn a_wrong_range_is_not_taken() {
 }
 
 #[test]
+fn a_range_may_be_shorter_than_asked_for() {
+    let blob = bytes(1000);
+    let content = blob.clone();
+    let server = script(move |n, request| match (n, request.range_start()) {
+        (0, _) => Answer::new(200, &*content).cut(500),
+        (1, _) => {
+            Answer::new(206, &content[500..600]).header("content-range", "bytes 500-599/1000").chunked()
+        }
+        (_, start) => Answer::partial(&content, start.unwrap()),
+    });
+    let log = Log::default();
+    assert_eq!(registry(&server, &options()).document(&descriptor(&blob), &log).unwrap(), blob);
+    let reason = format!("{}: the transfer ended after 600 of 1000 bytes", server.addr);
+    assert_eq!(log.retries()[1], reason);
+}
+
+#[test]
 fn a_range_that_is_not_there_is_an_error() {
     let blob = bytes(1000);
     let content = blob.clone();

@@ -112,8 +112,10 @@ impl Registry {
         buffer: &mut [u8],
     ) -> Result<(), Failure> {
         // Without a length the end of the connection may be the end of the blob, or not: the size decides
-        // and the request is made again. With chunks the server has said that this is all.
-        let complete = reply.header("transfer-encoding").is_some_and(|v| v.eq_ignore_ascii_case("chunked"));
+        // and the request is made again. With chunks the server has said that this is all; all of a
+        // range may be less than was asked for, though.
+        let chunked = reply.header("transfer-encoding").is_some_and(|v| v.eq_ignore_ascii_case("chunked"));
+        let complete = chunked && reply.status == 200;
         let mut reader = reply.body.as_reader();
         loop {
             if self.stop.is_stopped() {
