@@ -477,7 +477,7 @@ mod tests {
     use super::*;
 
     /// The names of steps at these lines (`line`, `op`) of a Dockerfile.
-    fn names(dockerfile: &str, ops: &[(i64, Value)], args: Value) -> Vec<String> {
+    fn names(dockerfile: &str, ops: &[(i64, Value)], args: &Value) -> Vec<String> {
         let data = base64::engine::general_purpose::STANDARD.encode(dockerfile);
         let locations = ops.iter().enumerate().map(|(i, (line, _))| {
             let start = json!({"line": line});
@@ -510,15 +510,15 @@ mod tests {
     #[test]
     fn the_only_stage_has_no_name() {
         let text = "FROM x\nRUN a\n";
-        assert_eq!(names(text, &[(2, exec(&[]))], Value::Null), ["[2/2] RUN a"]);
+        assert_eq!(names(text, &[(2, exec(&[]))], &Value::Null), ["[2/2] RUN a"]);
         // Unless an image beside its base takes part.
         let text = "FROM x\nCOPY --from=y a b\n";
-        assert_eq!(names(text, &[(2, copy())], Value::Null), ["[stage-0 2/2] COPY --from=y a b"]);
+        assert_eq!(names(text, &[(2, copy())], &Value::Null), ["[stage-0 2/2] COPY --from=y a b"]);
     }
 
     #[test]
     fn scratch_is_no_step() {
-        assert_eq!(names("FROM scratch\nCOPY a b\n", &[(2, copy())], Value::Null), ["[1/1] COPY a b"]);
+        assert_eq!(names("FROM scratch\nCOPY a b\n", &[(2, copy())], &Value::Null), ["[1/1] COPY a b"]);
     }
 
     #[test]
@@ -527,7 +527,7 @@ mod tests {
         let ops =
             [(1, json!({"source": {"identifier": "docker-image://x@d"}})), (10, exec(&[])), (12, exec(&[]))];
         let expected = ["[y  1/10] FROM x@d", "[y 10/10] RUN a", "[stage-1 1/1] RUN b"];
-        assert_eq!(names(&text, &ops, Value::Null), expected);
+        assert_eq!(names(&text, &ops, &Value::Null), expected);
     }
 
     #[test]
@@ -535,30 +535,30 @@ mod tests {
         let text = "ARG A=file\nARG B=file\nFROM scratch\nARG A\nARG B=stage\nARG C=stage\nARG D\n\
                     COPY $A $B $C $D /\n";
         let args = json!({"build-arg:C": "build", "label:x": "y"});
-        assert_eq!(names(text, &[(8, copy())], args), ["[1/1] COPY file stage build  /"]);
+        assert_eq!(names(text, &[(8, copy())], &args), ["[1/1] COPY file stage build  /"]);
         let text = "FROM scratch\nARG TARGETPLATFORM\nARG BUILDARCH\nCOPY $TARGETPLATFORM $BUILDARCH\n";
-        assert_eq!(names(text, &[(4, copy())], Value::Null), ["[1/1] COPY linux/arm/v6 amd64"]);
+        assert_eq!(names(text, &[(4, copy())], &Value::Null), ["[1/1] COPY linux/arm/v6 amd64"]);
     }
 
     #[test]
     fn stages_hand_their_variables_on() {
         let text = "FROM scratch AS a\nENV X=1\nFROM a AS b\nENV Y=$X$X\nFROM b\nCOPY $Y /\n";
-        assert_eq!(names(text, &[(6, copy())], Value::Null), ["[stage-2 1/1] COPY 11 /"]);
+        assert_eq!(names(text, &[(6, copy())], &Value::Null), ["[stage-2 1/1] COPY 11 /"]);
     }
 
     #[test]
     fn what_only_the_image_knows_stays_as_written() {
         let text = "FROM x\nCOPY $PLACE /\nRUN true\n";
-        assert_eq!(names(text, &[(2, copy())], Value::Null), ["[2/3] COPY $PLACE /"]);
+        assert_eq!(names(text, &[(2, copy())], &Value::Null), ["[2/3] COPY $PLACE /"]);
         // A process tells the variables of its image.
         let ops = [(2, copy()), (3, exec(&["PLACE=p"]))];
-        assert_eq!(names(text, &ops, Value::Null), ["[2/3] COPY p /", "[3/3] RUN true"]);
+        assert_eq!(names(text, &ops, &Value::Null), ["[2/3] COPY p /", "[3/3] RUN true"]);
     }
 
     #[test]
     fn secrets_are_masked() {
         let op = json!({"exec": {"meta": {"env": ["A=a"]}, "secretenv": [{"ID": "i", "name": "S"}]}});
-        assert_eq!(names("FROM x\nRUN $A $S\n", &[(2, op)], Value::Null), ["[2/2] RUN a ****"]);
+        assert_eq!(names("FROM x\nRUN $A $S\n", &[(2, op)], &Value::Null), ["[2/2] RUN a ****"]);
     }
 
     #[test]
@@ -567,9 +567,9 @@ mod tests {
             "FROM x AS base\nONBUILD ARG V=v\nONBUILD RUN a $V\nONBUILD COPY $V c\nFROM base AS t\nRUN d\n";
         let ops = [(5, exec(&["V=v"])), (5, copy()), (6, exec(&[]))];
         let expected = ["[t 1/4] ONBUILD RUN a v", "[t 2/4] ONBUILD COPY v c", "[t 3/4] RUN d"];
-        assert_eq!(names(text, &ops, Value::Null), expected);
+        assert_eq!(names(text, &ops, &Value::Null), expected);
         // A step that is missing, and it cannot be told which one the other is.
-        assert_eq!(names(text, &[(5, copy()), (6, exec(&[]))], Value::Null), ["-", "[t 3/4] RUN d"]);
+        assert_eq!(names(text, &[(5, copy()), (6, exec(&[]))], &Value::Null), ["-", "[t 3/4] RUN d"]);
     }
 
     #[test]
