@@ -42,17 +42,25 @@ impl Default for RetryPolicy {
 ///
 /// For whoever has seen another part of the run fail: a wait that a server asked for may be minutes long.
 #[derive(Debug, Clone, Default)]
-pub struct Stop(Arc<AtomicBool>);
+pub struct Stop {
+    used: Arc<AtomicBool>,
+    interrupted: Arc<AtomicBool>,
+}
 
 impl Stop {
+    /// A switch that a signal handler, which can do no more than set a flag, may throw as well.
+    pub fn on_flag(interrupted: Arc<AtomicBool>) -> Self {
+        Self { used: Arc::default(), interrupted }
+    }
+
     /// Makes every request, now and later, end with [`Error::Stopped`].
     pub fn stop(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.used.store(true, Ordering::Relaxed);
     }
 
     /// Whether it has been used.
     pub fn is_stopped(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.used.load(Ordering::Relaxed) || self.interrupted.load(Ordering::Relaxed)
     }
 
     /// Sleeps; gives `false` if stopped before the end.
