@@ -128,6 +128,30 @@ fn steps_are_called_what_the_daemon_printed() {
 }
 
 #[test]
+fn odd_steps_are_called_what_the_daemon_printed() {
+    let candidates = candidates("v0.34.2/names");
+    let (with_inputs, _) = records("v0.34.2/names");
+    let mut named: BTreeSet<&str> = candidates.ops().filter_map(|(_, name)| name).collect();
+    let layers = layers("v0.34.2/names");
+    named.extend(layers.iter().filter_map(|layer| candidates.layer_name(layer)));
+    // The base image has three triggers, of which provenance shows two.
+    assert!(named.remove("[stage-1] COPY a$.txt /opt/yes"));
+    assert!(named.remove("[stage-1] RUN echo \"yes\""));
+    let printed = printed("v0.34.2/names");
+    for step in &named {
+        assert!(printed.iter().any(|line| line == step), "{step} was never printed");
+    }
+    // Three times the same at the end: one digest, one empty layer.
+    let known = |line: &&String| {
+        !["[internal]", "[stage-1 "].iter().any(|part| line.starts_with(part)) && !line.ends_with("RUN true")
+    };
+    for line in printed.iter().filter(known) {
+        assert!(named.contains(line.as_str()), "{line} is not known");
+    }
+    assert_eq!(proven(&candidates, &with_inputs), with_inputs.len());
+}
+
+#[test]
 fn every_platform_of_a_build_is_keyed() {
     let (with_inputs, _) = records("v0.34.2/multi");
     assert_eq!(with_inputs.len(), 11);
