@@ -55,7 +55,7 @@ enum Outcome {
 fn unpacks_as_a_real_daemon_does() {
     let Some(tools) = Tools::find(support::tools::NEWEST) else { return };
     let corpus = layers::corpus();
-    assert!(corpus.len() >= 60, "{} cases", corpus.len());
+    assert!(corpus.len() >= 200, "{} cases", corpus.len());
     let scratch = Scratch::new();
     let root = scratch.join("root");
     let errors = extract_all(&tools, &root, &scratch, &corpus);

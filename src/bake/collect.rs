@@ -28,14 +28,14 @@ pub(crate) fn open_cache(
     let manifest = source.manifest(None, progress).map_err(wrap)?;
     let cache = (|| Document::parse(&manifest.bytes)?.into_cache())()
         .map_err(|source| Error::Cache { cache: name.clone(), source })?;
-    let cache = read_config(&*source, cache, &name, progress)?;
+    let cache = read_config(&*source, &cache, &name, progress)?;
     let report = BakedCache { cache: name, digest: manifest.digest, records: cache.records.len() };
     Ok(Opened { source, cache, report })
 }
 
 fn read_config(
     source: &dyn Source,
-    manifest: CacheManifest,
+    manifest: &CacheManifest,
     name: &str,
     progress: &dyn Progress,
 ) -> Result<Cache, Error> {
@@ -43,7 +43,7 @@ fn read_config(
         .document(&manifest.config, progress)
         .map_err(|source| Error::Source { what: name.to_owned(), source })?;
     CacheConfig::parse(&bytes)
-        .and_then(|config| config.resolve(&manifest))
+        .and_then(|config| config.resolve(manifest))
         .map_err(|source| Error::Cache { cache: name.to_owned(), source })
 }
 

@@ -182,8 +182,10 @@ impl Run<'_> {
         let file = File::open(&path).at("open", &path)?;
         let reader = BufReader::with_capacity(256 << 10, Cancellable { inner: file, cancel: self.cancel });
         let wrap = |source| Error::Layer { digest, source };
+        // A daemon takes only OCI's word for a plain tar; the rest it tells by the first bytes.
+        let is_oci = expected.descriptor.media_type.starts_with("application/vnd.oci.");
         let compression = match expected.compression {
-            oci::Compression::None => layer::Compression::None,
+            oci::Compression::None if is_oci => layer::Compression::None,
             _ => layer::Compression::Detect,
         };
         let diff_id = match job {

@@ -229,7 +229,7 @@ pub(crate) fn plan(caches: &[Cache], keyring: &Keyring, candidates: &Candidates)
     // A record whose inputs one cache could not key may be whole in another.
     unkeyed.retain(|digest, _| !keyed.contains(digest));
     let (total, unkeyed) = (seen.len(), unkeyed.into_values().collect());
-    Ok(finish(blobs, chains, keys, links, candidates, total, unkeyed))
+    Ok(finish(blobs, &chains, keys, links, candidates, total, unkeyed))
 }
 
 /// The distinct blobs that some record's result is made of.
@@ -256,7 +256,7 @@ type LinkById = (KeyId, KeyId, usize, i64, OpDigest, String);
 /// Turns what was collected into sorted lists that point at each other by index.
 fn finish(
     blobs: BTreeMap<Digest, Blob>,
-    chains: Chains,
+    chains: &Chains,
     keys: BTreeMap<KeyId, BTreeMap<usize, Option<Timestamp>>>,
     links: BTreeSet<LinkById>,
     candidates: &Candidates,
@@ -302,7 +302,8 @@ fn finish(
                 snapshot: snapshot_index[&node.chain_id],
                 parent: node.parent.map(|p| record_index[p]),
                 created_at: node.created_at,
-                name: node.name.clone().or_else(|| candidates.layer_name(&node.blob).map(str::to_owned)),
+                // Equal operations at two places have one digest, but each has a layer of its own.
+                name: candidates.layer_name(&node.blob).map(str::to_owned).or_else(|| node.name.clone()),
             }
         })
         .collect();

@@ -8,7 +8,7 @@ use clap::Args;
 use jiff::Timestamp;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-use super::progress::Console;
+use super::progress::{Console, Verbs};
 use super::{err, exit, out, render};
 use crate::bake::{self, Cancel, Options};
 use crate::keys::KeySpec;
@@ -100,7 +100,7 @@ pub(super) fn run(arguments: Arguments) -> u8 {
         written_at: arguments.source_date_epoch.unwrap_or_else(Timestamp::now),
         registry: source::Options { insecure: arguments.insecure, ..source::Options::default() },
     };
-    let console = Console::new();
+    let console = Console::new(Verbs::BAKE);
     let result = bake::bake(&options, &Cancel::new(interrupted), &console);
     console.finish();
     match result {

@@ -22,22 +22,35 @@ struct State {
     last_line: Option<Instant>,
 }
 
+/// What is done to layers and to bytes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Verbs {
+    layers: &'static str,
+    bytes: &'static str,
+}
+
+impl Verbs {
+    pub(super) const BAKE: Self = Self { layers: "unpacked", bytes: "downloaded" };
+    pub(super) const VERIFY: Self = Self { layers: "compared", bytes: "hashed" };
+}
+
 /// Shows events to a person.
 #[derive(Debug)]
 pub(super) struct Console {
     bar: Option<ProgressBar>,
+    verbs: Verbs,
     state: Mutex<State>,
 }
 
 impl Console {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(verbs: Verbs) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let template = "{spinner} {msg:24} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
             let style =
                 ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
             ProgressBar::new(0).with_style(style)
         });
-        Self { bar, state: Mutex::default() }
+        Self { bar, verbs, state: Mutex::default() }
     }
 
     /// Takes the bar off the screen.
@@ -55,17 +68,22 @@ impl Console {
     }
 
     fn show(&self, state: &mut State, now: bool) {
-        let message = format!("layers {}/{}", state.unpacked, state.unpacks);
+        let layers = format!("{}/{} layers", state.unpacked, state.unpacks);
         if let Some(bar) = &self.bar {
             bar.set_position(state.fetched);
-            bar.set_message(message);
+            bar.set_message(if state.unpacks > 0 { layers } else { self.verbs.bytes.to_owned() });
             return;
         }
         let due = state.last_line.is_none_or(|at| at.elapsed() >= PLAIN_INTERVAL);
         if now || due {
             state.last_line = Some(Instant::now());
             let (fetched, bytes) = (HumanBytes(state.fetched), HumanBytes(state.bytes));
-            err(format_args!("{message} unpacked, {fetched} of {bytes} downloaded"));
+            let bytes = format!("{fetched} of {bytes} {}", self.verbs.bytes);
+            if state.unpacks > 0 {
+                err(format_args!("{layers} {}, {bytes}", self.verbs.layers));
+            } else {
+                err(bytes);
+            }
         }
     }
 }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 
-use super::progress::Console;
+use super::progress::{Console, Verbs};
 use super::{err, exit, out, render};
 
 use crate::verify::{self, DEFAULT_IMAGE, LiveOptions, LiveReport};
@@ -101,19 +101,20 @@ impl Arguments {
         let flags = |name: &'static str, values: &[String]| {
             values.iter().flat_map(move |value| [name.into(), value.into()]).collect::<Vec<OsString>>()
         };
-        let mut options = LiveOptions::default();
-        options.context = context;
-        options.dockerfile.clone_from(&self.file);
-        options.target.clone_from(&self.target);
-        options.build_args.clone_from(&self.build_arg);
-        options.opts.clone_from(&self.opt);
-        options.platform.clone_from(&self.platform);
-        options.import_caches.clone_from(&self.import_cache);
-        options.buildctl_args = [flags("--secret", &self.secret), flags("--ssh", &self.ssh)].concat();
-        options.buildkitd.clone_from(&self.buildkitd);
-        options.image = Some(self.buildkit_image.clone());
-        options.buildkitd_config.clone_from(&self.buildkitd_config);
-        options
+        LiveOptions {
+            context,
+            dockerfile: self.file.clone(),
+            target: self.target.clone(),
+            build_args: self.build_arg.clone(),
+            opts: self.opt.clone(),
+            platform: self.platform.clone(),
+            import_caches: self.import_cache.clone(),
+            buildctl_args: [flags("--secret", &self.secret), flags("--ssh", &self.ssh)].concat(),
+            buildkitd: self.buildkitd.clone(),
+            image: Some(self.buildkit_image.clone()),
+            buildkitd_config: self.buildkitd_config.clone(),
+            ..LiveOptions::default()
+        }
     }
 }
 
@@ -138,9 +139,8 @@ pub(super) fn run(arguments: &Arguments) -> u8 {
         }
         code
     };
-    let console = Console::new();
-    let mut options = verify::Options::default();
-    options.read_data = arguments.read_data;
+    let console = Console::new(Verbs::VERIFY);
+    let options = verify::Options { read_data: arguments.read_data, ..verify::Options::default() };
     let result = verify::offline(&arguments.root, &options, &console);
     console.finish();
     let report = match result {

@@ -301,9 +301,11 @@ fn uses_other_images(file: &Dockerfile) -> bool {
     let mut instructions = file.stages.iter().flat_map(|stage| &stage.instructions);
     instructions.any(|instruction| {
         let from = instruction.flags("from");
-        let mounts = instruction.flags("mount").flat_map(|mount| mount.split(','));
-        let mounted = mounts.filter_map(|field| field.strip_prefix("from="));
-        from.chain(mounted).any(|name| !is_stage(name))
+        // A mount that names no source counts as one of an image "scratch", whatever its type.
+        let mounts = instruction
+            .flags("mount")
+            .map(|mount| mount.split(',').find_map(|field| field.strip_prefix("from=")).unwrap_or("scratch"));
+        from.chain(mounts).any(|name| !is_stage(name))
     })
 }
 
@@ -514,6 +516,9 @@ mod tests {
         // Unless an image beside its base takes part.
         let text = "FROM x\nCOPY --from=y a b\n";
         assert_eq!(names(text, &[(2, copy())], &Value::Null), ["[stage-0 2/2] COPY --from=y a b"]);
+        let text = "FROM x\nRUN --mount=type=tmpfs,target=/t a\n";
+        let expected = ["[stage-0 2/2] RUN --mount=type=tmpfs,target=/t a"];
+        assert_eq!(names(text, &[(2, exec(&[]))], &Value::Null), expected);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Finding the faults of a state directory, whoever wrote it.
 //!
-//! Everything is read with this module's own eyes: of the writers in `store` not even a constant is
-//! used, or a fault of theirs would prove itself right. What is checked, in this order:
+//! Everything is read with this module's own eyes, never through the writers in `store`, or a fault of
+//! theirs would prove itself right; only which ids warmkit gives is asked there. What is checked, in this order:
 //!
 //! ```text
 //! files        type, mode and owner of every state file; no daemon holds a lock
@@ -48,6 +48,7 @@ pub use live::{DEFAULT_IMAGE, LiveError, LiveOptions, LiveReport, Step, StepStat
 pub use report::{Counts, Finding, FindingKind, Report, Severity, Subject};
 
 use crate::progress::{Event, Progress};
+use crate::store::ids::{RecordId, WorkerId};
 use containerd::Containerd;
 use files::{Tree, directory, file};
 use records::Records;
@@ -58,6 +59,9 @@ use snapshotter::Snapshotter;
 const CONTAINERD_VERSIONS: std::ops::RangeInclusive<i64> = 3..=4;
 /// The file that a running daemon holds locked.
 const LOCK: &str = "buildkitd.lock";
+
+/// The builds of a daemon; not needed, and not written by a bake.
+const HISTORY: &str = "history.db";
 
 /// What an offline verification does.
 #[derive(Debug, Clone, Default)]
@@ -164,7 +168,7 @@ pub fn offline(root: &Path, options: &Options, progress: &dyn Progress) -> Resul
         let detail = "no worker's directory";
         findings.add(FindingKind::StateFileMissing, files::subject(Path::new("runc-overlayfs")), detail);
     }
-    let history = Path::new("history.db");
+    let history = Path::new(HISTORY);
     if tree.stat(history).is_ok() && files::check(&tree, history, file(0o600), owner, &mut findings) {
         database::open(&tree, history, &mut findings);
     }
@@ -292,7 +296,10 @@ fn solver(tree: &Tree, workers: &[Worker], owner: u32, counts: &mut Counts, find
         return;
     }
     let Some(db) = database::open(tree, path, findings) else { return };
-    let solver = solver::read(&db, path, counts, findings);
+    // A daemon makes history.db at its start, and keys of its own afterwards.
+    let untouched = tree.stat(Path::new(HISTORY)).is_err();
+    let derived = untouched && !workers.is_empty() && workers.iter().all(is_baked);
+    let solver = solver::read(&db, path, derived, counts, findings);
     let mut known: BTreeMap<&str, Option<&Records>> = BTreeMap::new();
     for worker in workers {
         // Without an id nothing can be said of results, and that it is missing is a finding already.
@@ -300,6 +307,15 @@ fn solver(tree: &Tree, workers: &[Worker], owner: u32, counts: &mut Counts, find
         known.insert(id, worker.records.as_ref());
     }
     relations::results(&solver.results, &known, findings);
+}
+
+/// Whether everything that the worker has was written by warmkit: its id and those of its records are derived.
+fn is_baked(worker: &Worker) -> bool {
+    let derived = |(id, record): (&String, &records::Record)| {
+        record.blob_chain_id.is_some_and(|chain| RecordId::of(&chain).as_str() == id)
+    };
+    worker.id.as_deref() == Some(WorkerId::warmkit().as_str())
+        && worker.records.as_ref().is_some_and(|records| records.0.iter().all(derived))
 }
 
 fn relate(worker: &Worker, counts: &mut Counts, findings: &mut Findings) {

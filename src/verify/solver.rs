@@ -18,7 +18,7 @@ use serde::Deserialize;
 use super::database::{self, Place};
 use super::report::{Counts, FindingKind, Findings, Subject};
 use crate::bolt::{BucketRef, Database};
-use crate::digest::Digest;
+use crate::digest::{Digest, Hasher, OpDigest};
 
 /// What other stores are compared with.
 #[derive(Debug, Default)]
@@ -85,8 +85,8 @@ impl Link<'_> {
     }
 }
 
-/// Per target and operation (digest, output), the inputs by which keys lead to it.
-type Inputs<'db> = BTreeMap<(&'db str, String, i64), BTreeSet<i64>>;
+/// Per target and operation (digest, output) and input, the keys that lead to it, with selectors.
+type Inputs<'db> = BTreeMap<(&'db str, String, i64), BTreeMap<i64, BTreeSet<(&'db str, String)>>>;
 
 struct Cache<'db, 'f> {
     place: Place,
@@ -96,14 +96,21 @@ struct Cache<'db, 'f> {
     findings: &'f mut Findings,
 }
 
-/// Decodes the database and checks each entry and the indexes.
-pub(super) fn read(db: &Database, path: &Path, counts: &mut Counts, findings: &mut Findings) -> Solver {
+/// Decodes the database and checks each entry and the indexes. `derived`: every key's id follows from the
+/// links that lead to it, since warmkit wrote them all.
+pub(super) fn read(
+    db: &Database,
+    path: &Path,
+    derived: bool,
+    counts: &mut Counts,
+    findings: &mut Findings,
+) -> Solver {
     let place = Place::new(path);
     let root = db.root();
     let mut cache = Cache { place, links: BTreeMap::new(), inputs: BTreeMap::new(), findings };
     cache.links(root, counts);
     cache.backlinks(root);
-    cache.inputs();
+    cache.inputs(derived);
     cache.cycles();
     let solver = cache.results(root);
     counts.keys = cache.links.len();
@@ -113,6 +120,35 @@ pub(super) fn read(db: &Database, path: &Path, counts: &mut Counts, findings: &m
 
 fn key(id: &str) -> Subject {
     Subject::Key { id: id.to_owned() }
+}
+
+/// The id that warmkit gives a key with inputs: 25 base-36 digits of SHA-256 over `warmkit key`, the digest
+/// in cache configs and, per input, the number of its alternatives with the key and selector of each; every
+/// part with its length as 64 bits in front. A daemon draws ids at random.
+fn derived_id<'a>(record: &str, inputs: impl Iterator<Item = &'a BTreeSet<(&'a str, String)>>) -> String {
+    let mut hasher = Hasher::new();
+    let mut part = |bytes: &[u8]| {
+        hasher.update(&(bytes.len() as u64).to_be_bytes());
+        hasher.update(bytes);
+    };
+    part(b"warmkit key");
+    part(record.as_bytes());
+    for alternatives in inputs {
+        part(&(alternatives.len() as u64).to_be_bytes());
+        for (from, selector) in alternatives {
+            part(from.as_bytes());
+            part(selector.as_bytes());
+        }
+    }
+    let hash = hasher.finish();
+    let mut number = hash[..16].iter().fold(0u128, |number, &byte| number << 8 | u128::from(byte));
+    let mut digits = String::new();
+    for _ in 0..25 {
+        let digit = u32::try_from(number % 36).unwrap_or_default();
+        digits.insert(0, char::from_digit(digit, 36).unwrap_or_default());
+        number /= 36;
+    }
+    digits
 }
 
 impl<'db> Cache<'db, '_> {
@@ -149,7 +185,9 @@ impl<'db> Cache<'db, '_> {
                             self.findings.add(FindingKind::EntryInvalid, place.subject(), fault);
                         }
                         let operation = (target, link.digest.into_owned(), link.output);
-                        self.inputs.entry(operation).or_default().insert(link.input);
+                        let inputs = self.inputs.entry(operation).or_default();
+                        let from = (id, link.selector.into_owned());
+                        inputs.entry(link.input).or_default().insert(from);
                     }
                     Err(error) => {
                         self.findings.add(FindingKind::EntryInvalid, place.subject(), error.to_string());
@@ -188,15 +226,24 @@ impl<'db> Cache<'db, '_> {
         }
     }
 
-    fn inputs(&mut self) {
+    fn inputs(&mut self, derived: bool) {
         for ((target, digest, output), inputs) in &self.inputs {
-            let Some(&last) = inputs.last() else { continue };
-            // As many as there are must be 0, 1, 2, … : then the last is one less than their number.
-            if usize::try_from(last).is_ok_and(|last| last + 1 != inputs.len()) {
+            // As many as there are must be 0, 1, 2, …
+            let complete = (0..).zip(inputs.keys()).all(|(expected, input)| expected == *input);
+            if !complete {
+                let found: Vec<_> = inputs.keys().collect();
                 let detail = format!(
-                    "operation {digest} (output {output}) leads here by inputs {inputs:?}, but not by all before"
+                    "operation {digest} (output {output}) leads here by inputs {found:?}, not by all before"
                 );
                 self.findings.add(FindingKind::LinkInputMissing, key(target), detail);
+            } else if derived {
+                let record = OpDigest::new(digest.clone()).record_digest(*output);
+                let expected = derived_id(record.as_str(), inputs.values());
+                if *target != expected {
+                    let detail =
+                        format!("its links give the id {expected}: one of them, or the id, was changed");
+                    self.findings.add(FindingKind::KeyId, key(target), detail);
+                }
             }
         }
     }

@@ -49,6 +49,7 @@ fn whiteouts(corpus: &mut Corpus) {
                 white(".wh..wh.plnk/.wh.x"),
                 white("d/.wh..wh.orph"),
                 white("d/.wh.wide").base256(108, 8, -1),
+                entry(b'g', "d/.wh.as-global-header").owner(7, 8).data(super::record("comment", b"c")),
             ]),
         ],
     );
