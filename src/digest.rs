@@ -236,7 +236,8 @@ impl fmt::Display for OpDigest {
 }
 
 /// The digest of a record in a cache config: `sha256:` or, for some sources, `random:` and 64
-/// hexadecimal digits.
+/// hexadecimal digits. Releases up to v0.17 also export a key without a digest by its bare id of 25
+/// lower-case letters and digits (seen where the LLB itself is built).
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
 pub struct RecordDigest(String);
@@ -265,9 +266,11 @@ impl FromStr for RecordDigest {
 
     fn from_str(text: &str) -> Result<Self, ParseDigestError> {
         let hex = text.strip_prefix("sha256:").or_else(|| text.strip_prefix("random:"));
-        match hex.and_then(parse_hex) {
-            Some(_) => Ok(Self(text.to_owned())),
-            None => Err(ParseDigestError { text: text.to_owned() }),
+        let is_id = || text.len() == 25 && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+        if hex.and_then(parse_hex).is_some() || is_id() {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(ParseDigestError { text: text.to_owned() })
         }
     }
 }
@@ -322,6 +325,14 @@ mod tests {
         let gzip = BlobChainId::of_layer(None, Digest::of(b"gzip"), diff_id);
         let zstd = BlobChainId::of_layer(None, Digest::of(b"zstd"), diff_id);
         assert_ne!(gzip, zstd);
+    }
+
+    #[test]
+    fn a_record_may_be_named_by_a_bare_id() {
+        assert!("mwdy8694o2j9srwi00uh8n3o1".parse::<RecordDigest>().is_ok());
+        for text in ["mwdy8694o2j9srwi00uh8n3o", "mwdy8694o2j9srwi00uh8n3O1", "../../etc/passwd/etc/passw"] {
+            assert!(text.parse::<RecordDigest>().is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -536,7 +536,8 @@ fn a_disk_that_is_too_small() {
     let output = fixture.bake();
     assert_eq!(output.status.code(), Some(1));
     let text = message(&fixture, &output);
-    let expected = "error: not enough space for <dir>/root: the layers take 1152921504606846976 bytes compressed";
+    let expected =
+        "error: not enough space for <dir>/root: the layers take 1152921504606846976 bytes compressed";
     assert!(text.starts_with(expected), "{text}");
     assert!(fixture.surroundings().is_empty());
 }

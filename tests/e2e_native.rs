@@ -7,7 +7,7 @@
 mod support;
 
 use support::cases::{assert_warm, cache_to};
-use support::daemon::{bytes_on_disk, check_databases};
+use support::daemon::check_databases;
 use support::{Tools, World, tools};
 
 fn native(release: &str, name: &'static str) {
@@ -41,13 +41,6 @@ fn native(release: &str, name: &'static str) {
     assert_warm(&daemon.build(&case.request.export_to(&cache_to(&again, ""))), &origin);
     let manifest = |tag| world.registry.manifest(case.name, tag).0;
     assert_eq!(manifest("again"), manifest("cache"));
-    let used = daemon.disk_usage();
-    let sizes: i64 = used.iter().map(|r| r.size).sum();
-    eprintln!(
-        "{name} {release}: {} records, {sizes} bytes, {} on disk",
-        used.len(),
-        bytes_on_disk(&origin.root)
-    );
     daemon.prune_all();
     assert_eq!(daemon.disk_usage(), []);
     assert_eq!(daemon.logged_errors(), [""; 0]);

@@ -142,7 +142,9 @@ proptest! {
         let right = ops.pop().unwrap();
         let record = right.record_digest(output);
         let mut candidates = warmkit::keys::Candidates::new();
-        ops.iter().for_each(|op| candidates.add(op.clone(), None));
+        for op in &ops {
+            candidates.add(op.clone(), None);
+        }
         prop_assert!(Keyring::prove(&candidates, [&record]).is_empty());
         candidates.add(right.clone(), None);
         let keyring = Keyring::prove(&candidates, [&record]);
@@ -157,9 +159,8 @@ fn variables_that_grow_without_end_are_cut() {
     for _ in 0..200 {
         text.push_str("ENV a=$a$a$a$a\n");
     }
-    for i in 0..400 {
-        text.push_str(&format!("FROM a AS b{i}\nENV c{i}=$a\nCOPY $a$a$a$a /\n"));
-    }
+    let stages = (0..400).map(|i| format!("FROM a AS b{i}\nENV c{i}=$a\nCOPY $a$a$a$a /\n"));
+    text.extend(stages);
     let copy = json!({"Op": {"file": {"actions": []}}});
     assert!(read(&predicate(&vec![copy; 1500], &text)).is_ok());
 }

@@ -55,7 +55,7 @@ enum Outcome {
 fn unpacks_as_a_real_daemon_does() {
     let Some(tools) = Tools::find(support::tools::NEWEST) else { return };
     let corpus = layers::corpus();
-    assert!(corpus.len() >= 60, "{} cases", corpus.len());
+    assert!(corpus.len() >= 200, "{} cases", corpus.len());
     let scratch = Scratch::new();
     let root = scratch.join("root");
     let errors = extract_all(&tools, &root, &scratch, &corpus);
@@ -82,14 +82,14 @@ fn unpacks_as_a_real_daemon_does() {
             let subject = format!("{} layer {n}", case.name);
             match (&ours, &native) {
                 (Outcome::Unpacked(ours), Outcome::Unpacked(native)) => {
-                    compare(&subject, ours, native, &mut faults)
+                    compare(&subject, ours, native, &mut faults);
                 }
                 (Outcome::Refused(_), Outcome::Refused(_)) => {}
                 (Outcome::Refused(e), Outcome::Unpacked(_)) => {
-                    writeln!(faults, "{subject}: only we refuse: {e}").unwrap()
+                    writeln!(faults, "{subject}: only we refuse: {e}").unwrap();
                 }
                 (Outcome::Unpacked(_), Outcome::Refused(e)) => {
-                    writeln!(faults, "{subject}: only the daemon refuses: {e}").unwrap()
+                    writeln!(faults, "{subject}: only the daemon refuses: {e}").unwrap();
                 }
             }
             // A case that both refuse for a reason of its own would prove nothing.
@@ -165,7 +165,7 @@ fn snapshots(root: &Path) -> BTreeMap<ChainId, PathBuf> {
     let database = Database::open(&store.join("metadata.db")).unwrap();
     let buckets = database.root().path(&[b"v1", b"snapshots"]).unwrap().unwrap();
     let mut found = BTreeMap::new();
-    for item in buckets.iter() {
+    for item in &buckets {
         let name = String::from_utf8(item.unwrap().0.to_vec()).unwrap();
         let Some((_, hex)) = name.split_once("buildkit-layer-snapshot-v1-sha256-") else { continue };
         let bucket = buckets.bucket(name.as_bytes()).unwrap().unwrap();

@@ -149,7 +149,7 @@ impl Run<'_> {
         let Err(error) = self.cancel.check().and_then(|()| work()) else { return true };
         // In this order: what the others say when they are stopped must not pass for the cause.
         lock(&self.failure).get_or_insert(error);
-        self.cancel.stop();
+        self.cancel.stop.stop();
         false
     }
 
@@ -165,7 +165,7 @@ impl Run<'_> {
         let mut out = Cancellable { inner: &mut writer, cancel: self.cancel };
         source
             .blob(descriptor, &mut out, self.progress)
-            .map_err(|error| self.cancel.or(Error::Source { what: source.name(), source: error }))?;
+            .map_err(|error| Error::Source { what: source.name(), source: error })?;
         writer.finish(&descriptor.digest)?;
         self.progress.event(Event::BlobDone { digest: descriptor.digest });
         Ok(())
@@ -181,9 +181,11 @@ impl Run<'_> {
         let path = self.root.blob(&digest);
         let file = File::open(&path).at("open", &path)?;
         let reader = BufReader::with_capacity(256 << 10, Cancellable { inner: file, cancel: self.cancel });
-        let wrap = |source| self.cancel.or(Error::Layer { digest, source });
+        let wrap = |source| Error::Layer { digest, source };
+        // A daemon takes only OCI's word for a plain tar; the rest it tells by the first bytes.
+        let is_oci = expected.descriptor.media_type.starts_with("application/vnd.oci.");
         let compression = match expected.compression {
-            oci::Compression::None => layer::Compression::None,
+            oci::Compression::None if is_oci => layer::Compression::None,
             _ => layer::Compression::Detect,
         };
         let diff_id = match job {

@@ -33,7 +33,7 @@ use crate::fsutil;
 use crate::keys::KeySpec;
 use crate::oci::Platform;
 use crate::progress::{Event, Phase, Progress};
-use crate::source::{self, CacheSpec};
+use crate::source::{self, CacheSpec, Stop};
 use crate::store::StateDir;
 
 use report::Phases;
@@ -54,7 +54,7 @@ pub struct Options {
     pub allow_unkeyed: bool,
     /// The time written where a cache tells none, so that a bake can be repeated byte by byte.
     pub written_at: Timestamp,
-    /// How registries are talked to.
+    /// How registries are talked to; its `stop` is replaced by that of the bake.
     pub registry: source::Options,
 }
 
@@ -68,17 +68,13 @@ impl Options {
 #[derive(Debug, Clone, Default)]
 pub struct Cancel {
     interrupted: Arc<AtomicBool>,
-    stopped: Arc<AtomicBool>,
+    stop: Stop,
 }
 
 impl Cancel {
     /// A handle that ends the bake once `interrupted` is true.
     pub fn new(interrupted: Arc<AtomicBool>) -> Self {
-        Self { interrupted, stopped: Arc::default() }
-    }
-
-    fn stop(&self) {
-        self.stopped.store(true, Ordering::Relaxed);
+        Self { stop: Stop::on_flag(Arc::clone(&interrupted)), interrupted }
     }
 
     fn check(&self) -> Result<(), Error> {
@@ -86,16 +82,11 @@ impl Cancel {
     }
 
     fn check_io(&self) -> std::io::Result<()> {
-        if self.interrupted.load(Ordering::Relaxed) || self.stopped.load(Ordering::Relaxed) {
+        if self.stop.is_stopped() {
             // Not ErrorKind::Interrupted: readers try again on that one.
             return Err(std::io::Error::other("cancelled"));
         }
         Ok(())
-    }
-
-    /// `error`, unless it only says that somebody interrupted the bake.
-    fn or(&self, error: Error) -> Error {
-        self.check().err().unwrap_or(error)
     }
 }
 
@@ -103,6 +94,9 @@ impl Cancel {
 ///
 /// On any error the target is as it was, and so is everything beside it.
 pub fn bake(options: &Options, cancel: &Cancel, progress: &dyn Progress) -> Result<Report, Error> {
+    let mut options = options.clone();
+    options.registry.stop = cancel.stop.clone();
+    let options = &options;
     let staging = Staging::new(&options.root)?;
     let leftovers = staging.leftovers();
     match bake_into(staging.path(), options, cancel, progress) {
@@ -119,7 +113,8 @@ pub fn bake(options: &Options, cancel: &Cancel, progress: &dyn Progress) -> Resu
             if let Err(left) = staging.discard() {
                 progress.event(Event::Warning(left.to_string()));
             }
-            Err(error)
+            // What stopped tasks say of it does not matter when somebody asked them to stop.
+            Err(cancel.check().err().unwrap_or(error))
         }
     }
 }

@@ -302,7 +302,8 @@ fn finish(
                 snapshot: snapshot_index[&node.chain_id],
                 parent: node.parent.map(|p| record_index[p]),
                 created_at: node.created_at,
-                name: node.name.clone().or_else(|| candidates.layer_name(&node.blob).map(str::to_owned)),
+                // Equal operations at two places have one digest, but each has a layer of its own.
+                name: candidates.layer_name(&node.blob).map(str::to_owned).or_else(|| node.name.clone()),
             }
         })
         .collect();

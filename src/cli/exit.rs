@@ -61,3 +61,11 @@ pub fn of_verify(error: &verify::Error) -> u8 {
         verify::Error::Open { .. } => FAILURE,
     }
 }
+
+/// The exit code for a build that could not be run on a root.
+pub fn of_live(error: &verify::LiveError) -> u8 {
+    match error {
+        verify::LiveError::Root(error) => of_verify(error),
+        _ => FAILURE,
+    }
+}

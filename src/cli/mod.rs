@@ -39,7 +39,7 @@ pub fn main() -> ExitCode {
     };
     let code = match arguments.command {
         Command::Bake(arguments) => bake::run(arguments),
-        Command::Verify(arguments) => verify::run(arguments),
+        Command::Verify(arguments) => verify::run(&arguments),
     };
     ExitCode::from(code)
 }

@@ -8,7 +8,8 @@ use indicatif::HumanBytes;
 use serde::Serialize;
 
 use crate::bake::{Report, Unkeyed};
-use crate::verify::{self, Severity};
+
+use crate::verify::{self, LiveReport, Severity, StepStatus};
 
 /// Unkeyed records that are listed for a person; `--json` has all.
 const LISTED: usize = 20;
@@ -126,6 +127,35 @@ pub(super) fn verify(root: &Path, report: &verify::Report) -> String {
         many => format!("{many} findings"),
     };
     let _ = write!(text, "\n{}: {verdict}", root.display());
+    text
+}
+
+/// How the build on a view of the root went.
+pub(super) fn live(report: &LiveReport) -> String {
+    let mut text = format!("\nbuilt with {}\n", report.buildkitd);
+    for step in &report.steps {
+        let status = match &step.status {
+            StepStatus::Cached => "CACHED",
+            StepStatus::Ran => "ran",
+            StepStatus::Error { .. } => "failed",
+            _ => "not reached",
+        };
+        let _ = writeln!(text, "{status:<12}{}", step.name);
+        if let StepStatus::Error { message } = &step.status {
+            let _ = writeln!(text, "            {message}");
+        }
+    }
+    if let Some(failure) = &report.failure {
+        let _ = writeln!(text, "the build failed: {failure}");
+    }
+    let cached = report.steps.iter().filter(|step| step.status == StepStatus::Cached).count();
+    let _ = write!(
+        text,
+        "\n{cached} of {} steps CACHED, {} imports, {} extractions",
+        report.steps.len(),
+        report.imports,
+        report.extractions
+    );
     text
 }
 

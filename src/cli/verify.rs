@@ -1,5 +1,7 @@
 //! `warmkit verify`.
 
+use std::error::Error;
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -7,7 +9,8 @@ use serde::Serialize;
 
 use super::progress::Console;
 use super::{err, exit, out, render};
-use crate::verify;
+
+use crate::verify::{self, DEFAULT_IMAGE, LiveOptions, LiveReport};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -36,6 +39,82 @@ pub(super) struct Arguments {
     /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
+
+    /// Also run this build on a throwaway view of the root, which stays untouched: is every step CACHED?
+    #[arg(long, value_name = "CONTEXT", help_heading = "Live verification")]
+    build: Option<PathBuf>,
+
+    /// The Dockerfile; default: Dockerfile in the context
+    #[arg(
+        short = 'f',
+        long,
+        value_name = "DOCKERFILE",
+        requires = "build",
+        help_heading = "Live verification"
+    )]
+    file: Option<PathBuf>,
+
+    /// The stage to build; default: the last
+    #[arg(long, value_name = "STAGE", requires = "build", help_heading = "Live verification")]
+    target: Option<String>,
+
+    /// A build argument
+    #[arg(long, value_name = "KEY=VALUE", requires = "build", help_heading = "Live verification")]
+    build_arg: Vec<String>,
+
+    /// An option of the frontend
+    #[arg(long, value_name = "KEY=VALUE", requires = "build", help_heading = "Live verification")]
+    opt: Vec<String>,
+
+    /// The platforms to build for; default: the daemon's own
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]", requires = "build", help_heading = "Live verification")]
+    platform: Option<String>,
+
+    /// A secret of the build, as buildctl takes it: id=ID,src=FILE
+    #[arg(long, value_name = "SECRET", requires = "build", help_heading = "Live verification")]
+    secret: Vec<String>,
+
+    /// An ssh agent or key of the build, as buildctl takes it: default, or ID=PATH
+    #[arg(long, value_name = "SSH", requires = "build", help_heading = "Live verification")]
+    ssh: Vec<String>,
+
+    /// A cache that the build imports, as buildctl takes it: type=registry,ref=REF; for roots baked
+    /// with --allow-unkeyed
+    #[arg(long, value_name = "CACHE", requires = "build", help_heading = "Live verification")]
+    import_cache: Vec<String>,
+
+    /// The daemon; default: the one in $PATH, else the one in --buildkit-image, taken out with docker
+    #[arg(long, value_name = "PATH", requires = "build", help_heading = "Live verification")]
+    buildkitd: Option<PathBuf>,
+
+    /// The image to take the daemon from where none is installed
+    #[arg(long, value_name = "IMAGE", requires = "build", default_value = DEFAULT_IMAGE, help_heading = "Live verification")]
+    buildkit_image: String,
+
+    /// The daemon's buildkitd.toml; default: an empty one
+    #[arg(long, value_name = "FILE", requires = "build", help_heading = "Live verification")]
+    buildkitd_config: Option<PathBuf>,
+}
+
+impl Arguments {
+    fn live(&self, context: PathBuf) -> LiveOptions {
+        let flags = |name: &'static str, values: &[String]| {
+            values.iter().flat_map(move |value| [name.into(), value.into()]).collect::<Vec<OsString>>()
+        };
+        let mut options = LiveOptions::default();
+        options.context = context;
+        options.dockerfile.clone_from(&self.file);
+        options.target.clone_from(&self.target);
+        options.build_args.clone_from(&self.build_arg);
+        options.opts.clone_from(&self.opt);
+        options.platform.clone_from(&self.platform);
+        options.import_caches.clone_from(&self.import_cache);
+        options.buildctl_args = [flags("--secret", &self.secret), flags("--ssh", &self.ssh)].concat();
+        options.buildkitd.clone_from(&self.buildkitd);
+        options.image = Some(self.buildkit_image.clone());
+        options.buildkitd_config.clone_from(&self.buildkitd_config);
+        options
+    }
 }
 
 /// What `--json` prints.
@@ -44,10 +123,21 @@ struct Outcome<'a> {
     root: String,
     healthy: bool,
     offline: &'a verify::Report,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    live: Option<&'a LiveReport>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    all_cached: Option<bool>,
 }
 
 /// Verifies and returns the exit code.
-pub(super) fn run(arguments: Arguments) -> u8 {
+pub(super) fn run(arguments: &Arguments) -> u8 {
+    let failed = |error: &(dyn Error + 'static), code| {
+        err(render::error(error));
+        if arguments.json {
+            out(render::json_error(error, code));
+        }
+        code
+    };
     let console = Console::new();
     let mut options = verify::Options::default();
     options.read_data = arguments.read_data;
@@ -55,20 +145,36 @@ pub(super) fn run(arguments: Arguments) -> u8 {
     console.finish();
     let report = match result {
         Ok(report) => report,
-        Err(error) => {
-            let code = exit::of_verify(&error);
-            err(render::error(&error));
-            if arguments.json {
-                out(render::json_error(&error, code));
-            }
-            return code;
-        }
+        Err(error) => return failed(&error, exit::of_verify(&error)),
     };
-    let outcome = Outcome {
-        root: arguments.root.display().to_string(),
-        healthy: report.is_healthy(),
-        offline: &report,
+    if !arguments.json {
+        out(render::verify(&arguments.root, &report));
+    }
+    let live = match arguments.build.clone().map(|context| {
+        err("building on a throwaway view of the root");
+        verify::live(&arguments.root, &arguments.live(context))
+    }) {
+        None => None,
+        Some(Ok(live)) => Some(live),
+        Some(Err(error)) => return failed(&error, exit::of_live(&error)),
     };
-    out(if arguments.json { render::json(&outcome) } else { render::verify(&arguments.root, &report) });
-    if report.is_healthy() { exit::OK } else { exit::FINDINGS }
+    if arguments.json {
+        let outcome = Outcome {
+            root: arguments.root.display().to_string(),
+            healthy: report.is_healthy(),
+            offline: &report,
+            live: live.as_ref(),
+            all_cached: live.as_ref().map(LiveReport::all_cached),
+        };
+        out(render::json(&outcome));
+    } else if let Some(live) = &live {
+        out(render::live(live));
+    }
+    if !report.is_healthy() {
+        exit::FINDINGS
+    } else if live.is_some_and(|live| !live.all_cached()) {
+        exit::NOT_CACHED
+    } else {
+        exit::OK
+    }
 }

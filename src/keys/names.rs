@@ -3,7 +3,8 @@
 //! Provenance does not say it, but holds what it follows from: the Dockerfile, the lines that each
 //! operation comes from, the build arguments, and the environment of the processes. Where something
 //! is missing (a variable that only the base image sets, a pattern in a variable) the text stands as
-//! in the Dockerfile; where the step cannot be told, there is no name. The platform that a daemon
+//! in the Dockerfile; on a base image with `ONBUILD` triggers, which nothing lists, the steps are not
+//! numbered; where the step cannot be told, there is no name. The platform that a daemon
 //! puts first in a build for several is not known here.
 //!
 //! Mirrors `prefixCommand`, `dispatchRun`, `dispatchCopy` and `dispatchWorkdir` in
@@ -224,8 +225,8 @@ struct Context<'a> {
     label: String,
     /// The `ONBUILD` triggers that the base hands on.
     triggers: Vec<Instruction>,
-    /// Whether triggers came that are not known.
-    unknown_triggers: usize,
+    /// Whether the base image brought triggers, which nothing here lists: the steps cannot be counted.
+    uncountable: bool,
     /// Variables after the last instruction.
     vars: Vars,
     /// Whether variables may come from an image.
@@ -277,8 +278,8 @@ fn name_file<'a>(
                 (triggers(contexts[at].stage), contexts[at].vars.clone(), contexts[at].on_image)
             }
         };
-        let unknown_triggers = if base == Base::Image { on_base.len() } else { 0 };
-        let mut context = Context { stage, base, label, triggers, unknown_triggers, vars, on_image };
+        let uncountable = base == Base::Image && !on_base.is_empty();
+        let mut context = Context { stage, base, label, triggers, uncountable, vars, on_image };
         let of_file = Namer { escape, globals: &globals, build_args, steps };
         of_file.name_stage(&mut context, &on_base, names);
         contexts.push(context);
@@ -300,9 +301,11 @@ fn uses_other_images(file: &Dockerfile) -> bool {
     let mut instructions = file.stages.iter().flat_map(|stage| &stage.instructions);
     instructions.any(|instruction| {
         let from = instruction.flags("from");
-        let mounts = instruction.flags("mount").flat_map(|mount| mount.split(','));
-        let mounted = mounts.filter_map(|field| field.strip_prefix("from="));
-        from.chain(mounted).any(|name| !is_stage(name))
+        // A mount that names no source counts as one of an image "scratch", whatever its type.
+        let mounts = instruction
+            .flags("mount")
+            .map(|mount| mount.split(',').find_map(|field| field.strip_prefix("from=")).unwrap_or("scratch"));
+        from.chain(mounts).any(|name| !is_stage(name))
     })
 }
 
@@ -333,16 +336,21 @@ impl<'a> Namer<'_, 'a> {
         let stage = context.stage;
         let from = usize::from(context.base == Base::Image);
         let own = stage.instructions.iter().filter(|i| i.is_step()).count();
-        let total = from + own + context.triggers.len() + context.unknown_triggers;
-        let prefix = |number: usize| {
+        let total = from + own + context.triggers.len();
+        let numbered = |number: usize| {
             let label = if context.label.is_empty() { String::new() } else { format!("{} ", context.label) };
             format!("[{label}{number:>width$}/{total}] ", width = total.to_string().len())
+        };
+        let prefix = |number: usize| match (context.uncountable, context.label.as_str()) {
+            (false, _) => numbered(number),
+            (true, "") => String::new(),
+            (true, label) => format!("[{label}] "),
         };
         let mut number = from;
         for step in self.steps.get(&stage.from.lines.0).into_iter().flatten() {
             if let Operation::Source { identifier } = &step.operation {
                 let image = identifier.strip_prefix("docker-image://").unwrap_or(identifier);
-                names.set(&step.id, format!("{}FROM {image}", prefix(1)));
+                names.set(&step.id, format!("{}FROM {image}", numbered(1)));
             }
         }
         // Steps of triggers have the line of the FROM: told apart by their order alone.
@@ -360,7 +368,6 @@ impl<'a> Namer<'_, 'a> {
             }
             self.assign(trigger, &mut vars);
         }
-        number += context.unknown_triggers;
         for instruction in &stage.instructions {
             if instruction.is_step() {
                 let (first, last) = instruction.lines;
@@ -462,4 +469,122 @@ fn environment(step: &Step) -> Option<Vars> {
     let env = exec.meta.iter().flat_map(|meta| &meta.env).filter_map(|var| var.split_once('='));
     let secrets = exec.secretenv.iter().map(|secret| (secret.name.as_str(), "****"));
     Some(env.chain(secrets).map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use base64::Engine as _;
+    use serde_json::json;
+
+    use super::*;
+
+    /// The names of steps at these lines (`line`, `op`) of a Dockerfile.
+    fn names(dockerfile: &str, ops: &[(i64, Value)], args: &Value) -> Vec<String> {
+        let data = base64::engine::general_purpose::STANDARD.encode(dockerfile);
+        let locations = ops.iter().enumerate().map(|(i, (line, _))| {
+            let start = json!({"line": line});
+            (format!("step{i}"), json!({"locations": [{"ranges": [{"start": start}]}]}))
+        });
+        let source = json!({
+            "locations": locations.collect::<Map<_, _>>(),
+            "infos": [{"language": "Dockerfile", "data": data}],
+        });
+        let step = |(i, (_, op)): (usize, &(i64, Value))| {
+            Step::read(&json!({"id": format!("step{i}"), "op": {"Op": op}, "inputs": ["x:0"]})).unwrap()
+        };
+        let steps: Vec<Step> = ops.iter().enumerate().map(step).collect();
+        let platforms = Platforms {
+            builder: Some("linux/amd64".parse().unwrap()),
+            target: Some("linux/arm/v6".parse().unwrap()),
+        };
+        let names = of_steps(&steps, source.as_object(), args.as_object(), &platforms);
+        steps.iter().map(|step| names.get(&step.id).unwrap_or("-").to_owned()).collect()
+    }
+
+    fn exec(env: &[&str]) -> Value {
+        json!({"exec": {"meta": {"env": env}}})
+    }
+
+    fn copy() -> Value {
+        json!({"file": {"actions": [{"Action": {"copy": {}}}]}})
+    }
+
+    #[test]
+    fn the_only_stage_has_no_name() {
+        let text = "FROM x\nRUN a\n";
+        assert_eq!(names(text, &[(2, exec(&[]))], &Value::Null), ["[2/2] RUN a"]);
+        // Unless an image beside its base takes part.
+        let text = "FROM x\nCOPY --from=y a b\n";
+        assert_eq!(names(text, &[(2, copy())], &Value::Null), ["[stage-0 2/2] COPY --from=y a b"]);
+        let text = "FROM x\nRUN --mount=type=tmpfs,target=/t a\n";
+        let expected = ["[stage-0 2/2] RUN --mount=type=tmpfs,target=/t a"];
+        assert_eq!(names(text, &[(2, exec(&[]))], &Value::Null), expected);
+    }
+
+    #[test]
+    fn scratch_is_no_step() {
+        assert_eq!(names("FROM scratch\nCOPY a b\n", &[(2, copy())], &Value::Null), ["[1/1] COPY a b"]);
+    }
+
+    #[test]
+    fn numbers_are_as_wide_as_the_total() {
+        let text = format!("FROM x AS y\n{}FROM y\nRUN b\n", "RUN a\n".repeat(9));
+        let ops =
+            [(1, json!({"source": {"identifier": "docker-image://x@d"}})), (10, exec(&[])), (12, exec(&[]))];
+        let expected = ["[y  1/10] FROM x@d", "[y 10/10] RUN a", "[stage-1 1/1] RUN b"];
+        assert_eq!(names(&text, &ops, &Value::Null), expected);
+    }
+
+    #[test]
+    fn arguments_come_from_the_build_the_stage_or_the_file() {
+        let text = "ARG A=file\nARG B=file\nFROM scratch\nARG A\nARG B=stage\nARG C=stage\nARG D\n\
+                    COPY $A $B $C $D /\n";
+        let args = json!({"build-arg:C": "build", "label:x": "y"});
+        assert_eq!(names(text, &[(8, copy())], &args), ["[1/1] COPY file stage build  /"]);
+        let text = "FROM scratch\nARG TARGETPLATFORM\nARG BUILDARCH\nCOPY $TARGETPLATFORM $BUILDARCH\n";
+        assert_eq!(names(text, &[(4, copy())], &Value::Null), ["[1/1] COPY linux/arm/v6 amd64"]);
+    }
+
+    #[test]
+    fn stages_hand_their_variables_on() {
+        let text = "FROM scratch AS a\nENV X=1\nFROM a AS b\nENV Y=$X$X\nFROM b\nCOPY $Y /\n";
+        assert_eq!(names(text, &[(6, copy())], &Value::Null), ["[stage-2 1/1] COPY 11 /"]);
+    }
+
+    #[test]
+    fn what_only_the_image_knows_stays_as_written() {
+        let text = "FROM x\nCOPY $PLACE /\nRUN true\n";
+        assert_eq!(names(text, &[(2, copy())], &Value::Null), ["[2/3] COPY $PLACE /"]);
+        // A process tells the variables of its image.
+        let ops = [(2, copy()), (3, exec(&["PLACE=p"]))];
+        assert_eq!(names(text, &ops, &Value::Null), ["[2/3] COPY p /", "[3/3] RUN true"]);
+    }
+
+    #[test]
+    fn secrets_are_masked() {
+        let op = json!({"exec": {"meta": {"env": ["A=a"]}, "secretenv": [{"ID": "i", "name": "S"}]}});
+        assert_eq!(names("FROM x\nRUN $A $S\n", &[(2, op)], &Value::Null), ["[2/2] RUN a ****"]);
+    }
+
+    #[test]
+    fn triggers_of_a_stage_come_before_its_own_steps() {
+        let text =
+            "FROM x AS base\nONBUILD ARG V=v\nONBUILD RUN a $V\nONBUILD COPY $V c\nFROM base AS t\nRUN d\n";
+        let ops = [(5, exec(&["V=v"])), (5, copy()), (6, exec(&[]))];
+        let expected = ["[t 1/4] ONBUILD RUN a v", "[t 2/4] ONBUILD COPY v c", "[t 3/4] RUN d"];
+        assert_eq!(names(text, &ops, &Value::Null), expected);
+        // A step that is missing, and it cannot be told which one the other is.
+        assert_eq!(names(text, &[(5, copy()), (6, exec(&[]))], &Value::Null), ["-", "[t 3/4] RUN d"]);
+    }
+
+    #[test]
+    fn other_languages_have_no_names() {
+        let source = json!({
+            "locations": {"step0": {"locations": [{"ranges": [{"start": {"line": 2}}]}]}},
+            "infos": [{"language": "Go", "data": "RlJPTSB4ClJVTiBhCg=="}],
+        });
+        let steps = [Step::read(&json!({"id": "step0", "op": {"Op": exec(&[])}})).unwrap()];
+        let names = of_steps(&steps, source.as_object(), None, &Platforms::default());
+        assert_eq!(names.get("step0"), None);
+    }
 }

@@ -20,7 +20,7 @@ pub enum ErrorClass {
     Auth,
     /// What the source gave is not what its digest or size promised.
     Content,
-    /// The receiving side failed: a full disk, for example.
+    /// The receiving side failed (a full disk, for example), or wanted no more.
     Output,
 }
 
@@ -262,6 +262,12 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// [`Stop`](super::Stop) was used.
+    #[error("{what}: stopped, since another part of the run has failed")]
+    Stopped {
+        /// What was asked for.
+        what: String,
+    },
     /// The receiver of a blob failed.
     #[error("cannot write blob {blob}: {source}")]
     Write {
@@ -282,7 +288,7 @@ impl Error {
             Self::ManifestMismatch { .. } | Self::BlobMismatch { .. } | Self::TooLarge { .. } => {
                 ErrorClass::Content
             }
-            Self::Write { .. } => ErrorClass::Output,
+            Self::Write { .. } | Self::Stopped { .. } => ErrorClass::Output,
             Self::NoSuchManifest { .. }
             | Self::NoSuchBlob { .. }
             | Self::Status { .. }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use warmkit::progress::Silent;
-use warmkit::source::{Error, ErrorClass, Mismatch, Options, Source};
+use warmkit::source::{Error, ErrorClass, Mismatch, Options, Source, Stop};
 
 use crate::server::{Answer, Request, Server};
 use crate::{Log, bytes, descriptor, options, registry};
@@ -106,6 +106,23 @@ fn a_wrong_range_is_not_taken() {
     let log = Log::default();
     assert_eq!(registry(&server, &options()).document(&descriptor(&blob), &log).unwrap(), blob);
     let reason = format!("{} answered bytes=500- with Content-Range \"bytes 400-999/1000\"", server.addr);
+    assert_eq!(log.retries()[1], reason);
+}
+
+#[test]
+fn a_range_may_be_shorter_than_asked_for() {
+    let blob = bytes(1000);
+    let content = blob.clone();
+    let server = script(move |n, request| match (n, request.range_start()) {
+        (0, _) => Answer::new(200, &*content).cut(500),
+        (1, _) => {
+            Answer::new(206, &content[500..600]).header("content-range", "bytes 500-599/1000").chunked()
+        }
+        (_, start) => Answer::partial(&content, start.unwrap()),
+    });
+    let log = Log::default();
+    assert_eq!(registry(&server, &options()).document(&descriptor(&blob), &log).unwrap(), blob);
+    let reason = format!("{}: the transfer ended after 600 of 1000 bytes", server.addr);
     assert_eq!(log.retries()[1], reason);
 }
 
@@ -384,6 +401,39 @@ fn a_storage_host_that_refuses_is_no_matter_of_credentials() {
     let error = registry(&server, &options()).document(&descriptor(b"x"), &Silent).unwrap_err();
     assert_eq!(error.class(), ErrorClass::Unavailable);
     assert!(error.to_string().contains(&format!("{to} answered with status 403")), "{error}");
+}
+
+#[test]
+fn a_download_can_be_stopped() {
+    let blob = bytes(1_000_000);
+    let content = blob.clone();
+    let server = script(move |_, _| Answer::new(200, &*content));
+    let options = options();
+    let registry = registry(&server, &options);
+    let mut out = StopAfterFirst { stop: options.stop.clone(), taken: 0 };
+    let error = registry.blob(&descriptor(&blob), &mut out, &Silent).unwrap_err();
+    assert!(matches!(error, Error::Stopped { .. }), "{error}");
+    assert!(out.taken < blob.len(), "{}", out.taken);
+    assert!(matches!(registry.manifest(None, &Silent).unwrap_err(), Error::Stopped { .. }));
+    assert_eq!(server.requests().len(), 1);
+}
+
+/// A writer that finds reason to stop it all.
+struct StopAfterFirst {
+    stop: Stop,
+    taken: usize,
+}
+
+impl std::io::Write for StopAfterFirst {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.stop.stop();
+        self.taken += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 #[test]

@@ -53,13 +53,12 @@ pub(super) fn parse(block: &Block, entry: &mut Entry) -> Result<(Format, u8), Ar
         Format::Gnu => {
             // Old Go releases wrote a prefix here; whatever is no time and is ASCII is taken for one.
             let time = |field: &[u8]| if field[0] == 0 { Some(None) } else { self::number(field).map(Some) };
-            match (time(&block[345..357]), time(&block[357..369])) {
-                (Some(access), Some(_)) => entry.atime = access.map(seconds),
-                _ => {
-                    let prefix = text(&block[345..500]);
-                    if prefix.is_ascii() {
-                        prepend(&mut entry.name, prefix);
-                    }
+            if let (Some(access), Some(_)) = (time(&block[345..357]), time(&block[357..369])) {
+                entry.atime = access.map(seconds);
+            } else {
+                let prefix = text(&block[345..500]);
+                if prefix.is_ascii() {
+                    prepend(&mut entry.name, prefix);
                 }
             }
         }
@@ -145,7 +144,7 @@ mod tests {
         let cases: [(&[u8], Option<i64>); 14] = [
             (b"0000644\0", Some(0o644)),
             (b"   644 \0", Some(0o644)),
-            (b"\0\0644\0\0\0", Some(0o644)),
+            (b"\x00\x00644\0\0\0", Some(0o644)),
             (b"\0\0\0\0\0\0\0\0", Some(0)),
             (b"77777777", Some(0o77_777_777)),
             (b"64\x0099\0\0\0", Some(0o64)),

@@ -81,11 +81,12 @@ impl<R: BufRead> Reader<R> {
                     self.body.read_special(&mut self.pax.text)?;
                     self.pax.parse().map_err(|fault| self.body.fault(fault))?;
                     if flag == b'g' {
-                        self.entry.kind = Kind::Global;
-                        if let Some(path) = self.pax.path() {
-                            path.clone_into(&mut self.entry.name);
-                        }
-                        self.entry.size = 0;
+                        // Nothing of its header counts but the name.
+                        let name = match self.pax.path() {
+                            Some(path) => path.to_vec(),
+                            None => std::mem::take(&mut self.entry.name),
+                        };
+                        self.entry = Entry { name, kind: Kind::Global, ..Entry::new() };
                         self.entry.clean();
                         return Ok(true);
                     }

@@ -59,7 +59,7 @@ fn ends() {
         zeros.to_vec(),
         [zeros, zeros].concat(),
         file.clone(),
-        file[..BLOCK + 1].to_vec(),
+        file[..=BLOCK].to_vec(),
         file[..BLOCK + 100].to_vec(),
         [&file[..], &zeros].concat(),
         [&file[..], &zeros, &zeros, b"junk"].concat(),

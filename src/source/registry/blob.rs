@@ -41,7 +41,7 @@ impl Registry {
         let what = format!("blob {}", blob.digest);
         let whole = format!("{what} of {}", self.repository_name());
         let mut receiver = Receiver::new(blob, &name, out, progress);
-        let mut attempts = Attempts::new(whole, self.retry, progress);
+        let mut attempts = Attempts::new(whole, self.retry, &self.stop, progress);
         let mut buffer = vec![0; BUFFER];
         loop {
             let before = receiver.received();
@@ -100,7 +100,46 @@ impl Registry {
                 return Err(Error::Status { what, host, status, detail }.into());
             }
         };
-        receive(reply, to_skip, receiver, buffer)
+        self.receive(reply, to_skip, receiver, buffer)
+    }
+
+    /// Reads a body to its end, leaving out the first `to_skip` bytes, which are here already.
+    fn receive(
+        &self,
+        mut reply: Reply,
+        mut to_skip: u64,
+        receiver: &mut Receiver<'_>,
+        buffer: &mut [u8],
+    ) -> Result<(), Failure> {
+        // Without a length the end of the connection may be the end of the blob, or not: the size decides
+        // and the request is made again. With chunks the server has said that this is all; all of a
+        // range may be less than was asked for, though.
+        let chunked = reply.header("transfer-encoding").is_some_and(|v| v.eq_ignore_ascii_case("chunked"));
+        let complete = chunked && reply.status == 200;
+        let mut reader = reply.body.as_reader();
+        loop {
+            if self.stop.is_stopped() {
+                let what = format!("blob {}", receiver.blob.digest);
+                return Err(Error::Stopped { what }.into());
+            }
+            let n = match reader.read(buffer) {
+                Ok(0) => break,
+                Ok(n) => n,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(read_failure(&reply.host, &error)),
+            };
+            let skipped = usize::try_from(to_skip).unwrap_or(usize::MAX).min(n);
+            to_skip -= skipped as u64;
+            if skipped < n {
+                receiver.take(&buffer[skipped..n])?;
+            }
+        }
+        let (have, size) = (receiver.received(), receiver.blob.size);
+        if have < size && !complete {
+            let reason = format!("the transfer ended after {have} of {size} bytes");
+            return Err(Failure::again(format!("{}: {reason}", reply.host)));
+        }
+        Ok(())
     }
 }
 
@@ -116,38 +155,6 @@ fn check_announced(blob: &Descriptor, receiver: &Receiver<'_>, announced: Option
         }
         _ => Ok(()),
     }
-}
-
-/// Reads a body to its end, leaving out the first `to_skip` bytes, which are here already.
-fn receive(
-    mut reply: Reply,
-    mut to_skip: u64,
-    receiver: &mut Receiver<'_>,
-    buffer: &mut [u8],
-) -> Result<(), Failure> {
-    // Without a length the end of the connection may be the end of the blob, or not: the size decides
-    // and the request is made again. With chunks the server has said that this is all.
-    let complete = reply.header("transfer-encoding").is_some_and(|v| v.eq_ignore_ascii_case("chunked"));
-    let mut reader = reply.body.as_reader();
-    loop {
-        let n = match reader.read(buffer) {
-            Ok(0) => break,
-            Ok(n) => n,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(read_failure(&reply.host, &error)),
-        };
-        let skipped = usize::try_from(to_skip).unwrap_or(usize::MAX).min(n);
-        to_skip -= skipped as u64;
-        if skipped < n {
-            receiver.take(&buffer[skipped..n])?;
-        }
-    }
-    let (have, size) = (receiver.received(), receiver.blob.size);
-    if have < size && !complete {
-        let reason = format!("the transfer ended after {have} of {size} bytes");
-        return Err(Failure::again(format!("{}: {reason}", reply.host)));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ use crate::oci::media_type::{DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFE
 use crate::oci::{Descriptor, Reference};
 use crate::progress::Progress;
 
-pub use retry::RetryPolicy;
+pub use retry::{RetryPolicy, Stop};
 
 /// How to reach registries.
 #[derive(Debug, Clone)]
@@ -50,6 +50,8 @@ pub struct Options {
     pub stall_timeout: Duration,
     /// How long a credential helper may take.
     pub helper_timeout: Duration,
+    /// Ends requests before their time.
+    pub stop: Stop,
 }
 
 impl Default for Options {
@@ -63,6 +65,7 @@ impl Default for Options {
             connect_timeout: seconds(20),
             stall_timeout: seconds(30),
             helper_timeout: seconds(30),
+            stop: Stop::default(),
         }
     }
 }
@@ -76,6 +79,7 @@ pub struct Registry {
     transport: Transport,
     auth: Auth,
     retry: RetryPolicy,
+    stop: Stop,
 }
 
 impl fmt::Debug for Registry {
@@ -101,6 +105,7 @@ impl Registry {
             auth: Auth::new(credentials, reference.registry(), reference.repository()),
             reference: reference.clone(),
             retry: options.retry,
+            stop: options.stop.clone(),
         })
     }
 
@@ -123,6 +128,9 @@ impl Registry {
         let mut got_new = false;
         let mut others_left = 3;
         loop {
+            if self.stop.is_stopped() {
+                return Err(Error::Stopped { what: what.to_owned() }.into());
+            }
             let authorization = self.auth.current(&self.transport)?;
             let header = authorization.as_ref().map(|a| a.header.as_str());
             let mut reply = self.transport.get(&url, headers, header)?;
@@ -205,7 +213,7 @@ impl Source for Registry {
             }
         };
         let whole = format!("{what} of {}", self.repository_name());
-        let mut attempts = Attempts::new(whole, self.retry, progress);
+        let mut attempts = Attempts::new(whole, self.retry, &self.stop, progress);
         let (bytes, media_type) = loop {
             match self.try_manifest(&what, &reference) {
                 Ok(found) => break found,

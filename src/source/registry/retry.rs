@@ -1,7 +1,9 @@
 //! When a failed request is made again, and when that has been done often enough.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
@@ -32,6 +34,45 @@ impl Default for RetryPolicy {
             first_wait: Duration::from_millis(500),
             longest_wait: Duration::from_secs(20),
             longest_retry_after: Duration::from_secs(300),
+        }
+    }
+}
+
+/// Ends all waits and downloads of the registries that were opened with it; clones are one switch.
+///
+/// For whoever has seen another part of the run fail: a wait that a server asked for may be minutes long.
+#[derive(Debug, Clone, Default)]
+pub struct Stop {
+    used: Arc<AtomicBool>,
+    interrupted: Arc<AtomicBool>,
+}
+
+impl Stop {
+    /// A switch that a signal handler, which can do no more than set a flag, may throw as well.
+    pub fn on_flag(interrupted: Arc<AtomicBool>) -> Self {
+        Self { used: Arc::default(), interrupted }
+    }
+
+    /// Makes every request, now and later, end with [`Error::Stopped`].
+    pub fn stop(&self) {
+        self.used.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it has been used.
+    pub fn is_stopped(&self) -> bool {
+        self.used.load(Ordering::Relaxed) || self.interrupted.load(Ordering::Relaxed)
+    }
+
+    /// Sleeps; gives `false` if stopped before the end.
+    fn sleep(&self, time: Duration) -> bool {
+        const SLICE: Duration = Duration::from_millis(100);
+        let end = Instant::now() + time;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() || self.is_stopped() {
+                return !self.is_stopped();
+            }
+            std::thread::sleep(left.min(SLICE));
         }
     }
 }
@@ -68,14 +109,15 @@ impl Failure {
 pub(super) struct Attempts<'a> {
     what: String,
     policy: RetryPolicy,
+    stop: &'a Stop,
     progress: &'a dyn Progress,
     failures: u32,
 }
 
 impl<'a> Attempts<'a> {
     /// `what` names the request in messages.
-    pub(super) fn new(what: String, policy: RetryPolicy, progress: &'a dyn Progress) -> Self {
-        Self { what, policy, progress, failures: 0 }
+    pub(super) fn new(what: String, policy: RetryPolicy, stop: &'a Stop, progress: &'a dyn Progress) -> Self {
+        Self { what, policy, stop, progress, failures: 0 }
     }
 
     /// Forgets earlier failures: something arrived.
@@ -101,8 +143,7 @@ impl<'a> Attempts<'a> {
         let wait = self.backoff().max(after.unwrap_or_default());
         let (what, failures) = (self.what.clone(), self.failures);
         self.progress.event(Event::Retry { what, failures, wait, reason });
-        std::thread::sleep(wait);
-        Ok(())
+        if self.stop.sleep(wait) { Ok(()) } else { Err(Error::Stopped { what: self.what.clone() }) }
     }
 
     /// Doubles with each failure; a random half of it is left out, so that clients that failed
@@ -159,8 +200,8 @@ mod tests {
 
     #[test]
     fn waits_longer_each_time_and_gives_up() {
-        let log = Log::default();
-        let mut attempts = Attempts::new("blob x".to_owned(), policy(), &log);
+        let (log, stop) = (Log::default(), Stop::default());
+        let mut attempts = Attempts::new("blob x".to_owned(), policy(), &stop, &log);
         for _ in 0..4 {
             attempts.failed(Failure::again("status 503")).unwrap();
         }
@@ -176,8 +217,8 @@ mod tests {
 
     #[test]
     fn progress_resets_the_count() {
-        let log = Log::default();
-        let mut attempts = Attempts::new("x".to_owned(), policy(), &log);
+        let (log, stop) = (Log::default(), Stop::default());
+        let mut attempts = Attempts::new("x".to_owned(), policy(), &stop, &log);
         for _ in 0..20 {
             attempts.failed(Failure::again("broken")).unwrap();
             attempts.progressed();
@@ -186,8 +227,8 @@ mod tests {
 
     #[test]
     fn a_server_that_never_answered_gets_less_patience() {
-        let log = Log::default();
-        let mut attempts = Attempts::new("x".to_owned(), policy(), &log);
+        let (log, stop) = (Log::default(), Stop::default());
+        let mut attempts = Attempts::new("x".to_owned(), policy(), &stop, &log);
         let failure =
             || Failure::Again { reason: "connection refused".to_owned(), after: None, answered: false };
         attempts.failed(failure()).unwrap();
@@ -196,8 +237,8 @@ mod tests {
 
     #[test]
     fn the_server_may_ask_for_more_but_not_for_ever() {
-        let log = Log::default();
-        let mut attempts = Attempts::new("x".to_owned(), policy(), &log);
+        let (log, stop) = (Log::default(), Stop::default());
+        let mut attempts = Attempts::new("x".to_owned(), policy(), &stop, &log);
         let failure = |ms| Failure::Again {
             reason: "status 429".to_owned(),
             after: Some(Duration::from_millis(ms)),
@@ -207,6 +248,26 @@ mod tests {
         assert_eq!(log.0.lock().unwrap()[0].1, Duration::from_millis(30));
         let error = attempts.failed(failure(61_000)).unwrap_err().to_string();
         assert_eq!(error, "x: status 429, and asks to wait 61 seconds: try again later");
+    }
+
+    #[test]
+    fn a_wait_can_be_stopped() {
+        let (log, stop) = (Log::default(), Stop::default());
+        let policy = RetryPolicy { longest_retry_after: Duration::from_secs(600), ..policy() };
+        let mut attempts = Attempts::new("blob x".to_owned(), policy, &stop, &log);
+        let after = Some(Duration::from_secs(600));
+        let start = Instant::now();
+        let error = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while log.0.lock().unwrap().is_empty() {
+                    std::thread::yield_now();
+                }
+                stop.clone().stop();
+            });
+            attempts.failed(Failure::Again { reason: "busy".to_owned(), after, answered: true }).unwrap_err()
+        });
+        assert_eq!(error.to_string(), "blob x: stopped, since another part of the run has failed");
+        assert!(start.elapsed() < Duration::from_secs(60));
     }
 
     #[test]

@@ -253,8 +253,7 @@ fn sparse(corpus: &mut Corpus) {
 }
 
 fn long_map(count: usize) -> String {
-    let lines = (0..count).map(|i| format!("{}\n1\n", i * 2000)).collect::<String>();
-    format!("{count}\n{lines}")
+    (0..count).fold(format!("{count}\n"), |map, i| map + &format!("{}\n1\n", i * 2000))
 }
 
 fn old_sparse(size: u64) -> Header {

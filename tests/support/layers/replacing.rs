@@ -8,9 +8,12 @@ pub(super) fn add(corpus: &mut Corpus) {
     base_whiteouts(corpus);
 }
 
+/// A type of entry and how one is made.
+type Make = (&'static str, fn(&str) -> Header);
+
 /// Every type after every other at the same path.
 fn pairs(corpus: &mut Corpus) {
-    let kinds: [(&str, fn(&str) -> Header); 7] = [
+    let kinds: [Make; 7] = [
         ("file", |name| file(name, "new").mode(0o640).mtime(1_500_000_000)),
         ("dir", |name| dir(name).mode(0o750).mtime(1_500_000_001)),
         ("symlink", |name| symlink(name, "elsewhere").mtime(1_500_000_002)),
@@ -104,6 +107,10 @@ fn directories(corpus: &mut Corpus) {
             dir("d/sub/").mtime(1_200_000_000),
         ])],
     );
+    moved_directories(corpus);
+}
+
+fn moved_directories(corpus: &mut Corpus) {
     corpus.valid(
         "symlink-is-turned-round",
         &[tar([

@@ -49,6 +49,7 @@ fn whiteouts(corpus: &mut Corpus) {
                 white(".wh..wh.plnk/.wh.x"),
                 white("d/.wh..wh.orph"),
                 white("d/.wh.wide").base256(108, 8, -1),
+                entry(b'g', "d/.wh.as-global-header").owner(7, 8).data(super::record("comment", b"c")),
             ]),
         ],
     );
@@ -155,6 +156,10 @@ fn inherited(corpus: &mut Corpus) {
             ]),
         ],
     );
+    inherited_oddly(corpus);
+}
+
+fn inherited_oddly(corpus: &mut Corpus) {
     corpus.valid(
         "implied-directory-over-a-lower-file",
         &[lower(), tar([file("file/new", "x"), file("fifo/new", "x")])],
@@ -196,6 +201,23 @@ fn inherited(corpus: &mut Corpus) {
                 file("a/described/new", "x"),
             ]),
         ],
+    );
+    corpus.valid(
+        "implied-directory-below-setgid-described-late",
+        &[
+            lower(),
+            tar([
+                file("a/unknown/new", "x"),
+                dir("a/").mode(0o755).owner(1, 1),
+                file("a/after/new", "x"),
+                dir("a/").mode(0o2755).owner(1, 9),
+                file("a/again/new", "x"),
+            ]),
+        ],
+    );
+    corpus.refused(
+        "implied-directory-removed-over-a-lower-file",
+        &[lower(), tar([file("file/deep/new", "x"), file("file", "x")])],
     );
     corpus.valid(
         "implied-directory-removed-again",

@@ -244,7 +244,7 @@ fn attributes(corpus: &mut Corpus) {
 }
 
 fn sizes(corpus: &mut Corpus) {
-    let bytes = |n: usize| (0..n).map(|i| (i * 31 + i / 251) as u8).collect::<Vec<_>>();
+    let bytes = |n: usize| (0..n).map(|i| ((i * 31 + i / 251) % 256).to_le_bytes()[0]).collect::<Vec<_>>();
     corpus.valid(
         "sizes-around-blocks-and-buffers",
         &[tar([0, 1, 511, 512, 513, 1024, 262_143, 262_144, 262_145, 1_000_000, 5_000_000]
