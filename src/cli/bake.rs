@@ -105,9 +105,6 @@ pub(super) fn run(arguments: Arguments) -> u8 {
     console.finish();
     match result {
         Ok(report) => {
-            for left in &report.leftovers {
-                err(format_args!("note: a bake that was killed left {left}; remove it with `rm -rf {left}`"));
-            }
             out(if arguments.json { render::json(&report) } else { render::bake(&report) });
             exit::OK
         }

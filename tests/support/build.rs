@@ -96,6 +96,31 @@ impl BuildRequest {
         Self { output: Some(output), ..self.clone() }.opt("attest:provenance=mode=max")
     }
 
+    /// The same build as arguments of `warmkit verify`.
+    pub fn verify_arguments(&self) -> Vec<String> {
+        let mut all = vec!["--build".to_owned(), self.context.display().to_string()];
+        let mut add = |flag: &str, value: String| all.extend([flag.to_owned(), value]);
+        if let Some(name) = &self.dockerfile {
+            add("--file", self.context.join(name).display().to_string());
+        }
+        for (flag, value) in [
+            ("--target", &self.target),
+            ("--platform", &self.platform),
+            ("--import-cache", &self.import_cache),
+        ] {
+            if let Some(value) = value {
+                add(flag, value.clone());
+            }
+        }
+        self.opts.iter().for_each(|opt| add("--opt", opt.clone()));
+        self.args.iter().for_each(|(key, value)| add("--build-arg", format!("{key}={value}")));
+        self.secrets.iter().for_each(|(id, file)| add("--secret", format!("id={id},src={}", file.display())));
+        if let Some(socket) = &self.ssh {
+            add("--ssh", format!("default={}", socket.display()));
+        }
+        all
+    }
+
     pub(super) fn arguments(&self, command: &mut Command) {
         let context = self.context.display();
         command.args(["build", "--progress=plain", "--frontend=dockerfile.v0"]);

@@ -153,6 +153,15 @@ struct RawVertex {
     cached: bool,
     #[serde(default)]
     error: String,
+    #[serde(default, rename = "progressGroup")]
+    group: Option<RawGroup>,
+}
+
+/// Vertices that are printed as one, under the group's name: those of `COPY --link`.
+#[derive(Deserialize)]
+struct RawGroup {
+    #[serde(default)]
+    name: String,
 }
 
 #[derive(Deserialize)]
@@ -191,8 +200,9 @@ impl Graph {
         let Ok(status) = serde_json::from_str::<Status>(line) else { return false };
         for raw in status.vertexes {
             let vertex = self.vertex(&raw.digest);
-            if !raw.name.is_empty() {
-                vertex.name = raw.name;
+            let name = raw.group.map(|group| group.name).filter(|name| !name.is_empty()).unwrap_or(raw.name);
+            if !name.is_empty() {
+                vertex.name = name;
             }
             vertex.has_inputs |= !raw.inputs.is_empty();
             vertex.started |= raw.started.is_some();
@@ -293,4 +303,52 @@ fn worse(a: &StepStatus, b: StepStatus) -> StepStatus {
         StepStatus::Error { .. } => 3,
     };
     if rank(a) >= rank(&b) { a.clone() } else { b }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn steps(outcome: &Outcome) -> Vec<(&str, &StepStatus)> {
+        outcome.steps.iter().map(|step| (step.name.as_str(), &step.status)).collect()
+    }
+
+    #[test]
+    fn the_parts_of_a_linked_copy_are_one_step() {
+        let mut graph = Graph::default();
+        let line = r#"{"vertexes":[
+            {"digest":"sha256:1","name":"[2/3] COPY --link a /","started":"x","cached":true,
+             "progressGroup":{"id":"g","name":"[2/3] COPY --link a /"}},
+            {"digest":"sha256:2","name":"[2/3] LINK COPY --link a /","inputs":["sha256:1"],"started":"x",
+             "progressGroup":{"id":"g","name":"[2/3] COPY --link a /"}},
+            {"digest":"sha256:3","name":"[3/3] RUN true","started":"x","cached":true}]}"#;
+        assert!(graph.raw(line));
+        let outcome = graph.outcome();
+        // The copy was CACHED, the merge onto what stands below ran.
+        let expected = [("[2/3] COPY --link a /", &StepStatus::Ran), ("[3/3] RUN true", &StepStatus::Cached)];
+        assert_eq!(steps(&outcome), expected);
+    }
+
+    #[test]
+    fn plain_output_is_read_as_raw_output_is() {
+        let mut graph = Graph::default();
+        let log = "#1 [1/2] FROM a\n#1 DONE 0.0s\n#2 importing cache manifest from a\n#2 DONE 0.1s\n\
+                   #3 [2/2] RUN echo CACHED\n#3 extracting sha256:1\n#3 extracting sha256:1 done\n#3 CACHED\n";
+        assert!(log.lines().all(|line| graph.plain(line)));
+        let outcome = graph.outcome();
+        assert_eq!(steps(&outcome), [("[2/2] RUN echo CACHED", &StepStatus::Cached)]);
+        assert_eq!((outcome.imports, outcome.extractions), (1, 1));
+    }
+
+    #[test]
+    fn a_download_is_asked_for_each_time_and_is_no_step() {
+        let mut graph = Graph::default();
+        let name = "[2/2] ADD http://127.0.0.1/a /";
+        let line = format!(
+            r#"{{"vertexes":[{{"digest":"1","name":"{name}","started":"x"}},
+                {{"digest":"2","name":"{name}","inputs":["1"],"started":"x","cached":true}}]}}"#
+        );
+        assert!(graph.raw(&line));
+        assert_eq!(steps(&graph.outcome()), [(name, &StepStatus::Cached)]);
+    }
 }
