@@ -30,7 +30,7 @@ Examples:
 
 /// Pull caches and write them into a BuildKit state directory
 #[derive(Debug, Args)]
-#[command(after_help = format!("{EXAMPLES}\n{}", exit::HELP))]
+#[command(after_help = format!("{}\n\n{EXAMPLES}", exit::HELP))]
 pub(super) struct Arguments {
     /// A cache, as after buildx's --cache-from: a reference, type=registry,ref=REF or
     /// type=local,src=DIR[,tag=TAG][,digest=DIGEST]
