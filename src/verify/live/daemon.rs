@@ -32,7 +32,14 @@ daemon=$!
         waited=$((waited + 1))
     done
     kill -KILL "$daemon"
-    [ ! -e "$run/orphaned" ] || rm -rf -- "$scratch" "$run"
+    if [ -e "$run/orphaned" ]; then
+        while read -r _ _ _ _ point _; do
+            case $point in
+            "$scratch"/*) umount -l -- "$(printf '%b' "$point")" ;;
+            esac
+        done </proc/self/mountinfo
+        rm -rf -- "$scratch" "$run"
+    fi
 } 2>/dev/null &
 guard=$!
 wait "$daemon"
