@@ -99,6 +99,12 @@ pub fn bake(options: &Options, cancel: &Cancel, progress: &dyn Progress) -> Resu
     let options = &options;
     let staging = Staging::new(&options.root)?;
     let leftovers = staging.leftovers();
+    for left in &leftovers {
+        let left = left.display();
+        progress.event(Event::Warning(format!(
+            "a bake of this root that was killed left {left}: remove it with `rm -rf {left}`"
+        )));
+    }
     match bake_into(staging.path(), options, cancel, progress) {
         Ok(mut report) => {
             let started = begin(progress, Phase::Commit);

@@ -30,7 +30,7 @@ Examples:
 
 /// Pull caches and write them into a BuildKit state directory
 #[derive(Debug, Args)]
-#[command(after_help = format!("{EXAMPLES}\n{}", exit::HELP))]
+#[command(after_help = format!("{}\n\n{EXAMPLES}", exit::HELP))]
 pub(super) struct Arguments {
     /// A cache, as after buildx's --cache-from: a reference, type=registry,ref=REF or
     /// type=local,src=DIR[,tag=TAG][,digest=DIGEST]
@@ -105,9 +105,6 @@ pub(super) fn run(arguments: Arguments) -> u8 {
     console.finish();
     match result {
         Ok(report) => {
-            for left in &report.leftovers {
-                err(format_args!("note: a bake that was killed left {left}; remove it with `rm -rf {left}`"));
-            }
             out(if arguments.json { render::json(&report) } else { render::bake(&report) });
             exit::OK
         }

@@ -26,7 +26,7 @@ Examples:
 
 /// Check that a root is whole and warm
 #[derive(Debug, Args)]
-#[command(after_help = format!("{EXAMPLES}\n{}", exit::HELP))]
+#[command(after_help = format!("{}\n\n{EXAMPLES}", exit::HELP))]
 pub(super) struct Arguments {
     /// The root to check; no daemon may run on it
     #[arg(long, value_name = "DIR", default_value = "/var/lib/buildkit")]
