@@ -43,6 +43,8 @@ fn keyed(world: &World, case: &Case, origin: &Origin, native: Digest) {
 
     let daemon = world.daemon(&root);
     accounts_for_every_layer(world, case, &daemon, snapshots);
+    // What no lease holds is gone after this.
+    daemon.wait_for_collection();
 
     let (outcome, tar) = export_tar(&daemon, &case.request, &world.root(case, "keyed.tar"));
     assert_warm(&outcome, origin);
@@ -69,6 +71,11 @@ fn keyed(world: &World, case: &Case, origin: &Origin, native: Digest) {
         new_step(&daemon, case);
     }
 
+    daemon.stop();
+    check_databases(&world.tools, &root);
+
+    let daemon = world.daemon(&root);
+    assert_warm(&daemon.build(&case.request), origin);
     prunes_empty(&daemon, &root);
     daemon.stop();
     check_databases(&world.tools, &root);

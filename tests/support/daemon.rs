@@ -29,6 +29,7 @@ pub struct Daemon {
     child: Option<Child>,
     root: PathBuf,
     scratch: Scratch,
+    started: Instant,
 }
 
 /// One record as `buildctl du` gives it.
@@ -88,7 +89,13 @@ impl Daemon {
             .stderr(log)
             .spawn()
             .unwrap();
-        let mut daemon = Self { tools: tools.clone(), child: Some(child), root: root.to_owned(), scratch };
+        let mut daemon = Self {
+            tools: tools.clone(),
+            child: Some(child),
+            root: root.to_owned(),
+            scratch,
+            started: Instant::now(),
+        };
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
             if let Some(status) = daemon.child.as_mut().unwrap().try_wait().unwrap() {
@@ -106,6 +113,11 @@ impl Daemon {
             );
             thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    /// Waits until it has collected garbage for the first time, which it does a second after it started.
+    pub fn wait_for_collection(&self) {
+        thread::sleep(Duration::from_secs(3).saturating_sub(self.started.elapsed()));
     }
 
     /// Its root.

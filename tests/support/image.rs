@@ -24,11 +24,17 @@ pub fn push_base(tools: &Tools, registry: &Registry) -> String {
     push(registry, "base", &base_layers(tools), &json!({}))
 }
 
-/// As [`push_base`], with ONBUILD instructions.
+/// As [`push_base`], with ONBUILD instructions and one more layer.
+///
+/// Without that layer v0.17.3 does not find the steps on one of the two images again after a build
+/// that changed something on the other, on roots of its own too.
 pub fn push_onbuild_base(tools: &Tools, registry: &Registry) -> String {
-    let config =
-        json!({ "OnBuild": ["COPY onbuild.txt /onbuild.txt", "RUN cat /onbuild.txt > /onbuild.out"] });
-    push(registry, "onbuild", &base_layers(tools), &config)
+    let config = json!({ "OnBuild": ["COPY onbuild.txt /onbuild.txt", "RUN cat /onbuild.txt > /onbuild.out"] });
+    let mut tar = Tar::new();
+    tar.add(Entry::new("etc/onbuild", Kind::File(b"for others to build on\n")));
+    let mut layers = base_layers(tools);
+    layers.push(layer("onbuild", &tar.finish()));
+    push(registry, "onbuild", &layers, &config)
 }
 
 fn base_layers(tools: &Tools) -> Vec<Layer> {
