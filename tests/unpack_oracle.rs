@@ -19,6 +19,8 @@ use support::{BuildRequest, Daemon, Registry, Scratch, Tools};
 use warmkit::bolt::Database;
 use warmkit::digest::{ChainId, DiffId, Digest};
 use warmkit::layer::{self, Compression, Fate, Options};
+use warmkit::progress::Silent;
+use warmkit::verify;
 
 use layers::{Case, Layer, PLAIN};
 
@@ -101,7 +103,17 @@ fn unpacks_as_a_real_daemon_does() {
         }
     }
     assert!(faults.is_empty(), "{faults}");
+    verified(&root);
     eprintln!("{} cases, {compared} layers agree", corpus.len());
+}
+
+/// What verify expects of the layers is what the daemon made of them.
+fn verified(root: &Path) {
+    let mut options = verify::Options::default();
+    options.read_data = true;
+    let report = verify::offline(root, &options, &Silent).unwrap();
+    assert_eq!(report.findings, []);
+    assert!(report.counts.layers_compared > 100, "{:?}", report.counts);
 }
 
 /// Has a daemon extract every case; returns what it said about those that failed.

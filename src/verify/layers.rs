@@ -39,6 +39,7 @@ const KERNEL_MARKS: [&[u8]; 5] = [
     b"trusted.overlay.nlink",
     b"security.selinux",
 ];
+const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
 const OPAQUE: &[u8] = b"trusted.overlay.opaque";
 
 /// Extended attributes by name.
@@ -61,6 +62,8 @@ struct Comparison<'a> {
     job: &'a Job,
     upper: Tree,
     lowers: Vec<Tree>,
+    /// Some directory of the layer gives what is made in it an access control list.
+    default_acls: bool,
     differences: usize,
     findings: &'a mut Findings,
 }
@@ -76,7 +79,7 @@ pub(super) fn compare(look: &Look<'_>, worker: &Path, job: &Job, findings: &mut 
     let path = disk::blobs(worker).join(job.blob.hex());
     let Ok((blob, _)) = look.root.file(&path) else { return 0 };
 
-    let mut comparison = Comparison { job, upper, lowers, differences: 0, findings };
+    let mut comparison = Comparison { job, upper, lowers, default_acls: false, differences: 0, findings };
     let entries = comparison.run(blob);
     if comparison.differences == 0 {
         look.progress.event(Event::LayerDone { digest: job.blob });
@@ -89,7 +92,10 @@ impl Comparison<'_> {
         let mut tree = tree::Tree::new(self.job.chain.len() == 1);
         let mut entries = 0;
         let compression = match oci::Compression::of_layer(&self.job.media_type) {
-            Some(oci::Compression::None) => layer::Compression::None,
+            // Docker's media type of a plain tar says nothing to a daemon.
+            Some(oci::Compression::None) if self.job.media_type.starts_with("application/vnd.oci.") => {
+                layer::Compression::None
+            }
             _ => layer::Compression::Detect,
         };
         let read = layer::entries::<layer::Error>(blob, compression, |entry, content| {
@@ -116,6 +122,8 @@ impl Comparison<'_> {
             self.differs(FindingKind::LayerUnreadable, b"", fault.to_string());
             return entries;
         }
+        let gives_acl = |inode: &Inode| inode.xattrs.contains_key(DEFAULT_ACL);
+        self.default_acls = tree.inodes.iter().any(gives_acl);
         self.trees(&tree);
         if let Some(more) = self.differences.checked_sub(MAX_DIFFERENCES).filter(|&more| more > 0) {
             let detail = format!("{more} more differences are not shown");
@@ -341,12 +349,16 @@ impl Comparison<'_> {
                 // The kernel writes capabilities in the version that fits the writer's namespace.
                 Some(_) => details.push(format!("{} has another value", text(name))),
                 None if KERNEL_MARKS.contains(&name.as_slice()) => {}
+                // A directory's default one is inherited by what is made in it.
+                None if self.default_acls && name.starts_with(b"system.posix_acl_") => {}
                 None => details.push(format!("{} is not in the layer", text(name))),
             }
         }
         // Only files and directories can have user attributes, and links hardly any.
         let takes_all = matches!(inode.node, Node::File(_) | Node::Directory(_));
-        for name in expected.into_keys().filter(|_| takes_all) {
+        // Names of no known kind are refused by the kernel, and then left out.
+        let known = |name: &&[u8]| name.starts_with(b"user.") || name.starts_with(b"security.");
+        for name in expected.into_keys().filter(known).filter(|_| takes_all) {
             details.push(format!("{} is missing", text(name)));
         }
         if !details.is_empty() {

@@ -288,12 +288,14 @@ fn record_blob(id: &str, record: &Record, digest: Digest, containerd: &Container
     let diff_id = record.diff_id.map(|diff_id| diff_id.to_string());
     for (label, expected) in [(LABEL_DIFF_ID, &diff_id), (LABEL_MEDIA_TYPE, &record.media_type)] {
         let Some(expected) = expected else { continue };
-        let found = blob.labels.get(label);
-        if found != Some(expected) {
-            let found = found.map_or("missing", String::as_str);
-            let detail = format!("label {label}: {found}, expected {expected} by record {id}");
-            findings.add(FindingKind::BlobLabel, blob_subject(&digest), detail);
-        }
+        let (kind, found) = match blob.labels.get(label) {
+            Some(found) if found == expected => continue,
+            Some(found) => (FindingKind::BlobLabel, found.as_str()),
+            // So daemons themselves leave blobs of rarer media types.
+            None => (FindingKind::BlobLabelMissing, "missing"),
+        };
+        let detail = format!("label {label}: {found}, expected {expected} by record {id}");
+        findings.add(kind, blob_subject(&digest), detail);
     }
 }
 

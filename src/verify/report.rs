@@ -180,8 +180,10 @@ kinds! {
     BlobDigest = "blob-digest", Error;
     /// A record gives another size for its blob than containerd's metadata.
     RecordBlobSize = "record-blob-size", Error;
-    /// A blob's label names another diff ID or media type than its record, or is missing.
+    /// A blob's label names another diff ID or media type than its record.
     BlobLabel = "blob-label", Error;
+    /// A blob has no label of its diff ID or media type, so what is exported from it is made anew.
+    BlobLabelMissing = "blob-label-missing", Note;
     /// A file among the blobs that containerd's metadata does not know.
     BlobFileOrphaned = "blob-file-orphaned", Note;
     /// A blob that no lease holds.

@@ -61,8 +61,10 @@ pub(super) struct Tree {
     times: Vec<(Vec<u8>, Time)>,
     /// A directory or link was replaced, so a path may lead elsewhere at the end.
     moved: bool,
-    /// In a base layer: directories that an opaque mark has emptied.
+    /// In a base layer: directories that an opaque mark has emptied, and every path that had an entry,
+    /// though it may be gone again.
     emptied: BTreeSet<usize>,
+    remembered: BTreeSet<Vec<u8>>,
 }
 
 /// Where a path leads: the names on the way, free of links, and the inode.
@@ -89,6 +91,25 @@ fn parts(path: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
     path.split(|&b| b == b'/').filter(|part| !matches!(*part, b"" | b"."))
 }
 
+/// Cleans a path as text: `..` takes off the part before it. `rooted`: as seen from the root, else leading
+/// `..` stay, and nothing is `.`.
+fn cleaned(path: &[u8], rooted: bool) -> Vec<u8> {
+    let mut stack: Vec<&[u8]> = Vec::new();
+    for part in parts(path) {
+        match (part, stack.last()) {
+            (b"..", Some(last)) if *last != b".." => drop(stack.pop()),
+            (b"..", None) if rooted => {}
+            _ => stack.push(part),
+        }
+    }
+    let joined = stack.join(&b'/');
+    match (rooted, joined.is_empty()) {
+        (true, _) => [b"/", &joined[..]].concat(),
+        (false, true) => b".".to_vec(),
+        (false, false) => joined,
+    }
+}
+
 fn split(path: &[u8]) -> (&[u8], &[u8]) {
     match path.iter().rposition(|&b| b == b'/') {
         Some(at) => (&path[..at], &path[at + 1..]),
@@ -99,8 +120,14 @@ fn split(path: &[u8]) -> (&[u8], &[u8]) {
 impl Tree {
     /// The empty tree of a layer; `base` where the layer has no parent.
     pub(super) fn new(base: bool) -> Self {
-        let mut tree =
-            Self { inodes: Vec::new(), base, times: Vec::new(), moved: false, emptied: BTreeSet::new() };
+        let mut tree = Self {
+            inodes: Vec::new(),
+            base,
+            times: Vec::new(),
+            moved: false,
+            emptied: BTreeSet::new(),
+            remembered: BTreeSet::new(),
+        };
         tree.add(Node::Directory(BTreeMap::new()), Described::Never);
         tree
     }
@@ -131,46 +158,136 @@ impl Tree {
         self.children(directory)?.get(name).copied()
     }
 
-    /// Where `path` leads with all links followed, as the names on the way and the inode; with `make`,
-    /// missing directories are made.
+    /// Where `path` leads with all links followed; with `make`, missing directories are made.
+    ///
+    /// As continuity's `RootPath` (`fs/path.go`) does it, on which containerd's applier relies: part by part, the
+    /// target of a link is joined and cleaned as text, and all is done again until nothing changes. So `..`
+    /// in a target takes off a link's name, not the directory that the link leads to.
     fn resolve(&mut self, path: &[u8], make: bool) -> Result<Option<Found>, Fault> {
-        let mut todo: Vec<Vec<u8>> = parts(path).rev().map(<[u8]>::to_vec).collect();
-        let mut way: Vec<(Vec<u8>, usize)> = Vec::new();
         let mut links = 0;
-        while let Some(name) = todo.pop() {
-            if name == b".." {
-                way.pop();
-                continue;
-            }
-            let here = way.last().map_or(ROOT, |(_, inode)| *inode);
-            let Some(children) = self.children(here) else { return Err(Fault::NotADirectory) };
-            match children.get(&name).copied() {
-                Some(inode) => {
-                    if let Node::Symlink(target) = &self.inodes[inode].node {
-                        links += 1;
-                        if links > MAX_LINKS {
-                            return Err(Fault::Loop);
-                        }
-                        if target.starts_with(b"/") {
-                            way.clear();
-                        }
-                        todo.extend(parts(target).rev().map(<[u8]>::to_vec));
-                    } else {
-                        way.push((name, inode));
-                    }
+        let mut path = path.to_vec();
+        if !path.is_empty() {
+            loop {
+                let before = links;
+                let walked = self.walk(&path, &mut links)?;
+                if links != before {
+                    path = walked;
+                    continue;
                 }
-                None if make => {
-                    let inode = self.add(Node::Directory(BTreeMap::new()), Described::Never);
-                    if let Some(children) = self.children_mut(here) {
-                        children.insert(name.clone(), inode);
-                    }
-                    way.push((name, inode));
+                let clean = cleaned(&walked, true);
+                if clean == path {
+                    break;
                 }
-                None => return Ok(None),
+                path = clean;
             }
         }
-        let inode = way.last().map_or(ROOT, |(_, inode)| *inode);
-        Ok(Some((way.into_iter().map(|(name, _)| name).collect(), inode)))
+        let (mut way, mut at) = (Vec::new(), ROOT);
+        for name in parts(&path) {
+            let Some(children) = self.children(at) else { return Err(Fault::NotADirectory) };
+            at = match children.get(name).copied() {
+                Some(inode) => inode,
+                None if make => {
+                    let inode = self.add(Node::Directory(BTreeMap::new()), Described::Never);
+                    if let Some(children) = self.children_mut(at) {
+                        children.insert(name.to_vec(), inode);
+                    }
+                    inode
+                }
+                None => return Ok(None),
+            };
+            way.push(name.to_vec());
+        }
+        Ok(Some((way, at)))
+    }
+
+    /// One pass over all parts of a path.
+    fn walk(&self, path: &[u8], links: &mut usize) -> Result<Vec<u8>, Fault> {
+        let mut end = path.len();
+        while end > 1 && path[end - 1] == b'/' {
+            end -= 1;
+        }
+        let path = &path[..end];
+        if path == b"/" || path.is_empty() {
+            return Ok(b"/".to_vec());
+        }
+        // From the outermost directory in; the path so far is what the next part is joined to.
+        let mut parts = Vec::new();
+        let mut rest = path;
+        while let Some(slash) = rest.iter().rposition(|&b| b == b'/') {
+            parts.push(&rest[slash + 1..]);
+            rest = &rest[..slash];
+            while rest.ends_with(b"/") {
+                rest = &rest[..rest.len() - 1];
+            }
+            if rest.is_empty() {
+                break;
+            }
+        }
+        let mut so_far = if rest.is_empty() {
+            b"/".to_vec()
+        } else {
+            self.step(rest, links)?.unwrap_or_else(|| cleaned(rest, true))
+        };
+        for part in parts.into_iter().rev() {
+            let joined = [&so_far[..], b"/", part].concat();
+            let joined = cleaned(&joined, so_far.starts_with(b"/"));
+            so_far = match self.step(&joined, links)? {
+                None => cleaned(&joined, true),
+                Some(target) if target.starts_with(b"/") => target,
+                Some(target) => {
+                    let joined = [&so_far[..], b"/", &target].concat();
+                    cleaned(&joined, so_far.starts_with(b"/"))
+                }
+            };
+        }
+        Ok(so_far)
+    }
+
+    /// The target of the link at `path`; `None` where there is no link.
+    fn step(&self, path: &[u8], links: &mut usize) -> Result<Option<Vec<u8>>, Fault> {
+        if *links > MAX_LINKS {
+            return Err(Fault::Loop);
+        }
+        let Some(inode) = self.find(&cleaned(path, true), 0)? else { return Ok(None) };
+        match &self.inodes[inode].node {
+            Node::Symlink(target) => {
+                *links += 1;
+                Ok(Some(target.clone()))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// What the kernel finds at `path` below the layer's directory as root: links on the way are followed,
+    /// the last part is not.
+    fn find(&self, path: &[u8], mut links: usize) -> Result<Option<usize>, Fault> {
+        let mut todo: Vec<Vec<u8>> = parts(path).rev().map(<[u8]>::to_vec).collect();
+        let mut way = vec![ROOT];
+        while let Some(name) = todo.pop() {
+            let here = way.last().copied().unwrap_or(ROOT);
+            if name == b".." {
+                if way.len() > 1 {
+                    way.pop();
+                }
+                continue;
+            }
+            let Some(children) = self.children(here) else { return Err(Fault::NotADirectory) };
+            let Some(&inode) = children.get(&name) else { return Ok(None) };
+            match &self.inodes[inode].node {
+                Node::Symlink(target) if !todo.is_empty() => {
+                    links += 1;
+                    if links > MAX_LINKS {
+                        return Err(Fault::Loop);
+                    }
+                    if target.starts_with(b"/") {
+                        way.truncate(1);
+                    }
+                    todo.extend(parts(target).rev().map(<[u8]>::to_vec));
+                }
+                _ => way.push(inode),
+            }
+        }
+        Ok(way.last().copied())
     }
 
     fn remove(&mut self, directory: usize, name: &[u8]) {
@@ -210,14 +327,17 @@ impl Tree {
             return Ok(Err(Fault::NotADirectory));
         }
         if let Some(whiteout) = entry.whiteout() {
-            return Ok(self.hide(entry, directory, whiteout));
+            return Ok(self.hide(entry, &way, directory, whiteout));
+        }
+        let mut real = way.join(&b'/');
+        if !real.is_empty() {
+            real.push(b'/');
+        }
+        real.extend_from_slice(name);
+        if self.base {
+            self.remembered.insert(real.clone());
         }
         if entry.kind == Kind::File {
-            let mut real = way.join(&b'/');
-            if !real.is_empty() {
-                real.push(b'/');
-            }
-            real.extend_from_slice(name);
             let content = compare(&real)?;
             let inode = self.add(Node::File(content), Described::First);
             self.put(directory, name, inode);
@@ -229,8 +349,9 @@ impl Tree {
 
     fn create(&mut self, entry: &Entry, directory: usize, name: &[u8], path: &[u8]) -> Result<(), Fault> {
         let device = || {
-            let number = |n: i64| u32::try_from(n).map_err(|_| Fault::Device);
-            Ok((number(entry.device.major)?, number(entry.device.minor)?))
+            // As many bits as the kernel keeps.
+            let number = |n: i64, bits| u32::try_from(n).map(|n| n & bits).map_err(|_| Fault::Device);
+            Ok((number(entry.device.major, 0xfff)?, number(entry.device.minor, 0xf_ffff)?))
         };
         let node = match entry.kind {
             Kind::Directory => {
@@ -293,14 +414,20 @@ impl Tree {
         inode.xattrs.extend(entry.settable_xattrs().map(|(name, value)| (name.to_vec(), value.to_vec())));
     }
 
-    fn hide(&mut self, entry: &Entry, directory: usize, whiteout: Whiteout<'_>) -> Result<(), Fault> {
+    fn hide(
+        &mut self,
+        entry: &Entry,
+        way: &[Vec<u8>],
+        directory: usize,
+        whiteout: Whiteout<'_>,
+    ) -> Result<(), Fault> {
         match whiteout {
             Whiteout::Invalid => return Err(Fault::Whiteout),
             // There is nothing below a base layer: what the layer itself has is removed.
             Whiteout::Name(name) if self.base => self.remove(directory, name),
             Whiteout::Opaque if self.base => {
                 if self.emptied.insert(directory) {
-                    self.remove_implied(directory);
+                    self.remove_implied(way.join(&b'/'), directory);
                 }
             }
             Whiteout::Opaque => self.inodes[directory].opaque = true,
@@ -315,20 +442,22 @@ impl Tree {
         Ok(())
     }
 
-    /// Removes the directories below `directory` that no entry described.
-    fn remove_implied(&mut self, directory: usize) {
-        let mut todo = vec![directory];
-        while let Some(at) = todo.pop() {
+    /// Removes the directories below `directory` for which there was no entry.
+    fn remove_implied(&mut self, path: Vec<u8>, directory: usize) {
+        let mut todo = vec![(path, directory)];
+        while let Some((path, at)) = todo.pop() {
             let children: Vec<_> =
-                self.children(at).into_iter().flatten().map(|(n, &i)| (n.clone(), i)).collect();
+                self.children(at).into_iter().flatten().map(|(name, &inode)| (name.clone(), inode)).collect();
             for (name, inode) in children {
+                let below = [&path[..], &name].into_iter().filter(|part| !part.is_empty());
+                let below = below.collect::<Vec<_>>().join(&b'/');
                 if self.children(inode).is_none() {
                     continue;
                 }
-                if self.inodes[inode].described == Described::Never {
-                    self.remove(at, &name);
+                if self.remembered.contains(&below) {
+                    todo.push((below, inode));
                 } else {
-                    todo.push(inode);
+                    self.remove(at, &name);
                 }
             }
         }

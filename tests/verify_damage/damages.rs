@@ -383,7 +383,7 @@ pub const ALL: &[Damage] = &[
             first(t.at(&BLOBS)).at(&["labels"]).put(label, NOTHING);
         });
     }),
-    ("labels of a blob removed", BlobLabel, |r| {
+    ("labels of a blob removed", BlobLabelMissing, |r| {
         r.edit("containerd", |t| drop(first(t.at(&BLOBS)).remove("labels")));
     }),
     ("blob file that nobody knows", BlobFileOrphaned, |r| {
