@@ -29,7 +29,8 @@ pub fn push_base(tools: &Tools, registry: &Registry) -> String {
 /// Without that layer v0.17.3 does not find the steps on one of the two images again after a build
 /// that changed something on the other, on roots of its own too.
 pub fn push_onbuild_base(tools: &Tools, registry: &Registry) -> String {
-    let config = json!({ "OnBuild": ["COPY onbuild.txt /onbuild.txt", "RUN cat /onbuild.txt > /onbuild.out"] });
+    let config =
+        json!({ "OnBuild": ["COPY onbuild.txt /onbuild.txt", "RUN cat /onbuild.txt > /onbuild.out"] });
     let mut tar = Tar::new();
     tar.add(Entry::new("etc/onbuild", Kind::File(b"for others to build on\n")));
     let mut layers = base_layers(tools);
