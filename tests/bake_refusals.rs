@@ -1,6 +1,7 @@
 //! Bad input: each kind has a message of its own, an exit code of its own, and loses nothing.
 //!
 //! The caches are OCI layouts made here, so nothing but this binary runs.
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 use std::fs;
 use std::io::Write;
@@ -108,7 +109,7 @@ impl Fixture {
 
     fn write(&self) {
         let config = self.config.to_string();
-        let entry = |tag: &Option<&str>| {
+        let entry = |tag: Option<&str>| {
             let manifest = json!({
                 "schemaVersion": 2, "mediaType": MANIFEST, "layers": self.layers,
                 "config": {
@@ -126,7 +127,7 @@ impl Fixture {
             }
             entry
         };
-        let manifests: Vec<Value> = self.tags.iter().map(entry).collect();
+        let manifests: Vec<Value> = self.tags.iter().copied().map(entry).collect();
         let index = json!({"schemaVersion": 2, "manifests": manifests}).to_string();
         fs::write(self.cache().join("index.json"), index).unwrap();
         fs::write(self.cache().join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();

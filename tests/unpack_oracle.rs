@@ -3,7 +3,6 @@
 
 #[path = "support/layers.rs"]
 mod layers;
-#[allow(unused_imports, reason = "this test uses its own part of it")]
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -71,9 +71,18 @@ impl<'a> Victim<'a> {
         command.args(more).spawn().unwrap()
     }
 
-    fn kill(mut self) {
+    /// Kills it, and takes away what it had mounted.
+    fn kill(mut self, root: &Path) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let points = mounts
+            .lines()
+            .filter_map(|line| line.split(' ').nth(4))
+            .filter(|p| Path::new(p).starts_with(root));
+        for point in points {
+            rustix::mount::unmount(point, rustix::mount::UnmountFlags::DETACH).unwrap();
+        }
     }
 }
 
@@ -110,7 +119,7 @@ fn killed(world: &World, case: &Case) {
         let mut build = victim.build(request, &more);
         let prune = (round == 4).then(|| victim.client(&["prune", "--all"]).spawn().unwrap());
         thread::sleep(Duration::from_millis(milliseconds));
-        victim.kill();
+        victim.kill(&root);
         build.wait().unwrap();
         if let Some(mut prune) = prune {
             prune.wait().unwrap();

@@ -66,7 +66,7 @@ pub(super) fn read(db: &Database, path: &Path, snapshotter: &str, findings: &mut
     let Some(schema) = database::needed(db.root(), "v1", &place, findings) else { return containerd };
     let place = place.child(b"v1");
     containerd.version = database::decoded(schema, "version", "a number", decode::varint, &place, findings);
-    for item in schema.iter() {
+    for item in &schema {
         // `version` is the one value; page faults were found when the file was opened.
         let Ok((namespace, crate::bolt::Item::Bucket(bucket))) = item else { continue };
         let place = place.child(namespace);
@@ -119,13 +119,11 @@ fn blobs(
         let place = place.child(b"blob");
         for (key, bucket) in database::buckets(blobs, &place, findings) {
             let place = place.child(key);
-            let digest: Digest = match std::str::from_utf8(key).ok().map(str::parse) {
-                Some(Ok(digest)) => digest,
-                _ => {
-                    let detail = "not sha256: and 64 lower-case hexadecimal digits";
-                    findings.add(FindingKind::EntryInvalid, place.subject(), detail);
-                    continue;
-                }
+            let parsed = std::str::from_utf8(key).ok().and_then(|text| text.parse::<Digest>().ok());
+            let Some(digest) = parsed else {
+                let detail = "not sha256: and 64 lower-case hexadecimal digits";
+                findings.add(FindingKind::EntryInvalid, place.subject(), detail);
+                continue;
             };
             times(bucket, &["createdat", "updatedat"], &place, findings);
             let size = |bytes: &[u8]| decode::varint(bytes).filter(|&size| size >= 0);

@@ -54,8 +54,10 @@ pub(super) fn open(tree: &Tree, path: &Path, findings: &mut Findings) -> Option<
     for fault in faults.iter().take(MAX_FAULTS) {
         let kind = match fault.kind {
             FaultKind::Meta(_) => FindingKind::DatabaseMetaPage,
-            FaultKind::FreeTwice | FaultKind::FreeInUse | FaultKind::Leaked => FindingKind::DatabaseFreelist,
-            FaultKind::WrongType { expected: "freelist", .. } => FindingKind::DatabaseFreelist,
+            FaultKind::FreeTwice
+            | FaultKind::FreeInUse
+            | FaultKind::Leaked
+            | FaultKind::WrongType { expected: "freelist", .. } => FindingKind::DatabaseFreelist,
             _ => FindingKind::DatabasePage,
         };
         sound &= kind != FindingKind::DatabasePage;
@@ -87,7 +89,7 @@ pub(super) fn buckets<'db>(
     findings: &mut Findings,
 ) -> Vec<(&'db [u8], BucketRef<'db>)> {
     let mut found = Vec::new();
-    for item in bucket.iter() {
+    for item in &bucket {
         match item {
             Ok((key, Item::Bucket(bucket))) => found.push((key, bucket)),
             Ok((key, Item::Value(_))) => wrong_type(&place.child(key), "bucket", findings),
@@ -104,7 +106,7 @@ pub(super) fn values<'db>(
     findings: &mut Findings,
 ) -> Vec<(&'db [u8], &'db [u8])> {
     let mut found = Vec::new();
-    for item in bucket.iter() {
+    for item in &bucket {
         match item {
             Ok((key, Item::Value(value))) => found.push((key, value)),
             Ok((key, Item::Bucket(_))) => wrong_type(&place.child(key), "value", findings),
@@ -211,8 +213,13 @@ pub(super) fn shown(bytes: &[u8]) -> String {
             format!("{short:?}")
         }
         _ => {
-            let hex: String = bytes.iter().take(MAX / 2).map(|b| format!("{b:02x}")).collect();
-            format!("0x{hex}")
+            let mut hex = String::from("0x");
+            for byte in bytes.iter().take(MAX / 2) {
+                hex.extend(
+                    [byte >> 4, byte & 15].map(|n| char::from_digit(n.into(), 16).unwrap_or_default()),
+                );
+            }
+            hex
         }
     }
 }

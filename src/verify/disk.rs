@@ -16,6 +16,18 @@ use super::snapshotter::{Kind, Snapshotter, Stored};
 use crate::digest::{Digest, Hasher};
 use crate::progress::{Event, Progress};
 
+/// What a look at the disk needs besides what it looks at.
+pub(super) struct Look<'a> {
+    /// The root.
+    pub(super) root: &'a Tree,
+    /// Who owns it.
+    pub(super) owner: u32,
+    /// Threads.
+    pub(super) jobs: usize,
+    /// Who watches.
+    pub(super) progress: &'a dyn Progress,
+}
+
 /// How much of a blob is in memory at a time, per thread.
 const BUFFER: usize = 1 << 18;
 
@@ -42,16 +54,14 @@ pub(super) fn upper(worker: &Path, snapshotter: &str, id: u64) -> PathBuf {
 
 /// Checks every snapshot's directory, and counts the inodes of committed ones.
 pub(super) fn check_snapshots(
-    root: &Tree,
+    look: &Look<'_>,
     worker: &Path,
     snapshotter: &str,
     store: &Snapshotter,
-    owner: u32,
-    jobs: usize,
     findings: &mut Findings,
 ) {
     let ids: BTreeSet<String> = store.snapshots.values().map(|stored| stored.id.to_string()).collect();
-    match root.list(&snapshots(worker)) {
+    match look.root.list(&snapshots(worker)) {
         Ok(names) => {
             for (name, _) in names {
                 if !name.0.to_str().is_some_and(|name| ids.contains(name)) {
@@ -67,8 +77,8 @@ pub(super) fn check_snapshots(
         }
     }
     let all: Vec<(&String, &Stored)> = store.snapshots.iter().collect();
-    let outcomes = parallel::each(jobs, &all, |(name, stored), (): &mut (), findings| {
-        check_snapshot(root, worker, snapshotter, name, stored, owner, findings);
+    let outcomes = parallel::each(look.jobs, &all, |(name, stored), (): &mut (), findings| {
+        check_snapshot(look, worker, snapshotter, name, stored, findings);
     });
     for ((), found) in outcomes {
         findings.append(found);
@@ -76,12 +86,11 @@ pub(super) fn check_snapshots(
 }
 
 fn check_snapshot(
-    root: &Tree,
+    look: &Look<'_>,
     worker: &Path,
     snapshotter: &str,
     name: &str,
     stored: &Stored,
-    owner: u32,
     findings: &mut Findings,
 ) {
     let path = snapshots(worker).join(stored.id.to_string());
@@ -96,13 +105,13 @@ fn check_snapshot(
     for (index, path) in needed.iter().enumerate() {
         // Mode and owner of the tree itself are the layer's.
         let is_tree = path.ends_with("fs") || !has_upper(snapshotter);
-        let found = match root.stat(path) {
+        let found = match look.root.stat(path) {
             Ok(stat) if FileType::from_raw_mode(stat.st_mode) != FileType::Directory => {
                 Some(format!("{} stands there", files::describe(FileType::from_raw_mode(stat.st_mode))))
             }
             Ok(_) if is_tree => None,
             Ok(_) => {
-                files::check(root, path, directory(0o711), owner, findings);
+                files::check(look.root, path, directory(0o711), look.owner, findings);
                 None
             }
             Err(FileFault { detail, .. }) => Some(detail),
@@ -117,7 +126,7 @@ fn check_snapshot(
     }
     let upper = upper(worker, snapshotter, stored.id);
     if let Some(expected) = stored.inodes
-        && let Ok(tree) = root.subtree(&upper)
+        && let Ok(tree) = look.root.subtree(&upper)
     {
         let mut inodes = BTreeSet::new();
         let faults = walk(&tree, |_, stat| {
@@ -172,17 +181,14 @@ pub(super) fn walk(tree: &Tree, mut visit: impl FnMut(&Path, &Stat)) -> Vec<(Pat
 /// Checks every blob file: there, as long as recorded, with the bytes that its name says. Returns how many
 /// bytes were hashed, and the blobs that are sound.
 pub(super) fn check_blobs(
-    root: &Tree,
+    look: &Look<'_>,
     worker: &Path,
     containerd: &Containerd,
-    owner: u32,
-    jobs: usize,
-    progress: &dyn Progress,
     findings: &mut Findings,
 ) -> (u64, BTreeSet<Digest>) {
     let directory = blobs(worker);
     let mut found: BTreeSet<Digest> = BTreeSet::new();
-    match root.list(&directory) {
+    match look.root.list(&directory) {
         Ok(names) => {
             for (name, _) in names {
                 match digest_of(&name.0) {
@@ -208,19 +214,15 @@ pub(super) fn check_blobs(
         let detail = format!("no file {}", text(directory.join(digest.hex()).as_os_str().as_bytes()));
         findings.add(FindingKind::BlobFileMissing, blob_subject(digest), detail);
     }
-    let mut all: Vec<(Digest, &[(String, Option<i64>)])> = Vec::new();
-    for digest in found {
-        if let Some(sizes) = containerd.sizes.get(&digest) {
-            all.push((digest, sizes));
-        }
-    }
+    let mut all: Vec<_> =
+        found.iter().filter_map(|digest| Some((*digest, containerd.sizes.get(digest)?))).collect();
     // The longest first, so that no thread starts on it when the others are done.
     all.sort_by_key(|(digest, sizes)| (std::cmp::Reverse(sizes.iter().filter_map(|s| s.1).max()), *digest));
     let outcomes =
-        parallel::each(jobs, &all, |(digest, sizes), outcome: &mut (u64, Vec<Digest>), findings| {
+        parallel::each(look.jobs, &all, |(digest, sizes), outcome: &mut (u64, Vec<Digest>), findings| {
             let path = directory.join(digest.hex());
-            if files::check(root, &path, file(0o644), owner, findings)
-                && check_blob(root, &path, digest, sizes, &mut outcome.0, progress, findings)
+            if files::check(look.root, &path, file(0o644), look.owner, findings)
+                && check_blob(look, &path, digest, sizes, &mut outcome.0, findings)
             {
                 outcome.1.push(*digest);
             }
@@ -235,15 +237,14 @@ pub(super) fn check_blobs(
 }
 
 fn check_blob(
-    root: &Tree,
+    look: &Look<'_>,
     path: &Path,
     digest: &Digest,
     sizes: &[(String, Option<i64>)],
     hashed: &mut u64,
-    progress: &dyn Progress,
     findings: &mut Findings,
 ) -> bool {
-    let (size, actual) = match hash(root, path, digest, progress) {
+    let (size, actual) = match hash(look.root, path, digest, look.progress) {
         Ok(read) => read,
         Err(fault) => {
             findings.add(fault.kind, subject(path), fault.detail);
@@ -266,7 +267,7 @@ fn check_blob(
         sound = false;
     }
     if sound {
-        progress.event(Event::BlobDone { digest: *digest });
+        look.progress.event(Event::BlobDone { digest: *digest });
     }
     sound
 }

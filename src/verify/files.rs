@@ -188,10 +188,7 @@ impl Tree {
     /// # Errors
     /// `WOULDBLOCK` where another process holds it.
     pub(super) fn lock(&self, path: &Path) -> Result<Option<OwnedFd>, Errno> {
-        let fd = match self.open_at(path, OFlags::RDONLY | OFlags::NONBLOCK) {
-            Ok(fd) => fd,
-            Err(_) => return Ok(None),
-        };
+        let Ok(fd) = self.open_at(path, OFlags::RDONLY | OFlags::NONBLOCK) else { return Ok(None) };
         match fs::flock(&fd, FlockOperation::NonBlockingLockShared) {
             Err(Errno::WOULDBLOCK) => Err(Errno::WOULDBLOCK),
             // A file system without locks, or no regular file: reading will tell.

@@ -18,14 +18,14 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
 
-use super::disk;
+use super::disk::{self, Look};
 use super::files::{self, FileFault, Tree};
 use super::report::{FindingKind, Findings, Subject, text};
 use super::tree::{self, Described, Inode, Node};
 use crate::digest::{DiffId, Digest};
 use crate::layer::{self, Content, Segment};
 use crate::oci;
-use crate::progress::{Event, Progress};
+use crate::progress::Event;
 
 /// More differences of one layer than this say nothing new.
 const MAX_DIFFERENCES: usize = 100;
@@ -40,6 +40,9 @@ const KERNEL_MARKS: [&[u8]; 5] = [
     b"security.selinux",
 ];
 const OPAQUE: &[u8] = b"trusted.overlay.opaque";
+
+/// Extended attributes by name.
+type Xattrs = BTreeMap<Vec<u8>, Vec<u8>>;
 
 /// A layer and the snapshot that it should be.
 #[derive(Debug)]
@@ -63,26 +66,20 @@ struct Comparison<'a> {
 }
 
 /// Compares one layer. Returns the number of its entries.
-pub(super) fn compare(
-    root: &Tree,
-    worker: &Path,
-    job: &Job,
-    progress: &dyn Progress,
-    findings: &mut Findings,
-) -> u64 {
+pub(super) fn compare(look: &Look<'_>, worker: &Path, job: &Job, findings: &mut Findings) -> u64 {
     let upper_path = |id: &u64| disk::upper(worker, "overlayfs", *id);
-    let open = |id: &u64| root.subtree(&upper_path(id));
+    let open = |id: &u64| look.root.subtree(&upper_path(id));
     let Some((own, ancestors)) = job.chain.split_first() else { return 0 };
     // A directory that is not there is a finding already.
     let Ok(upper) = open(own) else { return 0 };
     let Ok(lowers) = ancestors.iter().map(open).collect::<Result<Vec<_>, _>>() else { return 0 };
     let path = disk::blobs(worker).join(job.blob.hex());
-    let Ok((blob, _)) = root.file(&path) else { return 0 };
+    let Ok((blob, _)) = look.root.file(&path) else { return 0 };
 
     let mut comparison = Comparison { job, upper, lowers, differences: 0, findings };
     let entries = comparison.run(blob);
     if comparison.differences == 0 {
-        progress.event(Event::LayerDone { digest: job.blob });
+        look.progress.event(Event::LayerDone { digest: job.blob });
     }
     entries
 }
@@ -299,7 +296,7 @@ impl Comparison<'_> {
 
     /// What the nearest lower layer has for a directory: where one has something else, or hides it, the
     /// search ends.
-    fn lower(&self, path: &Path) -> Option<(Stat, BTreeMap<Vec<u8>, Vec<u8>>)> {
+    fn lower(&self, path: &Path) -> Option<(Stat, Xattrs)> {
         for lower in &self.lowers {
             match lower.directory_in_root(path) {
                 Ok(found) => {
@@ -323,14 +320,7 @@ impl Comparison<'_> {
         }
     }
 
-    fn xattrs(
-        &mut self,
-        shown: &[u8],
-        inode: &Inode,
-        inherited: &BTreeMap<Vec<u8>, Vec<u8>>,
-        here: &Tree,
-        name: &OsStr,
-    ) {
+    fn xattrs(&mut self, shown: &[u8], inode: &Inode, inherited: &Xattrs, here: &Tree, name: &OsStr) {
         let found = match here.xattrs(name) {
             Ok(found) => found,
             Err(fault) => {

@@ -50,6 +50,7 @@ pub use report::{Counts, Finding, FindingKind, Report, Severity, Subject};
 use crate::progress::{Event, Progress};
 use crate::store::ids::{RecordId, WorkerId};
 use containerd::Containerd;
+use disk::Look;
 use files::{Tree, directory, file};
 use records::Records;
 use report::Findings;
@@ -173,9 +174,10 @@ pub fn offline(root: &Path, options: &Options, progress: &dyn Progress) -> Resul
         database::open(&tree, history, &mut findings);
     }
     solver(&tree, &workers, owner, &mut counts, &mut findings);
+    let look = Look { root: &tree, owner, jobs, progress };
     for worker in &workers {
         relate(worker, &mut counts, &mut findings);
-        on_disk(&tree, worker, owner, jobs, options, progress, &mut counts, &mut findings);
+        on_disk(&look, worker, options, &mut counts, &mut findings);
     }
     let (findings, notes) = findings.finish();
     Ok(Report { findings, notes, counts, schema_versions, read_data: options.read_data })
@@ -336,38 +338,34 @@ fn relate(worker: &Worker, counts: &mut Counts, findings: &mut Findings) {
     }
 }
 
-#[allow(clippy::too_many_arguments)] // Split off `offline` for its length alone.
 fn on_disk(
-    tree: &Tree,
+    look: &Look<'_>,
     worker: &Worker,
-    owner: u32,
-    jobs: usize,
     options: &Options,
-    progress: &dyn Progress,
     counts: &mut Counts,
     findings: &mut Findings,
 ) {
     if let Some(store) = &worker.store {
-        disk::check_snapshots(tree, &worker.path, &worker.snapshotter, store, owner, jobs, findings);
+        disk::check_snapshots(look, &worker.path, &worker.snapshotter, store, findings);
     }
     let Some(containerd) = &worker.containerd else { return };
     let (jobs_of_layers, others) = match &worker.records {
         Some(records) if options.read_data => layer_jobs(worker, records, containerd),
         _ => (Vec::new(), 0),
     };
-    progress.event(Event::Planned {
+    look.progress.event(Event::Planned {
         layers: containerd.sizes.len(),
         bytes: containerd.sizes.values().filter_map(|sizes| u64::try_from(sizes.first()?.1?).ok()).sum(),
         unpacks: jobs_of_layers.len(),
     });
-    let (bytes, sound) = disk::check_blobs(tree, &worker.path, containerd, owner, jobs, progress, findings);
+    let (bytes, sound) = disk::check_blobs(look, &worker.path, containerd, findings);
     counts.blob_bytes += bytes;
     counts.layers_not_comparable += others;
     // What a damaged blob differs in says nothing of the snapshot.
     let layers: Vec<_> = jobs_of_layers.into_iter().filter(|job| sound.contains(&job.blob)).collect();
     counts.layers_compared += layers.len();
-    let outcomes = parallel::each(jobs, &layers, |job, entries: &mut u64, findings| {
-        *entries += layers::compare(tree, &worker.path, job, progress, findings);
+    let outcomes = parallel::each(look.jobs, &layers, |job, entries: &mut u64, findings| {
+        *entries += layers::compare(look, &worker.path, job, findings);
     });
     for (entries, found) in outcomes {
         counts.entries_compared += entries;

@@ -74,14 +74,14 @@ struct Wrapped {
 
 /// The values of one record as they are read.
 struct Values<'db, 'f> {
-    values: BTreeMap<&'db str, serde_json::Value>,
+    found: BTreeMap<&'db str, serde_json::Value>,
     place: Place,
     findings: &'f mut Findings,
 }
 
 impl Values<'_, '_> {
     fn get<T: DeserializeOwned>(&mut self, key: &str) -> Option<T> {
-        let value = self.values.remove(key)?;
+        let value = self.found.remove(key)?;
         match serde_json::from_value(value) {
             Ok(value) => Some(value),
             Err(error) => {
@@ -161,7 +161,7 @@ fn record(
             }
         }
     }
-    let mut values = Values { values, place, findings };
+    let mut values = Values { found: values, place, findings };
     let record = Record {
         blob: values.digest("cache.blob"),
         blob_size: values.get("cache.blobsize"),

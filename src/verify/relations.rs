@@ -265,7 +265,7 @@ fn expected_parents<'a>(
     }
     // A snapshot that a build filled and that a record of an image shares stands on what that build had,
     // whose record may be gone.
-    let shared = decode::is_identity(&record.snapshot) && records.0.get(&record.snapshot).is_none();
+    let shared = decode::is_identity(&record.snapshot) && !records.0.contains_key(&record.snapshot);
     (!shared).then_some(expected)
 }
 
@@ -485,8 +485,11 @@ pub(super) fn results(
     }
 }
 
+/// By blob and snapshot key: the diff ID and media type.
+pub(super) type Layers = BTreeMap<(Digest, String), (DiffId, String)>;
+
 /// The layers whose blob and snapshot should hold the same: each blob with its snapshot once.
-pub(super) fn comparable(records: &Records) -> (BTreeMap<(Digest, String), (DiffId, String)>, usize) {
+pub(super) fn comparable(records: &Records) -> (Layers, usize) {
     let mut layers = BTreeMap::new();
     let mut others = 0;
     for record in records.0.values().filter(|record| !record.deleted) {
@@ -509,7 +512,8 @@ mod tests {
 
     #[test]
     fn circles_are_found_and_trees_are_not() {
-        let cases: [(&[(&str, &[&str])], usize); 4] = [
+        type Graph = &'static [(&'static str, &'static [&'static str])];
+        let cases: [(Graph, usize); 4] = [
             (&[("a", &["b", "c"]), ("b", &["d"]), ("c", &["d"]), ("d", &[])], 0),
             (&[("a", &["a"])], 1),
             (&[("a", &["b"]), ("b", &["c"]), ("c", &["a"])], 1),

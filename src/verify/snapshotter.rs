@@ -121,15 +121,12 @@ fn parents(store: &Snapshotter, schema: BucketRef<'_>, place: &Place, findings: 
     let mut expected: BTreeMap<(u64, u64), &str> = BTreeMap::new();
     for (name, stored) in &store.snapshots {
         let Some(parent) = &stored.parent else { continue };
-        match store.snapshots.get(parent) {
-            Some(parent) => {
-                expected.insert((parent.id, stored.id), name);
-            }
-            None => {
-                let place = place.child(b"snapshots").child(name.as_bytes()).child(b"parent");
-                let detail = format!("there is no snapshot {parent}");
-                findings.add(FindingKind::SnapshotParentMissing, place.subject(), detail);
-            }
+        if let Some(parent) = store.snapshots.get(parent) {
+            expected.insert((parent.id, stored.id), name);
+        } else {
+            let place = place.child(b"snapshots").child(name.as_bytes()).child(b"parent");
+            let detail = format!("there is no snapshot {parent}");
+            findings.add(FindingKind::SnapshotParentMissing, place.subject(), detail);
         }
     }
     let index = database::bucket(schema, "parents", place, findings);

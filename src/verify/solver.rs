@@ -298,14 +298,11 @@ impl<'db> Cache<'db, '_> {
                         self.findings.add(FindingKind::EntryInvalid, place.subject(), detail);
                     }
                 }
-                match name.split_once("::") {
-                    Some((worker, record)) => {
-                        solver.results.insert((id.to_owned(), worker.to_owned(), record.to_owned()));
-                    }
-                    None => {
-                        let detail = "no :: between a worker id and a record id";
-                        self.findings.add(FindingKind::EntryInvalid, place.subject(), detail);
-                    }
+                if let Some((worker, record)) = name.split_once("::") {
+                    solver.results.insert((id.to_owned(), worker.to_owned(), record.to_owned()));
+                } else {
+                    let detail = "no :: between a worker id and a record id";
+                    self.findings.add(FindingKind::EntryInvalid, place.subject(), detail);
                 }
             }
             if any && !self.links.contains_key(id) {

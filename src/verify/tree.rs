@@ -65,6 +65,9 @@ pub(super) struct Tree {
     emptied: BTreeSet<usize>,
 }
 
+/// Where a path leads: the names on the way, free of links, and the inode.
+type Found = (Vec<Vec<u8>>, usize);
+
 /// Why an entry cannot be unpacked.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Fault {
@@ -130,7 +133,7 @@ impl Tree {
 
     /// Where `path` leads with all links followed, as the names on the way and the inode; with `make`,
     /// missing directories are made.
-    fn resolve(&mut self, path: &[u8], make: bool) -> Result<Option<(Vec<Vec<u8>>, usize)>, Fault> {
+    fn resolve(&mut self, path: &[u8], make: bool) -> Result<Option<Found>, Fault> {
         let mut todo: Vec<Vec<u8>> = parts(path).rev().map(<[u8]>::to_vec).collect();
         let mut way: Vec<(Vec<u8>, usize)> = Vec::new();
         let mut links = 0;

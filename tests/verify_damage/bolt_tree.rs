@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use warmkit::bolt::{Bucket, BucketRef, Database, Item, PageSize};
 
@@ -126,6 +126,6 @@ pub fn edit(path: &Path, change: impl FnOnce(&mut Tree)) {
 
 /// Reads a database.
 #[track_caller]
-pub fn read(path: PathBuf) -> Tree {
-    Tree::read(Database::open(&path).unwrap().root())
+pub fn read(path: &Path) -> Tree {
+    Tree::read(Database::open(path).unwrap().root())
 }

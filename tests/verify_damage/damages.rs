@@ -12,7 +12,8 @@ use super::Root;
 use super::bolt_tree::{Node, Tree};
 use super::parts::*;
 
-type Damage = (&'static str, FindingKind, fn(&Root));
+/// Its name, the finding that must name it, and how it is done.
+pub type Damage = (&'static str, FindingKind, fn(&Root));
 
 /// Every damage.
 pub const ALL: &[Damage] = &[

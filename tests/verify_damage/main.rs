@@ -3,7 +3,13 @@
 //! The good root is baked from the cache in `fixtures/demo`, so no daemon is needed. Every damage is done
 //! to a copy of its own. What is reported for each, all of it, is pinned in one snapshot: the names in it are the
 //! promise, and that a damage does not set off unrelated findings is another.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, unreachable_pub)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stderr,
+    clippy::missing_panics_doc,
+    unreachable_pub
+)]
 
 mod bolt_tree;
 mod damages;
@@ -56,7 +62,7 @@ impl Root {
     /// Reads a database.
     #[track_caller]
     pub fn read(&self, name: &str) -> Tree {
-        bolt_tree::read(self.database(name))
+        bolt_tree::read(&self.database(name))
     }
 }
 

@@ -136,7 +136,9 @@ pub fn leaf(records: &mut Tree) -> String {
     let has_parent = |main: &mut Tree, id: &str| main.at(&[id]).entries.contains_key(&b"cache.parent"[..]);
     let parents: Vec<String> = ids
         .iter()
-        .filter_map(|id| has_parent(main, id).then(|| string(main.at(&[id]), "cache.parent")))
+        .filter_map(
+            |id| if has_parent(main, id) { Some(string(main.at(&[id]), "cache.parent")) } else { None },
+        )
         .collect();
     ids.into_iter().find(|id| !parents.contains(id) && has_parent(main, id)).unwrap()
 }

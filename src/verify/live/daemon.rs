@@ -13,7 +13,7 @@ use super::view::View;
 use super::{LiveError, LiveOptions, tail};
 
 /// How long a daemon may take until it answers: it reads its databases, and a slow disk is slow.
-const PATIENCE: Duration = Duration::from_mins(2);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Runs the daemon (`$3…`) and ends it when its input says so, or ends: then whoever started it was
 /// killed, and the directories `$1` and `$2` go too.
@@ -32,7 +32,14 @@ daemon=$!
         waited=$((waited + 1))
     done
     kill -KILL "$daemon"
-    [ ! -e "$run/orphaned" ] || rm -rf -- "$scratch" "$run"
+    if [ -e "$run/orphaned" ]; then
+        while read -r _ _ _ _ point _; do
+            case $point in
+            "$scratch"/*) umount -l -- "$(printf '%b' "$point")" ;;
+            esac
+        done </proc/self/mountinfo
+        rm -rf -- "$scratch" "$run"
+    fi
 } 2>/dev/null &
 guard=$!
 wait "$daemon"
@@ -66,13 +73,12 @@ impl Daemon {
         };
         let log = run.join("log");
         let socket = run.join("sock");
-        let config = match &options.buildkitd_config {
-            Some(config) => config.clone(),
-            None => {
-                let path = run.join("buildkitd.toml");
-                fs::write(&path, "").map_err(fail("write", &path))?;
-                path
-            }
+        let config = if let Some(config) = &options.buildkitd_config {
+            config.clone()
+        } else {
+            let path = run.join("buildkitd.toml");
+            fs::write(&path, "").map_err(fail("write", &path))?;
+            path
         };
         let output = File::create(&log).map_err(fail("make", &log))?;
         let errors = output.try_clone().map_err(fail("open", &log))?;

@@ -55,6 +55,8 @@ pub struct LiveOptions {
     pub buildkitd: Option<PathBuf>,
     /// Its client; `None`: beside the daemon, else in `$PATH`.
     pub buildctl: Option<PathBuf>,
+    /// The docker client; `None`: the one in `$PATH`. Used only where no buildkitd is found otherwise.
+    pub docker: Option<PathBuf>,
     /// Where docker has to get them; `None`: [`DEFAULT_IMAGE`].
     pub image: Option<String>,
     /// The daemon's configuration; `None`: an empty one, not the machine's.

@@ -262,15 +262,12 @@ impl Graph {
             } else {
                 StepStatus::NotReached
             };
-            match at.get(vertex.name.as_str()) {
-                Some(&index) => {
-                    let merged = worse(&steps[index].status, status);
-                    steps[index].status = merged;
-                }
-                None => {
-                    at.insert(vertex.name.as_str(), steps.len());
-                    steps.push(Step { name: vertex.name.clone(), status });
-                }
+            if let Some(&index) = at.get(vertex.name.as_str()) {
+                let merged = worse(&steps[index].status, status);
+                steps[index].status = merged;
+            } else {
+                at.insert(vertex.name.as_str(), steps.len());
+                steps.push(Step { name: vertex.name.clone(), status });
             }
         }
         let imports = vertices.iter().filter(|v| v.name.starts_with("importing cache manifest")).count();

@@ -31,7 +31,7 @@ pub(super) fn find(options: &LiveOptions, run: &Path) -> Result<Tools, LiveError
         }
         None => match on_path("buildkitd") {
             Some(found) => found,
-            None => from_image(image, &run.join("bin"))?,
+            None => from_image(options.docker.clone(), image, &run.join("bin"))?,
         },
     };
     let beside = buildkitd.parent().map(|directory| directory.join("buildctl")).filter(|path| path.is_file());
@@ -55,8 +55,8 @@ fn on_path(name: &str) -> Option<PathBuf> {
 }
 
 /// Takes the programs out of an image. No container is run: one is made, copied from, and removed.
-fn from_image(image: &str, bin: &Path) -> Result<PathBuf, LiveError> {
-    let Some(docker) = on_path("docker") else {
+fn from_image(docker: Option<PathBuf>, image: &str, bin: &Path) -> Result<PathBuf, LiveError> {
+    let Some(docker) = docker.or_else(|| on_path("docker")) else {
         return Err(LiveError::NoBuildkitd { image: image.to_owned() });
     };
     let make = |source| LiveError::View { action: "make", path: bin.to_owned(), source };

@@ -1,0 +1,82 @@
+//! docs/json.md shows the members that `--json` prints: all of them, and no others.
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test that cannot set up has failed")]
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+
+/// The JSON examples of docs/json.md, in order.
+fn documented() -> Vec<Value> {
+    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/json.md")).unwrap();
+    text.split("```json\n").skip(1).map(|rest| rest.split("```").next().unwrap().parse().unwrap()).collect()
+}
+
+/// The members of a value, each with its path; those of a list's items count once.
+fn members(value: &Value, path: &str, found: &mut BTreeSet<String>) {
+    match value {
+        // Names of databases, not of members.
+        Value::Object(object) if path != "/offline/schema_versions" => {
+            for (name, value) in object {
+                let path = format!("{path}/{name}");
+                members(value, &path, found);
+                found.insert(path);
+            }
+        }
+        Value::Array(items) => items.iter().for_each(|item| members(item, path, found)),
+        _ => {}
+    }
+}
+
+fn members_of(value: &Value) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    members(value, "", &mut found);
+    found
+}
+
+/// What `warmkit <arguments> --json` prints, and its exit code.
+fn printed(arguments: &[&str]) -> (Value, Option<i32>) {
+    let output = Command::new(env!("CARGO_BIN_EXE_warmkit")).args(arguments).arg("--json").output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let value =
+        text.parse().unwrap_or_else(|e| panic!("{e}: {text}{}", String::from_utf8_lossy(&output.stderr)));
+    (value, output.status.code())
+}
+
+#[test]
+fn json_has_the_members_that_are_documented() {
+    if !rustix::process::geteuid().is_root() {
+        let message = "skipped: baking needs root";
+        assert!(std::env::var_os("WARMKIT_REQUIRE_REAL").is_none_or(|v| v != "1"), "{message}");
+        eprintln!("{message}");
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let root = scratch.path().join("root");
+    let root = root.to_str().unwrap();
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/demo");
+    let cache = format!("type=local,src={}", demo.join("cache").display());
+    let keys = format!("type=provenance,src={}", demo.join("provenance.json").display());
+    let [bake, verify, failure] = documented().try_into().unwrap();
+
+    let (unkeyed, code) = printed(&["bake", &cache, "--root", root]);
+    assert_eq!(code, Some(6));
+    assert_eq!(unkeyed["error"]["exit_code"], 6);
+    let record = &unkeyed["error"]["unkeyed"][0];
+    let names: BTreeSet<&str> = record.as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(names, BTreeSet::from(["digest", "name", "layer", "size", "only_inputs"]));
+    let without_records = |mut value: Value| {
+        value["error"]["unkeyed"] = Value::Array(Vec::new());
+        members_of(&value)
+    };
+    assert_eq!(without_records(unkeyed), without_records(failure));
+
+    let (baked, code) = printed(&["bake", &cache, "--keys-from", &keys, "--root", root]);
+    assert_eq!(code, Some(0), "{baked}");
+    assert_eq!(members_of(&baked), members_of(&bake));
+
+    let (verified, code) = printed(&["verify", "--root", root]);
+    assert_eq!(code, Some(0), "{verified}");
+    assert_eq!(members_of(&verified), members_of(&verify));
+}
