@@ -1,6 +1,9 @@
 //! A bake that is stopped leaves nothing behind, or says what to do with what it left.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
+#[path = "support/skip.rs"]
+mod skip;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
@@ -12,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
+use skip::is_root;
 use warmkit::digest::{DiffId, Digest, RecordDigest};
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -106,18 +110,9 @@ fn names(dir: &Path) -> Vec<String> {
     fs::read_dir(dir).unwrap().map(name).collect()
 }
 
-fn needs_root() -> bool {
-    if rustix::process::geteuid().is_root() {
-        return true;
-    }
-    assert!(std::env::var_os("WARMKIT_REQUIRE_REAL").is_none(), "these tests need root");
-    eprintln!("skipped: needs root");
-    false
-}
-
 #[test]
 fn asked_to_stop_it_removes_what_it_made() {
-    if !needs_root() {
+    if !is_root() {
         return;
     }
     let registry = Stalling::start();
@@ -141,7 +136,7 @@ fn asked_to_stop_it_removes_what_it_made() {
 
 #[test]
 fn killed_it_leaves_a_directory_that_the_next_bake_names() {
-    if !needs_root() {
+    if !is_root() {
         return;
     }
     let registry = Stalling::start();

@@ -3,6 +3,9 @@
 //! The caches are OCI layouts made here, so nothing but this binary runs.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
+#[path = "support/skip.rs"]
+mod skip;
+
 use std::fs;
 use std::io::Write;
 use std::os::unix::process::CommandExt;
@@ -13,6 +16,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use rustix::fs::FlockOperation;
 use serde_json::{Value, json};
+use skip::is_root;
 use warmkit::digest::{DiffId, Digest};
 
 const CACHE_CONFIG: &str = "application/vnd.buildkit.cacheconfig.v0";
@@ -174,15 +178,6 @@ fn message(fixture: &Fixture, output: &Output) -> String {
     out
 }
 
-fn needs_root() -> bool {
-    if rustix::process::geteuid().is_root() {
-        return true;
-    }
-    assert!(std::env::var_os("WARMKIT_REQUIRE_REAL").is_none(), "these tests need root");
-    eprintln!("skipped: needs root");
-    false
-}
-
 /// Runs a case and checks message, exit code, and that nothing was left or changed.
 #[track_caller]
 fn refused(fixture: &Fixture, code: i32, expected: &str) {
@@ -196,7 +191,7 @@ fn refused(fixture: &Fixture, code: i32, expected: &str) {
 
 #[test]
 fn a_sound_cache_bakes() {
-    if !needs_root() {
+    if !is_root() {
         return;
     }
     let fixture = Fixture::new();
@@ -208,7 +203,7 @@ fn a_sound_cache_bakes() {
 
 #[test]
 fn caches_that_are_none() {
-    if !needs_root() {
+    if !is_root() {
         return;
     }
     let mut image = Fixture::new();
@@ -235,7 +230,7 @@ fn caches_that_are_none() {
 
 #[test]
 fn tags_that_are_not_there_or_not_clear() {
-    if !needs_root() {
+    if !is_root() {
         return;
     }
     let mut two = Fixture::new();
@@ -268,7 +263,7 @@ fn tags_that_are_not_there_or_not_clear() {
 
 #[test]
 fn indexes_that_do_not_fit() {
-    if !needs_root() {
+    if !is_root() {
         return;
     }
     let record = |extra: Value| {
@@ -328,7 +323,7 @@ fn indexes_that_do_not_fit() {
 
 #[test]
 fn layers_that_are_not_what_they_should_be() {
-    if !needs_root() {
+    if !is_root() {
         return;
     }
     let plain = tar("file", b"content");
@@ -401,7 +396,7 @@ fn layers_that_are_not_what_they_should_be() {
 
 #[test]
 fn records_without_a_key_are_named_and_nothing_is_baked() {
-    if !needs_root() {
+    if !is_root() {
         return;
     }
     let mut fixture = Fixture::new();
@@ -425,7 +420,7 @@ fn records_without_a_key_are_named_and_nothing_is_baked() {
 
 #[test]
 fn targets_that_are_taken() {
-    if !needs_root() {
+    if !is_root() {
         return;
     }
     let full = Fixture::new();
@@ -463,7 +458,7 @@ fn targets_that_are_taken() {
 
 #[test]
 fn nobody_but_root_may_bake() {
-    if !needs_root() {
+    if !is_root() {
         return;
     }
     let fixture = Fixture::new();
@@ -516,7 +511,7 @@ fn zeros(fixture: &mut Fixture) {
 
 #[test]
 fn a_disk_that_is_too_small() {
-    if !needs_root() {
+    if !is_root() {
         return;
     }
     // The blob fits, what it unpacks to does not.
@@ -546,7 +541,7 @@ fn a_disk_that_is_too_small() {
 #[test]
 fn an_empty_directory_and_a_mount_keep_their_inode() {
     use std::os::unix::fs::MetadataExt;
-    if !needs_root() {
+    if !is_root() {
         return;
     }
     let fixture = Fixture::new();

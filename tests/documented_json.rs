@@ -1,6 +1,9 @@
 //! docs/json.md shows the members that `--json` prints: all of them, and no others.
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test that cannot set up has failed")]
 
+#[path = "support/skip.rs"]
+mod skip;
+
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
@@ -46,10 +49,7 @@ fn printed(arguments: &[&str]) -> (Value, Option<i32>) {
 
 #[test]
 fn json_has_the_members_that_are_documented() {
-    if !rustix::process::geteuid().is_root() {
-        let message = "skipped: baking needs root";
-        assert!(std::env::var_os("WARMKIT_REQUIRE_REAL").is_none_or(|v| v != "1"), "{message}");
-        eprintln!("{message}");
+    if !skip::is_root() {
         return;
     }
     let scratch = tempfile::tempdir().unwrap();

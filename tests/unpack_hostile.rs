@@ -3,6 +3,8 @@
 
 #[path = "support/layers.rs"]
 mod layers;
+#[path = "support/skip.rs"]
+mod skip;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,17 +20,9 @@ use tempfile::TempDir;
 use warmkit::digest::DiffId;
 use warmkit::layer::{self, Compression, Error, Options, Segment};
 
-use layers::{BLOCK, Case, Tar, file, open, tar};
+use skip::{is_root, skip};
 
-fn is_root() -> bool {
-    let root = rustix::process::geteuid().is_root();
-    if !root {
-        let message = "skipped: unpacking sets owners and makes devices, which needs root";
-        assert!(std::env::var_os("WARMKIT_REQUIRE_REAL").is_none_or(|v| v != "1"), "{message}");
-        eprintln!("{message}");
-    }
-    root
-}
+use layers::{BLOCK, Case, Tar, file, open, tar};
 
 /// A directory to unpack into, with things around it that must stay as they are.
 struct Fence {
@@ -340,7 +334,7 @@ fn a_full_disk_is_told() {
     )
     .is_err()
     {
-        eprintln!("skipped: no tmpfs can be mounted");
+        skip("no tmpfs can be mounted");
         return;
     }
     let blob = tar([file("large", vec![b'x'; 4_000_000])]).0;

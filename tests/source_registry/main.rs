@@ -8,6 +8,8 @@ mod blobs;
 mod manifests;
 mod real;
 mod server;
+#[path = "../support/skip.rs"]
+mod skip;
 
 use std::sync::Mutex;
 use std::time::Duration;

@@ -16,17 +16,12 @@ use warmkit::progress::Silent;
 use warmkit::source::{CacheSpec, ErrorClass, Options, Registry, Source};
 
 use crate::auth::with_config;
+use crate::skip::skip;
 use crate::{Log, bytes, descriptor, options};
 
 const PROGRAMS: [&str; 2] = ["docker-registry", "registry"];
 /// bcrypt of `secret`.
 const HTPASSWD: &str = "ci:$2y$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n";
-
-/// Says that a test is skipped, which is an error where everything must be there.
-fn skip(what: &str) {
-    assert!(std::env::var_os("WARMKIT_REQUIRE_REAL").is_none_or(|v| v != "1"), "{what} is not installed");
-    eprintln!("skipped: {what} is not installed");
-}
 
 fn run(program: &str, args: &[&str], dir: &Path) -> bool {
     let mut command = Command::new(program);
@@ -140,7 +135,7 @@ fn json_descriptor(descriptor: &Descriptor, media_type: &str) -> serde_json::Val
 #[test]
 fn pulls_a_cache_in_both_forms() {
     let Some(real) = Real::start(tempfile::tempdir().unwrap(), "", "") else {
-        return skip("docker-registry");
+        return skip("docker-registry is not installed");
     };
     let layer = bytes(3_000_000);
     let (layer_blob, config_blob) = (real.blob(&layer), real.blob(b"{}"));
@@ -179,7 +174,7 @@ fn logs_in_with_a_password() {
     let htpasswd = dir.path().join("htpasswd");
     std::fs::write(&htpasswd, HTPASSWD).unwrap();
     let auth = format!("auth: {{htpasswd: {{realm: here, path: {}}}}}\n", htpasswd.display());
-    let Some(real) = Real::start(dir, "", &auth) else { return skip("docker-registry") };
+    let Some(real) = Real::start(dir, "", &auth) else { return skip("docker-registry is not installed") };
     let blob = real.blob(b"layer");
     let digest = real.manifest("cache", &image(&real.blob(b"{}"), &blob));
 
@@ -213,12 +208,12 @@ fn trusts_an_authority_of_its_own_and_falls_back_to_https() {
     ];
     for command in commands {
         if !run("openssl", &command.split_whitespace().collect::<Vec<_>>(), dir.path()) {
-            return skip("openssl");
+            return skip("openssl is not installed");
         }
     }
     let file = |name: &str| dir.path().join(name).display().to_string();
     let tls = format!("  tls: {{certificate: {}, key: {}}}\n", file("leaf.crt"), file("leaf.key"));
-    let Some(real) = Real::start(dir, &tls, "") else { return skip("docker-registry") };
+    let Some(real) = Real::start(dir, &tls, "") else { return skip("docker-registry is not installed") };
     let blob = real.blob(b"layer");
 
     let error = real.open("cache", &options()).document(&blob, &Silent).unwrap_err();

@@ -17,6 +17,7 @@ pub mod daemon;
 pub mod files;
 pub mod image;
 pub mod registry;
+pub mod skip;
 pub mod tar;
 pub mod tools;
 pub mod warmkit;

@@ -68,10 +68,7 @@ impl Root {
 
 /// Bakes the good root; `None` without root, after it said so.
 pub fn good_root(scratch: &Scratch) -> Option<Root> {
-    if !rustix::process::geteuid().is_root() {
-        let message = "skipped: baking needs root";
-        assert!(std::env::var_os("WARMKIT_REQUIRE_REAL").is_none_or(|v| v != "1"), "{message}");
-        eprintln!("{message}");
+    if !support::skip::is_root() {
         return None;
     }
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/demo");
