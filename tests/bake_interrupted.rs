@@ -93,6 +93,8 @@ impl Stalling {
             .spawn()
             .unwrap();
         self.stalled.recv_timeout(LIMIT).unwrap();
+        // Long enough for it to wait for a byte that never comes.
+        thread::sleep(Duration::from_millis(300));
         child
     }
 }

@@ -21,8 +21,10 @@ mod target;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Receiver, RecvTimeoutError};
 use jiff::Timestamp;
 
 pub(crate) use error::IoContext;
@@ -81,6 +83,16 @@ impl Cancel {
         if self.interrupted.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
     }
 
+    /// Passes a signal on to those that wait for a registry, until `ended` is closed.
+    fn watch(&self, ended: &Receiver<()>) {
+        while ended.recv_timeout(Duration::from_millis(50)) == Err(RecvTimeoutError::Timeout) {
+            if self.stop.is_stopped() {
+                self.stop.stop();
+                return;
+            }
+        }
+    }
+
     fn check_io(&self) -> std::io::Result<()> {
         if self.stop.is_stopped() {
             // Not ErrorKind::Interrupted: readers try again on that one.
@@ -96,7 +108,17 @@ impl Cancel {
 pub fn bake(options: &Options, cancel: &Cancel, progress: &dyn Progress) -> Result<Report, Error> {
     let mut options = options.clone();
     options.registry.stop = cancel.stop.clone();
-    let options = &options;
+    thread::scope(|scope| {
+        // Wakes the watch when it is dropped, however the bake ends.
+        let (running, ended) = crossbeam_channel::bounded::<()>(0);
+        scope.spawn(move || cancel.watch(&ended));
+        let result = bake_watched(&options, cancel, progress);
+        drop(running);
+        result
+    })
+}
+
+fn bake_watched(options: &Options, cancel: &Cancel, progress: &dyn Progress) -> Result<Report, Error> {
     let staging = Staging::new(&options.root)?;
     let leftovers = staging.leftovers();
     for left in &leftovers {

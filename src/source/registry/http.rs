@@ -86,8 +86,10 @@ impl Transport {
         if loopback {
             config = config.proxy(None);
         }
+        let agent = config.build().new_agent();
+        options.stop.cuts(&agent);
         Ok(Self {
-            agent: config.build().new_agent(),
+            agent,
             authority: authority.to_owned(),
             schemes,
             loopback,

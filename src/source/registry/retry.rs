@@ -1,11 +1,13 @@
 //! When a failed request is made again, and when that has been done often enough.
 
+use std::fmt;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use ureq::Agent;
 
 use crate::progress::{Event, Progress};
 use crate::source::Error;
@@ -41,21 +43,42 @@ impl Default for RetryPolicy {
 /// Ends all waits and downloads of the registries that were opened with it; clones are one switch.
 ///
 /// For whoever has seen another part of the run fail: a wait that a server asked for may be minutes long.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct Stop {
     used: Arc<AtomicBool>,
     interrupted: Arc<AtomicBool>,
+    /// Whose connections are cut.
+    agents: Arc<Mutex<Vec<Agent>>>,
+}
+
+impl fmt::Debug for Stop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Stop").field(&self.is_stopped()).finish()
+    }
 }
 
 impl Stop {
-    /// A switch that a signal handler, which can do no more than set a flag, may throw as well.
+    /// A switch that a signal handler may throw as well. It can do no more than set the flag, so what is
+    /// waiting for a server's next byte ends only when somebody who sees the flag calls [`Stop::stop`].
     pub fn on_flag(interrupted: Arc<AtomicBool>) -> Self {
-        Self { used: Arc::default(), interrupted }
+        Self { interrupted, ..Self::default() }
     }
 
-    /// Makes every request, now and later, end with [`Error::Stopped`].
+    /// Makes every request, now and later, end with [`Error::Stopped`]; those that wait for a server, too.
     pub fn stop(&self) {
+        let mut agents = lock(&self.agents);
         self.used.store(true, Ordering::Relaxed);
+        agents.drain(..).for_each(Agent::shutdown);
+    }
+
+    /// Has [`Stop::stop`] cut the connections of `agent`.
+    pub(super) fn cuts(&self, agent: &Agent) {
+        let mut agents = lock(&self.agents);
+        if self.used.load(Ordering::Relaxed) {
+            agent.clone().shutdown();
+        } else {
+            agents.push(agent.clone());
+        }
     }
 
     /// Whether it has been used.
@@ -75,6 +98,10 @@ impl Stop {
             std::thread::sleep(left.min(SLICE));
         }
     }
+}
+
+fn lock(agents: &Mutex<Vec<Agent>>) -> MutexGuard<'_, Vec<Agent>> {
+    agents.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Why one attempt failed.
