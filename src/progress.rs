@@ -43,7 +43,7 @@ pub enum Event {
         layers: usize,
         /// Their compressed bytes together.
         bytes: u64,
-        /// Layers to unpack (one layer on two parents counts twice).
+        /// Layers to read whole: to unpack (one layer on two parents counts twice), to prove, or to compare.
         unpacks: usize,
     },
     /// Some bytes of a blob arrived.

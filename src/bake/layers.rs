@@ -75,6 +75,11 @@ pub(crate) fn fetch_and_unpack(
         usage: plan.snapshots.iter().map(|_| Mutex::default()).collect(),
     };
     let jobs = jobs_by_blob(plan);
+    progress.event(Event::Planned {
+        layers: plan.blobs.len(),
+        bytes: plan.blobs.iter().map(|blob| blob.layer.descriptor.size).fold(0, u64::saturating_add),
+        unpacks: jobs.iter().map(Vec::len).sum(),
+    });
     // The largest first, so that no long one is left for the end.
     let mut order: Vec<usize> = (0..plan.blobs.len()).collect();
     order.sort_by_key(|&blob| std::cmp::Reverse(plan.blobs[blob].layer.descriptor.size));

@@ -18,7 +18,7 @@ pub mod report;
 mod stores;
 mod target;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -152,14 +152,14 @@ fn begin(progress: &dyn Progress, phase: Phase) -> Instant {
     Instant::now()
 }
 
-fn end(progress: &dyn Progress, phase: Phase, started: Instant) -> std::time::Duration {
+fn end(progress: &dyn Progress, phase: Phase, started: Instant) -> Duration {
     let took = started.elapsed();
     progress.event(Event::Finished(phase, took));
     took
 }
 
 fn bake_into(
-    staged: &std::path::Path,
+    staged: &Path,
     options: &Options,
     cancel: &Cancel,
     progress: &dyn Progress,
@@ -187,17 +187,14 @@ fn bake_into(
         return Err(Error::Unkeyed { records: plan.unkeyed, total: plan.total });
     }
 
-    let bytes_down = plan.blobs.iter().map(|blob| blob.layer.descriptor.size).sum();
+    // Sizes are claims so far, and a hostile cache may claim more than there are numbers for.
+    let sizes = plan.blobs.iter().map(|blob| blob.layer.descriptor.size);
+    let bytes_down = sizes.fold(0, u64::saturating_add);
     let free = fsutil::free_bytes(staged).at("look at the file system of", staged)?;
     if bytes_down > free {
         return Err(Error::NoSpace { path: options.root.clone(), needed: bytes_down, free });
     }
     let started = begin(progress, Phase::Layers);
-    progress.event(Event::Planned {
-        layers: plan.blobs.len(),
-        bytes: bytes_down,
-        unpacks: plan.snapshots.len(),
-    });
     let root = StateDir::new(staged);
     root.create()?;
     let unpacked = layers::fetch_and_unpack(&plan, &sources, &root, cancel, progress)?;

@@ -22,6 +22,15 @@ struct State {
     last_line: Option<Instant>,
 }
 
+/// While nobody knows how much there is to do.
+const SPINNER: &str = "{spinner} {msg}";
+/// While layers come in.
+const BAR: &str = "{spinner} {msg:20} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
 /// What is done to layers and to bytes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Verbs {
@@ -44,12 +53,7 @@ pub(super) struct Console {
 
 impl Console {
     pub(super) fn new(verbs: Verbs) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
-            let template = "{spinner} {msg:24} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
-            let style =
-                ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-            ProgressBar::new(0).with_style(style)
-        });
+        let bar = std::io::stderr().is_terminal().then(|| ProgressBar::new(0).with_style(style(SPINNER)));
         Self { bar, verbs, state: Mutex::default() }
     }
 
@@ -101,6 +105,7 @@ impl Progress for Console {
                 };
                 match &self.bar {
                     Some(bar) => {
+                        bar.set_style(style(SPINNER));
                         bar.set_message(message);
                         bar.tick();
                     }
@@ -110,6 +115,7 @@ impl Progress for Console {
             Event::Planned { layers, bytes, unpacks } => {
                 (state.layers, state.bytes, state.unpacks) = (layers, bytes, unpacks);
                 if let Some(bar) = &self.bar {
+                    bar.set_style(style(BAR));
                     bar.set_length(bytes);
                 }
                 self.show(&mut state, true);
