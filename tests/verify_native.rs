@@ -21,6 +21,8 @@ struct Victim<'a> {
     world: &'a World,
     child: Child,
     socket: PathBuf,
+    /// Its own directory for temporary files, in which it mounts what it extracts into.
+    temporary: PathBuf,
 }
 
 impl<'a> Victim<'a> {
@@ -29,7 +31,10 @@ impl<'a> Victim<'a> {
         let _ = fs::remove_file(&socket);
         let host = world.registry.host();
         let config = world.scratch.write("victim.toml", format!("[registry.{host:?}]\n  http = true\n"));
+        let temporary = world.scratch.join("victim-tmp");
+        fs::create_dir_all(&temporary).unwrap();
         let child = Command::new(&world.tools.buildkitd)
+            .env("TMPDIR", &temporary)
             .arg("--config")
             .arg(config)
             .arg("--root")
@@ -44,7 +49,7 @@ impl<'a> Victim<'a> {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let victim = Self { world, child, socket };
+        let victim = Self { world, child, socket, temporary };
         let deadline = Instant::now() + Duration::from_secs(60);
         while !victim.client(&["debug", "workers"]).status().unwrap().success() {
             assert!(Instant::now() < deadline, "buildkitd does not answer");
@@ -79,7 +84,7 @@ impl<'a> Victim<'a> {
         let points = mounts
             .lines()
             .filter_map(|line| line.split(' ').nth(4))
-            .filter(|p| Path::new(p).starts_with(root));
+            .filter(|p| Path::new(p).starts_with(root) || Path::new(p).starts_with(&self.temporary));
         for point in points {
             rustix::mount::unmount(point, rustix::mount::UnmountFlags::DETACH).unwrap();
         }
