@@ -39,6 +39,7 @@
 pub mod bake;
 pub mod bolt;
 pub mod cli;
+pub mod csv;
 pub mod digest;
 pub mod fsutil;
 pub mod keys;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::Error;
+use crate::csv;
 use crate::oci::Reference;
 
 /// The supported forms, for messages.
@@ -83,10 +84,15 @@ impl FromStr for KeySpec {
 }
 
 fn parse(text: &str) -> Result<KeySpec, SpecProblem> {
-    let fields = split(text.trim())?;
-    let [first, rest @ ..] = fields.as_slice() else { return Err(SpecProblem::Empty) };
-    if rest.is_empty() && !first.contains('=') {
-        return image(first);
+    let text = text.trim();
+    if text.is_empty() {
+        return Err(SpecProblem::Empty);
+    }
+    let fields = csv::fields(text).map_err(|_| SpecProblem::Quote)?;
+    if let [only] = fields.as_slice()
+        && !only.contains('=')
+    {
+        return image(only);
     }
     let (mut kind, mut reference, mut src) = (None, None, None);
     for field in &fields {
@@ -138,40 +144,6 @@ fn image(text: &str) -> Result<KeySpec, SpecProblem> {
             Err(SpecProblem::Reference(text.to_owned(), error.to_string()))
         }
     }
-}
-
-/// Splits at commas; a field that begins with a double quote ends at the next single one, and two in
-/// a row stand for one, as in CSV.
-fn split(text: &str) -> Result<Vec<String>, SpecProblem> {
-    let mut fields = Vec::new();
-    let mut chars = text.chars().peekable();
-    while chars.peek().is_some() || !fields.is_empty() {
-        let mut field = String::new();
-        if chars.next_if_eq(&'"').is_some() {
-            loop {
-                match chars.next() {
-                    None => return Err(SpecProblem::Quote),
-                    Some('"') if chars.next_if_eq(&'"').is_some() => field.push('"'),
-                    Some('"') => break,
-                    Some(c) => field.push(c),
-                }
-            }
-        } else {
-            while let Some(c) = chars.next_if(|c| *c != ',') {
-                if c == '"' {
-                    return Err(SpecProblem::Quote);
-                }
-                field.push(c);
-            }
-        }
-        fields.push(field);
-        match chars.next() {
-            None => break,
-            Some(',') => {}
-            Some(_) => return Err(SpecProblem::Quote),
-        }
-    }
-    Ok(fields)
 }
 
 #[cfg(test)]

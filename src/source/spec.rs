@@ -15,6 +15,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use crate::csv;
 use crate::digest::Digest;
 use crate::oci::Reference;
 
@@ -152,56 +153,7 @@ fn ipv6_registry(text: &str) -> Option<(&str, &str)> {
     port_fits.then_some((registry, rest))
 }
 
-/// Splits one line of CSV as Go's `encoding/csv` does, with its default settings.
-fn csv_fields(text: &str) -> Result<Vec<String>, SpecError> {
-    let line = text.strip_suffix("\r\n").or_else(|| text.strip_suffix('\n')).unwrap_or(text);
-    let error = |at: usize, reason| {
-        let column = line[..at].chars().count() + 1;
-        Err(SpecError::Csv { text: text.to_owned(), reason, column })
-    };
-    let mut fields = Vec::new();
-    let mut at = 0;
-    loop {
-        let rest = &line[at..];
-        let Some(quoted) = rest.strip_prefix('"') else {
-            let field = rest.split(',').next().unwrap_or_default();
-            if let Some(quote) = field.find('"') {
-                return error(at + quote, "bare \" in a field without quotes");
-            }
-            fields.push(field.to_owned());
-            if field.len() == rest.len() {
-                return Ok(fields);
-            }
-            at += field.len() + 1;
-            continue;
-        };
-        let mut field = String::new();
-        let mut inner = quoted;
-        at += 1;
-        loop {
-            let Some(quote) = inner.find('"') else { return error(at, "missing closing \"") };
-            field.push_str(&inner[..quote]);
-            inner = &inner[quote + 1..];
-            at += quote + 1;
-            if let Some(more) = inner.strip_prefix('"') {
-                field.push('"');
-                inner = more;
-                at += 1;
-            } else if inner.is_empty() {
-                fields.push(field);
-                return Ok(fields);
-            } else if inner.starts_with(',') {
-                fields.push(field);
-                at += 1;
-                break;
-            } else {
-                return error(at - 1, "extraneous \"");
-            }
-        }
-    }
-}
-
-/// Writes one CSV field so that [`csv_fields`] reads it back.
+/// Writes one CSV field so that [`csv::fields`] reads it back.
 fn write_field(f: &mut fmt::Formatter<'_>, key: &str, value: &str) -> fmt::Result {
     if value.contains([',', '"', '\n', '\r']) {
         write!(f, "\"{key}={}\"", value.replace('"', "\"\""))
@@ -255,7 +207,11 @@ impl FromStr for CacheSpec {
         if text.trim().is_empty() {
             return Err(SpecError::Empty);
         }
-        let fields = csv_fields(text)?;
+        let fields = csv::fields(text).map_err(|csv::Error { reason, column }| SpecError::Csv {
+            text: text.to_owned(),
+            reason,
+            column,
+        })?;
         if let [reference] = fields.as_slice()
             && !reference.contains('=')
         {
