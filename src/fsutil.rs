@@ -2,22 +2,9 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, FlockOperation, StatxAttributes, StatxFlags};
-
-/// Whether `path` is the root of a mounted file system, bind mounts included.
-///
-/// Kernels before 5.8 do not tell; there the device of the parent directory decides.
-pub fn is_mount_point(path: &Path) -> io::Result<bool> {
-    let stat = rustix::fs::statx(CWD, path, AtFlags::empty(), StatxFlags::BASIC_STATS)?;
-    if stat.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT) {
-        return Ok(stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT));
-    }
-    let parent = path.join("..");
-    Ok(path.metadata()?.dev() != parent.metadata()?.dev())
-}
+use rustix::fs::FlockOperation;
 
 /// Bytes that root may still write on the file system of `path`.
 pub fn free_bytes(path: &Path) -> io::Result<u64> {
@@ -59,13 +46,6 @@ pub fn is_root() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_root_directory_is_a_mount_point_and_a_new_directory_is_not() {
-        let dir = tempfile::tempdir().unwrap();
-        assert!(is_mount_point(Path::new("/proc")).unwrap());
-        assert!(!is_mount_point(dir.path()).unwrap());
-    }
 
     #[test]
     fn a_lock_counts_only_while_it_is_held() {

@@ -1,6 +1,8 @@
 //! Reads caches and key sources: every small document, not a single layer.
 
-use crate::digest::Digest;
+use std::collections::BTreeSet;
+
+use crate::digest::{Digest, RecordDigest};
 use crate::keys::{self, Candidates, KeySpec, Keyring};
 use crate::oci::{Cache, CacheConfig, CacheManifest, Document, Reference};
 use crate::progress::Progress;
@@ -63,23 +65,20 @@ pub(crate) fn collect_keys(
     progress: &dyn Progress,
 ) -> Result<Keys, Error> {
     // Root keys are written as they are; what needs proof is a record with inputs.
-    let wanted = || {
-        let records = caches.iter().flat_map(|cache| &cache.records);
-        records.filter(|record| !record.inputs.is_empty()).map(|record| &record.digest)
-    };
+    let records = || caches.iter().flat_map(|cache| &cache.records);
+    let wanted: BTreeSet<&RecordDigest> =
+        records().filter(|record| !record.inputs.is_empty()).map(|record| &record.digest).collect();
     let mut all = Candidates::default();
     let mut reports = Vec::new();
     for spec in specs {
         cancel.check()?;
         let candidates = read_candidates(spec, options, progress)?;
-        let keyring = Keyring::prove(&candidates, wanted());
-        let keyed = wanted().collect::<std::collections::BTreeSet<_>>();
-        let keyed = keyed.into_iter().filter(|digest| keyring.get(digest).is_some()).count();
+        let keyring = Keyring::prove(&candidates, wanted.iter().copied());
+        let keyed = wanted.iter().filter(|digest| keyring.get(digest).is_some()).count();
         reports.push(KeySourceReport { source: spec.to_string(), candidates: candidates.len(), keyed });
         all.merge(candidates);
     }
-    let every = caches.iter().flat_map(|cache| &cache.records).map(|record| &record.digest);
-    let keyring = Keyring::prove(&all, every);
+    let keyring = Keyring::prove(&all, records().map(|record| &record.digest));
     Ok(Keys { candidates: all, keyring, reports })
 }
 

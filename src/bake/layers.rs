@@ -77,7 +77,7 @@ pub(crate) fn fetch_and_unpack(
     let jobs = jobs_by_blob(plan);
     progress.event(Event::Planned {
         layers: plan.blobs.len(),
-        bytes: plan.blobs.iter().map(|blob| blob.layer.descriptor.size).fold(0, u64::saturating_add),
+        bytes: plan.bytes(),
         unpacks: jobs.iter().map(Vec::len).sum(),
     });
     // The largest first, so that no long one is left for the end.

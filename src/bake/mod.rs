@@ -187,9 +187,7 @@ fn bake_into(
         return Err(Error::Unkeyed { records: plan.unkeyed, total: plan.total });
     }
 
-    // Sizes are claims so far, and a hostile cache may claim more than there are numbers for.
-    let sizes = plan.blobs.iter().map(|blob| blob.layer.descriptor.size);
-    let bytes_down = sizes.fold(0, u64::saturating_add);
+    let bytes_down = plan.bytes();
     let free = fsutil::free_bytes(staged).at("look at the file system of", staged)?;
     if bytes_down > free {
         return Err(Error::NoSpace { path: options.root.clone(), needed: bytes_down, free });

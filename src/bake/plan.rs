@@ -81,6 +81,14 @@ pub(crate) struct Plan {
     pub(crate) unkeyed: Vec<Unkeyed>,
 }
 
+impl Plan {
+    /// Compressed bytes of all blobs. Sizes are claims until the blobs are here, and a hostile cache may
+    /// claim more than there are numbers for.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.blobs.iter().map(|blob| blob.layer.descriptor.size).fold(0, u64::saturating_add)
+    }
+}
+
 /// A chain of layers while the plan grows.
 struct Node {
     parent: Option<usize>,
@@ -193,13 +201,11 @@ pub(crate) fn plan(caches: &[Cache], keyring: &Keyring, candidates: &Candidates)
                 unkeyed.insert(record.digest.clone(), entry);
                 None
             } else {
-                {
-                    let inputs: Vec<Vec<KeyInput<'_>>> = inputs
-                        .iter()
-                        .map(|input| input.iter().map(|(key, selector)| (key, selector.as_str())).collect())
-                        .collect();
-                    Some(KeyId::derived(&record.digest, &inputs))
-                }
+                let inputs: Vec<Vec<KeyInput<'_>>> = inputs
+                    .iter()
+                    .map(|input| input.iter().map(|(key, selector)| (key, selector.as_str())).collect())
+                    .collect();
+                Some(KeyId::derived(&record.digest, &inputs))
             };
             if let Some(id) = &id {
                 keyed.insert(record.digest.clone());

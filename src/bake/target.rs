@@ -19,12 +19,11 @@ use tempfile::TempDir;
 
 use super::{Error, IoContext};
 use crate::fsutil;
+use crate::store::state_dir::LOCK;
 
 /// Names that an empty target may hold: `mkfs.ext4` makes this one.
 const HARMLESS: &[&str] = &["lost+found"];
 pub(crate) const STAGING_PREFIX: &str = ".warmkit-";
-/// Taken by a running daemon with `flock`; mirrors `cmd/buildkitd/main.go`.
-const LOCK_FILE: &str = "buildkitd.lock";
 
 /// A place for the new root, beside or inside the target and removed again unless committed.
 #[derive(Debug)]
@@ -178,7 +177,7 @@ fn create_parents(path: &Path) -> Result<CreatedParents, Error> {
 }
 
 fn require_empty(target: &Path) -> Result<(), Error> {
-    let lock = target.join(LOCK_FILE);
+    let lock = target.join(LOCK);
     if fsutil::is_locked(&lock).at("test the lock of", &lock)? {
         return Err(Error::TargetBusy { path: target.to_owned() });
     }

@@ -173,7 +173,7 @@ pub fn live(root: &Path, options: &LiveOptions) -> Result<LiveReport, LiveError>
         let path = path.to_owned();
         move |source| LiveError::View { action, path, source }
     };
-    if !rustix::process::geteuid().is_root() {
+    if !crate::fsutil::is_root() {
         return Err(LiveError::NotRoot);
     }
     let root = root.canonicalize().map_err(|source| super::Error::Open { path: root.to_owned(), source })?;
