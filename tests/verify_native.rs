@@ -115,6 +115,11 @@ fn copied(world: &World, root: &Path, name: &str) -> PathBuf {
 /// Kills daemons in the middle of what they do, again and again on one root.
 fn killed(world: &World, case: &Case) {
     let root = world.root(case, "killed");
+    // Before its first build, when it has made neither buckets nor the database of snapshots.
+    Victim::start(world, &root).kill(&root);
+    let report = assert_healthy(&root, "killed before it built anything");
+    assert_eq!((report.counts.records, report.counts.snapshots, report.counts.keys), (0, 0, 0));
+
     let cache = world.registry.reference(case.name, "killed");
     for (round, milliseconds) in [150, 400, 700, 1100, 1600, 2500].into_iter().enumerate() {
         let victim = Victim::start(world, &root);

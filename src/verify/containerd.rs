@@ -59,8 +59,15 @@ pub(super) struct Containerd {
     pub(super) sizes: BTreeMap<Digest, Vec<(String, Option<i64>)>>,
 }
 
-/// Decodes the database. `snapshotter` is the worker's own.
-pub(super) fn read(db: &Database, path: &Path, snapshotter: &str, findings: &mut Findings) -> Containerd {
+/// Decodes the database. `snapshotter` is the worker's own; `has_records` says whether the worker has records,
+/// whose data must then be in here.
+pub(super) fn read(
+    db: &Database,
+    path: &Path,
+    snapshotter: &str,
+    has_records: bool,
+    findings: &mut Findings,
+) -> Containerd {
     let place = Place::new(path);
     let mut containerd = Containerd::default();
     let Some(schema) = database::needed(db.root(), "v1", &place, findings) else { return containerd };
@@ -77,8 +84,9 @@ pub(super) fn read(db: &Database, path: &Path, snapshotter: &str, findings: &mut
             snapshots(bucket, snapshotter, &place, &mut containerd, findings);
         }
     }
-    if matches!(schema.item(NAMESPACE.as_bytes()), Ok(None)) {
-        let detail = "no namespace of a build cache";
+    // A daemon makes it with its first lease.
+    if has_records && matches!(schema.item(NAMESPACE.as_bytes()), Ok(None)) {
+        let detail = "there are records, and no namespace with their data";
         findings.add(FindingKind::BucketMissing, place.child(NAMESPACE.as_bytes()).subject(), detail);
     }
     containerd

@@ -249,10 +249,12 @@ fn worker(
     };
     let records = open("metadata_v2.db", 0o600, findings);
     let containerd = open("containerdmeta.db", 0o644, findings);
-    let store = open("snapshots/metadata.db", 0o600, findings);
+    let records = records.map(|db| records::read(&db, &path.join("metadata_v2.db"), findings));
+    let has_records = records.as_ref().is_some_and(|records| !records.0.is_empty());
 
     let containerd_path = path.join("containerdmeta.db");
-    let containerd = containerd.map(|db| containerd::read(&db, &containerd_path, &snapshotter, findings));
+    let containerd =
+        containerd.map(|db| containerd::read(&db, &containerd_path, &snapshotter, has_records, findings));
     if let Some(found) = containerd.as_ref().and_then(|containerd| containerd.version) {
         let database = containerd_path.display().to_string();
         if !CONTAINERD_VERSIONS.contains(&found) {
@@ -260,11 +262,20 @@ fn worker(
         }
         versions.insert(database, found);
     }
+
+    // A daemon makes it with its first snapshot.
+    let store_path = path.join("snapshots/metadata.db");
+    let has_snapshots = containerd.as_ref().is_none_or(|containerd| !containerd.snapshots.is_empty());
+    let store = if has_snapshots || tree.stat(&store_path).is_ok() {
+        open("snapshots/metadata.db", 0o600, findings).map(|db| snapshotter::read(&db, &store_path, findings))
+    } else {
+        Some(Snapshotter::default())
+    };
     Ok(Worker {
         path: path.to_owned(),
         id: worker_id(tree, path, owner, findings),
-        records: records.map(|db| records::read(&db, &path.join("metadata_v2.db"), findings)),
-        store: store.map(|db| snapshotter::read(&db, &path.join("snapshots/metadata.db"), findings)),
+        records,
+        store,
         containerd,
         snapshotter,
     })
@@ -330,7 +341,7 @@ fn relate(worker: &Worker, counts: &mut Counts, findings: &mut Findings) {
         counts.leases += containerd.leases.len();
         counts.snapshots += containerd.snapshots.len();
         counts.blobs += containerd.sizes.len();
-        relations::snapshots(containerd, worker.store.as_ref(), findings);
+        relations::snapshots(containerd, worker.store.as_ref(), worker.records.as_ref(), findings);
         if let Some(records) = &worker.records {
             relations::data(records, containerd, worker.store.as_ref(), findings);
             relations::unused(records, containerd, findings);

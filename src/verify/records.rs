@@ -42,6 +42,15 @@ pub(super) struct Record {
     pub(super) created_at: Option<i64>,
 }
 
+impl Records {
+    /// Whether a record that is whole has its data in the snapshot `key`.
+    pub(super) fn is_committed_snapshot(&self, key: &str) -> bool {
+        let owns =
+            |record: &Record| record.committed && record.equal_mutable.is_none() && record.snapshot == key;
+        self.0.values().any(owns)
+    }
+}
+
 impl Record {
     /// Every record that this one stands on.
     pub(super) fn parents(&self) -> impl Iterator<Item = &str> {
@@ -116,7 +125,8 @@ pub(super) fn read(db: &Database, path: &Path, findings: &mut Findings) -> Recor
     let root = db.root();
     let mut records = Records::default();
     let mut indexed = BTreeSet::new();
-    if let Some(main) = database::needed(root, "_main", &place, findings) {
+    // A daemon makes each bucket when it first writes into it; one that has built nothing has none.
+    if let Some(main) = database::bucket(root, "_main", &place, findings) {
         let place = place.child(b"_main");
         for (id, bucket) in database::buckets(main, &place, findings) {
             let place = place.child(id);
@@ -204,7 +214,13 @@ fn index(
     mut indexed: BTreeSet<(String, String)>,
     findings: &mut Findings,
 ) {
-    let Some(index) = database::needed(root, "_index", place, findings) else { return };
+    let Some(index) = database::bucket(root, "_index", place, findings) else {
+        if !indexed.is_empty() && matches!(root.item(b"_index"), Ok(None)) {
+            let detail = format!("{} values of records name an index", indexed.len());
+            findings.add(FindingKind::BucketMissing, place.child(b"_index").subject(), detail);
+        }
+        return;
+    };
     let place = place.child(b"_index");
     for (key, _) in database::values(index, &place, findings) {
         let place = place.child(key);

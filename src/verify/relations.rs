@@ -6,7 +6,7 @@ use super::containerd::{Containerd, Lease};
 use super::decode;
 use super::records::{Record, Records};
 use super::report::{FindingKind, Findings, Subject};
-use super::snapshotter::{Kind, Snapshotter};
+use super::snapshotter::{Kind, Snapshotter, Stored};
 use crate::digest::{BlobChainId, ChainId, DiffId, Digest};
 
 /// Prefix of the keys of snapshots that hold an extracted layer; the chain ID's hexadecimal digits follow.
@@ -64,11 +64,16 @@ pub(super) fn records(records: &Records, findings: &mut Findings) {
                 findings.add(FindingKind::RecordParentMissing, record_subject(id), detail);
             }
         }
+        if record.created_at.is_none() && record.is_mutable() {
+            // A daemon writes it after other values, and where it finds a record without it.
+            let detail = "no cache.createdAt yet";
+            findings.add(FindingKind::RecordUnfinished, record_subject(id), detail);
+        }
         let mut missing = |what: &str| {
             let detail = format!("no {what}");
             findings.add(FindingKind::RecordValueMissing, record_subject(id), detail);
         };
-        if record.created_at.is_none() {
+        if record.created_at.is_none() && !record.is_mutable() {
             missing("cache.createdAt");
         }
         if record.blob.is_some() {
@@ -368,7 +373,12 @@ pub(super) fn unused(records: &Records, containerd: &Containerd, findings: &mut 
 }
 
 /// Containerd's snapshots among themselves and against the snapshotter's own database.
-pub(super) fn snapshots(containerd: &Containerd, store: Option<&Snapshotter>, findings: &mut Findings) {
+pub(super) fn snapshots(
+    containerd: &Containerd,
+    store: Option<&Snapshotter>,
+    records: Option<&Records>,
+    findings: &mut Findings,
+) {
     let mut names: BTreeMap<&str, &str> = BTreeMap::new();
     for (key, snapshot) in &containerd.snapshots {
         if let Some(parent) = &snapshot.parent {
@@ -413,7 +423,18 @@ pub(super) fn snapshots(containerd: &Containerd, store: Option<&Snapshotter>, fi
             }
         }
         if let Some(store) = store {
-            stored(key, name, snapshot.parent.as_deref(), containerd, store, findings);
+            if let Some(stored) = store.snapshots.get(name) {
+                stored_parent(key, stored, snapshot.parent.as_deref(), containerd, findings);
+            } else {
+                let in_use = records.is_some_and(|records| records.is_committed_snapshot(key));
+                let kind = if !in_use && was_being_committed(key, name, containerd, store) {
+                    FindingKind::SnapshotUnfinished
+                } else {
+                    FindingKind::SnapshotNameMissing
+                };
+                let detail = format!("the snapshotter's database has no {name}");
+                findings.add(kind, snapshot_subject(key), detail);
+            }
         }
     }
     for name in store.into_iter().flat_map(|store| store.snapshots.keys()) {
@@ -431,19 +452,28 @@ pub(super) fn snapshots(containerd: &Containerd, store: Option<&Snapshotter>, fi
     }
 }
 
-fn stored(
+/// Whether a daemon may have been stopped in the middle of committing the snapshot `key`: containerd
+/// (`core/metadata/snapshot.go`, `Commit`) has the snapshotter give it its new name, under the next number
+/// of the sequence, before its own transaction with that number ends.
+fn was_being_committed(key: &str, name: &str, containerd: &Containerd, store: &Snapshotter) -> bool {
+    let parent = containerd.snapshots.get(key).and_then(|snapshot| snapshot.parent.as_deref());
+    let parent = parent.and_then(|parent| containerd.snapshots.get(parent)?.name.as_deref());
+    let is_next = |name: &str| {
+        let number = name.strip_prefix("buildkit/").and_then(|rest| rest.split_once('/'));
+        number.is_some_and(|(number, _)| number.parse() == Ok(containerd.sequence + 1))
+    };
+    store.snapshots.iter().any(|(new, stored)| {
+        new != name && is_next(new) && stored.kind == Kind::Committed && stored.parent.as_deref() == parent
+    })
+}
+
+fn stored_parent(
     key: &str,
-    name: &str,
+    stored: &Stored,
     parent: Option<&str>,
     containerd: &Containerd,
-    store: &Snapshotter,
     findings: &mut Findings,
 ) {
-    let Some(stored) = store.snapshots.get(name) else {
-        let detail = format!("the snapshotter's database has no {name}");
-        findings.add(FindingKind::SnapshotNameMissing, snapshot_subject(key), detail);
-        return;
-    };
     let expected = match parent {
         None => None,
         Some(parent) => match containerd.snapshots.get(parent).and_then(|parent| parent.name.as_deref()) {

@@ -84,7 +84,7 @@ kinds! {
     DatabasePage = "database-page", Error;
     /// The freelist disagrees with the pages in use: the next write may destroy data.
     DatabaseFreelist = "database-freelist", Error;
-    /// A bucket is missing that a daemon always makes.
+    /// A bucket is missing that a daemon would have made by now.
     BucketMissing = "bucket-missing", Error;
     /// A bucket stands where a value is needed, or the other way round.
     EntryType = "entry-type", Error;
@@ -116,7 +116,7 @@ kinds! {
     ExternalOrphaned = "external-orphaned", Note;
     /// The record was being deleted when the daemon stopped.
     RecordDeleted = "record-deleted", Note;
-    /// A mutable record whose snapshot was not made yet, or is gone already: a daemon drops the record.
+    /// A mutable record that was not whole yet, or whose snapshot is gone already: a daemon completes or drops it.
     RecordUnfinished = "record-unfinished", Note;
     /// A record that only a registry can fill: neither its blob nor its snapshot is here.
     RecordLazy = "record-lazy", Note;
@@ -160,6 +160,8 @@ kinds! {
     SnapshotDirectoryMissing = "snapshot-directory-missing", Error;
     /// A snapshot's directory holds another number of inodes than was recorded when it was committed.
     SnapshotInodes = "snapshot-inodes", Error;
+    /// The daemon was stopped while it committed this snapshot: it makes it anew.
+    SnapshotUnfinished = "snapshot-unfinished", Note;
     /// A snapshot that neither a lease nor another snapshot holds.
     SnapshotUnused = "snapshot-unused", Note;
     /// A snapshot of the snapshotter's own database that containerd's metadata does not know.

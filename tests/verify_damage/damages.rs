@@ -228,6 +228,13 @@ pub const ALL: &[Damage] = &[
             t.at(&STORED).remove(name);
         });
     }),
+    ("snapshot of a record under another name", SnapshotNameMissing, |r| {
+        let next = r.next_name();
+        r.edit("snapshots", |t| {
+            let name = leaf_stored(t);
+            t.at(&STORED).rename(&name, &next);
+        });
+    }),
     ("two snapshots of one name", SnapshotNameShared, |r| {
         r.edit("containerd", |t| {
             let snapshots = t.at(&SNAPSHOTS);
@@ -338,6 +345,24 @@ pub const ALL: &[Damage] = &[
             copy.put("id", [99]);
             t.at(&STORED).sequence = 99;
             t.at(&STORED).entries.insert(b"buildkit/99/x".to_vec(), Node::Bucket(copy));
+        });
+    }),
+    ("snapshot whose commit did not end", SnapshotUnfinished, |r| {
+        let next = r.next_name();
+        r.edit("containerd", |t| {
+            let key = leaf_snapshot(t);
+            let mut copy = t.at(&SNAPSHOTS).at(&[&key]).clone();
+            let name = copy.text("name").replace(&key, NOBODY);
+            copy.put("name", &name);
+            copy.entries.remove(&b"parent"[..]);
+            t.at(&SNAPSHOTS).entries.insert(NOBODY.into(), Node::Bucket(copy));
+        });
+        r.edit("snapshots", |t| {
+            let mut copy = first(t.at(&STORED)).clone();
+            copy.entries.remove(&b"parent"[..]);
+            copy.put("id", [99]);
+            t.at(&STORED).sequence = 99;
+            t.at(&STORED).entries.insert(next.into(), Node::Bucket(copy));
         });
     }),
     ("directory of no snapshot", SnapshotDirectoryOrphaned, |r| {

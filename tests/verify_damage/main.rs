@@ -59,6 +59,12 @@ impl Root {
         bolt_tree::edit(&self.database(name), change);
     }
 
+    /// A name in the snapshotter's own database with the number that comes next.
+    pub fn next_name(&self) -> String {
+        let mut metadata = self.read("containerd");
+        format!("buildkit/{}/x", metadata.at(&parts::SNAPSHOTS).sequence + 1)
+    }
+
     /// Reads a database.
     #[track_caller]
     pub fn read(&self, name: &str) -> Tree {
