@@ -11,6 +11,7 @@
 //!              [source] [oci]                                 [keys]
 //!                     │                         operation digests, proven by hash
 //!                     └───────────────────┬──────────────────────┘
+//!                                     [gather]
 //!                                      [bake]
 //!                     ┌───────────────────┴──────────────────────┐
 //!                  [layer]                                    [store]
@@ -31,6 +32,7 @@
 //! [source]: crate::source
 //! [oci]: crate::oci
 //! [keys]: crate::keys
+//! [gather]: crate::gather
 //! [bake]: crate::bake
 //! [layer]: crate::layer
 //! [store]: crate::store
@@ -42,6 +44,7 @@ pub mod cli;
 pub mod csv;
 pub mod digest;
 pub mod fsutil;
+pub mod gather;
 pub mod keys;
 pub mod layer;
 pub mod oci;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::report::Unkeyed;
 use crate::digest::{DiffId, Digest};
-use crate::{keys, layer, oci, source, store};
+use crate::{gather, layer, store};
 
 /// A bake that failed; the target is as it was.
 #[derive(Debug, thiserror::Error)]
@@ -34,22 +34,9 @@ pub enum Error {
         /// The target.
         path: PathBuf,
     },
-    /// A cache or image could not be read.
-    #[error("{what}: {source}")]
-    Source {
-        /// As it was asked for.
-        what: String,
-        /// What went wrong.
-        source: source::Error,
-    },
-    /// What was read is not a cache that can be baked.
-    #[error("{cache}: {source}")]
-    Cache {
-        /// As it was asked for.
-        cache: String,
-        /// What is wrong with it.
-        source: oci::Error,
-    },
+    /// A cache or key source could not be read.
+    #[error(transparent)]
+    Gather(#[from] gather::Error),
     /// Two caches disagree on what a blob holds.
     #[error("two caches claim different diff IDs for layer {digest}: {} and {}", claims[0], claims[1])]
     DiffIdClaims {
@@ -57,31 +44,6 @@ pub enum Error {
         digest: Digest,
         /// What each claims.
         claims: [DiffId; 2],
-    },
-    /// A key source could not be used.
-    #[error("--keys-from {what}: {source}")]
-    Keys {
-        /// As it was asked for.
-        what: String,
-        /// What went wrong.
-        source: keys::Error,
-    },
-    /// The image of a key source is not valid.
-    #[error("--keys-from {image}: {source}")]
-    KeyImage {
-        /// As it was asked for.
-        image: String,
-        /// What is wrong with it.
-        source: oci::Error,
-    },
-    /// An image without provenance.
-    #[error(
-        "--keys-from {image}: the image has no provenance for this platform; push it with \
-         `--provenance mode=max` (buildx) or `--opt attest:provenance=mode=max` (buildctl)"
-    )]
-    NoAttestation {
-        /// As it was asked for.
-        image: String,
     },
     /// Some records would never be found.
     #[error(
@@ -167,17 +129,14 @@ impl Error {
     pub fn class(&self) -> ErrorClass {
         use layer::Error as L;
         match self {
-            Self::Source { source, .. } => match source.class() {
-                source::ErrorClass::Spec => ErrorClass::Spec,
-                source::ErrorClass::Unavailable => ErrorClass::Source,
-                source::ErrorClass::Auth => ErrorClass::Authentication,
-                source::ErrorClass::Content => ErrorClass::Content,
-                source::ErrorClass::Output => ErrorClass::Other,
+            Self::Gather(error) => match error.class() {
+                gather::ErrorClass::Spec => ErrorClass::Spec,
+                gather::ErrorClass::Source => ErrorClass::Source,
+                gather::ErrorClass::Authentication => ErrorClass::Authentication,
+                gather::ErrorClass::Content => ErrorClass::Content,
+                gather::ErrorClass::Other => ErrorClass::Other,
             },
-            Self::Keys { .. } | Self::NoAttestation { .. } => ErrorClass::Source,
-            Self::Cache { .. }
-            | Self::KeyImage { .. }
-            | Self::DiffIdClaims { .. }
+            Self::DiffIdClaims { .. }
             | Self::DiffIdMismatch { .. }
             | Self::Layer { source: L::Decompress { .. } | L::Archive { .. } | L::Refused { .. }, .. } => {
                 ErrorClass::Content

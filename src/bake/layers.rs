@@ -17,6 +17,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
+use crate::gather;
 use crate::layer::{self, Implied, Usage};
 use crate::oci;
 use crate::progress::{Event, Progress};
@@ -170,7 +171,7 @@ impl Run<'_> {
         let mut out = Cancellable { inner: &mut writer, cancel: self.cancel };
         source
             .blob(descriptor, &mut out, self.progress)
-            .map_err(|error| Error::Source { what: source.name(), source: error })?;
+            .map_err(|error| gather::Error::Source { what: source.name(), source: error })?;
         writer.finish(&descriptor.digest)?;
         self.progress.event(Event::BlobDone { digest: descriptor.digest });
         Ok(())

@@ -10,7 +10,6 @@
 //! Nothing stands at the target until all of it does. Before the first layer is fetched it is known
 //! which records can be keyed, so a bake that would be cold ends early and cheap.
 
-mod collect;
 mod error;
 mod layers;
 mod plan;
@@ -32,6 +31,7 @@ pub use error::{Error, ErrorClass};
 pub use report::{Report, Unkeyed};
 
 use crate::fsutil;
+use crate::gather;
 use crate::keys::KeySpec;
 use crate::oci::Platform;
 use crate::progress::{Event, Phase, Progress};
@@ -61,8 +61,8 @@ pub struct Options {
 }
 
 impl Options {
-    fn platform(&self) -> Platform {
-        self.platform.clone().unwrap_or_else(Platform::host)
+    fn gather(&self) -> gather::Options {
+        gather::Options { platform: self.platform.clone(), registry: self.registry.clone() }
     }
 }
 
@@ -167,12 +167,12 @@ fn bake_into(
     let mut seconds = Phases::default();
 
     let started = begin(progress, Phase::Resolve);
+    let gathering = options.gather();
     let mut sources = Vec::new();
     let mut caches = Vec::new();
     let mut baked = Vec::new();
     for spec in &options.caches {
-        cancel.check()?;
-        let opened = collect::open_cache(spec, options, progress)?;
+        let opened = gather::open(spec, &gathering, progress)?;
         sources.push(opened.source);
         caches.push(opened.cache);
         baked.push(opened.report);
@@ -180,7 +180,7 @@ fn bake_into(
     seconds.set(Phase::Resolve, end(progress, Phase::Resolve, started));
 
     let started = begin(progress, Phase::Keys);
-    let keys = collect::collect_keys(&options.keys_from, &caches, options, cancel, progress)?;
+    let keys = gather::collect(&options.keys_from, &caches, &gathering, progress)?;
     let plan = plan::plan(&caches, &keys.keyring, &keys.candidates)?;
     seconds.set(Phase::Keys, end(progress, Phase::Keys, started));
     if !plan.unkeyed.is_empty() && !options.allow_unkeyed {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::digest::{Digest, RecordDigest};
+use crate::gather::{BakedCache, KeySourceReport};
 use crate::progress::Phase;
 
 /// A record that no build will find by its key.
@@ -20,28 +21,6 @@ pub struct Unkeyed {
     pub size: Option<u64>,
     /// Its own key is known, but one of its inputs is unkeyed and so it cannot be reached.
     pub only_inputs: bool,
-}
-
-/// A cache that was baked.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct BakedCache {
-    /// As it was asked for.
-    pub cache: String,
-    /// The digest of its manifest: what the tag meant this time.
-    pub digest: Digest,
-    /// Records of its config.
-    pub records: usize,
-}
-
-/// A key source that was read.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct KeySourceReport {
-    /// As it was asked for.
-    pub source: String,
-    /// Operation digests that it offered.
-    pub candidates: usize,
-    /// Records of the caches that these could key.
-    pub keyed: usize,
 }
 
 /// Seconds that each phase took.
