@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::{Error, Options};
 use crate::digest::Digest;
+use crate::oci::media_type::CACHE_CONFIG;
 use crate::oci::{Cache, CacheConfig, CacheManifest, Document};
 use crate::progress::Progress;
 use crate::source::{CacheSpec, Source};
@@ -39,9 +40,15 @@ pub fn open(spec: &CacheSpec, options: &Options, progress: &dyn Progress) -> Res
     let wrap = |source| Error::Source { what: name.clone(), source };
     let source = spec.open(&options.registry).map_err(wrap)?;
     let manifest = source.manifest(None, progress).map_err(wrap)?;
-    let cache = (|| Document::parse(&manifest.bytes)?.into_cache())()
-        .map_err(|source| Error::Cache { cache: name.clone(), source })?;
-    let cache = read_config(&*source, &cache, &name, progress)?;
+    let wrap = |source| Error::Cache { cache: name.clone(), source };
+    let cache = if manifest.media_type == CACHE_CONFIG {
+        CacheConfig::parse(&manifest.bytes)
+            .and_then(|config| config.resolve_alone(&manifest.bytes))
+            .map_err(wrap)?
+    } else {
+        let cache = (|| Document::parse(&manifest.bytes)?.into_cache())().map_err(wrap)?;
+        read_config(&*source, &cache, &name, progress)?
+    };
     let report = BakedCache { cache: name, digest: manifest.digest, records: cache.records.len() };
     Ok(Opened { source, cache, report })
 }
