@@ -172,10 +172,11 @@ fn bake_into(
     let mut caches = Vec::new();
     let mut baked = Vec::new();
     for spec in &options.caches {
-        let opened = gather::open(spec, &gathering, progress)?;
-        sources.push(opened.source);
-        caches.push(opened.cache);
-        baked.push(opened.report);
+        for opened in gather::open(spec, &gathering, progress)? {
+            sources.push(opened.source);
+            caches.push(opened.cache);
+            baked.push(opened.report);
+        }
     }
     seconds.set(Phase::Resolve, end(progress, Phase::Resolve, started));
 

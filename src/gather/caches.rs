@@ -29,11 +29,13 @@ pub struct Opened {
     pub report: BakedCache,
 }
 
-/// Reads manifest and config of one cache and checks them.
+/// Reads manifest and config of what one spec names and checks them.
+///
+/// Most specs name one cache. Never empty.
 ///
 /// # Errors
 /// It cannot be read, or is no cache.
-pub fn open(spec: &CacheSpec, options: &Options, progress: &dyn Progress) -> Result<Opened, Error> {
+pub fn open(spec: &CacheSpec, options: &Options, progress: &dyn Progress) -> Result<Vec<Opened>, Error> {
     options.check()?;
     let name = spec.to_string();
     let wrap = |source| Error::Source { what: name.clone(), source };
@@ -43,7 +45,7 @@ pub fn open(spec: &CacheSpec, options: &Options, progress: &dyn Progress) -> Res
         .map_err(|source| Error::Cache { cache: name.clone(), source })?;
     let cache = read_config(&*source, &cache, &name, progress)?;
     let report = BakedCache { cache: name, digest: manifest.digest, records: cache.records.len() };
-    Ok(Opened { source, cache, report })
+    Ok(vec![Opened { source, cache, report }])
 }
 
 fn read_config(
