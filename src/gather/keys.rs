@@ -65,6 +65,7 @@ fn read_candidates(spec: &KeySpec, options: &Options, progress: &dyn Progress) -
     match spec {
         KeySpec::Provenance(src) => keys::provenance::read(src, &options.platform()).map_err(wrap),
         KeySpec::CacheDb(src) => keys::harvest::candidates(src).map_err(wrap),
+        KeySpec::Keys(src) => keys::file::load(src).map(|file| file.candidates()).map_err(wrap),
         KeySpec::Image(reference) => image_candidates(spec, reference, options, progress),
     }
 }
