@@ -179,6 +179,7 @@ fn bake_into(
             baked.push(opened.report);
         }
     }
+    gather::check_platforms(&baked, &gathering)?;
     seconds.set(Phase::Resolve, end(progress, Phase::Resolve, started));
 
     let started = begin(progress, Phase::Keys);

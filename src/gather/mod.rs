@@ -9,12 +9,13 @@
 
 mod caches;
 mod error;
+mod inline;
 mod keys;
 
 use crate::oci::Platform;
 use crate::source;
 
-pub use caches::{BakedCache, Opened, open};
+pub use caches::{BakedCache, Opened, check_platforms, open};
 pub use error::{Error, ErrorClass};
 pub use keys::{KeySourceReport, Keys, collect};
 

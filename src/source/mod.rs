@@ -16,6 +16,7 @@ pub mod registry;
 pub mod spec;
 
 use std::io::Write;
+use std::sync::Arc;
 
 use crate::digest::{Digest, Hasher};
 use crate::oci::Descriptor;
@@ -75,6 +76,29 @@ pub trait Source: Send + Sync {
         let mut bytes = Vec::new();
         self.blob(blob, &mut bytes, progress)?;
         Ok(bytes)
+    }
+}
+
+/// One source of several caches.
+impl<S: Source + ?Sized> Source for Arc<S> {
+    fn name(&self) -> String {
+        (**self).name()
+    }
+
+    fn manifest(&self, digest: Option<&Digest>, progress: &dyn Progress) -> Result<Manifest, Error> {
+        (**self).manifest(digest, progress)
+    }
+
+    fn blob(&self, blob: &Descriptor, out: &mut dyn Write, progress: &dyn Progress) -> Result<(), Error> {
+        (**self).blob(blob, out, progress)
+    }
+
+    fn repository(&self) -> Option<(String, String)> {
+        (**self).repository()
+    }
+
+    fn document(&self, blob: &Descriptor, progress: &dyn Progress) -> Result<Vec<u8>, Error> {
+        (**self).document(blob, progress)
     }
 }
 
