@@ -1,6 +1,11 @@
 //! Why a cache or key source could not be read.
 
+use crate::oci::Platform;
 use crate::{keys, oci, source};
+
+fn list(platforms: &[Platform]) -> String {
+    platforms.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
 
 /// A cache or key source that could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +52,24 @@ pub enum Error {
         /// As it was asked for.
         image: String,
     },
+    /// An image with inline cache, but not for a platform that was asked for.
+    #[error("{cache}: the image is for {}, not for {}", list(held), list(wanted))]
+    NoPlatform {
+        /// As it was asked for.
+        cache: String,
+        /// The platforms that were asked for.
+        wanted: Vec<Platform>,
+        /// The platforms that the image is for.
+        held: Vec<Platform>,
+    },
+    /// A platform that was asked for and that no cache is for.
+    #[error("no cache is for --platform {platform}: they are for {}", list(held))]
+    PlatformNotHeld {
+        /// The platform.
+        platform: Platform,
+        /// The platforms that were baked otherwise.
+        held: Vec<Platform>,
+    },
     /// A signal ended it.
     #[error("interrupted")]
     Interrupted,
@@ -84,7 +107,10 @@ impl Error {
     pub fn class(&self) -> ErrorClass {
         match self {
             Self::Source { source, .. } => source.into(),
-            Self::Keys { .. } | Self::NoAttestation { .. } => ErrorClass::Source,
+            Self::Keys { .. }
+            | Self::NoAttestation { .. }
+            | Self::NoPlatform { .. }
+            | Self::PlatformNotHeld { .. } => ErrorClass::Source,
             Self::Cache { .. } | Self::KeyImage { .. } => ErrorClass::Content,
             Self::Interrupted => ErrorClass::Other,
         }

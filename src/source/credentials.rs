@@ -405,8 +405,7 @@ pub(super) fn run_helper(
     input: &[u8],
     limit: Duration,
 ) -> Result<Option<Ended>, io::Error> {
-    let mut child =
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     if let Some(mut stdin) = child.stdin.take() {
         // One that answers without reading is fine.
         let _ = stdin.write_all(input);

@@ -20,6 +20,7 @@ pub mod secret;
 pub mod spec;
 
 use std::io::Write;
+use std::sync::Arc;
 
 use crate::digest::{Digest, Hasher};
 use crate::oci::Descriptor;
@@ -78,6 +79,11 @@ pub trait Source: Send + Sync {
     /// The returned digest was computed from the bytes; where one was asked for it is that one.
     fn manifest(&self, digest: Option<&Digest>, progress: &dyn Progress) -> Result<Manifest, Error>;
 
+    /// Reads all that the spec names: one, or as many cache configs as an object store has for it. Never empty.
+    fn manifests(&self, progress: &dyn Progress) -> Result<Vec<Manifest>, Error> {
+        Ok(vec![self.manifest(None, progress)?])
+    }
+
     /// Writes a blob to `out`, in order, in memory that does not grow with its size.
     ///
     /// On return size and digest match the descriptor. On an error `out` may have received a part,
@@ -97,6 +103,33 @@ pub trait Source: Send + Sync {
         let mut bytes = Vec::new();
         self.blob(blob, &mut bytes, progress)?;
         Ok(bytes)
+    }
+}
+
+/// One source of several caches.
+impl<S: Source + ?Sized> Source for Arc<S> {
+    fn name(&self) -> String {
+        (**self).name()
+    }
+
+    fn manifest(&self, digest: Option<&Digest>, progress: &dyn Progress) -> Result<Manifest, Error> {
+        (**self).manifest(digest, progress)
+    }
+
+    fn manifests(&self, progress: &dyn Progress) -> Result<Vec<Manifest>, Error> {
+        (**self).manifests(progress)
+    }
+
+    fn blob(&self, blob: &Descriptor, out: &mut dyn Write, progress: &dyn Progress) -> Result<(), Error> {
+        (**self).blob(blob, out, progress)
+    }
+
+    fn repository(&self) -> Option<(String, String)> {
+        (**self).repository()
+    }
+
+    fn document(&self, blob: &Descriptor, progress: &dyn Progress) -> Result<Vec<u8>, Error> {
+        (**self).document(blob, progress)
     }
 }
 

@@ -395,10 +395,7 @@ mod tests {
         let cases = [
             ("", "empty cache: expected a reference, type=registry,ref=REF or type=local,src=DIR"),
             ("  ", "empty cache: expected a reference, type=registry,ref=REF or type=local,src=DIR"),
-            (
-                "type=inline",
-                "unsupported cache type \"inline\": supported are registry, local and s3",
-            ),
+            ("type=inline", "unsupported cache type \"inline\": supported are registry, local and s3"),
             ("ref=a", "cache \"ref=a\" has no type: add type=registry or type=local"),
             ("type=registry", "type=registry needs ref=…"),
             ("type=local,tag=x", "type=local needs src=…"),

@@ -18,8 +18,8 @@ use std::time::Duration;
 use super::credentials::Environment;
 
 pub(super) use blob::{Download, document};
-pub use retry::{RetryPolicy, Stop};
 pub(super) use retry::{Attempts, Failure};
+pub use retry::{RetryPolicy, Stop};
 pub(super) use transport::{Method, Reply, Transport, element, host_of, is_loopback, percent_encode};
 
 /// How to reach sources over a network.

@@ -143,7 +143,12 @@ pub(in crate::source) struct Attempts<'a> {
 
 impl<'a> Attempts<'a> {
     /// `what` names the request in messages.
-    pub(in crate::source) fn new(what: String, policy: RetryPolicy, stop: &'a Stop, progress: &'a dyn Progress) -> Self {
+    pub(in crate::source) fn new(
+        what: String,
+        policy: RetryPolicy,
+        stop: &'a Stop,
+        progress: &'a dyn Progress,
+    ) -> Self {
         Self { what, policy, stop, progress, failures: 0 }
     }
 

@@ -268,8 +268,9 @@ impl Transport {
         };
         let location = headers.get(LOCATION).and_then(|value| value.to_str().ok());
         let location = location.ok_or_else(|| bad("redirects without a readable Location".to_owned()))?;
-        let target = resolve(from, location)
-            .ok_or_else(|| bad(format!("redirects to {:?}, which is no valid URL", without_query(location))))?;
+        let target = resolve(from, location).ok_or_else(|| {
+            bad(format!("redirects to {:?}, which is no valid URL", without_query(location)))
+        })?;
         if !self.may_ask(&target) {
             let host = target.authority().map(ToString::to_string).unwrap_or_default();
             return Err(bad(format!("redirects to {host} over plain http, which is not allowed")));
@@ -444,7 +445,8 @@ pub(in crate::source) fn element(xml: &[u8], name: &str) -> Option<String> {
     let text = String::from_utf8_lossy(xml);
     let (_, rest) = text.split_once(&format!("<{name}>"))?;
     let (inner, _) = rest.split_once(&format!("</{name}>"))?;
-    let plain = inner.replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", "\"").replace("&apos;", "'");
+    let plain =
+        inner.replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", "\"").replace("&apos;", "'");
     Some(plain.replace("&amp;", "&").trim().to_owned())
 }
 
@@ -666,7 +668,10 @@ mod tests {
             (r#"{"details":"incorrect username"}"#, "incorrect username"),
             (r#"{"error":"invalid_grant"}"#, "invalid_grant"),
             ("<html>\n  gone\r\n</html>", "<html> gone </html>"),
-            ("<?xml?><Error><Code>NoSuchKey</Code><Message>gone &amp; lost</Message></Error>", "NoSuchKey: gone & lost"),
+            (
+                "<?xml?><Error><Code>NoSuchKey</Code><Message>gone &amp; lost</Message></Error>",
+                "NoSuchKey: gone & lost",
+            ),
             ("\u{feff}<Error><Code>AuthenticationFailed</Code></Error>", "AuthenticationFailed"),
             ("", ""),
         ];

@@ -185,9 +185,8 @@ impl Source for Registry {
         let (name, place) = (self.name(), self.repository_name());
         let download =
             Download { blob, source_name: &name, place: &place, retry: self.retry, stop: &self.stop };
-        download.run(out, progress, &|what, headers| {
-            self.get(what, &format!("blobs/{}", blob.digest), headers)
-        })
+        download
+            .run(out, progress, &|what, headers| self.get(what, &format!("blobs/{}", blob.digest), headers))
     }
 
     fn repository(&self) -> Option<(String, String)> {

@@ -69,11 +69,15 @@ impl Attributes {
             (None, _) => return Err(SpecError::MissingKey { kind: "s3", key: "access_key_id" }),
             (_, None) => return Err(SpecError::MissingKey { kind: "s3", key: "secret_access_key" }),
         };
-        if let Some(mode) = fields.get("retry_mode").filter(|mode| !matches!(*mode, "standard" | "adaptive")) {
+        if let Some(mode) = fields.get("retry_mode").filter(|mode| !matches!(*mode, "standard" | "adaptive"))
+        {
             let (key, expected) = ("retry_mode", "standard or adaptive");
             return Err(SpecError::Value { key, value: mode.to_owned(), expected });
         }
-        fields.get("disable_accept_encoding").map(|v| parse_bool("disable_accept_encoding", v)).transpose()?;
+        fields
+            .get("disable_accept_encoding")
+            .map(|v| parse_bool("disable_accept_encoding", v))
+            .transpose()?;
         let names = fields.written("name").unwrap_or("buildkit");
         Ok(Self {
             bucket: text("bucket"),
@@ -84,7 +88,9 @@ impl Attributes {
             manifests_prefix: fields.written("manifests_prefix").unwrap_or("manifests/").to_owned(),
             blobs_prefix: fields.written("blobs_prefix").unwrap_or("blobs/").to_owned(),
             endpoint_url: text("endpoint_url"),
-            use_path_style: fields.get("use_path_style").map_or(Ok(false), |v| parse_bool("use_path_style", v))?,
+            use_path_style: fields
+                .get("use_path_style")
+                .map_or(Ok(false), |v| parse_bool("use_path_style", v))?,
             keys,
             retry_max_attempts: fields
                 .get("retry_max_attempts")

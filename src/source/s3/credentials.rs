@@ -24,10 +24,10 @@ use serde::Deserialize;
 use super::profile::{Profile, Profiles};
 use super::remote;
 use super::sigv4::Keys;
+use crate::source::Error;
 use crate::source::credentials::run_helper;
 use crate::source::http::{Failure, Options};
 use crate::source::secret::Secret;
-use crate::source::Error;
 
 /// How long before their end temporary keys are fetched anew.
 const AHEAD: SignedDuration = SignedDuration::from_mins(5);
@@ -318,7 +318,14 @@ impl Provider {
             Some(role) => {
                 let session = profile.get("role_session_name");
                 let region = profile.get("region").unwrap_or(&self.region);
-                remote::assume_role(&self.options, region, &base.keys, role, session, profile.get("external_id"))
+                remote::assume_role(
+                    &self.options,
+                    region,
+                    &base.keys,
+                    role,
+                    session,
+                    profile.get("external_id"),
+                )
             }
             None => Ok(base),
         }

@@ -179,7 +179,12 @@ mod tests {
             ("", "r", None, "invalid value \"\" for bucket: expected the name of a bucket"),
             ("a/b", "r", None, "invalid value \"a/b\" for bucket: expected the name of a bucket"),
             ("a@b", "r", None, "invalid value \"a@b\" for bucket: expected the name of a bucket"),
-            ("arn:aws:s3", "r", None, "invalid value \"arn:aws:s3\" for bucket: expected the name of a bucket"),
+            (
+                "arn:aws:s3",
+                "r",
+                None,
+                "invalid value \"arn:aws:s3\" for bucket: expected the name of a bucket",
+            ),
             (
                 "b",
                 "evil.example/",

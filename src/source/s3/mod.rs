@@ -116,8 +116,7 @@ impl S3 {
             };
             let (mut all, authorization) = sigv4::sign(&request, &keys, Timestamp::now(), &[]);
             all.extend_from_slice(headers);
-            let mut reply =
-                self.transport.get_here(&self.endpoint.url(&path), &all, Some(&authorization))?;
+            let mut reply = self.transport.get_here(&self.endpoint.url(&path), &all, Some(&authorization))?;
             if let Some(failure) = reply.passing_failure() {
                 return Err(failure);
             }
@@ -125,7 +124,8 @@ impl S3 {
                 return Ok(reply);
             }
             let refusal = Refusal::read(&mut reply);
-            let ended = matches!(refusal.code.as_str(), "ExpiredToken" | "InvalidToken" | "TokenRefreshRequired");
+            let ended =
+                matches!(refusal.code.as_str(), "ExpiredToken" | "InvalidToken" | "TokenRefreshRequired");
             if ended && !renewed && self.provider.refused(&keys) {
                 renewed = true;
                 continue;

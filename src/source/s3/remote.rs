@@ -16,9 +16,7 @@ use ureq::http::Uri;
 use super::credentials::{Answer, AwsError, Held};
 use super::endpoint::{dns_suffix, host_header};
 use super::sigv4::{self, Keys};
-use crate::source::http::{
-    Failure, Method, Options, Reply, Transport, element, is_loopback, percent_encode,
-};
+use crate::source::http::{Failure, Method, Options, Reply, Transport, element, is_loopback, percent_encode};
 
 /// The version of the security token service's protocol.
 const STS_VERSION: &str = "2011-06-15";
@@ -47,7 +45,8 @@ fn url(text: &str, from: &str) -> Result<Uri, AwsError> {
 
 /// The security token service of a region.
 fn sts(options: &Options, region: &str) -> Result<(Transport, Uri), Failure> {
-    let set = ["AWS_ENDPOINT_URL_STS", "AWS_ENDPOINT_URL"].into_iter().find_map(|name| options.env.text(name));
+    let set =
+        ["AWS_ENDPOINT_URL_STS", "AWS_ENDPOINT_URL"].into_iter().find_map(|name| options.env.text(name));
     let text = set.map_or_else(|| format!("https://sts.{region}.{}", dns_suffix(region)), str::to_owned);
     let uri = url(&text, "the security token service")?;
     Ok((Transport::at(&uri, options)?, uri))
@@ -122,7 +121,8 @@ fn from_sts(mut reply: Reply, origin: &str) -> Result<Held, Failure> {
 pub(super) fn of_container(options: &Options) -> Result<Option<Held>, Failure> {
     const FROM: &str = "the container's agent";
     let env = &options.env;
-    let relative = env.text("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI").map(|path| format!("{ECS_AGENT}{path}"));
+    let relative =
+        env.text("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI").map(|path| format!("{ECS_AGENT}{path}"));
     let full = env.text("AWS_CONTAINER_CREDENTIALS_FULL_URI").map(str::to_owned);
     let Some(text) = relative.or(full) else { return Ok(None) };
     let uri = url(&text, FROM)?;

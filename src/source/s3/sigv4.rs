@@ -147,14 +147,7 @@ mod tests {
 
     #[test]
     fn a_session_token_goes_along_and_is_signed() {
-        let request = Request {
-            method: "GET",
-            host: "h",
-            path: "/",
-            query: "",
-            region: "r",
-            service: "s3",
-        };
+        let request = Request { method: "GET", host: "h", path: "/", query: "", region: "r", service: "s3" };
         let (headers, authorization) = sign(&request, &keys(Some("token")), Timestamp::UNIX_EPOCH, &[]);
         assert_eq!(headers[2], ("x-amz-security-token", "token".to_owned()));
         assert!(authorization.contains("x-amz-date;x-amz-security-token,"), "{authorization}");
