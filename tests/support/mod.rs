@@ -16,6 +16,7 @@ pub mod command;
 pub mod daemon;
 pub mod files;
 pub mod image;
+pub mod moto;
 pub mod registry;
 pub mod skip;
 pub mod tar;
