@@ -15,6 +15,7 @@ pub mod cases;
 pub mod command;
 pub mod daemon;
 pub mod files;
+pub mod gha;
 pub mod image;
 pub mod moto;
 pub mod registry;

@@ -114,7 +114,8 @@ impl Moto {
     }
 
     fn iam(&self, form: &[(&str, &str)]) -> String {
-        let request = self.agent.post(&self.url).header("authorization", SIGNED_BY_NOBODY.replace("s3", "iam"));
+        let request =
+            self.agent.post(&self.url).header("authorization", SIGNED_BY_NOBODY.replace("s3", "iam"));
         let form = form.iter().copied().chain([("Version", "2010-05-08")]);
         let mut response = request.send_form(form).unwrap();
         let text = response.body_mut().read_to_string().unwrap();

@@ -16,8 +16,7 @@ use crate::source::secret::Secret;
 use crate::source::spec::{Fields, SpecError, write_fields};
 use crate::source::{Environment, Error};
 
-const KEYS: &[&str] =
-    &["scope", "url_v2", "url", "token", "version", "timeout", "repository", "ghtoken"];
+const KEYS: &[&str] = &["scope", "url_v2", "url", "token", "version", "timeout", "repository", "ghtoken"];
 /// The host of GitHub's own service of version 2.
 const SERVICE_V2: &str = "results-receiver.actions.githubusercontent.com";
 
@@ -89,7 +88,9 @@ impl Attributes {
                 (url, Protocol::V2)
             }
             (None, Some(url)) => (url, Protocol::V1),
-            (None, None) => return Err(Error::NoRunner { missing: "url_v2", variable: "ACTIONS_RESULTS_URL" }),
+            (None, None) => {
+                return Err(Error::NoRunner { missing: "url_v2", variable: "ACTIONS_RESULTS_URL" });
+            }
         };
         let of_env = || env.text("ACTIONS_RUNTIME_TOKEN").map(Secret::new);
         let origin = if self.token.is_some() { "the attribute token" } else { "$ACTIONS_RUNTIME_TOKEN" };
@@ -134,7 +135,8 @@ mod tests {
             ("ACTIONS_CACHE_URL", "https://cache/"),
         ];
         let old: &[_] = &[("ACTIONS_CACHE_URL", "https://cache/")];
-        let results: &[_] = &[("ACTIONS_RESULTS_URL", "https://results-receiver.actions.githubusercontent.com/")];
+        let results: &[_] =
+            &[("ACTIONS_RESULTS_URL", "https://results-receiver.actions.githubusercontent.com/")];
         let cases: [(_, &[_], _, _); 9] = [
             ("type=gha", runner, "https://results/", V2),
             ("type=gha,version=1", runner, "https://cache/", V1),

@@ -192,7 +192,9 @@ impl Gha {
         };
         let Some(url) = url else { return Ok(None) };
         if !url.parse().is_ok_and(|url| self.transport.may_ask(&url)) {
-            return Err(bad("names an address that may not be asked, since it is not on https".to_owned()).into());
+            return Err(
+                bad("names an address that may not be asked, since it is not on https".to_owned()).into()
+            );
         }
         Ok(Some(url))
     }

@@ -150,10 +150,8 @@ fn an_instance_is_asked_with_a_token() {
             r#"{"Code":"Success","AccessKeyId":"I","SecretAccessKey":"s","Token":"t","Expiration":"2999-01-01T00:00:00Z"}"#,
         ),
     ]);
-    let variables = [
-        ("AWS_EC2_METADATA_DISABLED", "false"),
-        ("AWS_EC2_METADATA_SERVICE_ENDPOINT", server.url.as_str()),
-    ];
+    let variables =
+        [("AWS_EC2_METADATA_DISABLED", "false"), ("AWS_EC2_METADATA_SERVICE_ENDPOINT", server.url.as_str())];
     let (_, shown) = found(&variables).unwrap();
     assert_eq!(shown, "with access key I from the instance's role builder");
     let asked = server.asked();
