@@ -1,6 +1,7 @@
 //! The command line: one file per command, the rendering, the exit codes.
 
 mod bake;
+mod caches;
 pub mod exit;
 mod progress;
 mod render;

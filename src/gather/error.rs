@@ -1,5 +1,9 @@
 //! Why a cache or key source could not be read.
 
+use std::fmt::Write as _;
+
+use super::Missing;
+use crate::digest::Digest;
 use crate::{keys, oci, source};
 
 /// A cache or key source that could not be read.
@@ -47,6 +51,40 @@ pub enum Error {
         /// As it was asked for.
         image: String,
     },
+    /// Some of several caches are not there.
+    #[error(
+        "{} of {total} caches are not there:{}\n--skip-missing goes on without them",
+        missing.len(),
+        list(missing)
+    )]
+    Missing {
+        /// Which, in the order in which they were asked for.
+        missing: Vec<Missing>,
+        /// How many were asked for.
+        total: usize,
+    },
+    /// Nothing is left when what is missing is left out.
+    #[error("none of the {} caches is there:{}", missing.len(), list(missing))]
+    AllMissing {
+        /// Which, in the order in which they were asked for.
+        missing: Vec<Missing>,
+    },
+    /// Two caches disagree on what a blob is.
+    #[error(
+        "{} and {} claim different {what} for layer {digest}: {} {}, {} {}; \
+         one of the two is damaged, and reading each by itself tells which",
+        caches[0], caches[1], caches[0], claims[0], caches[1], claims[1]
+    )]
+    Claims {
+        /// The blob.
+        digest: Digest,
+        /// `diff IDs` or `sizes`.
+        what: &'static str,
+        /// The caches, as they were asked for.
+        caches: [String; 2],
+        /// What each claims.
+        claims: [String; 2],
+    },
     /// A signal ended it.
     #[error("interrupted")]
     Interrupted,
@@ -85,8 +123,17 @@ impl Error {
         match self {
             Self::Source { source, .. } => source.into(),
             Self::Keys { .. } | Self::NoAttestation { .. } => ErrorClass::Source,
-            Self::Cache { .. } | Self::KeyImage { .. } => ErrorClass::Content,
+            Self::Missing { .. } | Self::AllMissing { .. } => ErrorClass::Source,
+            Self::Cache { .. } | Self::KeyImage { .. } | Self::Claims { .. } => ErrorClass::Content,
             Self::Interrupted => ErrorClass::Other,
         }
     }
+}
+
+/// A line for each.
+fn list(missing: &[Missing]) -> String {
+    missing.iter().fold(String::new(), |mut text, missing| {
+        let _ = write!(text, "\n  {}: {}", missing.cache, missing.reason);
+        text
+    })
 }
