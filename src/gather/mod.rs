@@ -10,6 +10,7 @@
 
 mod blobs;
 mod caches;
+mod check;
 mod coverage;
 mod error;
 mod keys;
@@ -20,6 +21,7 @@ use crate::source;
 
 pub use blobs::{Blob, blobs, earliest};
 pub use caches::{All, BakedCache, Missing, Opened, open, open_all};
+pub use check::{Check, StepReport, check};
 pub use coverage::{Coverage, Covered, Status, Unkeyed};
 pub use error::{Error, ErrorClass};
 pub use keys::{KeySourceReport, Keys, Offer, collect, prove};
