@@ -84,6 +84,11 @@ impl Candidates {
         self.ops.is_empty()
     }
 
+    /// Whether this operation digest is among them.
+    pub fn contains(&self, digest: &OpDigest) -> bool {
+        self.ops.contains_key(digest)
+    }
+
     /// The operation digests, in no particular order, with the names of their steps.
     pub fn ops(&self) -> impl Iterator<Item = (&OpDigest, Option<&str>)> {
         self.ops.iter().map(|(digest, hints)| (digest, hints.name.as_deref()))
