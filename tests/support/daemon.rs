@@ -125,6 +125,11 @@ impl Daemon {
         &self.root
     }
 
+    /// Where clients reach it.
+    pub fn address(&self) -> String {
+        format!("unix://{}", self.scratch.join("sock").display())
+    }
+
     /// What it logged so far.
     pub fn log(&self) -> String {
         fs::read_to_string(self.scratch.join("log")).unwrap_or_default()
@@ -142,7 +147,7 @@ impl Daemon {
     /// Its client.
     pub fn buildctl(&self) -> Command {
         let mut command = Command::new(&self.tools.buildctl);
-        command.arg("--addr").arg(format!("unix://{}", self.scratch.join("sock").display()));
+        command.arg("--addr").arg(self.address());
         command
     }
 
