@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::credentials::CredentialError;
+use super::s3::AwsError;
 use super::spec::SpecError;
 use crate::digest::Digest;
 
@@ -118,6 +119,45 @@ pub enum Error {
         /// What the registry said; may be empty.
         detail: String,
     },
+    /// The object store has no cache of that name.
+    #[error(
+        "no cache {name:?} in {place} (asked for {key}){}: check name and prefixes, and that the build which \
+         exports the cache has run",
+        parenthesis(detail)
+    )]
+    NoSuchCache {
+        /// The name, or scope, that was asked for.
+        name: String,
+        /// Where it was looked for.
+        place: String,
+        /// Under which key.
+        key: String,
+        /// What the store said; may be empty.
+        detail: String,
+    },
+    /// No such bucket or container.
+    #[error("no {name} at {host}{}: check its name, and the endpoint", parenthesis(detail))]
+    NoSuchContainer {
+        /// Who said so.
+        host: String,
+        /// `bucket …` or `container …`.
+        name: String,
+        /// What it said; may be empty.
+        detail: String,
+    },
+    /// A bucket that is in another region.
+    #[error("bucket {bucket} is not in region {asked} but in {region}: write region={region}")]
+    OtherRegion {
+        /// The bucket.
+        bucket: String,
+        /// Where it was looked for.
+        asked: String,
+        /// Where it is.
+        region: String,
+    },
+    /// AWS credentials cannot be had.
+    #[error(transparent)]
+    Aws(#[from] AwsError),
     /// The source lists a blob that it does not have.
     #[error(
         "blob {blob} is not in {source_name}{}, though its manifest lists it: export the cache again",
@@ -295,12 +335,15 @@ impl Error {
     pub fn class(&self) -> ErrorClass {
         match self {
             Self::Spec(_) | Self::Ambiguous { .. } => ErrorClass::Spec,
-            Self::Credential(_) | Self::Denied(_) => ErrorClass::Auth,
+            Self::Credential(_) | Self::Aws(_) | Self::Denied(_) => ErrorClass::Auth,
             Self::ManifestMismatch { .. } | Self::BlobMismatch { .. } | Self::TooLarge { .. } => {
                 ErrorClass::Content
             }
             Self::Write { .. } | Self::Stopped { .. } => ErrorClass::Output,
             Self::NoSuchManifest { .. }
+            | Self::NoSuchCache { .. }
+            | Self::NoSuchContainer { .. }
+            | Self::OtherRegion { .. }
             | Self::NoSuchBlob { .. }
             | Self::Status { .. }
             | Self::GaveUp { .. }
