@@ -227,12 +227,20 @@ pub enum Error {
         /// The limit in bytes.
         limit: u64,
     },
-    /// A directory that is no OCI layout.
+    /// A directory or file that is no OCI layout.
     #[error("{} is not an OCI layout: {reason}", path.display())]
     NotALayout {
-        /// The directory.
+        /// The directory or file.
         path: PathBuf,
         /// Why not.
+        reason: String,
+    },
+    /// A tar that cannot be relied on.
+    #[error("cannot read the tar {}: {reason}", path.display())]
+    Tar {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
         reason: String,
     },
     /// A layout with several entries, and none was asked for.
@@ -285,9 +293,10 @@ impl Error {
         match self {
             Self::Spec(_) | Self::Ambiguous { .. } => ErrorClass::Spec,
             Self::Credential(_) | Self::Denied(_) => ErrorClass::Auth,
-            Self::ManifestMismatch { .. } | Self::BlobMismatch { .. } | Self::TooLarge { .. } => {
-                ErrorClass::Content
-            }
+            Self::ManifestMismatch { .. }
+            | Self::BlobMismatch { .. }
+            | Self::TooLarge { .. }
+            | Self::Tar { .. } => ErrorClass::Content,
             Self::Write { .. } | Self::Stopped { .. } => ErrorClass::Output,
             Self::NoSuchManifest { .. }
             | Self::NoSuchBlob { .. }

@@ -11,6 +11,7 @@
 
 pub mod credentials;
 mod error;
+mod layout_tar;
 pub mod oci_layout;
 pub mod registry;
 pub mod spec;
