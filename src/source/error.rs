@@ -267,19 +267,27 @@ pub enum Error {
         /// The limit in bytes.
         limit: u64,
     },
-    /// A directory that is no OCI layout.
+    /// A directory or file that is no OCI layout.
     #[error("{} is not an OCI layout: {reason}", path.display())]
     NotALayout {
-        /// The directory.
+        /// The directory or file.
         path: PathBuf,
         /// Why not.
         reason: String,
     },
-    /// There is no directory where an OCI layout should be.
-    #[error("{} is not an OCI layout: no such directory", path.display())]
+    /// There is nothing where an OCI layout should be.
+    #[error("{} is not an OCI layout: no such directory, and no such file", path.display())]
     NoSuchLayout {
-        /// The directory.
+        /// The directory or tar.
         path: PathBuf,
+    },
+    /// A tar that cannot be relied on.
+    #[error("cannot read the tar {}: {reason}", path.display())]
+    Tar {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
     },
     /// A layout with several entries, and none was asked for.
     #[error("{} holds several caches, add one of: {}", path.display(), list(entries))]
@@ -336,9 +344,10 @@ impl Error {
         match self {
             Self::Spec(_) | Self::Ambiguous { .. } => ErrorClass::Spec,
             Self::Credential(_) | Self::Aws(_) | Self::Denied(_) => ErrorClass::Auth,
-            Self::ManifestMismatch { .. } | Self::BlobMismatch { .. } | Self::TooLarge { .. } => {
-                ErrorClass::Content
-            }
+            Self::ManifestMismatch { .. }
+            | Self::BlobMismatch { .. }
+            | Self::TooLarge { .. }
+            | Self::Tar { .. } => ErrorClass::Content,
             Self::Write { .. } | Self::Stopped { .. } => ErrorClass::Output,
             Self::NoSuchManifest { .. }
             | Self::NoSuchCache { .. }

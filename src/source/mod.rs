@@ -13,6 +13,7 @@ pub mod credentials;
 mod error;
 mod hmac;
 pub mod http;
+mod layout_tar;
 pub mod oci_layout;
 pub mod registry;
 pub mod s3;
