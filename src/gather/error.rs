@@ -22,6 +22,14 @@ pub enum Error {
         /// What is wrong with it.
         source: oci::Error,
     },
+    /// An image to seed is none, or not one that can be seeded.
+    #[error("image {image}: {source}")]
+    Image {
+        /// As it was asked for.
+        image: String,
+        /// What is wrong with it.
+        source: oci::Error,
+    },
     /// A key source could not be used.
     #[error("--keys-from {what}: {source}")]
     Keys {
@@ -85,7 +93,7 @@ impl Error {
         match self {
             Self::Source { source, .. } => source.into(),
             Self::Keys { .. } | Self::NoAttestation { .. } => ErrorClass::Source,
-            Self::Cache { .. } | Self::KeyImage { .. } => ErrorClass::Content,
+            Self::Cache { .. } | Self::Image { .. } | Self::KeyImage { .. } => ErrorClass::Content,
             Self::Interrupted => ErrorClass::Other,
         }
     }

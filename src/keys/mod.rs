@@ -23,6 +23,7 @@ mod dialects;
 mod dockerfile;
 mod expand;
 pub mod harvest;
+pub mod images;
 mod keyring;
 mod llb;
 mod names;
@@ -33,6 +34,7 @@ use std::io;
 use std::path::PathBuf;
 
 pub use candidates::Candidates;
+pub use images::UsedImage;
 pub use keyring::{Keyring, ProvenKey};
 pub use spec::{KeySpec, SpecProblem};
 
