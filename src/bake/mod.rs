@@ -3,7 +3,7 @@
 //! ```text
 //! caches ──> collect ──> plan ──> layers ──> stores ──> target
 //! keys   ──^  small      what     blobs and  databases  sync, rename
-//!             documents  goes     snapshots
+//! images ──^  documents  goes     snapshots
 //!                        where
 //! ```
 //!
@@ -31,9 +31,9 @@ pub use error::{Error, ErrorClass};
 pub use report::{Report, Unkeyed};
 
 use crate::fsutil;
-use crate::gather;
+use crate::gather::{self, Images};
 use crate::keys::KeySpec;
-use crate::oci::Platform;
+use crate::oci::{Platform, Reference};
 use crate::progress::{Event, Phase, Progress};
 use crate::source::{self, CacheSpec, Stop};
 use crate::store::StateDir;
@@ -53,6 +53,10 @@ pub struct Options {
     /// Only caches of these platforms, where a cache says which it is for, and the platforms that
     /// operations ran on that name none. Empty: all caches, and this machine's platform.
     pub platforms: Vec<Platform>,
+    /// Seed the images that builds used, by their provenance.
+    pub find_images: bool,
+    /// Images to seed that nothing needs to name.
+    pub with_images: Vec<Reference>,
     /// Bake although some records cannot be keyed.
     pub allow_unkeyed: bool,
     /// The time written where a cache tells none, so that a bake can be repeated byte by byte.
@@ -183,7 +187,12 @@ fn bake_into(
 
     let started = begin(progress, Phase::Keys);
     let keys = gather::collect(&options.keys_from, &caches, &gathering, progress)?;
-    let plan = plan::plan(&caches, &keys.keyring, &keys.candidates)?;
+    let found = options.find_images.then_some(&keys.candidates);
+    let Images { opened, skipped } = gather::open_images(&options.with_images, found, &gathering, progress)?;
+    let (of_images, images): (Vec<_>, Vec<_>) =
+        opened.into_iter().map(|opened| (opened.source, opened.image)).unzip();
+    sources.extend(of_images);
+    let plan = plan::plan(&caches, &images, &keys.keyring, &keys.candidates)?;
     seconds.set(Phase::Keys, end(progress, Phase::Keys, started));
     if !plan.unkeyed.is_empty() && !options.allow_unkeyed {
         return Err(Error::Unkeyed { records: plan.unkeyed, total: plan.total });
@@ -201,7 +210,7 @@ fn bake_into(
     seconds.set(Phase::Layers, end(progress, Phase::Layers, started));
 
     let started = Instant::now();
-    stores::write(&plan, &sources, &unpacked, &root, options.written_at)?;
+    stores::write(&plan, &sources, &images, &unpacked, &root, options.written_at)?;
     seconds.set(Phase::Commit, started.elapsed());
     cancel.check()?;
 
@@ -210,6 +219,8 @@ fn bake_into(
         root: String::new(),
         caches: baked,
         keys_from: keys.reports,
+        images: images.into_iter().map(|image| image.report).collect(),
+        images_skipped: skipped,
         records: plan.total,
         keyed: plan.total - plan.unkeyed.len(),
         layers: plan.blobs.len(),

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use jiff::Timestamp;
 
 use crate::digest::{BlobChainId, ChainId, Digest, OpDigest};
+use crate::gather::Image;
 use crate::keys::{Candidates, Keyring};
 use crate::oci::{Cache, Layer};
 use crate::store::KeyId;
@@ -21,7 +22,7 @@ use super::report::Unkeyed;
 #[derive(Debug)]
 pub(crate) struct Blob {
     pub(crate) layer: Layer,
-    /// Indexes of the caches that have it.
+    /// Indexes of the caches that have it, and of the images, which count on from them.
     pub(crate) caches: BTreeSet<usize>,
 }
 
@@ -47,6 +48,10 @@ pub(crate) struct Record {
     pub(crate) created_at: Option<Timestamp>,
     /// The step that made it.
     pub(crate) name: Option<String>,
+    /// Indexes of the images that it is a layer of.
+    pub(crate) images: BTreeSet<usize>,
+    /// Indexes of the images whose last layer it is.
+    pub(crate) tops: BTreeSet<usize>,
 }
 
 /// A cache key with its results: indexes of records, each with when it was made.
@@ -98,6 +103,8 @@ struct Node {
     blob_chain_id: BlobChainId,
     created_at: Option<Timestamp>,
     name: Option<String>,
+    images: BTreeSet<usize>,
+    tops: BTreeSet<usize>,
 }
 
 #[derive(Default)]
@@ -119,6 +126,8 @@ impl Chains {
                 blob_chain_id: BlobChainId::of_layer(below.map(|p| p.blob_chain_id), blob, layer.diff_id),
                 created_at: None,
                 name: None,
+                images: BTreeSet::new(),
+                tops: BTreeSet::new(),
             };
             self.nodes.push(node);
             self.nodes.len() - 1
@@ -139,11 +148,16 @@ fn earliest(a: Option<Timestamp>, b: Option<Timestamp>) -> Option<Timestamp> {
 /// The result of a record: the top node of its chain.
 type NodeResult = (usize, Option<Timestamp>);
 
-/// Works out what a root for all of `caches` holds.
+/// Works out what a root for all of `caches` and `images` holds.
 ///
-/// Fails only where two caches claim different diff IDs for one blob.
-pub(crate) fn plan(caches: &[Cache], keyring: &Keyring, candidates: &Candidates) -> Result<Plan, Error> {
-    let blobs = blobs(caches)?;
+/// Fails only where two of them claim different diff IDs for one blob.
+pub(crate) fn plan(
+    caches: &[Cache],
+    images: &[Image],
+    keyring: &Keyring,
+    candidates: &Candidates,
+) -> Result<Plan, Error> {
+    let blobs = blobs(caches, images)?;
     let mut chains = Chains::default();
     let mut keys: BTreeMap<KeyId, BTreeMap<usize, Option<Timestamp>>> = BTreeMap::new();
     let mut links = BTreeSet::new();
@@ -232,27 +246,45 @@ pub(crate) fn plan(caches: &[Cache], keyring: &Keyring, candidates: &Candidates)
             ids.push(id);
         }
     }
+    for (at, image) in images.iter().enumerate() {
+        let mut top = None;
+        for layer in &image.layers {
+            let node = chains.intern(top, layer);
+            chains.nodes[node].images.insert(at);
+            top = Some(node);
+        }
+        let Some(top) = top else { continue };
+        chains.nodes[top].tops.insert(at);
+        for key in &image.keys {
+            keys.entry(KeyId::root(key)).or_default().entry(top).or_insert(None);
+        }
+    }
     // A record whose inputs one cache could not key may be whole in another.
     unkeyed.retain(|digest, _| !keyed.contains(digest));
     let (total, unkeyed) = (seen.len(), unkeyed.into_values().collect());
     Ok(finish(blobs, &chains, keys, links, candidates, total, unkeyed))
 }
 
-/// The distinct blobs that some record's result is made of.
-fn blobs(caches: &[Cache]) -> Result<BTreeMap<Digest, Blob>, Error> {
+/// The distinct blobs that some record's result, or an image, is made of.
+fn blobs(caches: &[Cache], images: &[Image]) -> Result<BTreeMap<Digest, Blob>, Error> {
     let mut blobs: BTreeMap<Digest, Blob> = BTreeMap::new();
+    let mut add = |at: usize, layer: &Layer| {
+        let digest = layer.descriptor.digest;
+        let blob =
+            blobs.entry(digest).or_insert_with(|| Blob { layer: layer.clone(), caches: BTreeSet::new() });
+        if blob.layer.diff_id != layer.diff_id {
+            let claims = [blob.layer.diff_id, layer.diff_id];
+            return Err(Error::DiffIdClaims { digest, claims });
+        }
+        blob.caches.insert(at);
+        Ok(())
+    };
     for (at, cache) in caches.iter().enumerate() {
         let used = cache.records.iter().flat_map(|r| &r.results).flat_map(|r| &r.layers);
-        for layer in used.map(|&layer| &cache.layers[layer]) {
-            let digest = layer.descriptor.digest;
-            let blob =
-                blobs.entry(digest).or_insert_with(|| Blob { layer: layer.clone(), caches: BTreeSet::new() });
-            if blob.layer.diff_id != layer.diff_id {
-                let claims = [blob.layer.diff_id, layer.diff_id];
-                return Err(Error::DiffIdClaims { digest, claims });
-            }
-            blob.caches.insert(at);
-        }
+        used.map(|&layer| &cache.layers[layer]).try_for_each(|layer| add(at, layer))?;
+    }
+    for (at, image) in images.iter().enumerate() {
+        image.layers.iter().try_for_each(|layer| add(caches.len() + at, layer))?;
     }
     Ok(blobs)
 }
@@ -310,6 +342,8 @@ fn finish(
                 created_at: node.created_at,
                 // Equal operations at two places have one digest, but each has a layer of its own.
                 name: candidates.layer_name(&node.blob).map(str::to_owned).or_else(|| node.name.clone()),
+                images: node.images.clone(),
+                tops: node.tops.clone(),
             }
         })
         .collect();
@@ -374,7 +408,7 @@ mod tests {
         }
         let digests: Vec<RecordDigest> =
             caches.iter().flat_map(|c| &c.records).map(|r| r.digest.clone()).collect();
-        plan(caches, &Keyring::prove(&candidates, &digests), &candidates).unwrap()
+        plan(caches, &[], &Keyring::prove(&candidates, &digests), &candidates).unwrap()
     }
 
     fn outline(plan: &Plan) -> String {
@@ -460,7 +494,7 @@ mod tests {
         let cache =
             |tar| Cache { layers: vec![layer("blob", tar)], records: vec![record("r", &[], &[&[0]])] };
         let keyring = Keyring::prove(&Candidates::default(), &[]);
-        let error = plan(&[cache("a"), cache("b")], &keyring, &Candidates::default()).unwrap_err();
+        let error = plan(&[cache("a"), cache("b")], &[], &keyring, &Candidates::default()).unwrap_err();
         assert!(matches!(error, Error::DiffIdClaims { .. }));
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::digest::{Digest, RecordDigest};
-use crate::gather::{BakedCache, KeySourceReport};
+use crate::gather::{BakedCache, KeySourceReport, SeededImage, SkippedImage};
 use crate::progress::Phase;
 
 /// A record that no build will find by its key.
@@ -28,7 +28,7 @@ pub struct Unkeyed {
 pub struct Phases {
     /// Reading manifests and configs.
     pub resolve: f64,
-    /// Collecting and proving operation digests.
+    /// Collecting and proving operation digests, and reading images.
     pub keys: f64,
     /// Downloading and unpacking layers.
     pub layers: f64,
@@ -62,6 +62,10 @@ pub struct Report {
     pub caches: Vec<BakedCache>,
     /// Where operation digests came from.
     pub keys_from: Vec<KeySourceReport>,
+    /// Images whose layers are in it, whether or not a cache has them too.
+    pub images: Vec<SeededImage>,
+    /// Images that builds used and that could not be read.
+    pub images_skipped: Vec<SkippedImage>,
     /// Distinct records of the caches.
     pub records: usize,
     /// Records whose key was proven and written.

@@ -50,6 +50,13 @@ pub struct SkippedImage {
 pub struct OpenedImage {
     /// Its blobs.
     pub source: Box<dyn Source>,
+    /// What it is made of.
+    pub image: Image,
+}
+
+/// What an image is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
     /// Its layers, lowest first, at least one.
     pub layers: Vec<Layer>,
     /// The keys that have its last layer as their result.
@@ -119,11 +126,12 @@ pub fn open_images(
             continue;
         }
         match open(&wanted, options, progress) {
-            Ok(image) if image.layers.is_empty() => skip(name, "it has no layers".to_owned()),
+            Ok(image) if image.image.layers.is_empty() => skip(name, "it has no layers".to_owned()),
             Ok(image) => {
-                let id = (image.report.image.clone(), image.report.platform.clone());
+                let report = &image.image.report;
+                let id = (report.image.clone(), report.platform.clone());
                 let known = opened.entry(id).or_insert(image);
-                known.report.frontend |= wanted.frontend;
+                known.image.report.frontend |= wanted.frontend;
             }
             Err(error) if wanted.asked_for => return Err(error),
             Err(error) => {
@@ -212,7 +220,7 @@ fn open(wanted: &Wanted, options: &Options, progress: &dyn Progress) -> Result<O
         bytes: layers.iter().map(|layer| layer.descriptor.size).fold(0, u64::saturating_add),
     };
     let keys = image_keys(&digest, &wanted.platform, parsed.chain_id().as_ref());
-    Ok(OpenedImage { source: Box::new(source), layers, keys, documents, report })
+    Ok(OpenedImage { source: Box::new(source), image: Image { layers, keys, documents, report } })
 }
 
 /// `<registry>/<repository>[:<tag>]@<digest>`, as a daemon notes where a layer was pulled from.

@@ -17,7 +17,7 @@ use crate::source;
 
 pub use caches::{BakedCache, Opened, open};
 pub use error::{Error, ErrorClass};
-pub use images::{ImageDocument, Images, OpenedImage, SeededImage, SkippedImage, open_images};
+pub use images::{Image, ImageDocument, Images, OpenedImage, SeededImage, SkippedImage, open_images};
 pub use keys::{KeySourceReport, Keys, collect};
 
 /// How caches and key sources are read.
