@@ -31,7 +31,7 @@ pub use error::{Error, ErrorClass};
 pub use report::{Report, Unkeyed};
 
 use crate::fsutil;
-use crate::gather::{self, Images};
+use crate::gather::{self, Coverage, Images};
 use crate::keys::KeySpec;
 use crate::oci::{Platform, Reference};
 use crate::progress::{Event, Phase, Progress};
@@ -46,6 +46,8 @@ use target::Staging;
 pub struct Options {
     /// The caches that go in.
     pub caches: Vec<CacheSpec>,
+    /// Go on without caches that are not there, as long as one is.
+    pub skip_missing: bool,
     /// Where operation digests may come from.
     pub keys_from: Vec<KeySpec>,
     /// The root to make; must be absent or empty.
@@ -113,6 +115,8 @@ impl Cancel {
 pub fn bake(options: &Options, cancel: &Cancel, progress: &dyn Progress) -> Result<Report, Error> {
     let mut options = options.clone();
     options.registry.stop = cancel.stop.clone();
+    // Connections that end with this bake, and no other's.
+    options.registry.pool = source::Pool::default();
     thread::scope(|scope| {
         // Wakes the watch when it is dropped, however the bake ends.
         let (running, ended) = crossbeam_channel::bounded::<()>(0);
@@ -173,30 +177,34 @@ fn bake_into(
 
     let started = begin(progress, Phase::Resolve);
     let gathering = options.gather();
+    let all = gather::open_all(&options.caches, options.skip_missing, &gathering, progress)?;
     let mut sources = Vec::new();
     let mut caches = Vec::new();
     let mut baked = Vec::new();
-    for spec in &options.caches {
-        for opened in gather::open(spec, &gathering, progress)? {
-            sources.push(opened.source);
-            caches.push(opened.cache);
-            baked.push(opened.report);
-        }
+    for opened in all.opened {
+        sources.push(opened.source);
+        caches.push(opened.cache);
+        baked.push(opened.report);
     }
+    let mut blobs = gather::blobs(&caches, |at| baked[at].cache.clone())?;
     seconds.set(Phase::Resolve, end(progress, Phase::Resolve, started));
 
     let started = begin(progress, Phase::Keys);
     let keys = gather::collect(&options.keys_from, &caches, &gathering, progress)?;
+    let coverage = Coverage::new(&caches, &keys);
+    let (total, unkeyed) = (coverage.records().len(), coverage.unkeyed());
+    if !unkeyed.is_empty() && !options.allow_unkeyed {
+        return Err(Error::Unkeyed { records: unkeyed, total });
+    }
     let found = options.find_images.then_some(&keys.candidates);
     let Images { opened, skipped } = gather::open_images(&options.with_images, found, &gathering, progress)?;
     let (of_images, images): (Vec<_>, Vec<_>) =
         opened.into_iter().map(|opened| (opened.source, opened.image)).unzip();
+    gather::add_images(&mut blobs, &images, |at| baked[at].cache.clone(), caches.len())?;
     sources.extend(of_images);
-    let plan = plan::plan(&caches, &images, &keys.keyring, &keys.candidates)?;
+    let plan = plan::plan(&caches, &images, blobs, &coverage, &keys);
+    drop((caches, coverage));
     seconds.set(Phase::Keys, end(progress, Phase::Keys, started));
-    if !plan.unkeyed.is_empty() && !options.allow_unkeyed {
-        return Err(Error::Unkeyed { records: plan.unkeyed, total: plan.total });
-    }
 
     let bytes_down = plan.bytes();
     let free = fsutil::free_bytes(staged).at("look at the file system of", staged)?;
@@ -218,17 +226,18 @@ fn bake_into(
     Ok(Report {
         root: String::new(),
         caches: baked,
+        missing: all.missing,
         keys_from: keys.reports,
         images: images.into_iter().map(|image| image.report).collect(),
         images_skipped: skipped,
-        records: plan.total,
-        keyed: plan.total - plan.unkeyed.len(),
+        records: total,
+        keyed: total - unkeyed.len(),
         layers: plan.blobs.len(),
         snapshots: plan.snapshots.len(),
         bytes_down,
         bytes_on_disk: bytes_down + unpacked_bytes,
         seconds,
         leftovers: Vec::new(),
-        unkeyed: plan.unkeyed,
+        unkeyed,
     })
 }

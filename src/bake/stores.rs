@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use jiff::Timestamp;
 
-use crate::gather::{Image, ImageDocument};
+use crate::gather::{Blob, Image, ImageDocument};
 use crate::source::Source;
 use crate::store::{self, BlobWriter, Contents, RecordId, SnapshotKey, StateDir, WorkerId};
 
@@ -103,7 +103,7 @@ fn repositories(found: impl IntoIterator<Item = (String, String)>) -> BTreeMap<S
     repositories
 }
 
-fn store_blob(blob: &plan::Blob, sources: &[Box<dyn Source>]) -> store::Blob {
+fn store_blob(blob: &Blob, sources: &[Box<dyn Source>]) -> store::Blob {
     let repositories = repositories(blob.caches.iter().filter_map(|&cache| sources[cache].repository()));
     store::Blob {
         descriptor: blob.layer.descriptor.clone(),

@@ -206,8 +206,7 @@ fn open(wanted: &Wanted, options: &Options, progress: &dyn Progress) -> Result<O
     }
     let (config, layers) = document.into_image().map_err(invalid)?;
     let bytes = source.document(&config, progress).map_err(unavailable)?;
-    let parsed = ImageConfig::parse(&bytes).map_err(invalid)?;
-    let layers = parsed.layers(&layers).map_err(invalid)?;
+    let layers = ImageConfig::parse(&bytes).and_then(|config| config.layers(&layers)).map_err(invalid)?;
     documents.push(ImageDocument { digest: config.digest, bytes });
 
     let digest = top.digest;
@@ -219,7 +218,7 @@ fn open(wanted: &Wanted, options: &Options, progress: &dyn Progress) -> Result<O
         layers: layers.len(),
         bytes: layers.iter().map(|layer| layer.descriptor.size).fold(0, u64::saturating_add),
     };
-    let keys = image_keys(&digest, &wanted.platform, parsed.chain_id().as_ref());
+    let keys = image_keys(&digest, &wanted.platform, image::chain_id(&layers).as_ref());
     Ok(OpenedImage { source: Box::new(source), image: Image { layers, keys, documents, report } })
 }
 

@@ -8,49 +8,28 @@
 //! Mirrors what a pull by `BuildKit` does: containerd `core/images/image.go` (`LimitManifests`,
 //! `RootFS`) and `platforms/compare.go` (`platformVector`).
 
-use serde::Deserialize;
-
-use super::{Descriptor, Error, Layer, Platform};
-use crate::digest::{ChainId, DiffId};
-
-/// The part of an image config that says what the layers unpack to.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct ImageConfig {
-    rootfs: RootFs,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-struct RootFs {
-    #[serde(default)]
-    diff_ids: Vec<DiffId>,
-}
+use super::{Descriptor, Error, ImageConfig, Layer, Platform};
+use crate::digest::ChainId;
 
 impl ImageConfig {
-    /// Parses the JSON.
-    ///
-    /// # Errors
-    /// It is no image config, or a diff ID is not SHA-256.
-    pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
-        serde_json::from_slice(bytes).map_err(|source| Error::Json { what: "the image config", source })
-    }
-
     /// The layers of a manifest with this config, lowest first. What they unpack to is a claim until they
     /// are unpacked.
     ///
     /// # Errors
-    /// The config has another number of layers, or a layer cannot be had from the image's registry.
+    /// The config has another number of layers, or no SHA-256 for one, or a layer cannot be had from the image's registry.
     pub fn layers(&self, layers: &[Descriptor]) -> Result<Vec<Layer>, Error> {
-        let diff_ids = &self.rootfs.diff_ids;
+        let diff_ids = self.diff_ids();
         if diff_ids.len() != layers.len() {
             return Err(Error::LayerCount { manifest: layers.len(), config: diff_ids.len() });
         }
-        layers.iter().zip(diff_ids).map(|(layer, diff_id)| Layer::of_image(layer.clone(), *diff_id)).collect()
+        let layers = layers.iter().zip(diff_ids);
+        layers.map(|(layer, diff_id)| Layer::of_image(layer.clone(), diff_id.parse()?)).collect()
     }
+}
 
-    /// Chain ID of all layers; `None` for an image without any.
-    pub fn chain_id(&self) -> Option<ChainId> {
-        self.rootfs.diff_ids.iter().fold(None, |below, diff_id| Some(ChainId::of_layer(below, *diff_id)))
-    }
+/// Chain ID of all these layers; of none, none.
+pub fn chain_id(layers: &[Layer]) -> Option<ChainId> {
+    layers.iter().fold(None, |below, layer| Some(ChainId::of_layer(below, layer.diff_id)))
 }
 
 /// The manifest of an index that a daemon takes for `platform`: the first in the order of what such a
@@ -92,7 +71,7 @@ fn runs(platform: &Platform) -> Vec<Platform> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::digest::Digest;
+    use crate::digest::{DiffId, Digest};
 
     const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
@@ -113,8 +92,8 @@ mod tests {
         let diff_ids: Vec<_> = layers.iter().map(|layer| layer.diff_id).collect();
         assert_eq!(diff_ids, [DiffId::of(b"a"), DiffId::of(b"b")]);
         let below = ChainId::of_layer(None, DiffId::of(b"a"));
-        assert_eq!(config.chain_id(), Some(ChainId::of_layer(Some(below), DiffId::of(b"b"))));
-        assert_eq!(self::config(&[]).chain_id(), None);
+        assert_eq!(chain_id(&layers), Some(ChainId::of_layer(Some(below), DiffId::of(b"b"))));
+        assert_eq!(chain_id(&[]), None);
     }
 
     #[test]
@@ -138,9 +117,9 @@ mod tests {
             let error = config(diff_ids).layers(&[layer(media_type, "x")]).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         }
-        let json = br#"{"rootfs":{"diff_ids":["sha512:00"]}}"#;
-        assert!(ImageConfig::parse(json).unwrap_err().to_string().contains("the image config"));
-        assert!(ImageConfig::parse(br#"{"config":{}}"#).is_err());
+        let config = ImageConfig::parse(br#"{"rootfs":{"diff_ids":["sha512:00"]}}"#).unwrap();
+        let error = config.layers(&[layer(GZIP, "x")]).unwrap_err().to_string();
+        assert!(error.contains("sha512:00"), "{error}");
     }
 
     #[test]

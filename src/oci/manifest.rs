@@ -8,7 +8,7 @@ use oci_spec::image::{ImageIndex, ImageManifest};
 use serde::Deserialize;
 
 use super::media_type::{self, CACHE_CONFIG};
-use super::{Descriptor, Error};
+use super::{Descriptor, Error, inline};
 
 /// A parsed manifest document.
 #[derive(Debug, Clone)]
@@ -53,13 +53,7 @@ impl Document {
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
         let json = |source| Error::Json { what: "the manifest", source };
         let probe: Probe = serde_json::from_slice(bytes).map_err(json)?;
-        let known = matches!(
-            probe.media_type.as_str(),
-            "" | media_type::OCI_MANIFEST
-                | media_type::OCI_INDEX
-                | media_type::DOCKER_MANIFEST
-                | media_type::DOCKER_LIST
-        );
+        let known = probe.media_type.is_empty() || media_type::is_manifest(&probe.media_type);
         match (known, probe.config.is_some(), probe.manifests.is_some()) {
             (true, true, false) => {
                 let manifest: ImageManifest = serde_json::from_slice(bytes).map_err(json)?;
@@ -76,6 +70,14 @@ impl Document {
             }
             _ if probe.schema_version == Some(1) => Err(Error::Schema1),
             _ => Err(Error::UnknownManifest { media_type: probe.media_type }),
+        }
+    }
+
+    /// Whether it is a cache, in either form.
+    pub fn is_cache(&self) -> bool {
+        match self {
+            Self::Manifest { config, .. } => config.media_type == CACHE_CONFIG,
+            Self::Index { manifests } => manifests.iter().any(|listed| listed.media_type == CACHE_CONFIG),
         }
     }
 
@@ -103,12 +105,7 @@ impl Document {
     /// Takes the document as the manifest of an image: its config and its layers.
     pub fn into_image(self) -> Result<(Descriptor, Vec<Descriptor>), Error> {
         match self {
-            Self::Manifest { config, layers }
-                if matches!(
-                    config.media_type.as_str(),
-                    media_type::OCI_CONFIG | media_type::DOCKER_CONFIG
-                ) =>
-            {
+            Self::Manifest { config, layers } if inline::is_image_config(&config.media_type) => {
                 Ok((config, layers))
             }
             Self::Manifest { config, .. } => Err(Error::NotAnImage { media_type: config.media_type }),
