@@ -27,6 +27,14 @@ pub enum Error {
         /// What is wrong with it.
         source: oci::Error,
     },
+    /// An image to seed is none, or not one that can be seeded.
+    #[error("image {image}: {source}")]
+    Image {
+        /// As it was asked for.
+        image: String,
+        /// What is wrong with it.
+        source: oci::Error,
+    },
     /// A key source could not be used.
     #[error("--keys-from {what}: {source}")]
     Keys {
@@ -147,7 +155,9 @@ impl Error {
             | Self::PlatformNotHeld { .. }
             | Self::Missing { .. }
             | Self::AllMissing { .. } => ErrorClass::Source,
-            Self::Cache { .. } | Self::KeyImage { .. } | Self::Claims { .. } => ErrorClass::Content,
+            Self::Cache { .. } | Self::Image { .. } | Self::KeyImage { .. } | Self::Claims { .. } => {
+                ErrorClass::Content
+            }
             Self::Interrupted => ErrorClass::Other,
         }
     }

@@ -120,6 +120,21 @@ impl Layer {
             descriptor,
         })
     }
+
+    /// A layer of an image, whose config claims `diff_id` for it.
+    pub(super) fn of_image(descriptor: Descriptor, diff_id: DiffId) -> Result<Self, Error> {
+        let digest = descriptor.digest;
+        let media_type = descriptor.media_type.as_str();
+        if media_type.contains(".nondistributable.") || media_type.contains(".foreign.") {
+            return Err(Error::ForeignLayer { digest });
+        }
+        if media_type.ends_with("+encrypted") {
+            return Err(Error::EncryptedLayer { digest });
+        }
+        let compression = Compression::of_layer(media_type)
+            .ok_or_else(|| Error::UnknownLayer { digest, media_type: media_type.to_owned() })?;
+        Ok(Self { descriptor, compression, diff_id, created_at: None, description: None })
+    }
 }
 
 /// A chain of layers that a record has as its result.

@@ -5,6 +5,7 @@
 
 pub mod cacheconfig;
 pub mod descriptor;
+pub mod image;
 pub mod inline;
 pub mod manifest;
 pub mod media_type;
@@ -125,6 +126,45 @@ pub enum Error {
         /// The blob.
         blob: Digest,
     },
+    /// A cache, an artifact or an index where an image was expected.
+    #[error("not an image: its config has media type {media_type:?}")]
+    NotAnImage {
+        /// The config's media type, or that of an index inside an index.
+        media_type: String,
+    },
+    /// An image whose config does not fit its manifest.
+    #[error("the image's manifest has {manifest} layers, but its config has {config} diff IDs")]
+    LayerCount {
+        /// Layers of the manifest.
+        manifest: usize,
+        /// Diff IDs of the config.
+        config: usize,
+    },
+    /// A layer that only its publisher hands out, as those of old Windows images.
+    #[error("layer {digest} is not kept in the image's registry (a foreign layer), so it cannot be seeded")]
+    ForeignLayer {
+        /// The layer's blob.
+        digest: Digest,
+    },
+    /// A layer for which a key is needed.
+    #[error("layer {digest} is encrypted; BuildKit cannot read it either")]
+    EncryptedLayer {
+        /// The layer's blob.
+        digest: Digest,
+    },
+    /// An index that has nothing for a platform.
+    #[error("the image has no manifest for {platform}; it has {}", list(.found))]
+    NoPlatform {
+        /// What was looked for.
+        platform: Platform,
+        /// What there is.
+        found: Vec<Platform>,
+    },
+    /// An image of the format before manifests had a config.
+    #[error(
+        "the image has a schema 1 manifest, which BuildKit no longer reads; push it again with a current tool"
+    )]
+    Schema1,
     /// The config names a blob that the manifest does not list.
     #[error("cache config layer {index} names blob {digest}, which the manifest does not list")]
     LayerNotListed {
@@ -175,4 +215,9 @@ pub enum Error {
         /// What was written.
         text: String,
     },
+}
+
+fn list(platforms: &[Platform]) -> String {
+    let all: Vec<String> = platforms.iter().map(ToString::to_string).collect();
+    if all.is_empty() { "none at all".to_owned() } else { all.join(", ") }
 }
