@@ -18,6 +18,7 @@ pub mod files;
 pub mod image;
 pub mod registry;
 pub mod skip;
+pub mod square;
 pub mod tar;
 pub mod tools;
 pub mod warmkit;
