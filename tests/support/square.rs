@@ -200,15 +200,16 @@ fn judged(root: &Path) -> String {
 fn read_trace(trace: &str) -> (BTreeSet<String>, BTreeSet<String>) {
     // Releases before v0.13 write the names of Go's fields.
     let field = |value: &Value, name: &str| -> Value {
-        let fields = value.as_object().into_iter().flatten();
-        let found = fields.filter(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.clone());
-        found.last().unwrap_or_default()
+        let mut fields = value.as_object().into_iter().flatten();
+        fields.find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, v)| v.clone()).unwrap_or_default()
     };
     let mut vertices: BTreeMap<String, (String, bool)> = BTreeMap::new();
     for message in serde_json::Deserializer::from_str(trace).into_iter::<Value>() {
         for vertex in field(&message.unwrap(), "vertexes").as_array().into_iter().flatten() {
             let text = |name| field(vertex, name).as_str().unwrap_or_default().to_owned();
-            let name = text("name");
+            // The vertices of a COPY --link are printed as a group, under its name.
+            let group = field(&field(vertex, "progressgroup"), "name");
+            let name = group.as_str().map_or_else(|| text("name"), str::to_owned);
             // As FROM does, the download of an ADD asks in every build.
             let no_inputs = field(vertex, "inputs").as_array().is_none_or(Vec::is_empty);
             let source = no_inputs && name.contains("] ADD ") && name.contains(" http://");
@@ -231,8 +232,9 @@ fn reads_traces_of_old_and_new_releases() {
                    {"Vertexes":[{"Digest":"a","Inputs":["x"],"Name":"[1/3] COPY a /","Cached":true}]}
                    {"vertexes":[{"digest":"a","inputs":["x"],"name":"[1/3] COPY a /"}],"statuses":[]}
                    {"vertexes":[{"digest":"b","inputs":["a","u"],"name":"[2/3] ADD http://b /","cached":true},
-                                {"digest":"c","inputs":["b"],"name":"[3/3] RUN c"},
+                                {"digest":"d","inputs":["b"],"name":"[3/3] LINK COPY --link c /",
+                                 "progressGroup":{"id":"g","name":"[3/3] COPY --link c /"}},
                                 {"digest":"i","name":"[internal] load"}]}"#;
     let (steps, ran) = read_trace(trace);
-    assert_eq!((steps.len(), ran), (3, BTreeSet::from(["[3/3] RUN c".to_owned()])));
+    assert_eq!((steps.len(), ran), (3, BTreeSet::from(["[3/3] COPY --link c /".to_owned()])));
 }
