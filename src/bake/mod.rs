@@ -31,7 +31,7 @@ pub use error::{Error, ErrorClass};
 pub use report::{Report, Unkeyed};
 
 use crate::fsutil;
-use crate::gather;
+use crate::gather::{self, Coverage};
 use crate::keys::KeySpec;
 use crate::oci::Platform;
 use crate::progress::{Event, Phase, Progress};
@@ -46,12 +46,15 @@ use target::Staging;
 pub struct Options {
     /// The caches that go in.
     pub caches: Vec<CacheSpec>,
+    /// Go on without caches that are not there, as long as one is.
+    pub skip_missing: bool,
     /// Where operation digests may come from.
     pub keys_from: Vec<KeySpec>,
     /// The root to make; must be absent or empty.
     pub root: PathBuf,
-    /// Only attestations for this platform; otherwise those for all.
-    pub platform: Option<Platform>,
+    /// Only caches of these platforms, where a cache says which it is for, and the platforms that
+    /// operations ran on that name none. Empty: all caches, and this machine's platform.
+    pub platforms: Vec<Platform>,
     /// Bake although some records cannot be keyed.
     pub allow_unkeyed: bool,
     /// The time written where a cache tells none, so that a bake can be repeated byte by byte.
@@ -62,7 +65,7 @@ pub struct Options {
 
 impl Options {
     fn gather(&self) -> gather::Options {
-        gather::Options { platform: self.platform.clone(), registry: self.registry.clone() }
+        gather::Options { platforms: self.platforms.clone(), registry: self.registry.clone() }
     }
 }
 
@@ -108,6 +111,8 @@ impl Cancel {
 pub fn bake(options: &Options, cancel: &Cancel, progress: &dyn Progress) -> Result<Report, Error> {
     let mut options = options.clone();
     options.registry.stop = cancel.stop.clone();
+    // Connections that end with this bake, and no other's.
+    options.registry.pool = source::Pool::default();
     thread::scope(|scope| {
         // Wakes the watch when it is dropped, however the bake ends.
         let (running, ended) = crossbeam_channel::bounded::<()>(0);
@@ -168,23 +173,27 @@ fn bake_into(
 
     let started = begin(progress, Phase::Resolve);
     let gathering = options.gather();
+    let all = gather::open_all(&options.caches, options.skip_missing, &gathering, progress)?;
     let mut sources = Vec::new();
     let mut caches = Vec::new();
     let mut baked = Vec::new();
-    for spec in &options.caches {
-        let opened = gather::open(spec, &gathering, progress)?;
+    for opened in all.opened {
         sources.push(opened.source);
         caches.push(opened.cache);
         baked.push(opened.report);
     }
+    let blobs = gather::blobs(&caches, |at| baked[at].cache.clone())?;
     seconds.set(Phase::Resolve, end(progress, Phase::Resolve, started));
 
     let started = begin(progress, Phase::Keys);
     let keys = gather::collect(&options.keys_from, &caches, &gathering, progress)?;
-    let plan = plan::plan(&caches, &keys.keyring, &keys.candidates)?;
+    let coverage = Coverage::new(&caches, &keys);
+    let plan = plan::plan(&caches, blobs, &coverage, &keys);
+    let (total, unkeyed) = (coverage.records().len(), coverage.unkeyed());
+    drop((caches, coverage));
     seconds.set(Phase::Keys, end(progress, Phase::Keys, started));
-    if !plan.unkeyed.is_empty() && !options.allow_unkeyed {
-        return Err(Error::Unkeyed { records: plan.unkeyed, total: plan.total });
+    if !unkeyed.is_empty() && !options.allow_unkeyed {
+        return Err(Error::Unkeyed { records: unkeyed, total });
     }
 
     let bytes_down = plan.bytes();
@@ -207,15 +216,16 @@ fn bake_into(
     Ok(Report {
         root: String::new(),
         caches: baked,
+        missing: all.missing,
         keys_from: keys.reports,
-        records: plan.total,
-        keyed: plan.total - plan.unkeyed.len(),
+        records: total,
+        keyed: total - unkeyed.len(),
         layers: plan.blobs.len(),
         snapshots: plan.snapshots.len(),
         bytes_down,
         bytes_on_disk: bytes_down + unpacked_bytes,
         seconds,
         leftovers: Vec::new(),
-        unkeyed: plan.unkeyed,
+        unkeyed,
     })
 }

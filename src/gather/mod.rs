@@ -3,33 +3,44 @@
 //! ```text
 //! caches      ──> manifest, config ──────────> Opened: the cache, and where its blobs are
 //! key sources ──> candidates ── prove ───────> Keys: what each source was worth, and the keyring
+//! both        ──> Coverage: which records a build will find by their keys
 //! ```
 //!
 //! `bake` goes on from here to the layers; what only asks after keys ends here.
 
+mod blobs;
 mod caches;
+mod check;
+mod coverage;
 mod error;
+mod inline;
 mod keys;
+mod parallel;
 
 use crate::oci::Platform;
 use crate::source;
 
-pub use caches::{BakedCache, Opened, open};
+pub use blobs::{Blob, blobs, earliest};
+pub use caches::{All, BakedCache, Missing, Opened, open, open_all};
+pub use check::{Check, StepReport, check};
+pub use coverage::{Coverage, Covered, Status, Unkeyed};
 pub use error::{Error, ErrorClass};
-pub use keys::{KeySourceReport, Keys, collect};
+pub use keys::{KeySourceReport, Keys, Offer, collect, prove};
 
 /// How caches and key sources are read.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// Only attestations for this platform; otherwise those for all.
-    pub platform: Option<Platform>,
+    /// Only caches of these platforms, where a cache says which it is for, and the platforms that
+    /// operations ran on that name none. Empty: all caches, and this machine's platform.
+    pub platforms: Vec<Platform>,
     /// How registries are talked to; its `stop` ends the reading.
     pub registry: source::Options,
 }
 
 impl Options {
-    fn platform(&self) -> Platform {
-        self.platform.clone().unwrap_or_else(Platform::host)
+    /// What operations ran on that name no platform. Never empty.
+    fn builders(&self) -> Vec<Platform> {
+        if self.platforms.is_empty() { vec![Platform::host()] } else { self.platforms.clone() }
     }
 
     fn check(&self) -> Result<(), Error> {

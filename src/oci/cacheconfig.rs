@@ -166,6 +166,14 @@ impl CacheConfig {
         serde_json::from_slice(bytes).map_err(|source| Error::Json { what: "the cache config", source })
     }
 
+    /// The config of an inline cache: only records, of layers of which each stands on the one before.
+    pub(super) fn of_image(records: &[u8], layers: &[Descriptor]) -> Result<Self, Error> {
+        let json = |source| Error::Json { what: "the inline cache", source };
+        let records = serde_json::from_slice::<Option<_>>(records).map_err(json)?.unwrap_or_default();
+        let layers = layers.iter().zip(-1..).map(|(layer, parent)| RawLayer { blob: layer.digest, parent });
+        Ok(Self { layers: layers.collect(), records })
+    }
+
     /// Puts config and manifest together and checks every index.
     pub fn resolve(self, manifest: &CacheManifest) -> Result<Cache, Error> {
         if self.records.is_empty() {

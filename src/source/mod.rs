@@ -16,6 +16,7 @@ pub mod registry;
 pub mod spec;
 
 use std::io::Write;
+use std::sync::Arc;
 
 use crate::digest::{Digest, Hasher};
 use crate::oci::Descriptor;
@@ -24,7 +25,7 @@ use crate::progress::{Event, Progress};
 pub use credentials::Environment;
 pub use error::{Denied, Entry, Error, ErrorClass, Mismatch};
 pub use oci_layout::OciLayout;
-pub use registry::{Options, Registry, RetryPolicy, Stop};
+pub use registry::{Options, Pool, Registry, RetryPolicy, Stop};
 pub use spec::{CacheSpec, SpecError};
 
 /// The largest manifest or index that is read, in bytes; registries refuse more than 4 MiB.
@@ -62,6 +63,11 @@ pub trait Source: Send + Sync {
     /// or bytes that are not the blob's.
     fn blob(&self, blob: &Descriptor, out: &mut dyn Write, progress: &dyn Progress) -> Result<(), Error>;
 
+    /// Where its blobs are. Sources of which this is the same have the same blobs.
+    fn blob_store(&self) -> String {
+        self.name()
+    }
+
     /// The registry's host, without port, and the repository: what `BuildKit` notes as a blob's
     /// origin. `None` where blobs have none.
     fn repository(&self) -> Option<(String, String)>;
@@ -75,6 +81,29 @@ pub trait Source: Send + Sync {
         let mut bytes = Vec::new();
         self.blob(blob, &mut bytes, progress)?;
         Ok(bytes)
+    }
+}
+
+/// One source of several caches.
+impl<S: Source + ?Sized> Source for Arc<S> {
+    fn name(&self) -> String {
+        (**self).name()
+    }
+
+    fn manifest(&self, digest: Option<&Digest>, progress: &dyn Progress) -> Result<Manifest, Error> {
+        (**self).manifest(digest, progress)
+    }
+
+    fn blob(&self, blob: &Descriptor, out: &mut dyn Write, progress: &dyn Progress) -> Result<(), Error> {
+        (**self).blob(blob, out, progress)
+    }
+
+    fn repository(&self) -> Option<(String, String)> {
+        (**self).repository()
+    }
+
+    fn document(&self, blob: &Descriptor, progress: &dyn Progress) -> Result<Vec<u8>, Error> {
+        (**self).document(blob, progress)
     }
 }
 
