@@ -20,6 +20,7 @@ pub mod git;
 pub mod image;
 pub mod registry;
 pub mod skip;
+pub mod square;
 pub mod tar;
 pub mod tools;
 pub mod warmkit;
