@@ -15,6 +15,7 @@ pub mod cases;
 pub mod command;
 pub mod daemon;
 pub mod files;
+pub mod handmade;
 pub mod image;
 pub mod registry;
 pub mod skip;
