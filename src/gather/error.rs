@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use super::Missing;
 use crate::digest::Digest;
+use crate::oci::Platform;
 use crate::{keys, oci, source};
 
 /// A cache or key source that could not be read.
@@ -51,11 +52,29 @@ pub enum Error {
         /// As it was asked for.
         image: String,
     },
+    /// An image with inline cache, but not for a platform that was asked for.
+    #[error("{cache}: the image is for {}, not for {}", platforms(held), platforms(wanted))]
+    NoPlatform {
+        /// As it was asked for.
+        cache: String,
+        /// The platforms that were asked for.
+        wanted: Vec<Platform>,
+        /// The platforms that the image is for.
+        held: Vec<Platform>,
+    },
+    /// A platform that was asked for and that no cache is for.
+    #[error("no cache is for --platform {platform}: they are for {}", platforms(held))]
+    PlatformNotHeld {
+        /// The platform.
+        platform: Platform,
+        /// The platforms that were baked otherwise.
+        held: Vec<Platform>,
+    },
     /// Some of several caches are not there.
     #[error(
         "{} of {total} caches are not there:{}\n--skip-missing goes on without them",
         missing.len(),
-        list(missing)
+        reasons(missing)
     )]
     Missing {
         /// Which, in the order in which they were asked for.
@@ -64,7 +83,7 @@ pub enum Error {
         total: usize,
     },
     /// Nothing is left when what is missing is left out.
-    #[error("none of the {} caches is there:{}", missing.len(), list(missing))]
+    #[error("none of the {} caches is there:{}", missing.len(), reasons(missing))]
     AllMissing {
         /// Which, in the order in which they were asked for.
         missing: Vec<Missing>,
@@ -122,8 +141,12 @@ impl Error {
     pub fn class(&self) -> ErrorClass {
         match self {
             Self::Source { source, .. } => source.into(),
-            Self::Keys { .. } | Self::NoAttestation { .. } => ErrorClass::Source,
-            Self::Missing { .. } | Self::AllMissing { .. } => ErrorClass::Source,
+            Self::Keys { .. }
+            | Self::NoAttestation { .. }
+            | Self::NoPlatform { .. }
+            | Self::PlatformNotHeld { .. }
+            | Self::Missing { .. }
+            | Self::AllMissing { .. } => ErrorClass::Source,
             Self::Cache { .. } | Self::KeyImage { .. } | Self::Claims { .. } => ErrorClass::Content,
             Self::Interrupted => ErrorClass::Other,
         }
@@ -131,9 +154,13 @@ impl Error {
 }
 
 /// A line for each.
-fn list(missing: &[Missing]) -> String {
+fn reasons(missing: &[Missing]) -> String {
     missing.iter().fold(String::new(), |mut text, missing| {
         let _ = write!(text, "\n  {}: {}", missing.cache, missing.reason);
         text
     })
+}
+
+fn platforms(list: &[Platform]) -> String {
+    list.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }

@@ -51,13 +51,7 @@ impl Document {
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
         let json = |source| Error::Json { what: "the manifest", source };
         let probe: Probe = serde_json::from_slice(bytes).map_err(json)?;
-        let known = matches!(
-            probe.media_type.as_str(),
-            "" | media_type::OCI_MANIFEST
-                | media_type::OCI_INDEX
-                | media_type::DOCKER_MANIFEST
-                | media_type::DOCKER_LIST
-        );
+        let known = probe.media_type.is_empty() || media_type::is_manifest(&probe.media_type);
         match (known, probe.config.is_some(), probe.manifests.is_some()) {
             (true, true, false) => {
                 let manifest: ImageManifest = serde_json::from_slice(bytes).map_err(json)?;
@@ -73,6 +67,14 @@ impl Document {
                 })
             }
             _ => Err(Error::UnknownManifest { media_type: probe.media_type }),
+        }
+    }
+
+    /// Whether it is a cache, in either form.
+    pub fn is_cache(&self) -> bool {
+        match self {
+            Self::Manifest { config, .. } => config.media_type == CACHE_CONFIG,
+            Self::Index { manifests } => manifests.iter().any(|listed| listed.media_type == CACHE_CONFIG),
         }
     }
 

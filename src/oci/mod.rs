@@ -5,12 +5,14 @@
 
 pub mod cacheconfig;
 pub mod descriptor;
+pub mod inline;
 pub mod manifest;
 pub mod media_type;
 pub mod platform;
 
 pub use cacheconfig::{Cache, CacheConfig, Layer, Record};
 pub use descriptor::Descriptor;
+pub use inline::ImageConfig;
 pub use manifest::{CacheManifest, Document};
 pub use media_type::Compression;
 pub use oci_spec::distribution::Reference;
@@ -39,7 +41,8 @@ pub enum Error {
     },
     /// An ordinary image (or another artifact) where a cache was expected.
     #[error(
-        "{what}, not a build cache: its config has media type {media_type:?}, a cache has {expected:?}",
+        "{what}, not a build cache: its config has media type {media_type:?}, a cache has {expected:?}; \
+         name what --cache-to type=registry,ref=REF exported",
         expected = media_type::CACHE_CONFIG
     )]
     NotACache {
@@ -47,6 +50,30 @@ pub enum Error {
         what: &'static str,
         /// The config's media type.
         media_type: String,
+    },
+    /// An image that carries no inline cache.
+    #[error(
+        "{what}, not a build cache, and {which} inline cache: name what --cache-to \
+         type=registry,ref=REF exported, or push the image with --cache-to type=inline",
+        which = if *.platforms == 1 { "it carries no" } else { "none of its platforms carries" }
+    )]
+    NoInlineCache {
+        /// What it is.
+        what: &'static str,
+        /// Of how many platforms it is.
+        platforms: usize,
+    },
+    /// An index that lists indexes that list indexes, and so on.
+    #[error("the image index is nested more than {limit} levels deep")]
+    TooDeep {
+        /// How many levels are read.
+        limit: usize,
+    },
+    /// An image whose inline cache and layers do not fit together.
+    #[error("the image's inline cache is not valid: {reason}")]
+    InlineCache {
+        /// What is wrong with it.
+        reason: String,
     },
     /// A cache without a single record.
     #[error("the cache is empty: it has no records")]
@@ -69,6 +96,34 @@ pub enum Error {
         digest: Digest,
         /// The annotation that should hold it.
         annotation: &'static str,
+    },
+    /// A layer of a config that stands alone, and nothing says what it is.
+    #[error("cache config layer {index} ({blob}) has no annotations, and there is no manifest")]
+    NoLayerAnnotations {
+        /// Index in the config's `layers`.
+        index: usize,
+        /// The layer's blob.
+        blob: Digest,
+    },
+    /// An annotation of such a layer that makes no sense.
+    #[error("cache config layer {index} ({blob}): invalid {name} {value:?}")]
+    LayerAnnotation {
+        /// Index in the config's `layers`.
+        index: usize,
+        /// The layer's blob.
+        blob: Digest,
+        /// Which annotation.
+        name: &'static str,
+        /// What it is; empty where it is absent.
+        value: String,
+    },
+    /// Two layers of one blob that say different things of it.
+    #[error("cache config layer {index} ({blob}) has other annotations than an earlier one of the same blob")]
+    LayerAnnotationsDiffer {
+        /// Index of the later one in the config's `layers`.
+        index: usize,
+        /// The blob.
+        blob: Digest,
     },
     /// The config names a blob that the manifest does not list.
     #[error("cache config layer {index} names blob {digest}, which the manifest does not list")]

@@ -11,11 +11,13 @@
 
 pub mod agent;
 pub mod build;
+pub mod buildx;
 pub mod cases;
 pub mod command;
 pub mod daemon;
 pub mod files;
 pub mod handmade;
+pub mod git;
 pub mod image;
 pub mod registry;
 pub mod skip;

@@ -37,10 +37,9 @@ pub(in crate::cli) struct Arguments {
     #[arg(long, value_name = "SRC")]
     keys_from: Vec<KeySpec>,
 
-    /// The platform of the builder that exported the caches, for operations that name none;
-    /// default: this machine's
-    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
-    platform: Option<Platform>,
+    /// A platform, as for warmkit bake; may be repeated
+    #[arg(long = "platform", value_name = "OS/ARCH[/VARIANT]", value_delimiter = ',')]
+    platforms: Vec<Platform>,
 
     /// Talk http to registries on other hosts than this one too
     #[arg(long)]
@@ -66,7 +65,7 @@ pub(super) fn run(arguments: Arguments) -> u8 {
         Err(error) => return failed(&error, error.exit_code()),
     };
     let options = gather::Options {
-        platform: arguments.platform,
+        platforms: arguments.platforms,
         registry: source::Options { insecure: arguments.insecure, ..source::Options::default() },
     };
     let console = Console::new(Verbs::BAKE);
