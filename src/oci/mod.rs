@@ -199,6 +199,22 @@ pub enum Error {
         /// An index on the cycle.
         index: usize,
     },
+    /// A chain of layers that nothing could mount.
+    #[error("layer {index} is the top of {height} layers, and overlayfs stacks no more than {limit}")]
+    TooHigh {
+        /// Index in the config's `layers`.
+        index: i64,
+        /// How many they are.
+        height: usize,
+        /// The most that are taken.
+        limit: usize,
+    },
+    /// More results, on more layers, than any build has.
+    #[error("the results of the cache's records have more than {limit} layers in all")]
+    TooManyLayers {
+        /// The most that are taken.
+        limit: usize,
+    },
     /// An input without a single alternative.
     #[error("record {index} ({digest}): input {input} has no link")]
     EmptyInput {

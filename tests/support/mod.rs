@@ -16,6 +16,7 @@ pub mod cases;
 pub mod command;
 pub mod daemon;
 pub mod files;
+pub mod handmade;
 pub mod git;
 pub mod image;
 pub mod registry;
