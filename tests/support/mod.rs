@@ -19,6 +19,7 @@ pub mod files;
 pub mod handmade;
 pub mod git;
 pub mod image;
+pub mod moto;
 pub mod registry;
 pub mod skip;
 pub mod square;
