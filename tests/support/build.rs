@@ -261,8 +261,9 @@ fn steps<'a>(vertices: impl Iterator<Item = &'a Vertex>) -> Vec<Step> {
     let mut order = Vec::new();
     for vertex in vertices {
         let name = vertex.name.as_str();
-        let instruction =
-            name.starts_with('[') && !name.starts_with("[internal]") && !name.starts_with("[auth]");
+        // `[internal]`, and `[linux/arm64 internal]` in a build for several platforms.
+        let of_the_daemon = |tag: &str| tag.ends_with("internal") || tag == "[auth";
+        let instruction = name.starts_with('[') && !name.split(']').next().is_some_and(of_the_daemon);
         if !instruction || name.contains("] FROM ") {
             continue;
         }
