@@ -42,6 +42,7 @@ pub mod bake;
 pub mod bolt;
 pub mod cli;
 pub mod csv;
+pub mod daemon;
 pub mod digest;
 pub mod fsutil;
 pub mod gather;

@@ -84,6 +84,7 @@ fn inline(release: &str) {
         let baked = bake_and_build(&world, &world.root(&case, name), &arguments, &case.request);
         assert_as_warm_as(&baked, &native);
     }
+    assert_partly_warm(&world, &case, &world.root(&case, "bare"), &cache);
 }
 
 #[test]
@@ -219,6 +220,16 @@ fn images_without_cache() {
     }
 }
 
+/// A cache of the final stage only: what a build of another stage misses on an import, it misses here.
+#[track_caller]
+fn assert_partly_warm(world: &World, case: &Case, baked: &Path, cache: &str) {
+    let request = case.request.target("build");
+    let native = import_and_build(world, &world.root(case, "native-build"), cache, &request);
+    assert!(!native.ran().is_empty(), "everything is there\n{}", native.log);
+    let baked = build_on(world, baked, &request);
+    assert_as_warm_as(&baked, &native);
+}
+
 /// Exports with these options of `--export-cache`, and compares a bake with a native import.
 fn exported_with(release: &str, tag: &str, options: &str) {
     let Some((world, case)) = setup(release) else { return };
@@ -230,6 +241,12 @@ fn exported_with(release: &str, tag: &str, options: &str) {
     let baked = bake_and_build(&world, &root, &arguments, &case.request);
     assert_as_warm_as(&baked, &native);
     assert_same_labels(&root, &world.root(&case, "native"));
+    if tag == "min" {
+        assert_partly_warm(&world, &case, &root, &cache);
+    }
+    let of_estargz = |name: &String| name.ends_with("containerd.io/snapshot/stargz/toc.digest");
+    let estargz = blob_labels(&root).values().all(|labels| labels.keys().any(of_estargz));
+    assert_eq!(estargz, tag == "estargz", "the annotations of estargz");
 }
 
 /// Labels of the blobs of a root that no daemon holds, by blob and name.

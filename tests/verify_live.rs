@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use support::cases::Case;
 use support::{BuildRequest, Scratch, Tools, World};
+use warmkit::daemon;
 use warmkit::digest::Digest;
 use warmkit::progress::Silent;
 use warmkit::verify::{self, LiveError, LiveOptions, LiveReport, StepStatus};
@@ -51,9 +52,9 @@ fn options(world: &World, request: &BuildRequest) -> LiveOptions {
     let mut options = LiveOptions::default();
     let host = world.registry.host();
     let config = world.scratch.write("live.toml", format!("[registry.{host:?}]\n  http = true\n"));
-    options.context.clone_from(&request.context);
-    options.build_args = request.args.iter().map(|(key, value)| format!("{key}={value}")).collect();
-    options.buildkitd = Some(world.tools.buildkitd.clone());
+    options.build.context.clone_from(&request.context);
+    options.build.build_args = request.args.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    options.search.buildkitd = Some(world.tools.buildkitd.clone());
     options.buildkitd_config = Some(config);
     options
 }
@@ -101,8 +102,8 @@ fn builds_on_a_view(release: &str) {
 
     // A target, and a cache that is imported though nothing needs it.
     let mut docs = options(&world, &case.request);
-    docs.target = Some("docs".into());
-    docs.import_caches = vec![format!("type=registry,ref={}", origin.cache)];
+    docs.build.target = Some("docs".into());
+    docs.build.import_caches = vec![format!("type=registry,ref={}", origin.cache)];
     let report = live(&baked, &docs).unwrap();
     assert!(report.all_cached() && report.steps.len() == 2, "{report:#?}");
     assert_eq!(report.imports, 1);
@@ -113,13 +114,13 @@ fn builds_on_a_view(release: &str) {
 /// What is damaged is seen, and what cannot be built is a report, not an error.
 fn broken(world: &World, case: &Case, root: &Path) {
     let mut request = options(world, &case.request);
-    request.target = Some("nowhere".into());
+    request.build.target = Some("nowhere".into());
     let report = live(root, &request).unwrap();
     assert!(!report.all_cached());
     assert!(report.failure.as_ref().is_some_and(|said| said.contains("nowhere")), "{report:?}");
 
     let mut other = options(world, &case.request);
-    other.build_args.push("VERSION=2".into());
+    other.build.build_args.push("VERSION=2".into());
     assert_eq!(ran(&live(root, &other).unwrap()).len(), 4);
 
     // Another worker id: a daemon drops every result.
@@ -136,7 +137,10 @@ fn broken(world: &World, case: &Case, root: &Path) {
     let kept = fs::read(&path).unwrap();
     fs::write(&path, vec![0; kept.len()]).unwrap();
     let error = live(root, &options(world, &case.request)).unwrap_err();
-    assert!(matches!(error, LiveError::Ended { .. } | LiveError::Damaged { .. }), "{error:?}");
+    assert!(
+        matches!(error, LiveError::Daemon(daemon::Error::Ended { .. }) | LiveError::Damaged { .. }),
+        "{error:?}"
+    );
     fs::write(&path, kept).unwrap();
     assert!(verify::offline(root, &verify::Options::default(), &Silent).is_ok());
 }
@@ -177,9 +181,9 @@ fn docker_gives_what_is_not_installed() {
     let docker = world.scratch.write("docker", script);
     fs::set_permissions(&docker, fs::Permissions::from_mode(0o755)).unwrap();
     let mut request = options(&world, &case.request);
-    request.buildkitd = None;
-    request.docker = Some(docker);
-    request.image = Some("example.org/buildkit:test".into());
+    request.search.buildkitd = None;
+    request.search.docker = Some(docker);
+    request.search.image = Some("example.org/buildkit:test".into());
     let report = live(&origin.root, &request).unwrap();
     assert!(report.all_cached(), "{report:#?}");
     let asked = fs::read_to_string(log).unwrap();
@@ -197,7 +201,7 @@ fn docker_gives_what_is_not_installed() {
     // A docker that fails says so.
     let docker = world.scratch.write("no-docker", "#!/bin/sh\necho no daemon >&2\nexit 1\n");
     fs::set_permissions(&docker, fs::Permissions::from_mode(0o755)).unwrap();
-    request.docker = Some(docker);
+    request.search.docker = Some(docker);
     let error = live(&origin.root, &request).unwrap_err();
     assert!(error.to_string().contains("no daemon"), "{error}");
 }
@@ -206,12 +210,12 @@ fn docker_gives_what_is_not_installed() {
 fn what_is_missing_is_said() {
     if !rustix::process::geteuid().is_root() {
         let error = verify::live(Path::new("/"), &LiveOptions::default()).unwrap_err();
-        assert!(matches!(error, LiveError::NotRoot));
+        assert!(matches!(error, LiveError::Daemon(daemon::Error::NotRoot { .. })));
         return;
     }
     let scratch = Scratch::new();
     let mut options = LiveOptions::default();
-    options.buildkitd = Some(scratch.join("buildkitd"));
+    options.search.buildkitd = Some(scratch.join("buildkitd"));
     let root = scratch.join("root");
     assert!(matches!(verify::live(&root, &options), Err(LiveError::Root(verify::Error::Open { .. }))));
     fs::create_dir(&root).unwrap();
@@ -219,7 +223,10 @@ fn what_is_missing_is_said() {
     assert!(matches!(error, LiveError::Root(verify::Error::NotAStateDirectory { .. })), "{error}");
     fs::create_dir_all(root.join("runc-overlayfs")).unwrap();
     let error = verify::live(&root, &options).unwrap_err();
-    assert!(matches!(error, LiveError::NoProgram { program: "buildkitd", .. }), "{error}");
+    assert!(
+        matches!(error, LiveError::Daemon(daemon::Error::NoProgram { program: "buildkitd", .. })),
+        "{error}"
+    );
     assert_eq!(leftovers(scratch.path()), [""; 0]);
 }
 
@@ -230,10 +237,10 @@ fn victim() {
     let Some(root) = std::env::var_os("WARMKIT_TEST_LIVE_ROOT") else { return };
     let from = |name| PathBuf::from(std::env::var_os(name).unwrap());
     let mut options = LiveOptions::default();
-    options.context = from("WARMKIT_TEST_LIVE_CONTEXT");
-    options.buildkitd = Some(from("WARMKIT_TEST_LIVE_BUILDKITD"));
+    options.build.context = from("WARMKIT_TEST_LIVE_CONTEXT");
+    options.search.buildkitd = Some(from("WARMKIT_TEST_LIVE_BUILDKITD"));
     options.buildkitd_config = Some(from("WARMKIT_TEST_LIVE_CONFIG"));
-    options.build_args = vec![std::env::var("WARMKIT_TEST_LIVE_ARG").unwrap()];
+    options.build.build_args = vec![std::env::var("WARMKIT_TEST_LIVE_ARG").unwrap()];
     let _ = verify::live(Path::new(&root), &options);
 }
 
@@ -254,9 +261,9 @@ fn a_killed_verification_leaves_no_daemon() {
         .args(["--exact", "victim"])
         .env("WARMKIT_TEST_LIVE_ROOT", &origin.root)
         .env("WARMKIT_TEST_LIVE_CONTEXT", &slow)
-        .env("WARMKIT_TEST_LIVE_BUILDKITD", request.buildkitd.unwrap())
+        .env("WARMKIT_TEST_LIVE_BUILDKITD", request.search.buildkitd.unwrap())
         .env("WARMKIT_TEST_LIVE_CONFIG", request.buildkitd_config.unwrap())
-        .env("WARMKIT_TEST_LIVE_ARG", &request.build_args[0])
+        .env("WARMKIT_TEST_LIVE_ARG", &request.build.build_args[0])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()

@@ -10,7 +10,8 @@ use serde::Serialize;
 use super::progress::{Console, Verbs};
 use super::{err, exit, out, render};
 
-use crate::verify::{self, DEFAULT_IMAGE, LiveOptions, LiveReport};
+use crate::daemon::{Build, DEFAULT_IMAGE, Search};
+use crate::verify::{self, LiveOptions, LiveReport};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -101,7 +102,8 @@ impl Arguments {
         let flags = |name: &'static str, values: &[String]| {
             values.iter().flat_map(move |value| [name.into(), value.into()]).collect::<Vec<OsString>>()
         };
-        LiveOptions {
+        let mut options = LiveOptions::default();
+        options.build = Build {
             context,
             dockerfile: self.file.clone(),
             target: self.target.clone(),
@@ -110,11 +112,14 @@ impl Arguments {
             platform: self.platform.clone(),
             import_caches: self.import_cache.clone(),
             buildctl_args: [flags("--secret", &self.secret), flags("--ssh", &self.ssh)].concat(),
+        };
+        options.search = Search {
             buildkitd: self.buildkitd.clone(),
             image: Some(self.buildkit_image.clone()),
-            buildkitd_config: self.buildkitd_config.clone(),
-            ..LiveOptions::default()
-        }
+            ..Search::default()
+        };
+        options.buildkitd_config.clone_from(&self.buildkitd_config);
+        options
     }
 }
 

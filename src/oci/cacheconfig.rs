@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! layers[]   {blob, parent}            parent: index, -1 none, absent 0
+//!            annotations               only where there is no manifest: see `annotated`
 //! records[]  {digest,
 //!             layers[] {layer, createdAt}      a layer with all its parents
 //!             chains[] {layers[], createdAt}   exactly these layers
@@ -11,6 +12,8 @@
 //! Mirrors `cache/remotecache/v1/types/spec.go` and, for what is refused, `v1/parse.go` (v0.34).
 //! Unlike upstream, a layer that the manifest does not list is an error: a cache that lost a layer
 //! should not ship as warm.
+
+mod annotated;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -41,6 +44,8 @@ struct RawLayer {
     blob: Digest,
     #[serde(default)]
     parent: i64,
+    #[serde(default)]
+    annotations: Option<annotated::Annotations>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -170,7 +175,11 @@ impl CacheConfig {
     pub(super) fn of_image(records: &[u8], layers: &[Descriptor]) -> Result<Self, Error> {
         let json = |source| Error::Json { what: "the inline cache", source };
         let records = serde_json::from_slice::<Option<_>>(records).map_err(json)?.unwrap_or_default();
-        let layers = layers.iter().zip(-1..).map(|(layer, parent)| RawLayer { blob: layer.digest, parent });
+        let layers = layers.iter().zip(-1..).map(|(layer, parent)| RawLayer {
+            blob: layer.digest,
+            parent,
+            annotations: None,
+        });
         Ok(Self { layers: layers.collect(), records })
     }
 

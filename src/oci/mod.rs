@@ -97,6 +97,34 @@ pub enum Error {
         /// The annotation that should hold it.
         annotation: &'static str,
     },
+    /// A layer of a config that stands alone, and nothing says what it is.
+    #[error("cache config layer {index} ({blob}) has no annotations, and there is no manifest")]
+    NoLayerAnnotations {
+        /// Index in the config's `layers`.
+        index: usize,
+        /// The layer's blob.
+        blob: Digest,
+    },
+    /// An annotation of such a layer that makes no sense.
+    #[error("cache config layer {index} ({blob}): invalid {name} {value:?}")]
+    LayerAnnotation {
+        /// Index in the config's `layers`.
+        index: usize,
+        /// The layer's blob.
+        blob: Digest,
+        /// Which annotation.
+        name: &'static str,
+        /// What it is; empty where it is absent.
+        value: String,
+    },
+    /// Two layers of one blob that say different things of it.
+    #[error("cache config layer {index} ({blob}) has other annotations than an earlier one of the same blob")]
+    LayerAnnotationsDiffer {
+        /// Index of the later one in the config's `layers`.
+        index: usize,
+        /// The blob.
+        blob: Digest,
+    },
     /// The config names a blob that the manifest does not list.
     #[error("cache config layer {index} names blob {digest}, which the manifest does not list")]
     LayerNotListed {

@@ -127,8 +127,7 @@ impl Files {
                 Err(Error::NotALayout { path: root.to_owned(), reason })
             }
             Err(source) if source.kind() == io::ErrorKind::NotFound => {
-                let reason = "no such directory, and no such file".to_owned();
-                Err(Error::NotALayout { path: root.to_owned(), reason })
+                Err(Error::NoSuchLayout { path: root.to_owned() })
             }
             Err(source) => Err(Error::Read { path: root.to_owned(), source }),
         }
@@ -253,6 +252,10 @@ impl Source for OciLayout {
                 Err(source) => return Err(Error::Read { path: self.blob_path(&blob.digest), source }),
             }
         }
+    }
+
+    fn blob_store(&self) -> String {
+        self.root.display().to_string()
     }
 
     fn repository(&self) -> Option<(String, String)> {

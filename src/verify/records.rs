@@ -63,6 +63,11 @@ impl Record {
         self.parent.is_none() && !(self.merge_parents.is_empty() && self.diff_parents.is_empty())
     }
 
+    /// Not whole yet: a daemon writes parents and the time together, after the record's first values.
+    pub(super) fn is_unfinished(&self) -> bool {
+        self.created_at.is_none() && self.is_mutable()
+    }
+
     /// Still being written to: a cache mount, a local source.
     pub(super) fn is_mutable(&self) -> bool {
         !self.committed && !self.is_composed()

@@ -64,8 +64,7 @@ pub(super) fn records(records: &Records, findings: &mut Findings) {
                 findings.add(FindingKind::RecordParentMissing, record_subject(id), detail);
             }
         }
-        if record.created_at.is_none() && record.is_mutable() {
-            // A daemon writes it after other values, and where it finds a record without it.
+        if record.is_unfinished() {
             let detail = "no cache.createdAt yet";
             findings.add(FindingKind::RecordUnfinished, record_subject(id), detail);
         }
@@ -73,7 +72,7 @@ pub(super) fn records(records: &Records, findings: &mut Findings) {
             let detail = format!("no {what}");
             findings.add(FindingKind::RecordValueMissing, record_subject(id), detail);
         };
-        if record.created_at.is_none() && !record.is_mutable() {
+        if record.created_at.is_none() && !record.is_unfinished() {
             missing("cache.createdAt");
         }
         if record.blob.is_some() {
@@ -258,7 +257,7 @@ fn expected_parents<'a>(
     records: &'a Records,
     by_chain: &BTreeMap<ChainId, BTreeSet<&'a str>>,
 ) -> Option<BTreeSet<Option<&'a str>>> {
-    if record.is_composed() {
+    if record.is_composed() || record.is_unfinished() {
         return None;
     }
     let Some(parent) = &record.parent else { return Some(BTreeSet::from([None])) };

@@ -14,51 +14,25 @@
 //! mount of the daemon outlives it. What the build writes goes to the scratch directory. A shell between us and the
 //! daemon ends it, and removes the scratch directory, also when this process is killed.
 
-mod daemon;
-mod steps;
-mod tools;
 mod view;
 
-use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
 
 use serde::Serialize;
 
-pub use steps::{Step, StepStatus};
+use crate::daemon::{self, Build, Daemon, Outcome, Search, Start};
 
-/// The image that buildkitd is taken from where none is installed: the one that buildx uses.
-pub const DEFAULT_IMAGE: &str = "moby/buildkit:buildx-stable-1";
+pub use crate::daemon::{DEFAULT_IMAGE, Step, StepStatus};
 
 /// What is built, and by which buildkitd.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct LiveOptions {
-    /// The build context, a local directory.
-    pub context: PathBuf,
-    /// The Dockerfile; `None`: `Dockerfile` in the context.
-    pub dockerfile: Option<PathBuf>,
-    /// The stage to build; `None`: the last.
-    pub target: Option<String>,
-    /// Build arguments as `KEY=VALUE`.
-    pub build_args: Vec<String>,
-    /// Frontend options as `KEY=VALUE`.
-    pub opts: Vec<String>,
-    /// Platforms as `os/arch[/variant]`; `None`: the daemon's own.
-    pub platform: Option<String>,
-    /// Caches to import, as `buildctl --import-cache` takes them.
-    pub import_caches: Vec<String>,
-    /// Further arguments of `buildctl build`: `--secret …`, `--ssh …`, `--allow …`.
-    pub buildctl_args: Vec<OsString>,
-    /// The daemon; `None`: the one in `$PATH`, else the one in [`LiveOptions::image`], through docker.
-    pub buildkitd: Option<PathBuf>,
-    /// Its client; `None`: beside the daemon, else in `$PATH`.
-    pub buildctl: Option<PathBuf>,
-    /// The docker client; `None`: the one in `$PATH`. Used only where no buildkitd is found otherwise.
-    pub docker: Option<PathBuf>,
-    /// Where docker has to get them; `None`: [`DEFAULT_IMAGE`].
-    pub image: Option<String>,
+    /// What is built.
+    pub build: Build,
+    /// Where the daemon is looked for.
+    pub search: Search,
     /// The daemon's configuration; `None`: an empty one, not the machine's.
     pub buildkitd_config: Option<PathBuf>,
     /// Where the scratch directory is made; `None`: beside the root, whose file system is known to serve
@@ -98,34 +72,9 @@ pub enum LiveError {
     /// The root cannot be judged: not there, in use, no state directory.
     #[error(transparent)]
     Root(#[from] super::Error),
-    /// buildkitd needs root, and so does the mount namespace.
-    #[error("a live verification runs buildkitd, which needs root: run it under sudo")]
-    NotRoot,
-    /// Neither given, nor in `$PATH`, nor can docker get it.
-    #[error(
-        "no buildkitd found: name one by --buildkitd, put one into $PATH, or install docker, which \
-         takes it out of {image}"
-    )]
-    NoBuildkitd {
-        /// The image that docker would have used.
-        image: String,
-    },
-    /// A program that is needed is not there.
-    #[error("no {program} found {place}")]
-    NoProgram {
-        /// Its name.
-        program: &'static str,
-        /// Where it was looked for.
-        place: String,
-    },
-    /// A program could not be started, or failed.
-    #[error("{command} failed: {detail}")]
-    Program {
-        /// What was run.
-        command: String,
-        /// Its status and the end of what it printed.
-        detail: String,
-    },
+    /// No daemon could be found, started or talked to.
+    #[error(transparent)]
+    Daemon(#[from] daemon::Error),
     /// The view could not be made.
     #[error("cannot {action} {}: {source}", path.display())]
     View {
@@ -145,22 +94,6 @@ pub enum LiveError {
         /// What is wrong with it.
         detail: String,
     },
-    /// The daemon ended before it answered.
-    #[error("buildkitd ended with {status} on the view of the root; its log ends with: {log}")]
-    Ended {
-        /// Its status.
-        status: ExitStatus,
-        /// The end of its log.
-        log: String,
-    },
-    /// The daemon did not answer in time.
-    #[error("buildkitd did not answer within {seconds} s; its log ends with: {log}")]
-    NoAnswer {
-        /// How long it was waited for.
-        seconds: u64,
-        /// The end of its log.
-        log: String,
-    },
 }
 
 /// Builds on a throwaway view of `root` and tells which steps were CACHED. The root stays untouched, byte
@@ -174,7 +107,7 @@ pub fn live(root: &Path, options: &LiveOptions) -> Result<LiveReport, LiveError>
         move |source| LiveError::View { action, path, source }
     };
     if !crate::fsutil::is_root() {
-        return Err(LiveError::NotRoot);
+        return Err(daemon::Error::NotRoot { purpose: "a live verification" }.into());
     }
     let root = root.canonicalize().map_err(|source| super::Error::Open { path: root.to_owned(), source })?;
     let tree =
@@ -189,34 +122,23 @@ pub fn live(root: &Path, options: &LiveOptions) -> Result<LiveReport, LiveError>
     let scratch = tempfile::Builder::new().prefix(".warmkit-verify-").tempdir_in(&beside);
     let scratch = scratch.map_err(fail("make a directory in", &beside))?;
 
-    let tools = tools::find(options, run.path())?;
+    let tools = daemon::find(&options.search, run.path())?;
     let view = view::View::make(&tree, &workers, scratch.path())?;
-    let daemon = daemon::Daemon::start(&tools, view, run.path(), scratch.path(), options)?;
-    let outcome = steps::build(&tools, &daemon.address(), options);
+    let start = Start {
+        root: &view.root,
+        run: run.path(),
+        scratch: scratch.path(),
+        config: options.buildkitd_config.as_deref(),
+        snapshotter: "overlayfs",
+        arguments: &[],
+    };
+    let daemon = Daemon::start(&tools, &start, || view.enter())?;
+    let outcome = options.build.outcome(&tools, &daemon.address());
     daemon.stop();
     for directory in [scratch, run] {
         let path = directory.path().to_owned();
         directory.close().map_err(fail("remove", &path))?;
     }
-    let outcome = outcome?;
-    Ok(LiveReport {
-        buildkitd: tools.version,
-        steps: outcome.steps,
-        imports: outcome.imports,
-        extractions: outcome.extractions,
-        failure: outcome.failure,
-    })
-}
-
-/// The end of a text that may be long.
-fn tail(text: &str) -> String {
-    const LINES: usize = 20;
-    const BYTES: usize = 8192;
-    let lines: Vec<&str> = text.lines().collect();
-    let text = lines[lines.len().saturating_sub(LINES)..].join("\n");
-    let mut start = text.len().saturating_sub(BYTES);
-    while !text.is_char_boundary(start) {
-        start += 1;
-    }
-    text[start..].to_owned()
+    let Outcome { steps, imports, extractions, failure } = outcome?;
+    Ok(LiveReport { buildkitd: tools.version, steps, imports, extractions, failure })
 }

@@ -12,7 +12,7 @@ use rustix::mount::{MountFlags, MountPropagationFlags};
 use rustix::thread::UnshareFlags;
 
 use super::LiveError;
-use super::tools::output;
+use crate::daemon::output;
 use crate::verify::database;
 use crate::verify::disk;
 use crate::verify::files::{MAX_DATABASE, Tree};

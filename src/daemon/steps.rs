@@ -1,14 +1,8 @@
 //! What a build says of its steps.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufRead, BufReader, Read};
-use std::path::Path;
-use std::process::{Command, Stdio};
 
 use serde::{Deserialize, Serialize};
-
-use super::tools::{Tools, output};
-use super::{LiveError, LiveOptions, tail};
 
 /// How a step went.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -41,94 +35,16 @@ pub struct Step {
 
 /// What a build did.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Outcome {
-    pub(super) steps: Vec<Step>,
-    pub(super) imports: usize,
-    pub(super) extractions: usize,
-    pub(super) failure: Option<String>,
-}
-
-/// Runs the build and reads its progress.
-pub(super) fn build(tools: &Tools, address: &str, options: &LiveOptions) -> Result<Outcome, LiveError> {
-    let help = output(Command::new(&tools.buildctl).args(["build", "--help"]))?;
-    // From v0.13 on; before, what people read has to do.
-    let raw = help.contains("rawjson");
-    let mut command = Command::new(&tools.buildctl);
-    command.arg("--addr").arg(address).arg("build");
-    arguments(&mut command, options);
-    command.arg(if raw { "--progress=rawjson" } else { "--progress=plain" });
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-    let failed =
-        |detail: String| LiveError::Program { command: format!("{}", tools.buildctl.display()), detail };
-    let mut client = command.spawn().map_err(|error| failed(error.to_string()))?;
-    let mut graph = Graph::default();
-    let mut said = String::new();
-    if let Some(errors) = client.stderr.take() {
-        // Progress may be long; of everything else only the end is kept.
-        let mut lines = BufReader::new(errors);
-        let mut line = Vec::new();
-        loop {
-            line.clear();
-            match lines.by_ref().take(MAX_LINE).read_until(b'\n', &mut line) {
-                Ok(0) => break,
-                Ok(_) => {}
-                Err(error) => {
-                    let _ = client.kill();
-                    let _ = client.wait();
-                    return Err(failed(error.to_string()));
-                }
-            }
-            let text = String::from_utf8_lossy(&line);
-            let understood = if raw { graph.raw(&text) } else { graph.plain(&text) };
-            if !understood || !raw {
-                said.push_str(&text);
-                if said.len() > 1 << 16 {
-                    said = tail(&said);
-                    said.push('\n');
-                }
-            }
-        }
-    }
-    let status = client.wait().map_err(|error| failed(error.to_string()))?;
-    let mut outcome = graph.outcome();
-    if !status.success() {
-        outcome.failure = Some(format!("{status}: {}", tail(&said)));
-    }
-    Ok(outcome)
-}
-
-/// The longest line that is taken at once: a piece of a container's output in base64 fits.
-const MAX_LINE: u64 = 16 << 20;
-
-fn arguments(command: &mut Command, options: &LiveOptions) {
-    let local = |name: &str, path: &Path| {
-        let mut local = std::ffi::OsString::from(format!("{name}="));
-        local.push(if path.as_os_str().is_empty() { Path::new(".") } else { path });
-        local
-    };
-    command.args(["--frontend", "dockerfile.v0", "--local"]).arg(local("context", &options.context));
-    let mut opts: Vec<String> = Vec::new();
-    match &options.dockerfile {
-        None => {
-            command.arg("--local").arg(local("dockerfile", &options.context));
-        }
-        Some(file) => {
-            command.arg("--local").arg(local("dockerfile", file.parent().unwrap_or(Path::new("."))));
-            let name = file.file_name().unwrap_or_default().to_string_lossy();
-            opts.push(format!("filename={name}"));
-        }
-    }
-    opts.extend(options.target.iter().map(|target| format!("target={target}")));
-    opts.extend(options.platform.iter().map(|platform| format!("platform={platform}")));
-    opts.extend(options.build_args.iter().map(|arg| format!("build-arg:{arg}")));
-    opts.extend(options.opts.iter().cloned());
-    for opt in opts {
-        command.arg("--opt").arg(opt);
-    }
-    for cache in &options.import_caches {
-        command.arg("--import-cache").arg(cache);
-    }
-    command.args(&options.buildctl_args);
+pub struct Outcome {
+    /// The instructions but FROM, which asks the registry in every build, in the order in which they were
+    /// first reported.
+    pub steps: Vec<Step>,
+    /// Cache manifests that were imported.
+    pub imports: usize,
+    /// Layers that were extracted, each once.
+    pub extractions: usize,
+    /// Why the build failed, if it did: the end of what the client printed.
+    pub failure: Option<String>,
 }
 
 /// `client.SolveStatus` of `BuildKit`, as far as it is needed.
@@ -170,41 +86,69 @@ struct RawStatus {
     id: String,
 }
 
+/// One operation of a build, as its progress shows it.
 #[derive(Debug, Default)]
-struct Vertex {
-    name: String,
+pub struct Vertex {
+    /// As printed; that of its group, where it is one of several that are printed as one.
+    pub name: String,
+    /// Its own name, the group's left aside.
+    pub own_name: String,
+    /// The ids of the vertices that it stands on; plain output does not tell.
+    pub inputs: Vec<String>,
+    /// Whether the daemon began with it: to ask for it (sources), to run it, or to take it from a cache.
+    pub started: bool,
+    /// Whether it was taken from a cache.
+    pub cached: bool,
+    /// What went wrong with it; empty where nothing did.
+    pub error: String,
     /// Position among all vertices seen.
     order: usize,
     has_inputs: bool,
-    started: bool,
-    cached: bool,
-    error: String,
 }
 
 /// Everything that was said of each vertex.
 #[derive(Debug, Default)]
-struct Graph {
+pub struct Graph {
     /// By digest, or by number in plain output.
     vertices: BTreeMap<String, Vertex>,
     extracted: BTreeSet<String>,
 }
 
 impl Graph {
+    /// All vertices, in the order in which they were first reported.
+    pub fn vertices(&self) -> Vec<&Vertex> {
+        let mut vertices: Vec<&Vertex> = self.vertices.values().collect();
+        vertices.sort_by_key(|vertex| vertex.order);
+        vertices
+    }
+
+    /// The vertex with an id, as in [`Vertex::inputs`].
+    pub fn get(&self, id: &str) -> Option<&Vertex> {
+        self.vertices.get(id)
+    }
+
     fn vertex(&mut self, id: &str) -> &mut Vertex {
         let order = self.vertices.len();
         self.vertices.entry(id.to_owned()).or_insert_with(|| Vertex { order, ..Vertex::default() })
     }
 
     /// Takes a line of JSON; false where it is something else.
-    fn raw(&mut self, line: &str) -> bool {
+    pub(super) fn raw(&mut self, line: &str) -> bool {
         let Ok(status) = serde_json::from_str::<Status>(line) else { return false };
         for raw in status.vertexes {
             let vertex = self.vertex(&raw.digest);
+            let own_name = raw.name.clone();
             let name = raw.group.map(|group| group.name).filter(|name| !name.is_empty()).unwrap_or(raw.name);
             if !name.is_empty() {
                 vertex.name = name;
             }
+            if !own_name.is_empty() {
+                vertex.own_name = own_name;
+            }
             vertex.has_inputs |= !raw.inputs.is_empty();
+            if vertex.inputs.is_empty() {
+                vertex.inputs = raw.inputs;
+            }
             vertex.started |= raw.started.is_some();
             vertex.cached |= raw.cached;
             if !raw.error.is_empty() {
@@ -218,7 +162,7 @@ impl Graph {
     }
 
     /// Takes a line for people: `#<number> <name>` first, then `#<number> <event>`.
-    fn plain(&mut self, line: &str) -> bool {
+    pub(super) fn plain(&mut self, line: &str) -> bool {
         let Some((number, text)) = line.trim_end().strip_prefix('#').and_then(|rest| rest.split_once(' '))
         else {
             return false;
@@ -247,9 +191,9 @@ impl Graph {
         }
     }
 
-    fn outcome(&self) -> Outcome {
-        let mut vertices: Vec<&Vertex> = self.vertices.values().collect();
-        vertices.sort_by_key(|vertex| vertex.order);
+    /// What the build did, as far as it came.
+    pub fn outcome(&self) -> Outcome {
+        let vertices = self.vertices();
         let mut steps: Vec<Step> = Vec::new();
         let mut at: BTreeMap<&str, usize> = BTreeMap::new();
         for vertex in vertices.iter().filter(|vertex| is_step(vertex, &vertices)) {

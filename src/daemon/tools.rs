@@ -5,29 +5,44 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{DEFAULT_IMAGE, LiveError, LiveOptions, tail};
+use super::{DEFAULT_IMAGE, Error, io_error, tail};
+
+/// Where the programs are looked for.
+#[derive(Debug, Clone, Default)]
+pub struct Search {
+    /// The daemon; `None`: the one in `$PATH`, else the one in [`Search::image`], through docker.
+    pub buildkitd: Option<PathBuf>,
+    /// Its client; `None`: beside the daemon, else in `$PATH`.
+    pub buildctl: Option<PathBuf>,
+    /// The docker client; `None`: the one in `$PATH`. Used only where no buildkitd is found otherwise.
+    pub docker: Option<PathBuf>,
+    /// Where docker has to get them; `None`: [`DEFAULT_IMAGE`].
+    pub image: Option<String>,
+}
 
 /// The programs that a build needs.
-#[derive(Debug)]
-pub(super) struct Tools {
-    pub(super) buildkitd: PathBuf,
-    pub(super) buildctl: PathBuf,
+#[derive(Debug, Clone)]
+pub struct Tools {
+    /// The daemon.
+    pub buildkitd: PathBuf,
+    /// Its client.
+    pub buildctl: PathBuf,
     /// What `buildkitd --version` prints.
-    pub(super) version: String,
+    pub version: String,
     /// `$PATH` of the daemon: its own directory first, where the image has `buildkit-runc`.
-    pub(super) path: OsString,
+    pub path: OsString,
 }
 
 /// Finds them: as given, in `$PATH`, or by docker, which copies them into `run`.
-pub(super) fn find(options: &LiveOptions, run: &Path) -> Result<Tools, LiveError> {
+///
+/// # Errors
+/// One is not there, or docker cannot get it.
+pub fn find(options: &Search, run: &Path) -> Result<Tools, Error> {
     let image = options.image.as_deref().unwrap_or(DEFAULT_IMAGE);
     let buildkitd = match &options.buildkitd {
         Some(given) if given.is_file() => given.clone(),
         Some(given) => {
-            return Err(LiveError::NoProgram {
-                program: "buildkitd",
-                place: format!("at {}", given.display()),
-            });
+            return Err(Error::NoProgram { program: "buildkitd", place: format!("at {}", given.display()) });
         }
         None => match on_path("buildkitd") {
             Some(found) => found,
@@ -36,7 +51,7 @@ pub(super) fn find(options: &LiveOptions, run: &Path) -> Result<Tools, LiveError
     };
     let beside = buildkitd.parent().map(|directory| directory.join("buildctl")).filter(|path| path.is_file());
     let buildctl = options.buildctl.clone().or(beside).or_else(|| on_path("buildctl"));
-    let buildctl = buildctl.ok_or_else(|| LiveError::NoProgram {
+    let buildctl = buildctl.ok_or_else(|| Error::NoProgram {
         program: "buildctl",
         place: format!("beside {} or in $PATH", buildkitd.display()),
     })?;
@@ -49,18 +64,18 @@ pub(super) fn find(options: &LiveOptions, run: &Path) -> Result<Tools, LiveError
     Ok(Tools { buildkitd, buildctl, version: version.trim().to_owned(), path })
 }
 
-fn on_path(name: &str) -> Option<PathBuf> {
+/// The program `name` in `$PATH`.
+pub fn on_path(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
     env::split_paths(&path).map(|directory| directory.join(name)).find(|candidate| candidate.is_file())
 }
 
 /// Takes the programs out of an image. No container is run: one is made, copied from, and removed.
-fn from_image(docker: Option<PathBuf>, image: &str, bin: &Path) -> Result<PathBuf, LiveError> {
+fn from_image(docker: Option<PathBuf>, image: &str, bin: &Path) -> Result<PathBuf, Error> {
     let Some(docker) = docker.or_else(|| on_path("docker")) else {
-        return Err(LiveError::NoBuildkitd { image: image.to_owned() });
+        return Err(Error::NoBuildkitd { image: image.to_owned() });
     };
-    let make = |source| LiveError::View { action: "make", path: bin.to_owned(), source };
-    std::fs::create_dir_all(bin).map_err(make)?;
+    std::fs::create_dir_all(bin).map_err(io_error("make", bin))?;
     // Quiet, so that the progress of a pull does not stand before the id.
     let id = output(Command::new(&docker).args(["create", "--quiet", "--pull", "missing", image]))?;
     let id = id.lines().last().unwrap_or_default().trim().to_owned();
@@ -80,14 +95,17 @@ fn from_image(docker: Option<PathBuf>, image: &str, bin: &Path) -> Result<PathBu
 }
 
 /// Runs a program to its end and takes what it prints.
-pub(super) fn output(command: &mut Command) -> Result<String, LiveError> {
+///
+/// # Errors
+/// It cannot be started, or fails: then with the end of what it said.
+pub fn output(command: &mut Command) -> Result<String, Error> {
     let shown = shown(command);
     let ended = command
         .output()
-        .map_err(|error| LiveError::Program { command: shown.clone(), detail: error.to_string() })?;
+        .map_err(|error| Error::Program { command: shown.clone(), detail: error.to_string() })?;
     if !ended.status.success() {
         let detail = format!("{}: {}", ended.status, tail(&String::from_utf8_lossy(&ended.stderr)));
-        return Err(LiveError::Program { command: shown, detail });
+        return Err(Error::Program { command: shown, detail });
     }
     Ok(String::from_utf8_lossy(&ended.stdout).into_owned())
 }

@@ -1,16 +1,15 @@
-//! The daemon on the view, and the shell that sees to its end.
+//! The daemon, and the shell that sees to its end.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::tools::Tools;
-use super::view::View;
-use super::{LiveError, LiveOptions, tail};
+use super::{Error, Tools, io_error, tail};
 
 /// How long a daemon may take until it answers: it reads its databases, and a slow disk is slow.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -48,9 +47,26 @@ status=$?
 exit "$status"
 "#;
 
+/// What a daemon is started on.
+#[derive(Debug, Clone)]
+pub struct Start<'a> {
+    /// Its root.
+    pub root: &'a Path,
+    /// Where its socket and log go; removed with `scratch` when this process is killed.
+    pub run: &'a Path,
+    /// What has its root, and what is mounted for it.
+    pub scratch: &'a Path,
+    /// Its configuration; `None`: an empty one, not the machine's.
+    pub config: Option<&'a Path>,
+    /// Its snapshotter.
+    pub snapshotter: &'a str,
+    /// Further arguments of buildkitd.
+    pub arguments: &'a [OsString],
+}
+
 /// A running daemon; ended when dropped.
 #[derive(Debug)]
-pub(super) struct Daemon {
+pub struct Daemon {
     guard: Child,
     /// Open as long as the daemon is to run.
     word: Option<ChildStdin>,
@@ -59,47 +75,49 @@ pub(super) struct Daemon {
 }
 
 impl Daemon {
-    /// Starts it on the view and waits until it answers.
-    pub(super) fn start(
+    /// Starts it and waits until it answers. `prepare` runs in the thread that starts it: what it does to the
+    /// namespaces of that thread holds for the daemon, and for nothing else.
+    ///
+    /// # Errors
+    /// It cannot be started, ends, or does not answer.
+    pub fn start<E: From<Error> + Send>(
         tools: &Tools,
-        view: View,
-        run: &Path,
-        scratch: &Path,
-        options: &LiveOptions,
-    ) -> Result<Self, LiveError> {
-        let fail = |action, path: &Path| {
-            let path = path.to_owned();
-            move |source: io::Error| LiveError::View { action, path, source }
-        };
+        start: &Start<'_>,
+        prepare: impl FnOnce() -> Result<(), E> + Send,
+    ) -> Result<Self, E> {
+        let Start { root, run, scratch, .. } = *start;
         let log = run.join("log");
         let socket = run.join("sock");
-        let config = if let Some(config) = &options.buildkitd_config {
-            config.clone()
+        let config = if let Some(config) = start.config {
+            config.to_owned()
         } else {
             let path = run.join("buildkitd.toml");
-            fs::write(&path, "").map_err(fail("write", &path))?;
+            fs::write(&path, "").map_err(io_error("write", &path))?;
             path
         };
-        let output = File::create(&log).map_err(fail("make", &log))?;
-        let errors = output.try_clone().map_err(fail("open", &log))?;
+        let output = File::create(&log).map_err(io_error("make", &log))?;
+        let errors = output.try_clone().map_err(io_error("open", &log))?;
         let mut command = Command::new("sh");
         command.args(["-c", GUARD, "sh"]).arg(run).arg(scratch).arg(&tools.buildkitd);
-        command.arg("--config").arg(&config).arg("--root").arg(&view.root);
+        command.arg("--config").arg(&config).arg("--root").arg(root);
         command.arg("--addr").arg(format!("unix://{}", socket.display()));
         command.arg("--otel-socket-path").arg(run.join("otel.sock"));
-        // What a daemon would collect here is no business of a verification.
+        // Nothing here lives long enough to be collected.
         command.args(["--oci-worker=true", "--containerd-worker=false", "--oci-worker-gc=false"]);
-        command.args(["--oci-worker-snapshotter", "overlayfs"]);
+        command.args(["--oci-worker-snapshotter", start.snapshotter]).args(start.arguments);
         command.env("PATH", &tools.path).stdin(Stdio::piped()).stdout(output).stderr(errors);
         // An interrupt from the terminal ends us; the daemon then ends as it should, by the guard.
         command.process_group(0);
-        // The namespace is that of a thread of its own, and of what it starts.
-        let started = thread::spawn(move || {
-            view.enter()?;
-            let shell = PathBuf::from("sh");
-            command.spawn().map_err(|source| LiveError::View { action: "run", path: shell, source })
+        // A thread of its own, so that its namespaces are not those of this process.
+        let started = thread::scope(|scope| {
+            scope
+                .spawn(move || {
+                    prepare()?;
+                    command.spawn().map_err(io_error("run", Path::new("sh"))).map_err(E::from)
+                })
+                .join()
         });
-        let mut guard = match started.join() {
+        let mut guard = match started {
             Ok(started) => started?,
             Err(panic) => std::panic::resume_unwind(panic),
         };
@@ -109,11 +127,11 @@ impl Daemon {
         Ok(daemon)
     }
 
-    fn wait_for_answer(&mut self, tools: &Tools) -> Result<(), LiveError> {
+    fn wait_for_answer(&mut self, tools: &Tools) -> Result<(), Error> {
         let begin = Instant::now();
         loop {
             if let Ok(Some(status)) = self.guard.try_wait() {
-                return Err(LiveError::Ended { status, log: self.log_tail() });
+                return Err(Error::Ended { status, log: self.log_tail() });
             }
             let mut client = Command::new(&tools.buildctl);
             client.arg("--addr").arg(self.address()).args(["debug", "workers"]);
@@ -122,14 +140,14 @@ impl Daemon {
                 return Ok(());
             }
             if begin.elapsed() > PATIENCE {
-                return Err(LiveError::NoAnswer { seconds: PATIENCE.as_secs(), log: self.log_tail() });
+                return Err(Error::NoAnswer { seconds: PATIENCE.as_secs(), log: self.log_tail() });
             }
             thread::sleep(Duration::from_millis(50));
         }
     }
 
     /// Where it listens.
-    pub(super) fn address(&self) -> String {
+    pub fn address(&self) -> String {
         format!("unix://{}", self.socket.display())
     }
 
@@ -138,7 +156,7 @@ impl Daemon {
     }
 
     /// Ends it and waits for its end.
-    pub(super) fn stop(self) {
+    pub fn stop(self) {
         drop(self);
     }
 }

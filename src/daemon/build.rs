@@ -1,0 +1,145 @@
+//! A build of a Dockerfile, as `buildctl` runs it.
+
+use std::ffi::OsString;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use super::steps::{Graph, Outcome};
+use super::tools::{Tools, output};
+use super::{Error, tail};
+
+/// What is built.
+#[derive(Debug, Clone, Default)]
+pub struct Build {
+    /// The build context, a local directory.
+    pub context: PathBuf,
+    /// The Dockerfile; `None`: `Dockerfile` in the context.
+    pub dockerfile: Option<PathBuf>,
+    /// The stage to build; `None`: the last.
+    pub target: Option<String>,
+    /// Build arguments as `KEY=VALUE`.
+    pub build_args: Vec<String>,
+    /// Frontend options as `KEY=VALUE`.
+    pub opts: Vec<String>,
+    /// Platforms as `os/arch[/variant]`, with commas between them; `None`: the daemon's own.
+    pub platform: Option<String>,
+    /// Caches to import, as `buildctl --import-cache` takes them.
+    pub import_caches: Vec<String>,
+    /// Further arguments of `buildctl build`: `--secret …`, `--ssh …`, `--allow …`.
+    pub buildctl_args: Vec<OsString>,
+}
+
+/// Whether a build is to go on after what was said of it last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Watch {
+    /// It goes on.
+    GoOn,
+    /// Its client is killed, which cancels it.
+    Stop,
+}
+
+/// The longest line that is taken at once: a piece of a container's output in base64 fits.
+const MAX_LINE: u64 = 16 << 20;
+
+impl Build {
+    /// Runs the build, without any output but its progress, and calls `watch` each time more of that
+    /// was read. A build that fails, or was stopped, has [`Outcome::failure`].
+    ///
+    /// # Errors
+    /// The client cannot be run.
+    pub fn run(
+        &self,
+        tools: &Tools,
+        address: &str,
+        watch: &mut dyn FnMut(&Graph) -> Watch,
+    ) -> Result<(Graph, Option<String>), Error> {
+        let help = output(Command::new(&tools.buildctl).args(["build", "--help"]))?;
+        // From v0.13 on; before, what people read has to do.
+        let raw = help.contains("rawjson");
+        let mut command = Command::new(&tools.buildctl);
+        command.arg("--addr").arg(address).arg("build");
+        self.arguments(&mut command);
+        command.arg(if raw { "--progress=rawjson" } else { "--progress=plain" });
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let failed =
+            |detail: String| Error::Program { command: tools.buildctl.display().to_string(), detail };
+        let mut client = command.spawn().map_err(|error| failed(error.to_string()))?;
+        let mut graph = Graph::default();
+        let mut said = String::new();
+        if let Some(errors) = client.stderr.take() {
+            // Progress may be long; of everything else only the end is kept.
+            let mut lines = BufReader::new(errors);
+            let mut line = Vec::new();
+            loop {
+                line.clear();
+                match lines.by_ref().take(MAX_LINE).read_until(b'\n', &mut line) {
+                    Ok(0) => break,
+                    Ok(_) => {}
+                    Err(error) => {
+                        let _ = client.kill();
+                        let _ = client.wait();
+                        return Err(failed(error.to_string()));
+                    }
+                }
+                let text = String::from_utf8_lossy(&line);
+                let understood = if raw { graph.raw(&text) } else { graph.plain(&text) };
+                if !understood || !raw {
+                    said.push_str(&text);
+                    if said.len() > 1 << 16 {
+                        said = tail(&said);
+                        said.push('\n');
+                    }
+                }
+                if understood && watch(&graph) == Watch::Stop {
+                    // One that ended by itself in between is as good.
+                    let _ = client.kill();
+                    break;
+                }
+            }
+        }
+        let status = client.wait().map_err(|error| failed(error.to_string()))?;
+        let failure = (!status.success()).then(|| format!("{status}: {}", tail(&said)));
+        Ok((graph, failure))
+    }
+
+    /// As [`Build::run`], to its end, with what it did.
+    ///
+    /// # Errors
+    /// The client cannot be run.
+    pub fn outcome(&self, tools: &Tools, address: &str) -> Result<Outcome, Error> {
+        let (graph, failure) = self.run(tools, address, &mut |_| Watch::GoOn)?;
+        Ok(Outcome { failure, ..graph.outcome() })
+    }
+
+    fn arguments(&self, command: &mut Command) {
+        let local = |name: &str, path: &Path| {
+            let mut local = OsString::from(format!("{name}="));
+            local.push(if path.as_os_str().is_empty() { Path::new(".") } else { path });
+            local
+        };
+        command.args(["--frontend", "dockerfile.v0", "--local"]).arg(local("context", &self.context));
+        let mut opts: Vec<String> = Vec::new();
+        match &self.dockerfile {
+            None => {
+                command.arg("--local").arg(local("dockerfile", &self.context));
+            }
+            Some(file) => {
+                command.arg("--local").arg(local("dockerfile", file.parent().unwrap_or(Path::new("."))));
+                let name = file.file_name().unwrap_or_default().to_string_lossy();
+                opts.push(format!("filename={name}"));
+            }
+        }
+        opts.extend(self.target.iter().map(|target| format!("target={target}")));
+        opts.extend(self.platform.iter().map(|platform| format!("platform={platform}")));
+        opts.extend(self.build_args.iter().map(|arg| format!("build-arg:{arg}")));
+        opts.extend(self.opts.iter().cloned());
+        for opt in opts {
+            command.arg("--opt").arg(opt);
+        }
+        for cache in &self.import_caches {
+            command.arg("--import-cache").arg(cache);
+        }
+        command.args(&self.buildctl_args);
+    }
+}
