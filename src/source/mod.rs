@@ -25,7 +25,7 @@ use crate::progress::{Event, Progress};
 pub use credentials::Environment;
 pub use error::{Denied, Entry, Error, ErrorClass, Mismatch};
 pub use oci_layout::OciLayout;
-pub use registry::{Options, Registry, RetryPolicy, Stop};
+pub use registry::{Options, Pushed, Registry, RetryPolicy, Stop};
 pub use spec::{CacheSpec, SpecError};
 
 /// The largest manifest or index that is read, in bytes; registries refuse more than 4 MiB.

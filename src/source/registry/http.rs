@@ -40,6 +40,13 @@ pub(super) struct Transport {
     certs: PathBuf,
 }
 
+/// How something is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Method {
+    Put,
+    Post,
+}
+
 /// An answer, after redirects.
 pub(super) struct Reply {
     pub(super) status: u16,
@@ -177,6 +184,28 @@ impl Transport {
         Err(Error::BadAnswer { what, host, reason: "redirects without end".to_owned() }.into())
     }
 
+    /// Makes a PUT or POST request; redirects are not followed, since it may hold a secret.
+    pub(super) fn send(
+        &self,
+        method: Method,
+        url: &str,
+        headers: &[(&'static str, String)],
+        body: &[u8],
+    ) -> Result<Reply, Failure> {
+        let at = parse_uri(url, &self.authority)?;
+        let host = at.authority().map(ToString::to_string).unwrap_or_default();
+        let mut request = match method {
+            Method::Put => self.agent.put(&at),
+            Method::Post => self.agent.post(&at),
+        };
+        for (name, value) in headers {
+            request = request.header(*name, value);
+        }
+        let response = request.send(body).map_err(|error| self.failure(&host, error))?;
+        self.answered.store(true, Ordering::Relaxed);
+        Ok(Reply::new(response, host, false))
+    }
+
     /// Makes a POST request with a form; redirects are not followed, since the form holds a secret.
     pub(super) fn post_form(&self, url: &str, form: &[(&str, &str)]) -> Result<Reply, Failure> {
         let at = parse_uri(url, &self.authority)?;
@@ -191,7 +220,7 @@ impl Transport {
     }
 
     /// Where a redirect leads.
-    fn redirect(&self, what: &str, from: &Uri, headers: &HeaderMap) -> Result<Uri, Failure> {
+    pub(super) fn redirect(&self, what: &str, from: &Uri, headers: &HeaderMap) -> Result<Uri, Failure> {
         let bad = |reason: String| {
             let host = from.authority().map(ToString::to_string).unwrap_or_default();
             Failure::Final(Error::BadAnswer { what: what.to_owned(), host, reason })
@@ -306,9 +335,10 @@ impl Reply {
         error_detail(&bytes)
     }
 
-    /// The failure that a status means, where it is one that may pass: 408, 429 and 5xx.
+    /// The failure that a status means, where it is one that may pass: 408, 429 and 5xx, but for what is
+    /// not implemented.
     pub(super) fn passing_failure(&mut self) -> Option<Failure> {
-        if !matches!(self.status, 408 | 429 | 500..=599) {
+        if !matches!(self.status, 408 | 429 | 500 | 502..=599) {
             return None;
         }
         let after = self.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()).map(str::to_owned);
@@ -358,7 +388,7 @@ fn error_detail(bytes: &[u8]) -> String {
     }
 }
 
-fn parse_uri(url: &str, host: &str) -> Result<Uri, Failure> {
+pub(super) fn parse_uri(url: &str, host: &str) -> Result<Uri, Failure> {
     url.parse().map_err(|error| {
         let reason = format!("cannot be asked for {url:?}: {error}");
         Failure::Final(Error::BadAnswer { what: "request".to_owned(), host: host.to_owned(), reason })
@@ -366,7 +396,7 @@ fn parse_uri(url: &str, host: &str) -> Result<Uri, Failure> {
 }
 
 /// Scheme, host and port: what must be equal for credentials to go along.
-fn origin(uri: &Uri) -> (String, String, u16) {
+pub(super) fn origin(uri: &Uri) -> (String, String, u16) {
     let scheme = uri.scheme_str().unwrap_or_default().to_ascii_lowercase();
     let default = if scheme == "https" { 443 } else { 80 };
     let host = uri.host().unwrap_or_default().to_ascii_lowercase();
