@@ -31,7 +31,7 @@ pub use error::{Error, ErrorClass};
 pub use report::{Report, Unkeyed};
 
 use crate::fsutil;
-use crate::gather;
+use crate::gather::{self, Coverage};
 use crate::keys::KeySpec;
 use crate::oci::Platform;
 use crate::progress::{Event, Phase, Progress};
@@ -46,6 +46,8 @@ use target::Staging;
 pub struct Options {
     /// The caches that go in.
     pub caches: Vec<CacheSpec>,
+    /// Go on without caches that are not there, as long as one is.
+    pub skip_missing: bool,
     /// Where operation digests may come from.
     pub keys_from: Vec<KeySpec>,
     /// The root to make; must be absent or empty.
@@ -109,6 +111,8 @@ impl Cancel {
 pub fn bake(options: &Options, cancel: &Cancel, progress: &dyn Progress) -> Result<Report, Error> {
     let mut options = options.clone();
     options.registry.stop = cancel.stop.clone();
+    // Connections that end with this bake, and no other's.
+    options.registry.pool = source::Pool::default();
     thread::scope(|scope| {
         // Wakes the watch when it is dropped, however the bake ends.
         let (running, ended) = crossbeam_channel::bounded::<()>(0);
@@ -169,25 +173,27 @@ fn bake_into(
 
     let started = begin(progress, Phase::Resolve);
     let gathering = options.gather();
+    let all = gather::open_all(&options.caches, options.skip_missing, &gathering, progress)?;
     let mut sources = Vec::new();
     let mut caches = Vec::new();
     let mut baked = Vec::new();
-    for spec in &options.caches {
-        for opened in gather::open(spec, &gathering, progress)? {
-            sources.push(opened.source);
-            caches.push(opened.cache);
-            baked.push(opened.report);
-        }
+    for opened in all.opened {
+        sources.push(opened.source);
+        caches.push(opened.cache);
+        baked.push(opened.report);
     }
-    gather::check_platforms(&baked, &gathering)?;
+    let blobs = gather::blobs(&caches, |at| baked[at].cache.clone())?;
     seconds.set(Phase::Resolve, end(progress, Phase::Resolve, started));
 
     let started = begin(progress, Phase::Keys);
     let keys = gather::collect(&options.keys_from, &caches, &gathering, progress)?;
-    let plan = plan::plan(&caches, &keys.keyring, &keys.candidates)?;
+    let coverage = Coverage::new(&caches, &keys);
+    let plan = plan::plan(&caches, blobs, &coverage, &keys);
+    let (total, unkeyed) = (coverage.records().len(), coverage.unkeyed());
+    drop((caches, coverage));
     seconds.set(Phase::Keys, end(progress, Phase::Keys, started));
-    if !plan.unkeyed.is_empty() && !options.allow_unkeyed {
-        return Err(Error::Unkeyed { records: plan.unkeyed, total: plan.total });
+    if !unkeyed.is_empty() && !options.allow_unkeyed {
+        return Err(Error::Unkeyed { records: unkeyed, total });
     }
 
     let bytes_down = plan.bytes();
@@ -210,15 +216,16 @@ fn bake_into(
     Ok(Report {
         root: String::new(),
         caches: baked,
+        missing: all.missing,
         keys_from: keys.reports,
-        records: plan.total,
-        keyed: plan.total - plan.unkeyed.len(),
+        records: total,
+        keyed: total - unkeyed.len(),
         layers: plan.blobs.len(),
         snapshots: plan.snapshots.len(),
         bytes_down,
         bytes_on_disk: bytes_down + unpacked_bytes,
         seconds,
         leftovers: Vec::new(),
-        unkeyed: plan.unkeyed,
+        unkeyed,
     })
 }

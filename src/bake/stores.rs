@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
+use crate::gather::Blob;
 use crate::source::Source;
 use crate::store::{self, Contents, RecordId, SnapshotKey, StateDir, WorkerId};
 
@@ -56,7 +57,7 @@ pub(crate) fn write(
     Ok(store::write_databases(root.root(), &contents)?)
 }
 
-fn store_blob(blob: &plan::Blob, sources: &[Box<dyn Source>]) -> store::Blob {
+fn store_blob(blob: &Blob, sources: &[Box<dyn Source>]) -> store::Blob {
     let mut repositories: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for (host, repository) in blob.caches.iter().filter_map(|&cache| sources[cache].repository()) {
         repositories.entry(host).or_default().insert(repository);

@@ -1,5 +1,6 @@
 //! `warmkit bake`.
 
+use std::error::Error;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -8,12 +9,13 @@ use clap::Args;
 use jiff::Timestamp;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
+use super::caches::Caches;
 use super::progress::{Console, Verbs};
 use super::{err, exit, out, render};
 use crate::bake::{self, Cancel, Options};
 use crate::keys::KeySpec;
 use crate::oci::Platform;
-use crate::source::{self, CacheSpec};
+use crate::source;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -24,6 +26,10 @@ Examples:
   # a local export and a metadata file, into a root that is shipped elsewhere
   warmkit bake type=local,src=./cache --keys-from type=provenance,src=metadata.json --root ./root
 
+  # every branch that has a cache, in one root, with the keys of each
+  warmkit bake ghcr.io/acme/app:cache-main --from-file branches.txt --skip-missing \
+    --keys-from ghcr.io/acme/app:main --keys-from ghcr.io/acme/app:next
+
   # only the layers: builds find them with --cache-from, and extract nothing
   warmkit bake 123456789012.dkr.ecr.eu-west-1.amazonaws.com/app:cache --allow-unkeyed
 ";
@@ -32,10 +38,8 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = format!("{}\n\n{EXAMPLES}", exit::HELP))]
 pub(super) struct Arguments {
-    /// A cache, as after buildx's --cache-from: a reference, type=registry,ref=REF or
-    /// type=local,src=DIR[,tag=TAG][,digest=DIGEST]
-    #[arg(required = true, value_name = "CACHE")]
-    caches: Vec<CacheSpec>,
+    #[command(flatten)]
+    caches: Caches,
 
     /// The root to make; must be absent or empty
     #[arg(long, value_name = "DIR", default_value = "/var/lib/buildkit")]
@@ -82,6 +86,18 @@ fn parse_epoch(text: &str) -> Result<Timestamp, String> {
 
 /// Bakes and returns the exit code.
 pub(super) fn run(arguments: Arguments) -> u8 {
+    let failed = |error: &(dyn Error + 'static), code| {
+        err(render::error(error));
+        if arguments.json {
+            out(render::json_error(error, code));
+        }
+        code
+    };
+    let skip_missing = arguments.caches.skip_missing;
+    let caches = match arguments.caches.read() {
+        Ok(caches) => caches,
+        Err(error) => return failed(&error, error.exit_code()),
+    };
     let interrupted = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
         // The second one ends the process at once, in case the first does not get through.
@@ -93,7 +109,8 @@ pub(super) fn run(arguments: Arguments) -> u8 {
         }
     }
     let options = Options {
-        caches: arguments.caches,
+        caches,
+        skip_missing,
         keys_from: arguments.keys_from,
         root: arguments.root,
         platforms: arguments.platforms,
@@ -114,11 +131,7 @@ pub(super) fn run(arguments: Arguments) -> u8 {
             if let bake::Error::Unkeyed { records, .. } = &error {
                 err(render::unkeyed(records));
             }
-            err(render::error(&error));
-            if arguments.json {
-                out(render::json_error(&error, code));
-            }
-            code
+            failed(&error, code)
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Exit codes: few, documented, and the same for every command.
 
 use crate::bake::{self, ErrorClass};
+use crate::gather;
 use crate::verify;
 
 /// Everything went well.
@@ -48,6 +49,17 @@ pub fn of_bake(error: &bake::Error) -> u8 {
         ErrorClass::Unkeyed => UNKEYED,
         ErrorClass::Target => TARGET,
         ErrorClass::Other => FAILURE,
+    }
+}
+
+/// The exit code for caches or key sources that could not be read.
+pub fn of_gather(error: &gather::Error) -> u8 {
+    match error.class() {
+        gather::ErrorClass::Spec => USAGE,
+        gather::ErrorClass::Source => SOURCE,
+        gather::ErrorClass::Authentication => AUTHENTICATION,
+        gather::ErrorClass::Content => CONTENT,
+        gather::ErrorClass::Other => FAILURE,
     }
 }
 

@@ -1,7 +1,9 @@
 //! The command line: one file per command, the rendering, the exit codes.
 
 mod bake;
+mod caches;
 pub mod exit;
+mod keys;
 mod progress;
 mod render;
 mod verify;
@@ -23,6 +25,8 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Bake(bake::Arguments),
+    #[command(subcommand)]
+    Keys(keys::Command),
     Verify(verify::Arguments),
 }
 
@@ -39,6 +43,7 @@ pub fn main() -> ExitCode {
     };
     let code = match arguments.command {
         Command::Bake(arguments) => bake::run(arguments),
+        Command::Keys(command) => keys::run(command),
         Command::Verify(arguments) => verify::run(&arguments),
     };
     ExitCode::from(code)

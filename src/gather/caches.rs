@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{Error, Options, inline};
+use super::{Error, Options, inline, parallel};
 use crate::digest::Digest;
 use crate::oci::{Cache, CacheConfig, CacheManifest, Document, Platform};
 use crate::progress::Progress;
@@ -38,6 +38,68 @@ pub struct Opened {
     pub report: BakedCache,
 }
 
+/// A cache that is not there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Missing {
+    /// As it was asked for.
+    pub cache: String,
+    /// Who says so, and what exactly is not there.
+    pub reason: String,
+}
+
+/// What came of a list of caches.
+#[derive(Default)]
+pub struct All {
+    /// Those that are there, in the order in which they were asked for.
+    pub opened: Vec<Opened>,
+    /// The other ones, in that order too.
+    pub missing: Vec<Missing>,
+}
+
+/// Caches that are read at once: each is a few round trips, and little else.
+const CACHES_AT_ONCE: usize = 16;
+
+/// Opens each of `specs`, many at a time, as [`open`] does.
+///
+/// # Errors
+/// One cannot be read; of several, the first is named. Those that are not there are all named, unless
+/// `skip_missing` is set; then it is an error only if no cache is left. A registry that refuses or
+/// does not answer says nothing of what is there, so that is never skipped. [`Error::PlatformNotHeld`] where
+/// no cache is for a platform asked for.
+pub fn open_all(
+    specs: &[CacheSpec],
+    skip_missing: bool,
+    options: &Options,
+    progress: &dyn Progress,
+) -> Result<All, Error> {
+    let results = parallel::each(specs, CACHES_AT_ONCE, |spec| match open(spec, options, progress) {
+        Ok(opened) => Ok(Ok(opened)),
+        Err(Error::Source { what, source }) if source.is_missing() => Ok(Err((what, source))),
+        Err(error) => Err(error),
+    })?;
+    let mut all = All::default();
+    let mut last = None;
+    for result in results {
+        match result {
+            Ok(opened) => all.opened.extend(opened),
+            Err((what, source)) => {
+                all.missing.push(Missing { cache: what.clone(), reason: source.to_string() });
+                last = Some(Error::Source { what, source });
+            }
+        }
+    }
+    match last {
+        // The only cache there is: nothing to be gained by a list.
+        Some(error) if specs.len() == 1 => Err(error),
+        Some(_) if all.opened.is_empty() => Err(Error::AllMissing { missing: all.missing }),
+        Some(_) if !skip_missing => Err(Error::Missing { missing: all.missing, total: specs.len() }),
+        _ => {
+            check_platforms(all.opened.iter().map(|opened| &opened.report), options)?;
+            Ok(all)
+        }
+    }
+}
+
 /// Reads manifest and config of what one spec names and checks them.
 ///
 /// Most specs name one cache. An image carries one for each of its platforms, or for those that
@@ -69,7 +131,7 @@ pub fn open(spec: &CacheSpec, options: &Options, progress: &dyn Progress) -> Res
 ///
 /// # Errors
 /// [`Error::PlatformNotHeld`].
-pub fn check_platforms<'a>(
+fn check_platforms<'a>(
     caches: impl IntoIterator<Item = &'a BakedCache>,
     options: &Options,
 ) -> Result<(), Error> {

@@ -1,11 +1,11 @@
 //! Why a cache or key source could not be read.
 
+use std::fmt::Write as _;
+
+use super::Missing;
+use crate::digest::Digest;
 use crate::oci::Platform;
 use crate::{keys, oci, source};
-
-fn list(platforms: &[Platform]) -> String {
-    platforms.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-}
 
 /// A cache or key source that could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -53,7 +53,7 @@ pub enum Error {
         image: String,
     },
     /// An image with inline cache, but not for a platform that was asked for.
-    #[error("{cache}: the image is for {}, not for {}", list(held), list(wanted))]
+    #[error("{cache}: the image is for {}, not for {}", platforms(held), platforms(wanted))]
     NoPlatform {
         /// As it was asked for.
         cache: String,
@@ -63,12 +63,46 @@ pub enum Error {
         held: Vec<Platform>,
     },
     /// A platform that was asked for and that no cache is for.
-    #[error("no cache is for --platform {platform}: they are for {}", list(held))]
+    #[error("no cache is for --platform {platform}: they are for {}", platforms(held))]
     PlatformNotHeld {
         /// The platform.
         platform: Platform,
         /// The platforms that were baked otherwise.
         held: Vec<Platform>,
+    },
+    /// Some of several caches are not there.
+    #[error(
+        "{} of {total} caches are not there:{}\n--skip-missing goes on without them",
+        missing.len(),
+        reasons(missing)
+    )]
+    Missing {
+        /// Which, in the order in which they were asked for.
+        missing: Vec<Missing>,
+        /// How many were asked for.
+        total: usize,
+    },
+    /// Nothing is left when what is missing is left out.
+    #[error("none of the {} caches is there:{}", missing.len(), reasons(missing))]
+    AllMissing {
+        /// Which, in the order in which they were asked for.
+        missing: Vec<Missing>,
+    },
+    /// Two caches disagree on what a blob is.
+    #[error(
+        "{} and {} claim different {what} for layer {digest}: {} {}, {} {}; \
+         one of the two is damaged, and reading each by itself tells which",
+        caches[0], caches[1], caches[0], claims[0], caches[1], claims[1]
+    )]
+    Claims {
+        /// The blob.
+        digest: Digest,
+        /// `diff IDs` or `sizes`.
+        what: &'static str,
+        /// The caches, as they were asked for.
+        caches: [String; 2],
+        /// What each claims.
+        claims: [String; 2],
     },
     /// A signal ended it.
     #[error("interrupted")]
@@ -110,9 +144,23 @@ impl Error {
             Self::Keys { .. }
             | Self::NoAttestation { .. }
             | Self::NoPlatform { .. }
-            | Self::PlatformNotHeld { .. } => ErrorClass::Source,
-            Self::Cache { .. } | Self::KeyImage { .. } => ErrorClass::Content,
+            | Self::PlatformNotHeld { .. }
+            | Self::Missing { .. }
+            | Self::AllMissing { .. } => ErrorClass::Source,
+            Self::Cache { .. } | Self::KeyImage { .. } | Self::Claims { .. } => ErrorClass::Content,
             Self::Interrupted => ErrorClass::Other,
         }
     }
+}
+
+/// A line for each.
+fn reasons(missing: &[Missing]) -> String {
+    missing.iter().fold(String::new(), |mut text, missing| {
+        let _ = write!(text, "\n  {}: {}", missing.cache, missing.reason);
+        text
+    })
+}
+
+fn platforms(list: &[Platform]) -> String {
+    list.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }

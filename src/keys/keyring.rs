@@ -29,6 +29,12 @@ impl ProvenKey {
         self.output
     }
 
+    /// Whether these candidates alone would have proven it.
+    pub fn follows_from(&self, candidates: &Candidates) -> bool {
+        candidates.contains(&self.digest)
+            && (OUTPUTS.contains(&self.output) || candidates.has_output(&self.digest, self.output))
+    }
+
     /// The step as a daemon shows it, such as `[build 2/4] RUN make`, where a source told it.
     pub fn name(&self) -> Option<&str> {
         self.name.as_deref()

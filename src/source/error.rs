@@ -235,6 +235,12 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
+    /// There is no directory where an OCI layout should be.
+    #[error("{} is not an OCI layout: no such directory", path.display())]
+    NoSuchLayout {
+        /// The directory.
+        path: PathBuf,
+    },
     /// A layout with several entries, and none was asked for.
     #[error("{} holds several caches, add one of: {}", path.display(), list(entries))]
     Ambiguous {
@@ -280,6 +286,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether a source that answered says that the cache is not there.
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Self::NoSuchManifest { .. } | Self::NoSuchTag { .. } | Self::NoSuchLayout { .. })
+    }
+
     /// What the error means for whoever started the run.
     pub fn class(&self) -> ErrorClass {
         match self {
@@ -298,6 +309,7 @@ impl Error {
             | Self::BadAnswer { .. }
             | Self::Certificate { .. }
             | Self::NotALayout { .. }
+            | Self::NoSuchLayout { .. }
             | Self::NoSuchTag { .. }
             | Self::Read { .. } => ErrorClass::Unavailable,
         }

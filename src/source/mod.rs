@@ -25,7 +25,7 @@ use crate::progress::{Event, Progress};
 pub use credentials::Environment;
 pub use error::{Denied, Entry, Error, ErrorClass, Mismatch};
 pub use oci_layout::OciLayout;
-pub use registry::{Options, Pushed, Registry, RetryPolicy, Stop};
+pub use registry::{Options, Pool, Pushed, Registry, RetryPolicy, Stop};
 pub use spec::{CacheSpec, SpecError};
 
 /// The largest manifest or index that is read, in bytes; registries refuse more than 4 MiB.
@@ -62,6 +62,11 @@ pub trait Source: Send + Sync {
     /// On return size and digest match the descriptor. On an error `out` may have received a part,
     /// or bytes that are not the blob's.
     fn blob(&self, blob: &Descriptor, out: &mut dyn Write, progress: &dyn Progress) -> Result<(), Error>;
+
+    /// Where its blobs are. Sources of which this is the same have the same blobs.
+    fn blob_store(&self) -> String {
+        self.name()
+    }
 
     /// The registry's host, without port, and the repository: what `BuildKit` notes as a blob's
     /// origin. `None` where blobs have none.

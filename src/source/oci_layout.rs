@@ -132,7 +132,7 @@ fn read_index(root: &Path) -> Result<Vec<Descriptor>, Error> {
     match read {
         Ok(_) => {}
         Err(source) if source.kind() == io::ErrorKind::NotFound && !root.exists() => {
-            return Err(not_a_layout("no such directory".to_owned()));
+            return Err(Error::NoSuchLayout { path: root.to_owned() });
         }
         Err(source) if source.kind() == io::ErrorKind::NotFound => {
             return Err(not_a_layout("it has no index.json".to_owned()));
@@ -202,6 +202,10 @@ impl Source for OciLayout {
                 Err(source) => return Err(Error::Read { path: self.blob_path(&blob.digest), source }),
             }
         }
+    }
+
+    fn blob_store(&self) -> String {
+        self.root.display().to_string()
     }
 
     fn repository(&self) -> Option<(String, String)> {

@@ -16,6 +16,10 @@ pub struct BuildRequest {
     pub target: Option<String>,
     /// `KEY=VALUE` frontend options.
     pub opts: Vec<String>,
+    /// More directories to send: the names that options call them by, and where they are.
+    pub locals: Vec<(String, PathBuf)>,
+    /// Directories with OCI layouts, by the names that options call them by.
+    pub layouts: Vec<(String, PathBuf)>,
     /// Build arguments.
     pub args: Vec<(String, String)>,
     /// Secrets: id and file.
@@ -57,6 +61,18 @@ impl BuildRequest {
     /// With a secret from a file.
     pub fn secret(mut self, id: &str, file: &Path) -> Self {
         self.secrets.push((id.to_owned(), file.to_owned()));
+        self
+    }
+
+    /// With one more directory to send.
+    pub fn local(mut self, name: &str, directory: &Path) -> Self {
+        self.locals.push((name.to_owned(), directory.to_owned()));
+        self
+    }
+
+    /// With one more OCI layout to take images from.
+    pub fn layout(mut self, name: &str, directory: &Path) -> Self {
+        self.layouts.push((name.to_owned(), directory.to_owned()));
         self
     }
 
@@ -136,6 +152,12 @@ impl BuildRequest {
         }
         self.args.iter().for_each(|(key, value)| opt(format!("build-arg:{key}={value}")));
         self.opts.iter().for_each(|text| opt(text.clone()));
+        for (name, directory) in &self.locals {
+            command.arg(format!("--local={name}={}", directory.display()));
+        }
+        for (name, directory) in &self.layouts {
+            command.arg(format!("--oci-layout={name}={}", directory.display()));
+        }
         for (id, file) in &self.secrets {
             command.arg("--secret").arg(format!("id={id},src={}", file.display()));
         }
@@ -261,8 +283,14 @@ fn steps<'a>(vertices: impl Iterator<Item = &'a Vertex>) -> Vec<Step> {
     let mut order = Vec::new();
     for vertex in vertices {
         let name = vertex.name.as_str();
-        let instruction =
-            name.starts_with('[') && !name.starts_with("[internal]") && !name.starts_with("[auth]");
+        // `[internal]`, `[linux/arm64 internal]`, `[context base]`, `[api context base]`, `[api] exporting`.
+        let (place, step) = name.split_once(']').unwrap_or_default();
+        let apart = ["internal", "[internal", "[auth"]
+            .contains(&place.rsplit(' ').next().unwrap_or_default())
+            || place.starts_with("[context ")
+            || place.contains(" context ")
+            || step.starts_with(" exporting ");
+        let instruction = name.starts_with('[') && !apart && !name.starts_with("[auth]");
         if !instruction || name.contains("] FROM ") {
             continue;
         }

@@ -11,10 +11,12 @@
 
 pub mod agent;
 pub mod build;
+pub mod buildx;
 pub mod cases;
 pub mod command;
 pub mod daemon;
 pub mod files;
+pub mod git;
 pub mod image;
 pub mod registry;
 pub mod skip;

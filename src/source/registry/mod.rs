@@ -5,6 +5,7 @@
 //! referrers        what refers to a manifest
 //! manifest, blob   what to ask for, and proving what came
 //!   retry          waits, and when to give up
+//!   pool           what many tags of one registry share
 //!   auth           challenge -> credentials -> token
 //!   http           base URL, redirects, TLS
 //! ```
@@ -16,6 +17,7 @@ mod auth;
 mod blob;
 mod challenge;
 mod http;
+mod pool;
 mod push;
 mod referrers;
 mod retry;
@@ -23,18 +25,20 @@ mod retry;
 use std::fmt;
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use self::auth::{Auth, Renewal};
 use self::http::{Reply, Transport, seconds};
 use self::retry::{Attempts, Failure};
-use super::credentials::{Credentials, Environment};
+use super::credentials::Environment;
 use super::{Denied, Error, MAX_MANIFEST, Manifest, Source};
 use crate::digest::Digest;
 use crate::oci::media_type::{DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST};
 use crate::oci::{Descriptor, Reference};
 use crate::progress::Progress;
 
+pub use pool::Pool;
 pub use push::Pushed;
 pub use retry::{RetryPolicy, Stop};
 
@@ -57,6 +61,9 @@ pub struct Options {
     pub helper_timeout: Duration,
     /// Ends requests before their time.
     pub stop: Stop,
+    /// Connections and tokens that registries opened with these options share. Where anything else here is
+    /// changed, a new one belongs here too.
+    pub pool: Pool,
 }
 
 impl Default for Options {
@@ -71,6 +78,7 @@ impl Default for Options {
             stall_timeout: seconds(30),
             helper_timeout: seconds(30),
             stop: Stop::default(),
+            pool: Pool::default(),
         }
     }
 }
@@ -81,8 +89,8 @@ pub struct Registry {
     /// The digest in the reference, if there is one: it goes before the tag.
     pinned: Option<Digest>,
     name: String,
-    transport: Transport,
-    auth: Auth,
+    transport: Arc<Transport>,
+    auth: Arc<Auth>,
     retry: RetryPolicy,
     stop: Stop,
 }
@@ -102,12 +110,11 @@ impl Registry {
             other => other,
         };
         let pinned = reference.digest().map(str::parse).transpose().map_err(super::SpecError::from)?;
-        let credentials = Credentials::new(options.env.clone(), options.helper_timeout);
         Ok(Self {
             pinned,
             name: reference.to_string(),
-            transport: Transport::new(authority, options)?,
-            auth: Auth::new(credentials, reference.registry(), reference.repository()),
+            transport: options.pool.transport(authority, options)?,
+            auth: options.pool.auth(reference, options),
             reference: reference.clone(),
             retry: options.retry,
             stop: options.stop.clone(),
@@ -247,6 +254,10 @@ impl Source for Registry {
 
     fn blob(&self, blob: &Descriptor, out: &mut dyn Write, progress: &dyn Progress) -> Result<(), Error> {
         self.fetch_blob(blob, out, progress)
+    }
+
+    fn blob_store(&self) -> String {
+        self.repository_name()
     }
 
     fn repository(&self) -> Option<(String, String)> {

@@ -9,6 +9,8 @@
 //! OCI distribution-spec v1.1, "Pushing". A blob goes in one piece, which is what every registry takes;
 //! an attempt that fails begins again at the first step, since an upload that broke off may be gone.
 
+use std::sync::Arc;
+
 use ureq::http::Uri;
 
 use super::auth::Auth;
@@ -37,7 +39,7 @@ impl Registry {
     pub fn open_for_push(reference: &Reference, options: &Options) -> Result<Self, Error> {
         let credentials = Credentials::new(options.env.clone(), options.helper_timeout);
         let auth = Auth::new(credentials, reference.registry(), reference.repository()).for_push();
-        Ok(Self { auth, ..Self::open(reference, options)? })
+        Ok(Self { auth: Arc::new(auth), ..Self::open(reference, options)? })
     }
 
     /// Stores a blob.
