@@ -50,6 +50,10 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "SRC")]
     keys_from: Vec<KeySpec>,
 
+    /// Leave aside the sidecars that `warmkit keys push` put beside caches
+    #[arg(long)]
+    no_sidecar: bool,
+
     /// A platform to bake, of an image with inline cache for several; also what the builder ran on
     /// that exported the caches, for operations that name no platform. May be repeated; default:
     /// every platform of the image, and this machine's
@@ -112,6 +116,7 @@ pub(super) fn run(arguments: Arguments) -> u8 {
         caches,
         skip_missing,
         keys_from: arguments.keys_from,
+        no_sidecar: arguments.no_sidecar,
         root: arguments.root,
         platforms: arguments.platforms,
         allow_unkeyed: arguments.allow_unkeyed,

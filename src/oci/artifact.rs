@@ -182,15 +182,19 @@ impl ReferrersList {
         })
     }
 
-    /// Adds an artifact unless it is there, and takes out those with the digests of `superseded`.
-    /// Gives whether that changed anything.
+    /// Adds an artifact unless it is there, and takes out those of its type with the digests of
+    /// `superseded`. Gives whether that changed anything.
     pub fn replace(&mut self, added: &Referrer, superseded: &[Digest]) -> bool {
         let digest_of = |entry: &Value| -> Option<Digest> { entry.get("digest")?.as_str()?.parse().ok() };
         let manifest = &added.manifest;
         let Some(Value::Array(entries)) = self.document.get_mut("manifests") else { return false };
         let before = entries.len();
+        let same_type = |entry: &Value| {
+            entry.get("artifactType").and_then(Value::as_str) == Some(added.artifact_type.as_str())
+        };
         entries.retain(|entry| {
-            digest_of(entry).is_none_or(|digest| digest == manifest.digest || !superseded.contains(&digest))
+            let digest = digest_of(entry).filter(|digest| *digest != manifest.digest);
+            !same_type(entry) || digest.is_none_or(|digest| !superseded.contains(&digest))
         });
         let removed = entries.len() != before;
         if entries.iter().any(|entry| digest_of(entry) == Some(manifest.digest)) {
@@ -261,7 +265,7 @@ mod tests {
         let mut list = ReferrersList::parse(text.as_bytes()).unwrap();
         assert!(list.replace(&referrer("one"), &[]));
         assert!(!list.replace(&referrer("one"), &[]));
-        assert!(list.replace(&referrer("two"), &[Digest::of(b"one")]));
+        assert!(list.replace(&referrer("two"), &[Digest::of(b"one"), other]));
         let found: Vec<_> = list.referrers().map(|referrer| referrer.manifest.digest).collect();
         assert_eq!(found, [other, Digest::of(b"two")]);
         let bytes = list.to_bytes().unwrap();
