@@ -63,6 +63,9 @@ pub(super) struct Arguments {
     /// repeated
     #[arg(long = "with-image", value_name = "REF", value_parser = parse_reference)]
     with_images: Vec<Reference>,
+    /// Leave aside the sidecars that `warmkit keys push` put beside caches
+    #[arg(long)]
+    no_sidecar: bool,
 
     /// A platform to bake, of an image with inline cache for several; also what the builder ran on
     /// that exported the caches, for operations that name no platform. May be repeated; default:
@@ -135,6 +138,7 @@ pub(super) fn run(arguments: Arguments) -> u8 {
         caches,
         skip_missing,
         keys_from: arguments.keys_from,
+        no_sidecar: arguments.no_sidecar,
         root: arguments.root,
         platforms: arguments.platforms,
         find_images: arguments.images == FindImages::Auto,

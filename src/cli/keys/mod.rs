@@ -1,6 +1,8 @@
 //! `warmkit keys`: what there is to know of keys without a bake. One file per command.
 
 mod check;
+mod pull;
+mod push;
 mod table;
 
 use clap::Subcommand;
@@ -9,11 +11,15 @@ use clap::Subcommand;
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     Check(check::Arguments),
+    Pull(pull::Arguments),
+    Push(push::Arguments),
 }
 
 /// Runs a command and returns the exit code.
 pub(super) fn run(command: Command) -> u8 {
     match command {
         Command::Check(arguments) => check::run(arguments),
+        Command::Pull(arguments) => pull::run(&arguments),
+        Command::Push(arguments) => push::run(&arguments),
     }
 }
