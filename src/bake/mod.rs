@@ -50,8 +50,9 @@ pub struct Options {
     pub keys_from: Vec<KeySpec>,
     /// The root to make; must be absent or empty.
     pub root: PathBuf,
-    /// Only attestations for this platform; otherwise those for all.
-    pub platform: Option<Platform>,
+    /// Only caches of these platforms, where a cache says which it is for, and the platforms that
+    /// operations ran on that name none. Empty: all caches, and this machine's platform.
+    pub platforms: Vec<Platform>,
     /// Bake although some records cannot be keyed.
     pub allow_unkeyed: bool,
     /// The time written where a cache tells none, so that a bake can be repeated byte by byte.
@@ -62,7 +63,7 @@ pub struct Options {
 
 impl Options {
     fn gather(&self) -> gather::Options {
-        gather::Options { platform: self.platform.clone(), registry: self.registry.clone() }
+        gather::Options { platforms: self.platforms.clone(), registry: self.registry.clone() }
     }
 }
 

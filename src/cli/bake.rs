@@ -46,10 +46,11 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "SRC")]
     keys_from: Vec<KeySpec>,
 
-    /// The platform of the builder that exported the caches, for operations that name none;
-    /// default: this machine's
-    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
-    platform: Option<Platform>,
+    /// A platform to bake, of an image with inline cache for several; also what the builder ran on
+    /// that exported the caches, for operations that name no platform. May be repeated; default:
+    /// every platform of the image, and this machine's
+    #[arg(long = "platform", value_name = "OS/ARCH[/VARIANT]", value_delimiter = ',')]
+    platforms: Vec<Platform>,
 
     /// Bake although some records have no key; their layers are there, their steps are not CACHED
     /// without an import
@@ -95,7 +96,7 @@ pub(super) fn run(arguments: Arguments) -> u8 {
         caches: arguments.caches,
         keys_from: arguments.keys_from,
         root: arguments.root,
-        platform: arguments.platform,
+        platforms: arguments.platforms,
         allow_unkeyed: arguments.allow_unkeyed,
         written_at: arguments.source_date_epoch.unwrap_or_else(Timestamp::now),
         registry: source::Options { insecure: arguments.insecure, ..source::Options::default() },

@@ -63,7 +63,13 @@ pub fn collect(
 fn read_candidates(spec: &KeySpec, options: &Options, progress: &dyn Progress) -> Result<Candidates, Error> {
     let wrap = |source| Error::Keys { what: spec.to_string(), source };
     match spec {
-        KeySpec::Provenance(src) => keys::provenance::read(src, &options.platform()).map_err(wrap),
+        KeySpec::Provenance(src) => {
+            let mut all = Candidates::default();
+            for platform in options.builders() {
+                all.merge(keys::provenance::read(src, &platform).map_err(wrap)?);
+            }
+            Ok(all)
+        }
         KeySpec::CacheDb(src) => keys::harvest::candidates(src).map_err(wrap),
         KeySpec::Image(reference) => image_candidates(spec, reference, options, progress),
     }
@@ -83,17 +89,19 @@ fn image_candidates(
         let manifest = image.manifest(digest, progress).map_err(wrap)?;
         Document::parse(&manifest.bytes).map_err(|source| Error::KeyImage { image: what(), source })
     };
-    let platform = options.platform();
+    let builders = options.builders();
     let mut all = Candidates::default();
     let mut statements = 0;
-    for attestation in keys::attestation::manifests(&fetch(None)?, &platform) {
+    for attestation in keys::attestation::manifests(&fetch(None)?, &builders[0]) {
         let manifest = fetch(Some(&attestation.digest))?;
         for layer in keys::attestation::provenance_layers(&manifest) {
             statements += 1;
             let bytes = image.document(&layer, progress).map_err(wrap)?;
-            let found = keys::provenance::candidates(&bytes, &platform)
-                .map_err(|source| Error::Keys { what: what(), source })?;
-            all.merge(found);
+            for platform in &builders {
+                let found = keys::provenance::candidates(&bytes, platform)
+                    .map_err(|source| Error::Keys { what: what(), source })?;
+                all.merge(found);
+            }
         }
     }
     if statements == 0 {

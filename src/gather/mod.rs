@@ -21,15 +21,17 @@ pub use keys::{KeySourceReport, Keys, collect};
 /// How caches and key sources are read.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// Only attestations for this platform; otherwise those for all.
-    pub platform: Option<Platform>,
+    /// Only caches of these platforms, where a cache says which it is for, and the platforms that
+    /// operations ran on that name none. Empty: all caches, and this machine's platform.
+    pub platforms: Vec<Platform>,
     /// How registries are talked to; its `stop` ends the reading.
     pub registry: source::Options,
 }
 
 impl Options {
-    fn platform(&self) -> Platform {
-        self.platform.clone().unwrap_or_else(Platform::host)
+    /// What operations ran on that name no platform. Never empty.
+    fn builders(&self) -> Vec<Platform> {
+        if self.platforms.is_empty() { vec![Platform::host()] } else { self.platforms.clone() }
     }
 
     fn check(&self) -> Result<(), Error> {

@@ -221,7 +221,8 @@ pub(super) fn check_blobs(
     let outcomes =
         parallel::each(look.jobs, &all, |(digest, sizes), outcome: &mut (u64, Vec<Digest>), findings| {
             let path = directory.join(digest.hex());
-            if files::check(look.root, &path, file(0o644), look.owner, findings)
+            // A daemon makes it 0666, and 0444 once it stands here: one killed in between leaves it so.
+            if files::check(look.root, &path, file(0o666), look.owner, findings)
                 && check_blob(look, &path, digest, sizes, &mut outcome.0, findings)
             {
                 outcome.1.push(*digest);

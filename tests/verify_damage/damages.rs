@@ -38,7 +38,7 @@ pub const ALL: &[Damage] = &[
         OpenOptions::new().write(true).open(r.path("cache.db")).unwrap().set_len(5 << 30).unwrap();
     }),
     ("cache.db readable by all", StateFileMode, |r| mode(&r.path("cache.db"), 0o644)),
-    ("a blob writable by all", StateFileMode, |r| mode(&some_blob(r), 0o666)),
+    ("a blob that can be executed", StateFileMode, |r| mode(&some_blob(r), 0o755)),
     ("containerdmeta.db of another owner", StateFileOwner, |r| {
         chown(r.database("containerd"), Some(12345), None).unwrap();
     }),
