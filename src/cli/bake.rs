@@ -42,7 +42,7 @@ pub(super) struct Arguments {
     root: PathBuf,
 
     /// Where operation digests may come from: an image reference or type=image,ref=REF (its
-    /// provenance), type=provenance,src=FILE, or type=cachedb,src=FILE-OR-ROOT
+    /// provenance), type=provenance,src=FILE, type=cachedb,src=FILE-OR-ROOT, or type=keys,src=FILE
     #[arg(long, value_name = "SRC")]
     keys_from: Vec<KeySpec>,
 

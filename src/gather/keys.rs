@@ -71,6 +71,7 @@ fn read_candidates(spec: &KeySpec, options: &Options, progress: &dyn Progress) -
             Ok(all)
         }
         KeySpec::CacheDb(src) => keys::harvest::candidates(src).map_err(wrap),
+        KeySpec::Keys(src) => keys::file::load(src).map(|file| file.candidates()).map_err(wrap),
         KeySpec::Image(reference) => image_candidates(spec, reference, options, progress),
     }
 }

@@ -7,8 +7,16 @@ use crate::digest::{Digest, OpDigest};
 /// Operation digests that may belong to records, and names for steps, from any number of sources.
 #[derive(Debug, Clone, Default)]
 pub struct Candidates {
-    ops: HashMap<OpDigest, Option<String>>,
+    ops: HashMap<OpDigest, Hints>,
     layers: HashMap<Digest, String>,
+}
+
+/// What a source said of an operation digest beside it.
+#[derive(Debug, Clone, Default)]
+struct Hints {
+    name: Option<String>,
+    /// Sorted, without repetition; nearly always one or none.
+    outputs: Vec<i64>,
 }
 
 impl Candidates {
@@ -22,13 +30,21 @@ impl Candidates {
     pub fn add(&mut self, digest: OpDigest, name: Option<String>) {
         match self.ops.entry(digest) {
             Entry::Occupied(mut entry) => {
-                if entry.get().is_none() {
-                    entry.insert(name);
-                }
+                let hints = entry.get_mut();
+                hints.name = hints.name.take().or(name);
             }
             Entry::Vacant(entry) => {
-                entry.insert(name);
+                entry.insert(Hints { name, outputs: Vec::new() });
             }
+        }
+    }
+
+    /// Adds an operation digest and one output that a record was seen to have with it. That one is tried
+    /// first, and also where no other source would think of it.
+    pub fn add_output(&mut self, digest: OpDigest, output: i64) {
+        let outputs = &mut self.ops.entry(digest).or_default().outputs;
+        if let Err(at) = outputs.binary_search(&output) {
+            outputs.insert(at, output);
         }
     }
 
@@ -39,8 +55,19 @@ impl Candidates {
 
     /// Takes over all that `other` has; where both name something, the name here stays.
     pub fn merge(&mut self, other: Self) {
-        for (digest, name) in other.ops {
-            self.add(digest, name);
+        for (digest, hints) in other.ops {
+            match self.ops.entry(digest) {
+                Entry::Occupied(mut entry) => {
+                    let own = entry.get_mut();
+                    own.name = own.name.take().or(hints.name);
+                    own.outputs.extend(hints.outputs);
+                    own.outputs.sort_unstable();
+                    own.outputs.dedup();
+                }
+                Entry::Vacant(entry) => {
+                    entry.insert(hints);
+                }
+            }
         }
         for (layer, name) in other.layers {
             self.name_layer(layer, name);
@@ -59,7 +86,18 @@ impl Candidates {
 
     /// The operation digests, in no particular order, with the names of their steps.
     pub fn ops(&self) -> impl Iterator<Item = (&OpDigest, Option<&str>)> {
-        self.ops.iter().map(|(digest, name)| (digest, name.as_deref()))
+        self.ops.iter().map(|(digest, hints)| (digest, hints.name.as_deref()))
+    }
+
+    /// The operation digests, in no particular order, with the outputs that they were seen with: sorted,
+    /// and none where the source does not tell them.
+    pub fn outputs(&self) -> impl Iterator<Item = (&OpDigest, &[i64])> {
+        self.ops.iter().map(|(digest, hints)| (digest, hints.outputs.as_slice()))
+    }
+
+    /// The step's name, where it is known.
+    pub fn name(&self, digest: &OpDigest) -> Option<&str> {
+        self.ops.get(digest)?.name.as_deref()
     }
 
     /// The step that made the layer with this blob: a name for records that stay without a key.
@@ -79,15 +117,21 @@ mod tests {
         a.add(one.clone(), Some("first".into()));
         a.add(two.clone(), None);
         a.name_layer(Digest::of(b"x"), "first".into());
+        a.add_output(one.clone(), 3);
         let mut b = Candidates::new();
         b.add(one.clone(), Some("other".into()));
         b.add(two.clone(), Some("second".into()));
         b.name_layer(Digest::of(b"x"), "other".into());
+        b.add_output(one.clone(), 0);
+        b.add_output(one.clone(), 3);
         a.merge(b);
         assert_eq!(a.len(), 2);
         let names: HashMap<_, _> = a.ops().collect();
         assert_eq!(names[&one], Some("first"));
         assert_eq!(names[&two], Some("second"));
+        let outputs: HashMap<_, _> = a.outputs().collect();
+        assert_eq!(outputs[&one], [0, 3]);
+        assert_eq!(outputs[&two], [0; 0]);
         assert_eq!(a.layer_name(&Digest::of(b"x")), Some("first"));
     }
 }

@@ -44,12 +44,25 @@ pub struct Keyring {
 impl Keyring {
     /// Tries every candidate, with every output that is likely, against the records.
     ///
-    /// Takes a hash for each candidate and output at worst; it ends as soon as all records have their
+    /// Takes a hash for each candidate and output at worst, those that a source told first; it ends as soon as all records have their
     /// key. Records whose digest is not `sha256:` cannot be proven and are passed over.
     pub fn prove<'a>(candidates: &Candidates, records: impl IntoIterator<Item = &'a RecordDigest>) -> Self {
         let mut wanted: HashMap<Digest, &RecordDigest> =
             records.into_iter().filter_map(|record| Some((record.as_str().parse().ok()?, record))).collect();
         let mut keys = HashMap::with_capacity(wanted.len());
+        // Where a source tells the output, that is nearly always it.
+        for (digest, outputs) in candidates.outputs() {
+            for &output in outputs {
+                if wanted.is_empty() {
+                    return Self { keys };
+                }
+                let text = format!("{digest}@{output}");
+                if let Some(record) = wanted.remove(&Digest::of(text.as_bytes())) {
+                    let name = candidates.name(digest).map(str::to_owned);
+                    keys.insert(record.clone(), ProvenKey { digest: digest.clone(), output, name });
+                }
+            }
+        }
         for output in OUTPUTS {
             let suffix = format!("@{output}");
             for (digest, name) in candidates.ops() {
@@ -69,6 +82,11 @@ impl Keyring {
     /// The key of a record; `None` where no candidate proved it.
     pub fn get(&self, record: &RecordDigest) -> Option<&ProvenKey> {
         self.keys.get(record)
+    }
+
+    /// Every key, in no particular order, with its record.
+    pub fn iter(&self) -> impl Iterator<Item = (&RecordDigest, &ProvenKey)> {
+        self.keys.iter()
     }
 
     /// How many records have their key.
@@ -99,6 +117,19 @@ mod tests {
             let key = keyring.get(record).unwrap();
             assert_eq!((key.digest(), key.output(), key.name()), (&op, output, Some("step")));
         }
+    }
+
+    #[test]
+    fn proves_an_output_that_only_a_source_could_tell() {
+        let op = OpDigest::of(b"op");
+        let records = [op.record_digest(1000), op.record_digest(2)];
+        let mut candidates = Candidates::new();
+        candidates.add_output(op.clone(), 999);
+        assert_eq!(Keyring::prove(&candidates, &records).len(), 1);
+        candidates.add_output(op.clone(), 1000);
+        let keyring = Keyring::prove(&candidates, &records);
+        assert_eq!(keyring.get(&records[0]).unwrap().output(), 1000);
+        assert_eq!(keyring.get(&records[1]).unwrap().output(), 2);
     }
 
     #[test]

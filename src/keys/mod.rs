@@ -7,7 +7,7 @@
 //! ```text
 //!   provenance (LLB) ── dialects, platforms, rules ──┐
 //!                                                    ├─▶ Candidates ── hash ──▶ Keyring
-//!   cache.db, cache-debug.db ────────────────────────┘   (any number,           (ProvenKey:
+//!   cache.db, cache-debug.db, keys files ────────────┘   (any number,           (ProvenKey:
 //!                                                         any quality)           nothing else)
 //! ```
 //!
@@ -22,6 +22,7 @@ mod candidates;
 mod dialects;
 mod dockerfile;
 mod expand;
+pub mod file;
 pub mod harvest;
 mod keyring;
 mod llb;
@@ -110,6 +111,9 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// A keys file that is none.
+    #[error(transparent)]
+    File(#[from] file::Error),
     /// An attestation manifest or index that cannot be read.
     #[error(transparent)]
     Oci(#[from] crate::oci::Error),

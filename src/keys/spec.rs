@@ -9,8 +9,8 @@ use crate::csv;
 use crate::oci::Reference;
 
 /// The supported forms, for messages.
-pub(super) const FORMS: &str = "an image reference, type=image,ref=IMAGE, type=provenance,src=FILE \
-                                or type=cachedb,src=FILE-OR-ROOT";
+pub(super) const FORMS: &str = "an image reference, type=image,ref=IMAGE, type=provenance,src=FILE, \
+                                type=cachedb,src=FILE-OR-ROOT or type=keys,src=FILE";
 
 /// Where operation digests may come from.
 ///
@@ -25,6 +25,8 @@ pub enum KeySpec {
     Provenance(PathBuf),
     /// A builder's `cache.db` or `cache-debug.db`, or the root directory that holds them.
     CacheDb(PathBuf),
+    /// A keys file, as `warmkit keys` writes it.
+    Keys(PathBuf),
 }
 
 /// What is wrong with a key source as it was written.
@@ -71,6 +73,7 @@ impl fmt::Display for KeySpec {
             Self::Image(reference) => write!(f, "type=image,ref={reference}"),
             Self::Provenance(src) => write!(f, "type=provenance,src={}", src.display()),
             Self::CacheDb(src) => write!(f, "type=cachedb,src={}", src.display()),
+            Self::Keys(src) => write!(f, "type=keys,src={}", src.display()),
         }
     }
 }
@@ -131,6 +134,10 @@ fn parse(text: &str) -> Result<KeySpec, SpecProblem> {
             unused(&reference, "ref")?;
             path(src).map(KeySpec::CacheDb)
         }
+        Some("keys") => {
+            unused(&reference, "ref")?;
+            path(src).map(KeySpec::Keys)
+        }
         Some(other) => Err(SpecProblem::Type(other.to_owned())),
         None => Err(SpecProblem::Missing("type")),
     }
@@ -164,6 +171,7 @@ mod tests {
             ("type=provenance,\"src=a,b\"\".json\"", KeySpec::Provenance("a,b\".json".into())),
             ("type=cachedb,src=/var/lib/buildkit", KeySpec::CacheDb("/var/lib/buildkit".into())),
             (" type=cachedb,src=x=y ", KeySpec::CacheDb("x=y".into())),
+            ("type=keys,src=app.keys.json", KeySpec::Keys("app.keys.json".into())),
         ];
         for (text, expected) in cases {
             assert_eq!(text.parse::<KeySpec>().unwrap(), expected, "{text}");
@@ -182,6 +190,8 @@ mod tests {
             ("type=provenance,src=", "src=… is missing"),
             ("type=provenance,ref=a", "\"ref\" is not known for this type"),
             ("type=cachedb,src=a,src=b", "\"src\" is given twice"),
+            ("type=keys", "src=… is missing"),
+            ("type=keys,ref=a,src=b", "\"ref\" is not known for this type"),
             ("type=cachedb,mode=max", "\"mode\" is not known"),
             ("type=cachedb,x", "\"x\" is not NAME=VALUE"),
             ("type=cachedb,", "\"\" is not NAME=VALUE"),
@@ -192,7 +202,7 @@ mod tests {
         for (text, expected) in cases {
             let message = text.parse::<KeySpec>().unwrap_err().to_string();
             assert!(message.contains(expected), "{text:?}: {message}");
-            for form in ["type=image,ref=", "type=provenance,src=", "type=cachedb,src="] {
+            for form in ["type=image,ref=", "type=provenance,src=", "type=cachedb,src=", "type=keys,src="] {
                 assert!(message.contains(form), "{message}");
             }
         }
