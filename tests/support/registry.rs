@@ -108,6 +108,14 @@ impl Registry {
         assert_eq!(response.status(), 201, "upload of manifest {repository}:{tag}");
     }
 
+    /// The requests that it answered so far, as `GET /v2/app/blobs/sha256:…`.
+    pub fn requests(&self) -> Vec<String> {
+        let log = std::fs::read_to_string(self.scratch.join("registry.log")).unwrap();
+        // Apache's combined format: the request stands in the first quotes.
+        let request = |line: &str| line.split('"').nth(1)?.strip_suffix(" HTTP/1.1").map(str::to_owned);
+        log.lines().filter_map(request).collect()
+    }
+
     /// The bytes of a manifest, by tag or digest, and its media type.
     pub fn manifest(&self, repository: &str, tag: &str) -> (Vec<u8>, String) {
         let accept = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
@@ -162,7 +170,7 @@ fn spawn(tools: &Tools, scratch: &Scratch, port: u16, password: bool) -> Child {
     };
     let config = format!(
         "version: 0.1\n\
-         log:\n  level: warn\n  accesslog:\n    disabled: true\n\
+         log:\n  level: warn\n\
          storage:\n  filesystem:\n    rootdirectory: {}\n  delete:\n    enabled: true\n\
          http:\n  addr: 127.0.0.1:{port}\n{auth}",
         scratch.join("storage").display(),
