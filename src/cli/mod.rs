@@ -2,6 +2,7 @@
 
 mod bake;
 mod build;
+mod caches;
 pub mod exit;
 mod keys;
 mod progress;

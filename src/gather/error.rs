@@ -1,5 +1,10 @@
 //! Why a cache or key source could not be read.
 
+use std::fmt::Write as _;
+
+use super::Missing;
+use crate::digest::Digest;
+use crate::oci::Platform;
 use crate::{keys, oci, source};
 
 /// A cache or key source that could not be read.
@@ -19,6 +24,14 @@ pub enum Error {
     Cache {
         /// As it was asked for.
         cache: String,
+        /// What is wrong with it.
+        source: oci::Error,
+    },
+    /// An image to seed is none, or not one that can be seeded.
+    #[error("image {image}: {source}")]
+    Image {
+        /// As it was asked for.
+        image: String,
         /// What is wrong with it.
         source: oci::Error,
     },
@@ -46,6 +59,58 @@ pub enum Error {
     NoAttestation {
         /// As it was asked for.
         image: String,
+    },
+    /// An image with inline cache, but not for a platform that was asked for.
+    #[error("{cache}: the image is for {}, not for {}", platforms(held), platforms(wanted))]
+    NoPlatform {
+        /// As it was asked for.
+        cache: String,
+        /// The platforms that were asked for.
+        wanted: Vec<Platform>,
+        /// The platforms that the image is for.
+        held: Vec<Platform>,
+    },
+    /// A platform that was asked for and that no cache is for.
+    #[error("no cache is for --platform {platform}: they are for {}", platforms(held))]
+    PlatformNotHeld {
+        /// The platform.
+        platform: Platform,
+        /// The platforms that were baked otherwise.
+        held: Vec<Platform>,
+    },
+    /// Some of several caches are not there.
+    #[error(
+        "{} of {total} caches are not there:{}\n--skip-missing goes on without them",
+        missing.len(),
+        reasons(missing)
+    )]
+    Missing {
+        /// Which, in the order in which they were asked for.
+        missing: Vec<Missing>,
+        /// How many were asked for.
+        total: usize,
+    },
+    /// Nothing is left when what is missing is left out.
+    #[error("none of the {} caches is there:{}", missing.len(), reasons(missing))]
+    AllMissing {
+        /// Which, in the order in which they were asked for.
+        missing: Vec<Missing>,
+    },
+    /// Two caches disagree on what a blob is.
+    #[error(
+        "{} and {} claim different {what} for layer {digest}: {} {}, {} {}; \
+         one of the two is damaged, and reading each by itself tells which",
+        caches[0], caches[1], caches[0], claims[0], caches[1], claims[1]
+    )]
+    Claims {
+        /// The blob.
+        digest: Digest,
+        /// `diff IDs` or `sizes`.
+        what: &'static str,
+        /// The caches, as they were asked for.
+        caches: [String; 2],
+        /// What each claims.
+        claims: [String; 2],
     },
     /// A signal ended it.
     #[error("interrupted")]
@@ -84,9 +149,28 @@ impl Error {
     pub fn class(&self) -> ErrorClass {
         match self {
             Self::Source { source, .. } => source.into(),
-            Self::Keys { .. } | Self::NoAttestation { .. } => ErrorClass::Source,
-            Self::Cache { .. } | Self::KeyImage { .. } => ErrorClass::Content,
+            Self::Keys { .. }
+            | Self::NoAttestation { .. }
+            | Self::NoPlatform { .. }
+            | Self::PlatformNotHeld { .. }
+            | Self::Missing { .. }
+            | Self::AllMissing { .. } => ErrorClass::Source,
+            Self::Cache { .. } | Self::Image { .. } | Self::KeyImage { .. } | Self::Claims { .. } => {
+                ErrorClass::Content
+            }
             Self::Interrupted => ErrorClass::Other,
         }
     }
+}
+
+/// A line for each.
+fn reasons(missing: &[Missing]) -> String {
+    missing.iter().fold(String::new(), |mut text, missing| {
+        let _ = write!(text, "\n  {}: {}", missing.cache, missing.reason);
+        text
+    })
+}
+
+fn platforms(list: &[Platform]) -> String {
+    list.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }

@@ -3,20 +3,31 @@
 //! ```text
 //! caches      ──> manifest, config ──────────> Opened: the cache, and where its blobs are
 //! key sources ──> candidates ── prove ───────> Keys: what each source was worth, and the keyring
+//! both        ──> Coverage: which records a build will find by their keys
 //! ```
 //!
 //! `bake` goes on from here to the layers; what only asks after keys ends here.
 
+mod blobs;
 mod caches;
+mod check;
+mod coverage;
 mod error;
+mod images;
+mod inline;
 mod keys;
+mod parallel;
 
 use crate::oci::Platform;
 use crate::source;
 
-pub use caches::{BakedCache, Opened, open};
+pub use blobs::{Blob, add_images, blobs, earliest};
+pub use caches::{All, BakedCache, Missing, Opened, open, open_all};
+pub use check::{Check, StepReport, check};
+pub use coverage::{Coverage, Covered, Status, Unkeyed};
 pub use error::{Error, ErrorClass};
-pub use keys::{KeySourceReport, Keys, collect};
+pub use images::{Image, ImageDocument, Images, OpenedImage, SeededImage, SkippedImage, open_images};
+pub use keys::{KeySourceReport, Keys, Offer, collect, prove};
 
 /// How caches and key sources are read.
 #[derive(Debug, Clone, Default)]

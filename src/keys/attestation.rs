@@ -36,15 +36,18 @@ pub fn manifests(index: &Document, platform: &Platform) -> Vec<Descriptor> {
         .filter(|manifest| manifest.platform.as_ref() == Some(platform))
         .map(|manifest| manifest.digest)
         .collect();
-    let is_attestation = |manifest: &&Descriptor| {
-        manifest.annotations.get(REFERENCE_TYPE).is_some_and(|kind| kind == ATTESTATION_MANIFEST)
-    };
-    let mut found: Vec<Descriptor> = manifests.iter().filter(is_attestation).cloned().collect();
+    let mut found: Vec<Descriptor> =
+        manifests.iter().filter(|manifest| is_attestation(manifest)).cloned().collect();
     found.sort_by_key(|manifest| {
         let of = manifest.annotations.get(REFERENCE_DIGEST).and_then(|text| text.parse().ok());
         !of.is_some_and(|digest| of_platform.contains(&digest))
     });
     found
+}
+
+/// Whether an index lists this as attestations of one of its images, not as an image.
+pub fn is_attestation(listed: &Descriptor) -> bool {
+    listed.annotations.get(REFERENCE_TYPE).is_some_and(|kind| kind == ATTESTATION_MANIFEST)
 }
 
 /// The layers of an attestation manifest that hold SLSA provenance, of any version.

@@ -29,6 +29,11 @@ impl ProvenKey {
         self.output
     }
 
+    /// Whether these candidates alone would have proven it.
+    pub fn follows_from(&self, candidates: &Candidates) -> bool {
+        OUTPUTS.contains(&self.output) && candidates.contains(&self.digest)
+    }
+
     /// The step as a daemon shows it, such as `[build 2/4] RUN make`, where a source told it.
     pub fn name(&self) -> Option<&str> {
         self.name.as_deref()

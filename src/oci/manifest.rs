@@ -8,7 +8,7 @@ use oci_spec::image::{ImageIndex, ImageManifest};
 use serde::Deserialize;
 
 use super::media_type::{self, CACHE_CONFIG};
-use super::{Descriptor, Error};
+use super::{Descriptor, Error, inline};
 
 /// A parsed manifest document.
 #[derive(Debug, Clone)]
@@ -40,6 +40,8 @@ pub struct CacheManifest {
 #[serde(rename_all = "camelCase")]
 struct Probe {
     #[serde(default)]
+    schema_version: Option<u64>,
+    #[serde(default)]
     media_type: String,
     config: Option<serde::de::IgnoredAny>,
     manifests: Option<serde::de::IgnoredAny>,
@@ -51,13 +53,7 @@ impl Document {
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
         let json = |source| Error::Json { what: "the manifest", source };
         let probe: Probe = serde_json::from_slice(bytes).map_err(json)?;
-        let known = matches!(
-            probe.media_type.as_str(),
-            "" | media_type::OCI_MANIFEST
-                | media_type::OCI_INDEX
-                | media_type::DOCKER_MANIFEST
-                | media_type::DOCKER_LIST
-        );
+        let known = probe.media_type.is_empty() || media_type::is_manifest(&probe.media_type);
         match (known, probe.config.is_some(), probe.manifests.is_some()) {
             (true, true, false) => {
                 let manifest: ImageManifest = serde_json::from_slice(bytes).map_err(json)?;
@@ -72,7 +68,16 @@ impl Document {
                     manifests: index.manifests().iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
                 })
             }
+            _ if probe.schema_version == Some(1) => Err(Error::Schema1),
             _ => Err(Error::UnknownManifest { media_type: probe.media_type }),
+        }
+    }
+
+    /// Whether it is a cache, in either form.
+    pub fn is_cache(&self) -> bool {
+        match self {
+            Self::Manifest { config, .. } => config.media_type == CACHE_CONFIG,
+            Self::Index { manifests } => manifests.iter().any(|listed| listed.media_type == CACHE_CONFIG),
         }
     }
 
@@ -94,6 +99,17 @@ impl Document {
                     }),
                 }
             }
+        }
+    }
+
+    /// Takes the document as the manifest of an image: its config and its layers.
+    pub fn into_image(self) -> Result<(Descriptor, Vec<Descriptor>), Error> {
+        match self {
+            Self::Manifest { config, layers } if inline::is_image_config(&config.media_type) => {
+                Ok((config, layers))
+            }
+            Self::Manifest { config, .. } => Err(Error::NotAnImage { media_type: config.media_type }),
+            Self::Index { .. } => Err(Error::NotAnImage { media_type: media_type::OCI_INDEX.to_owned() }),
         }
     }
 }
@@ -149,7 +165,8 @@ mod tests {
                 "an image index, not a build cache",
             ),
             (format!(r#"{{"schemaVersion":2,"manifests":[{evil}]}}"#), "the manifest is not valid"),
-            (r#"{"schemaVersion":1,"name":"x"}"#.to_owned(), "unknown manifest media type"),
+            (r#"{"schemaVersion":1,"name":"x"}"#.to_owned(), "schema 1 manifest"),
+            (r#"{"schemaVersion":2,"name":"x"}"#.to_owned(), "unknown manifest media type"),
             (r#"{"schemaVersion":2,"mediaType":"text/html"}"#.to_owned(), "\"text/html\""),
             ("<html>".to_owned(), "the manifest is not valid"),
         ];

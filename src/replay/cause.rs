@@ -110,14 +110,13 @@ fn moved(name: &str, roots: &BTreeSet<&str>, platforms: &[Platform]) -> Option<C
     let (reference, digest) = image.rsplit_once('@')?;
     let digest: Digest = digest.parse().ok()?;
     let known = platforms.iter().any(|platform| {
-        let key = image_key(digest, platform);
-        [-1, 0, 1].iter().any(|&output| roots.contains(key.record_digest(output).as_str()))
-            || roots.contains(key.as_str())
+        roots.contains(image_key(digest, platform).record_digest(0).as_str())
     });
     (!known).then(|| Cause::BaseMoved { image: reference.to_owned(), digest })
 }
 
-/// The key of an image by its digest: `mainManifestKey` in `source/containerimage/pull.go` of v0.34.2.
+/// The operation digest of an image by its digest: `mainManifestKey` in `source/containerimage/pull.go`, under
+/// the prefix of `CacheMap` in `solver/llbsolver/ops/source.go` (v0.34.2; the same in v0.17.3).
 fn image_key(digest: Digest, platform: &Platform) -> OpDigest {
     let variant = match platform.variant.as_str() {
         "" => String::new(),
@@ -127,5 +126,5 @@ fn image_key(digest: Digest, platform: &Platform) -> OpDigest {
         "{{\"Digest\":\"{digest}\",\"OS\":\"{}\",\"Arch\":\"{}\"{variant}}}",
         platform.os, platform.arch
     );
-    OpDigest::of(text.as_bytes())
+    OpDigest::of(format!("buildkit.source.v0:{}", Digest::of(text.as_bytes())).as_bytes())
 }

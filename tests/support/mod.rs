@@ -11,13 +11,18 @@
 
 pub mod agent;
 pub mod build;
+pub mod buildx;
 pub mod cases;
 pub mod command;
 pub mod daemon;
 pub mod files;
+pub mod handmade;
+pub mod git;
 pub mod image;
+pub mod moto;
 pub mod registry;
 pub mod skip;
+pub mod square;
 pub mod tar;
 pub mod tools;
 pub mod warmkit;

@@ -1,5 +1,7 @@
 //! `warmkit keys`: what there is to know of keys without a bake. One file per command.
 
+mod check;
+mod table;
 mod replay;
 
 use clap::Subcommand;
@@ -7,12 +9,14 @@ use clap::Subcommand;
 /// Find out what keys there are for a cache
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
+    Check(check::Arguments),
     Replay(replay::Arguments),
 }
 
 /// Runs a command and returns the exit code.
 pub(super) fn run(command: Command) -> u8 {
     match command {
+        Command::Check(arguments) => check::run(arguments),
         Command::Replay(arguments) => replay::run(&arguments),
     }
 }

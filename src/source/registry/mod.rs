@@ -2,73 +2,31 @@
 //!
 //! ```text
 //! manifest, blob   what to ask for, and proving what came
-//!   retry          waits, and when to give up
+//!   pool           what many tags of one registry share
 //!   auth           challenge -> credentials -> token
-//!   http           base URL, redirects, TLS
+//!   http           waits, base URL, redirects, TLS: as for every source over a network
 //! ```
 //!
 //! Http is tried first on loopback, where docker too needs no flag; elsewhere https, and http only
 //! where [`Options::insecure`] allows it and https is not answered.
 
 mod auth;
-mod blob;
 mod challenge;
-mod http;
-mod retry;
+mod pool;
 
 use std::fmt;
 use std::io::Write;
-use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::Arc;
 
 use self::auth::{Auth, Renewal};
-use self::http::{Reply, Transport, seconds};
-use self::retry::{Attempts, Failure};
-use super::credentials::{Credentials, Environment};
+use super::http::{Attempts, Download, Failure, Options, Reply, RetryPolicy, Stop, Transport, host_of};
 use super::{Denied, Error, MAX_MANIFEST, Manifest, Source};
 use crate::digest::Digest;
 use crate::oci::media_type::{DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST};
 use crate::oci::{Descriptor, Reference};
 use crate::progress::Progress;
 
-pub use retry::{RetryPolicy, Stop};
-
-/// How to reach registries.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// Whether plain http is allowed where a registry is not on loopback and answers no https.
-    pub insecure: bool,
-    /// Where credentials are looked for.
-    pub env: Environment,
-    /// Directories with one of their own per registry, in which `*.crt` are trusted for it.
-    pub certs_dirs: Vec<PathBuf>,
-    /// How often to make failed requests again.
-    pub retry: RetryPolicy,
-    /// How long to wait for a connection.
-    pub connect_timeout: Duration,
-    /// How long a server may send nothing before the connection counts as broken.
-    pub stall_timeout: Duration,
-    /// How long a credential helper may take.
-    pub helper_timeout: Duration,
-    /// Ends requests before their time.
-    pub stop: Stop,
-}
-
-impl Default for Options {
-    /// The process's environment, and docker's and podman's certificate directories.
-    fn default() -> Self {
-        Self {
-            insecure: false,
-            env: Environment::of_process(),
-            certs_dirs: vec!["/etc/docker/certs.d".into(), "/etc/containers/certs.d".into()],
-            retry: RetryPolicy::default(),
-            connect_timeout: seconds(20),
-            stall_timeout: seconds(30),
-            helper_timeout: seconds(30),
-            stop: Stop::default(),
-        }
-    }
-}
+pub use pool::Pool;
 
 /// One repository of a registry, and the manifest in it that a reference names.
 pub struct Registry {
@@ -76,8 +34,8 @@ pub struct Registry {
     /// The digest in the reference, if there is one: it goes before the tag.
     pinned: Option<Digest>,
     name: String,
-    transport: Transport,
-    auth: Auth,
+    transport: Arc<Transport>,
+    auth: Arc<Auth>,
     retry: RetryPolicy,
     stop: Stop,
 }
@@ -97,12 +55,11 @@ impl Registry {
             other => other,
         };
         let pinned = reference.digest().map(str::parse).transpose().map_err(super::SpecError::from)?;
-        let credentials = Credentials::new(options.env.clone(), options.helper_timeout);
         Ok(Self {
             pinned,
             name: reference.to_string(),
-            transport: Transport::new(authority, options)?,
-            auth: Auth::new(credentials, reference.registry(), reference.repository()),
+            transport: options.pool.transport(authority, options)?,
+            auth: options.pool.auth(reference, options),
             reference: reference.clone(),
             retry: options.retry,
             stop: options.stop.clone(),
@@ -228,11 +185,19 @@ impl Source for Registry {
     }
 
     fn blob(&self, blob: &Descriptor, out: &mut dyn Write, progress: &dyn Progress) -> Result<(), Error> {
-        self.fetch_blob(blob, out, progress)
+        let (name, place) = (self.name(), self.repository_name());
+        let download =
+            Download { blob, source_name: &name, place: &place, retry: self.retry, stop: &self.stop };
+        download
+            .run(out, progress, &|what, headers| self.get(what, &format!("blobs/{}", blob.digest), headers))
+    }
+
+    fn blob_store(&self) -> String {
+        self.repository_name()
     }
 
     fn repository(&self) -> Option<(String, String)> {
-        let host = http::host_of(self.reference.registry()).to_owned();
+        let host = host_of(self.reference.registry()).to_owned();
         Some((host, self.reference.repository().to_owned()))
     }
 }
