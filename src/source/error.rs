@@ -336,7 +336,13 @@ pub enum Error {
 impl Error {
     /// Whether a source that answered says that the cache is not there.
     pub fn is_missing(&self) -> bool {
-        matches!(self, Self::NoSuchManifest { .. } | Self::NoSuchTag { .. } | Self::NoSuchLayout { .. })
+        matches!(
+            self,
+            Self::NoSuchManifest { .. }
+                | Self::NoSuchTag { .. }
+                | Self::NoSuchLayout { .. }
+                | Self::NoSuchCache { .. }
+        )
     }
 
     /// What the error means for whoever started the run.

@@ -130,6 +130,10 @@ impl<S: Source + ?Sized> Source for Arc<S> {
         (**self).blob(blob, out, progress)
     }
 
+    fn blob_store(&self) -> String {
+        (**self).blob_store()
+    }
+
     fn repository(&self) -> Option<(String, String)> {
         (**self).repository()
     }
