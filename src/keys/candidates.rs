@@ -1,7 +1,8 @@
 //! What may be an operation digest; nothing here is proven.
 
-use std::collections::{HashMap, hash_map::Entry};
+use std::collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry};
 
+use super::UsedImage;
 use crate::digest::{Digest, OpDigest};
 
 /// Operation digests that may belong to records, and names for steps, from any number of sources.
@@ -9,6 +10,8 @@ use crate::digest::{Digest, OpDigest};
 pub struct Candidates {
     ops: HashMap<OpDigest, Hints>,
     layers: HashMap<Digest, String>,
+    images: BTreeMap<(String, String, String), UsedImage>,
+    local_images: BTreeSet<String>,
 }
 
 /// What a source said of an operation digest beside it.
@@ -53,6 +56,23 @@ impl Candidates {
         self.layers.entry(layer).or_insert(name);
     }
 
+    /// Adds an image that a build used.
+    pub fn add_image(&mut self, image: UsedImage) {
+        match self.images.entry(image.id()) {
+            std::collections::btree_map::Entry::Occupied(mut entry) => {
+                entry.get_mut().frontend |= image.frontend;
+            }
+            std::collections::btree_map::Entry::Vacant(entry) => {
+                entry.insert(image);
+            }
+        }
+    }
+
+    /// Adds an image that a build took from where no registry is, as the build named it.
+    pub fn add_local_image(&mut self, name: String) {
+        self.local_images.insert(name);
+    }
+
     /// Takes over all that `other` has; where both name something, the name here stays.
     pub fn merge(&mut self, other: Self) {
         for (digest, hints) in other.ops {
@@ -72,6 +92,10 @@ impl Candidates {
         for (layer, name) in other.layers {
             self.name_layer(layer, name);
         }
+        for image in other.images.into_values() {
+            self.add_image(image);
+        }
+        self.local_images.extend(other.local_images);
     }
 
     /// How many distinct operation digests there are.
@@ -89,6 +113,11 @@ impl Candidates {
         self.ops.contains_key(digest)
     }
 
+    /// Whether a source tells that this operation digest has this output.
+    pub fn has_output(&self, digest: &OpDigest, output: i64) -> bool {
+        self.ops.get(digest).is_some_and(|hints| hints.outputs.binary_search(&output).is_ok())
+    }
+
     /// The operation digests, in no particular order, with the names of their steps.
     pub fn ops(&self) -> impl Iterator<Item = (&OpDigest, Option<&str>)> {
         self.ops.iter().map(|(digest, hints)| (digest, hints.name.as_deref()))
@@ -103,6 +132,16 @@ impl Candidates {
     /// The step's name, where it is known.
     pub fn name(&self, digest: &OpDigest) -> Option<&str> {
         self.ops.get(digest)?.name.as_deref()
+    }
+
+    /// The images that builds used, each once, in the order of their names.
+    pub fn images(&self) -> impl Iterator<Item = &UsedImage> {
+        self.images.values()
+    }
+
+    /// Images that builds used and no registry has, in the order of their names.
+    pub fn local_images(&self) -> impl Iterator<Item = &str> {
+        self.local_images.iter().map(String::as_str)
     }
 
     /// The step that made the layer with this blob: a name for records that stay without a key.

@@ -32,7 +32,7 @@ pub use credentials::Environment;
 pub use error::{Denied, Entry, Error, ErrorClass, Mismatch};
 pub use http::{Options, RetryPolicy, Stop};
 pub use oci_layout::OciLayout;
-pub use registry::{Pool, Registry};
+pub use registry::{Pool, Pushed, Registry};
 pub use s3::S3;
 pub use spec::{CacheSpec, SpecError};
 
