@@ -3,7 +3,7 @@
 //! ```text
 //! caches ──> collect ──> plan ──> layers ──> stores ──> target
 //! keys   ──^  small      what     blobs and  databases  sync, rename
-//!             documents  goes     snapshots
+//! images ──^  documents  goes     snapshots
 //!                        where
 //! ```
 //!
@@ -31,9 +31,9 @@ pub use error::{Error, ErrorClass};
 pub use report::{Report, Unkeyed};
 
 use crate::fsutil;
-use crate::gather::{self, Coverage};
+use crate::gather::{self, Coverage, Images};
 use crate::keys::KeySpec;
-use crate::oci::Platform;
+use crate::oci::{Platform, Reference};
 use crate::progress::{Event, Phase, Progress};
 use crate::source::{self, CacheSpec, Stop};
 use crate::store::StateDir;
@@ -57,6 +57,10 @@ pub struct Options {
     /// Only caches of these platforms, where a cache says which it is for, and the platforms that
     /// operations ran on that name none. Empty: all caches, and this machine's platform.
     pub platforms: Vec<Platform>,
+    /// Seed the images that builds used, by their provenance.
+    pub find_images: bool,
+    /// Images to seed that nothing needs to name.
+    pub with_images: Vec<Reference>,
     /// Bake although some records cannot be keyed.
     pub allow_unkeyed: bool,
     /// The time written where a cache tells none, so that a bake can be repeated byte by byte.
@@ -188,19 +192,25 @@ fn bake_into(
         caches.push(opened.cache);
         baked.push(opened.report);
     }
-    let blobs = gather::blobs(&caches, |at| baked[at].cache.clone())?;
+    let mut blobs = gather::blobs(&caches, |at| baked[at].cache.clone())?;
     seconds.set(Phase::Resolve, end(progress, Phase::Resolve, started));
 
     let started = begin(progress, Phase::Keys);
     let keys = gather::collect(&options.keys_from, all.sidecars, &caches, &gathering, progress)?;
     let coverage = Coverage::new(&caches, &keys);
-    let plan = plan::plan(&caches, blobs, &coverage, &keys);
     let (total, unkeyed) = (coverage.records().len(), coverage.unkeyed());
-    drop((caches, coverage));
-    seconds.set(Phase::Keys, end(progress, Phase::Keys, started));
     if !unkeyed.is_empty() && !options.allow_unkeyed {
         return Err(Error::Unkeyed { records: unkeyed, total });
     }
+    let found = options.find_images.then_some(&keys.candidates);
+    let Images { opened, skipped } = gather::open_images(&options.with_images, found, &gathering, progress)?;
+    let (of_images, images): (Vec<_>, Vec<_>) =
+        opened.into_iter().map(|opened| (opened.source, opened.image)).unzip();
+    gather::add_images(&mut blobs, &images, |at| baked[at].cache.clone(), caches.len())?;
+    sources.extend(of_images);
+    let plan = plan::plan(&caches, &images, blobs, &coverage, &keys);
+    drop((caches, coverage));
+    seconds.set(Phase::Keys, end(progress, Phase::Keys, started));
 
     let bytes_down = plan.bytes();
     let free = fsutil::free_bytes(staged).at("look at the file system of", staged)?;
@@ -214,7 +224,7 @@ fn bake_into(
     seconds.set(Phase::Layers, end(progress, Phase::Layers, started));
 
     let started = Instant::now();
-    stores::write(&plan, &sources, &unpacked, &root, options.written_at)?;
+    stores::write(&plan, &sources, &images, &unpacked, &root, options.written_at)?;
     seconds.set(Phase::Commit, started.elapsed());
     cancel.check()?;
 
@@ -224,6 +234,8 @@ fn bake_into(
         caches: baked,
         missing: all.missing,
         keys_from: keys.reports,
+        images: images.into_iter().map(|image| image.report).collect(),
+        images_skipped: skipped,
         records: total,
         keyed: total - unkeyed.len(),
         layers: plan.blobs.len(),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use jiff::Timestamp;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
@@ -14,8 +14,9 @@ use super::progress::{Console, Verbs};
 use super::{err, exit, out, render};
 use crate::bake::{self, Cancel, Options};
 use crate::keys::KeySpec;
-use crate::oci::Platform;
+use crate::oci::{Platform, Reference};
 use crate::source;
+use crate::source::spec::parse_reference;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -25,6 +26,9 @@ Examples:
 
   # a local export and a metadata file, into a root that is shipped elsewhere
   warmkit bake type=local,src=./cache --keys-from type=provenance,src=metadata.json --root ./root
+
+  # with an image that builds on this host will start from
+  warmkit bake ghcr.io/acme/app:cache --keys-from ghcr.io/acme/app:main --with-image alpine:3.22
 
   # every branch that has a cache, in one root, with the keys of each
   warmkit bake ghcr.io/acme/app:cache-main --from-file branches.txt --skip-missing \
@@ -54,6 +58,16 @@ pub(super) struct Arguments {
     #[arg(long)]
     no_sidecar: bool,
 
+    /// Whether to seed the images that the builds used, their frontends included, as provenance tells:
+    /// a build then pulls and extracts no layer of them
+    #[arg(long, value_name = "WHICH", default_value = "auto")]
+    images: FindImages,
+
+    /// An image to seed that no provenance needs to name; for --platform, or this machine's. May be
+    /// repeated
+    #[arg(long = "with-image", value_name = "REF", value_parser = parse_reference)]
+    with_images: Vec<Reference>,
+
     /// A platform to bake, of an image with inline cache for several; also what the builder ran on
     /// that exported the caches, for operations that name no platform. May be repeated; default:
     /// every platform of the image, and this machine's
@@ -77,6 +91,15 @@ pub(super) struct Arguments {
     /// give the same databases, byte for byte
     #[arg(long, env = "SOURCE_DATE_EPOCH", value_name = "SECONDS", value_parser = parse_epoch)]
     source_date_epoch: Option<Timestamp>,
+}
+
+/// Which images are looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum FindImages {
+    /// Those that provenance names; one that cannot be had is a warning
+    Auto,
+    /// None but those of --with-image
+    None,
 }
 
 fn parse_epoch(text: &str) -> Result<Timestamp, String> {
@@ -119,6 +142,8 @@ pub(super) fn run(arguments: Arguments) -> u8 {
         no_sidecar: arguments.no_sidecar,
         root: arguments.root,
         platforms: arguments.platforms,
+        find_images: arguments.images == FindImages::Auto,
+        with_images: arguments.with_images,
         allow_unkeyed: arguments.allow_unkeyed,
         written_at: arguments.source_date_epoch.unwrap_or_else(Timestamp::now),
         registry: source::Options { insecure: arguments.insecure, ..source::Options::default() },

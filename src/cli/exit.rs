@@ -70,7 +70,8 @@ pub fn of_verify(error: &verify::Error) -> u8 {
         verify::Error::Busy { .. } => TARGET,
         verify::Error::NotAStateDirectory { .. }
         | verify::Error::ContainerdWorker { .. }
-        | verify::Error::UnknownSchema { .. } => FINDINGS,
+        | verify::Error::UnknownSchema { .. }
+        | verify::Error::UnknownBucket { .. } => FINDINGS,
         verify::Error::Open { .. } => FAILURE,
     }
 }

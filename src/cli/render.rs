@@ -72,6 +72,15 @@ pub(super) fn bake(report: &Report) -> String {
     for source in &report.keys_from {
         row(&mut text, "keys from", &format!("{}: {}", source.source, worth(source)));
     }
+    for image in &report.images {
+        let frontend = if image.frontend { ", frontend" } else { "" };
+        let layers = if image.layers == 1 { "layer" } else { "layers" };
+        let what = format!("{} {layers}, {}", image.layers, HumanBytes(image.bytes));
+        row(&mut text, "image", &format!("{}: {}{frontend}, {what}", image.image, image.platform));
+    }
+    for image in &report.images_skipped {
+        row(&mut text, "not seeded", &format!("{}: {}", image.image, image.reason));
+    }
     row(&mut text, "records", &report.records.to_string());
     row(&mut text, "  keyed", &report.keyed.to_string());
     row(&mut text, "  unkeyed", &report.unkeyed.len().to_string());

@@ -6,9 +6,10 @@ use serde::Serialize;
 
 use super::{Error, Offer, Options, inline, parallel, sidecar};
 use crate::digest::Digest;
+use crate::oci::media_type::CACHE_CONFIG;
 use crate::oci::{Cache, CacheConfig, CacheManifest, Document, Platform};
 use crate::progress::Progress;
-use crate::source::{CacheSpec, Source};
+use crate::source::{CacheSpec, Manifest, Source};
 
 /// A cache that was read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -123,7 +124,11 @@ pub fn open(spec: &CacheSpec, options: &Options, progress: &dyn Progress) -> Res
     let name = spec.to_string();
     let wrap = |source| Error::Source { what: name.clone(), source };
     let source = spec.open(&options.registry).map_err(wrap)?;
-    let manifest = source.manifest(None, progress).map_err(wrap)?;
+    let mut manifests = source.manifests(progress).map_err(wrap)?;
+    if manifests.iter().all(|manifest| manifest.media_type == CACHE_CONFIG) {
+        return open_alone(source, &name, manifests);
+    }
+    let manifest = manifests.swap_remove(0);
     let document =
         Document::parse(&manifest.bytes).map_err(|source| Error::Cache { cache: name.clone(), source })?;
     let digest = manifest.digest;
@@ -157,6 +162,20 @@ fn check_platforms<'a>(
         Some(platform) => Err(Error::PlatformNotHeld { platform: platform.clone(), held }),
         None => Ok(()),
     }
+}
+
+/// Opens configs that stand alone, as object stores have them: all of one source.
+fn open_alone(source: Box<dyn Source>, name: &str, configs: Vec<Manifest>) -> Result<Vec<Opened>, Error> {
+    let source: Arc<dyn Source> = source.into();
+    let open = |Manifest { bytes, digest, .. }: Manifest| {
+        let cache = CacheConfig::parse(&bytes)
+            .and_then(|config| config.resolve_alone(&bytes))
+            .map_err(|source| Error::Cache { cache: name.to_owned(), source })?;
+        let report =
+            BakedCache { cache: name.to_owned(), digest, platform: None, records: cache.records.len() };
+        Ok(Opened { source: Box::new(Arc::clone(&source)), cache, report, subject: digest })
+    };
+    configs.into_iter().map(open).collect()
 }
 
 fn open_image(

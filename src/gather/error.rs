@@ -27,6 +27,14 @@ pub enum Error {
         /// What is wrong with it.
         source: oci::Error,
     },
+    /// An image to seed is none, or not one that can be seeded.
+    #[error("image {image}: {source}")]
+    Image {
+        /// As it was asked for.
+        image: String,
+        /// What is wrong with it.
+        source: oci::Error,
+    },
     /// A key source could not be used.
     #[error("--keys-from {what}: {source}")]
     Keys {
@@ -203,6 +211,7 @@ impl Error {
             | Self::Missing { .. }
             | Self::AllMissing { .. } => ErrorClass::Source,
             Self::Cache { .. }
+            | Self::Image { .. }
             | Self::KeyImage { .. }
             | Self::Claims { .. }
             | Self::SidecarContent { .. } => ErrorClass::Content,

@@ -14,6 +14,7 @@ mod caches;
 mod check;
 mod coverage;
 mod error;
+mod images;
 mod inline;
 mod keys;
 mod parallel;
@@ -22,11 +23,12 @@ pub mod sidecar;
 use crate::oci::Platform;
 use crate::source;
 
-pub use blobs::{Blob, blobs, earliest};
+pub use blobs::{Blob, add_images, blobs, earliest};
 pub use caches::{All, BakedCache, Missing, Opened, open, open_all};
 pub use check::{Check, StepReport, check};
 pub use coverage::{Coverage, Covered, Status, Unkeyed};
 pub use error::{Error, ErrorClass};
+pub use images::{Image, ImageDocument, Images, OpenedImage, SeededImage, SkippedImage, open_images};
 pub use keys::{KeySourceReport, Keys, Offer, collect, prove};
 
 /// How caches and key sources are read.

@@ -39,6 +39,9 @@ fn sample() -> Contents {
         last_used_at: "2026-11-20T23:45:21.5Z".parse().unwrap(),
         usage_count: 1,
         description: "[2/3] RUN make && make install".to_owned(),
+        image_refs: Vec::new(),
+        documents: Vec::new(),
+        frontend: false,
     };
     let records = vec![record(0, blob_chain), record(1, of_top(1)), record(2, of_top(2))];
     let digest: RecordDigest = Digest::of(b"source").to_string().parse().unwrap();
@@ -52,6 +55,7 @@ fn sample() -> Contents {
             Snapshot { key: SnapshotKey::of(&chain), parent: None, size: 311_296, inodes: 12 },
             Snapshot { key: SnapshotKey::of(&top_chain), parent: Some(0), size: 4096, inodes: 3 },
         ],
+        documents: Vec::new(),
         records,
         keys: vec![
             Key { id: root, results: vec![(0, Some("2026-11-20T23:44:56.2Z".parse().unwrap()))] },

@@ -45,7 +45,7 @@ fn plan_of(caches: &[Cache], known: &[&str]) -> (Plan, Coverage) {
     let keys = keys_of(caches, known);
     let coverage = Coverage::new(caches, &keys);
     let blobs = blobs(caches, |at| at.to_string()).unwrap();
-    (plan(caches, blobs, &coverage, &keys), coverage)
+    (plan(caches, &[], blobs, &coverage, &keys), coverage)
 }
 
 /// All of a plan but who has its blobs.

@@ -19,9 +19,8 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 
 use super::challenge::{self, Challenge};
-use super::http::{Reply, Transport};
-use super::retry::Failure;
 use crate::source::credentials::{Credential, Credentials, Secret};
+use crate::source::http::{Failure, Reply, Transport, percent_encode};
 use crate::source::{Denied, Error};
 
 /// How long a token lasts whose service does not say (distribution's token spec).
@@ -269,19 +268,6 @@ fn token_url(realm: &str, service: &str, scopes: &[String]) -> String {
         let _ = write!(url, "&scope={}", percent_encode(scope));
     }
     url
-}
-
-/// Encodes a query value (RFC 3986, unreserved characters stay).
-pub(super) fn percent_encode(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            let _ = write!(out, "%{byte:02X}");
-        }
-    }
-    out
 }
 
 #[cfg(test)]

@@ -4,34 +4,26 @@
 //! push             blobs and manifests, to write a sidecar beside a cache
 //! referrers        what refers to a manifest
 //! manifest, blob   what to ask for, and proving what came
-//!   retry          waits, and when to give up
 //!   pool           what many tags of one registry share
 //!   auth           challenge -> credentials -> token
-//!   http           base URL, redirects, TLS
+//!   http           waits, base URL, redirects, TLS: as for every source over a network
 //! ```
 //!
 //! Http is tried first on loopback, where docker too needs no flag; elsewhere https, and http only
 //! where [`Options::insecure`] allows it and https is not answered.
 
 mod auth;
-mod blob;
 mod challenge;
-mod http;
 mod pool;
 mod push;
 mod referrers;
-mod retry;
 
 use std::fmt;
 use std::io::Write;
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use self::auth::{Auth, Renewal};
-use self::http::{Reply, Transport, seconds};
-use self::retry::{Attempts, Failure};
-use super::credentials::Environment;
+use super::http::{Attempts, Download, Failure, Options, Reply, RetryPolicy, Stop, Transport, host_of};
 use super::{Denied, Error, MAX_MANIFEST, Manifest, Source};
 use crate::digest::Digest;
 use crate::oci::media_type::{DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST};
@@ -40,48 +32,6 @@ use crate::progress::Progress;
 
 pub use pool::Pool;
 pub use push::Pushed;
-pub use retry::{RetryPolicy, Stop};
-
-/// How to reach registries.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// Whether plain http is allowed where a registry is not on loopback and answers no https.
-    pub insecure: bool,
-    /// Where credentials are looked for.
-    pub env: Environment,
-    /// Directories with one of their own per registry, in which `*.crt` are trusted for it.
-    pub certs_dirs: Vec<PathBuf>,
-    /// How often to make failed requests again.
-    pub retry: RetryPolicy,
-    /// How long to wait for a connection.
-    pub connect_timeout: Duration,
-    /// How long a server may send nothing before the connection counts as broken.
-    pub stall_timeout: Duration,
-    /// How long a credential helper may take.
-    pub helper_timeout: Duration,
-    /// Ends requests before their time.
-    pub stop: Stop,
-    /// Connections and tokens that registries opened with these options share. Where anything else here is
-    /// changed, a new one belongs here too.
-    pub pool: Pool,
-}
-
-impl Default for Options {
-    /// The process's environment, and docker's and podman's certificate directories.
-    fn default() -> Self {
-        Self {
-            insecure: false,
-            env: Environment::of_process(),
-            certs_dirs: vec!["/etc/docker/certs.d".into(), "/etc/containers/certs.d".into()],
-            retry: RetryPolicy::default(),
-            connect_timeout: seconds(20),
-            stall_timeout: seconds(30),
-            helper_timeout: seconds(30),
-            stop: Stop::default(),
-            pool: Pool::default(),
-        }
-    }
-}
 
 /// One repository of a registry, and the manifest in it that a reference names.
 pub struct Registry {
@@ -253,7 +203,11 @@ impl Source for Registry {
     }
 
     fn blob(&self, blob: &Descriptor, out: &mut dyn Write, progress: &dyn Progress) -> Result<(), Error> {
-        self.fetch_blob(blob, out, progress)
+        let (name, place) = (self.name(), self.repository_name());
+        let download =
+            Download { blob, source_name: &name, place: &place, retry: self.retry, stop: &self.stop };
+        download
+            .run(out, progress, &|what, headers| self.get(what, &format!("blobs/{}", blob.digest), headers))
     }
 
     fn blob_store(&self) -> String {
@@ -261,7 +215,7 @@ impl Source for Registry {
     }
 
     fn repository(&self) -> Option<(String, String)> {
-        let host = http::host_of(self.reference.registry()).to_owned();
+        let host = host_of(self.reference.registry()).to_owned();
         Some((host, self.reference.repository().to_owned()))
     }
 }

@@ -13,15 +13,14 @@ use std::sync::Arc;
 
 use ureq::http::Uri;
 
+use super::Registry;
 use super::auth::Auth;
-use super::http::{Method, Reply, origin, parse_uri};
-use super::retry::{Attempts, Failure};
-use super::{Options, Registry};
 use crate::digest::Digest;
 use crate::oci::Reference;
 use crate::progress::Progress;
 use crate::source::Error;
 use crate::source::credentials::Credentials;
+use crate::source::http::{Attempts, Failure, Method, Options, Reply, origin, parse_uri};
 
 const MAX_REDIRECTS: usize = 5;
 

@@ -9,12 +9,11 @@
 //! OCI distribution-spec v1.1, "Listing Referrers" and "Referrers Tag Schema".
 
 use super::Registry;
-use super::auth::percent_encode;
-use super::retry::{Attempts, Failure};
 use crate::digest::Digest;
 use crate::oci::media_type::OCI_INDEX;
 use crate::oci::{Referrer, ReferrersList};
 use crate::progress::Progress;
+use crate::source::http::{Attempts, Failure, RetryPolicy, percent_encode};
 use crate::source::{Error, MAX_MANIFEST, Manifest};
 
 /// How often a list under a tag is written again because somebody else wrote it at the same time.
@@ -135,7 +134,7 @@ impl Registry {
     ) -> Result<String, Error> {
         let tag = fallback_tag(subject);
         let what = format!("update of tag {tag:?}");
-        let policy = crate::source::RetryPolicy { failures: WRITES, ..self.retry };
+        let policy = RetryPolicy { failures: WRITES, ..self.retry };
         let mut attempts = Attempts::new(self.whole(&what), policy, &self.stop, progress);
         loop {
             let mut list = self.tagged_list(subject, progress)?.unwrap_or_default();
