@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use support::cases::{Case, cache_to};
-use support::{BuildRequest, Tools, World};
+use support::{BuildRequest, Daemon, Tools, World};
 use warmkit::progress::Silent;
 use warmkit::verify::{self, Error, FindingKind, Report};
 
@@ -105,10 +105,9 @@ fn assert_healthy(root: &Path, state: &str) -> Report {
     report
 }
 
-fn copied(world: &World, root: &Path, name: &str) -> PathBuf {
+fn copied(world: &World, daemon: &Daemon, name: &str) -> PathBuf {
     let copy = world.scratch.join(name);
-    let status = Command::new("cp").arg("-a").arg(root).arg(&copy).status().unwrap();
-    assert!(status.success());
+    daemon.copy_root(&copy);
     copy
 }
 
@@ -167,7 +166,7 @@ fn healthy(release: &str) {
     let busy = judge(&origin.root).unwrap_err();
     assert!(matches!(busy, Error::Busy { .. }), "{busy}");
     daemon.build(&case.changed);
-    assert_healthy(&copied(&world, &origin.root, "live"), "a copy of a live root");
+    assert_healthy(&copied(&world, &daemon, "live"), "a copy of a live root");
 
     // Pruned in part, built on, pruned to nothing.
     for (state, filter) in
@@ -179,9 +178,9 @@ fn healthy(release: &str) {
             prune.args(["--keep-duration", "1s"]);
         }
         assert!(prune.stdout(Stdio::null()).status().unwrap().success());
-        assert_healthy(&copied(&world, &origin.root, state), &format!("pruned of {state}"));
+        assert_healthy(&copied(&world, &daemon, state), &format!("pruned of {state}"));
         daemon.build(&case.request);
-        assert_healthy(&copied(&world, &origin.root, &format!("{state}-again")), "pruned and built again");
+        assert_healthy(&copied(&world, &daemon, &format!("{state}-again")), "pruned and built again");
     }
     daemon.prune_all();
     daemon.stop();

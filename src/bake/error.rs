@@ -37,14 +37,6 @@ pub enum Error {
     /// A cache or key source could not be read.
     #[error(transparent)]
     Gather(#[from] gather::Error),
-    /// Two caches disagree on what a blob holds.
-    #[error("two caches claim different diff IDs for layer {digest}: {} and {}", claims[0], claims[1])]
-    DiffIdClaims {
-        /// The blob.
-        digest: Digest,
-        /// What each claims.
-        claims: [DiffId; 2],
-    },
     /// Some records would never be found.
     #[error(
         "{} of {total} records have no key, so their steps would not be CACHED without an import; \
@@ -134,10 +126,10 @@ impl Error {
                 gather::ErrorClass::Source => ErrorClass::Source,
                 gather::ErrorClass::Authentication => ErrorClass::Authentication,
                 gather::ErrorClass::Content => ErrorClass::Content,
+                gather::ErrorClass::Unkeyed => ErrorClass::Unkeyed,
                 gather::ErrorClass::Other => ErrorClass::Other,
             },
-            Self::DiffIdClaims { .. }
-            | Self::DiffIdMismatch { .. }
+            Self::DiffIdMismatch { .. }
             | Self::Layer { source: L::Decompress { .. } | L::Archive { .. } | L::Refused { .. }, .. } => {
                 ErrorClass::Content
             }

@@ -9,6 +9,7 @@
 //! A layer is unpacked as soon as its blob is here and proven. Layers do not wait for their parents:
 //! what a directory inherits from the layer below is copied at the end, lowest layer first.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufReader, Read, Write};
 use std::num::NonZero;
@@ -19,7 +20,7 @@ use std::thread;
 
 use crate::gather;
 use crate::layer::{self, Implied, Usage};
-use crate::oci;
+use crate::oci::{self, Descriptor};
 use crate::progress::{Event, Progress};
 use crate::source::Source;
 use crate::store::{BlobWriter, StateDir};
@@ -159,21 +160,44 @@ impl Run<'_> {
         false
     }
 
+    /// Fetches a blob from the first of its caches that gives it. What a blob is follows from its digest,
+    /// so any of them is as good.
     fn fetch(&self, blob: usize) -> Result<(), Error> {
-        let Some((source, descriptor)) = self.plan.blobs[blob]
-            .caches
-            .first()
-            .map(|&cache| (&self.sources[cache], &self.plan.blobs[blob].layer.descriptor))
-        else {
-            return Ok(());
-        };
+        let blob = &self.plan.blobs[blob];
+        let digest = blob.layer.descriptor.digest;
+        let mut failed: Option<gather::Error> = None;
+        let mut asked = BTreeSet::new();
+        for source in blob.caches.iter().map(|&cache| &self.sources[cache]) {
+            // Two tags of one repository have the same blobs.
+            if !asked.insert(source.blob_store()) {
+                continue;
+            }
+            match self.fetch_from(&**source, &blob.layer.descriptor) {
+                Ok(()) => {
+                    if let Some(error) = failed {
+                        let name = source.name();
+                        self.progress.event(Event::Warning(format!("{error}; {name} has had it")));
+                    }
+                    self.progress.event(Event::BlobDone { digest });
+                    return Ok(());
+                }
+                // A full disk, or the end of the run: no other cache helps.
+                Err(Error::Gather(error)) if error.class() != gather::ErrorClass::Other => {
+                    failed.get_or_insert(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        failed.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    fn fetch_from(&self, source: &dyn Source, descriptor: &Descriptor) -> Result<(), Error> {
         let mut writer = BlobWriter::new(self.root)?;
         let mut out = Cancellable { inner: &mut writer, cancel: self.cancel };
         source
             .blob(descriptor, &mut out, self.progress)
             .map_err(|error| gather::Error::Source { what: source.name(), source: error })?;
         writer.finish(&descriptor.digest)?;
-        self.progress.event(Event::BlobDone { digest: descriptor.digest });
         Ok(())
     }
 

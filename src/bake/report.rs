@@ -4,31 +4,17 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::digest::{Digest, RecordDigest};
-use crate::gather::{BakedCache, KeySourceReport};
+use crate::gather::{BakedCache, KeySourceReport, Missing, SeededImage, SkippedImage};
 use crate::progress::Phase;
 
-/// A record that no build will find by its key.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Unkeyed {
-    /// The record's digest in the cache config.
-    pub digest: RecordDigest,
-    /// The step, such as `[build 2/4] RUN make`, where provenance tells.
-    pub name: Option<String>,
-    /// The layer that it has as its result, if any.
-    pub layer: Option<Digest>,
-    /// That layer's compressed bytes.
-    pub size: Option<u64>,
-    /// Its own key is known, but one of its inputs is unkeyed and so it cannot be reached.
-    pub only_inputs: bool,
-}
+pub use crate::gather::Unkeyed;
 
 /// Seconds that each phase took.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Phases {
     /// Reading manifests and configs.
     pub resolve: f64,
-    /// Collecting and proving operation digests.
+    /// Collecting and proving operation digests, and reading images.
     pub keys: f64,
     /// Downloading and unpacking layers.
     pub layers: f64,
@@ -60,9 +46,16 @@ pub struct Report {
     pub root: String,
     /// Which caches are in it.
     pub caches: Vec<BakedCache>,
+    /// Caches that were asked for, are not there, and were skipped.
+    pub missing: Vec<Missing>,
     /// Where operation digests came from.
     pub keys_from: Vec<KeySourceReport>,
-    /// Distinct records of the caches.
+    /// Images whose layers are in it, whether or not a cache has them too.
+    pub images: Vec<SeededImage>,
+    /// Images that builds used and that could not be read.
+    pub images_skipped: Vec<SkippedImage>,
+    /// Distinct records of the caches: those of several caches with one digest and the same inputs
+    /// count once.
     pub records: usize,
     /// Records whose key was proven and written.
     pub keyed: usize,

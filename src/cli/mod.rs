@@ -1,9 +1,13 @@
 //! The command line: one file per command, the rendering, the exit codes.
 
 mod bake;
+mod build;
+mod caches;
 pub mod exit;
+mod keys;
 mod progress;
 mod render;
+mod signals;
 mod verify;
 
 use std::io::Write;
@@ -23,6 +27,8 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Bake(bake::Arguments),
+    #[command(subcommand)]
+    Keys(keys::Command),
     Verify(verify::Arguments),
 }
 
@@ -39,6 +45,7 @@ pub fn main() -> ExitCode {
     };
     let code = match arguments.command {
         Command::Bake(arguments) => bake::run(arguments),
+        Command::Keys(command) => keys::run(command),
         Command::Verify(arguments) => verify::run(&arguments),
     };
     ExitCode::from(code)

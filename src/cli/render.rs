@@ -8,7 +8,7 @@ use indicatif::HumanBytes;
 use serde::Serialize;
 
 use crate::bake::{Report, Unkeyed};
-
+use crate::gather::KeySourceReport;
 use crate::verify::{self, LiveReport, Severity, StepStatus};
 
 /// Unkeyed records that are listed for a person; `--json` has all.
@@ -66,9 +66,20 @@ pub(super) fn bake(report: &Report) -> String {
     for cache in &report.caches {
         row(&mut text, "cache", &format!("{} ({})", cache.cache, cache.digest));
     }
+    for missing in &report.missing {
+        row(&mut text, "skipped", &format!("{}: {}", missing.cache, missing.reason));
+    }
     for source in &report.keys_from {
-        let worth = format!("{} records keyed, {} candidates", source.keyed, source.candidates);
-        row(&mut text, "keys from", &format!("{}: {worth}", source.source));
+        row(&mut text, "keys from", &format!("{}: {}", source.source, worth(source)));
+    }
+    for image in &report.images {
+        let frontend = if image.frontend { ", frontend" } else { "" };
+        let layers = if image.layers == 1 { "layer" } else { "layers" };
+        let what = format!("{} {layers}, {}", image.layers, HumanBytes(image.bytes));
+        row(&mut text, "image", &format!("{}: {}{frontend}, {what}", image.image, image.platform));
+    }
+    for image in &report.images_skipped {
+        row(&mut text, "not seeded", &format!("{}: {}", image.image, image.reason));
     }
     row(&mut text, "records", &report.records.to_string());
     row(&mut text, "  keyed", &report.keyed.to_string());
@@ -89,6 +100,12 @@ pub(super) fn bake(report: &Report) -> String {
     }
     let _ = write!(text, "\ncheck it with: warmkit verify --root {}", report.root);
     text
+}
+
+/// What a key source did for the caches.
+pub(super) fn worth(source: &KeySourceReport) -> String {
+    let KeySourceReport { candidates, keyed, only, .. } = source;
+    format!("{keyed} records keyed, {only} of them by no other source, {candidates} candidates")
 }
 
 fn row(text: &mut String, name: &str, value: &str) {
@@ -156,6 +173,19 @@ pub(super) fn live(report: &LiveReport) -> String {
         report.imports,
         report.extractions
     );
+    text
+}
+
+/// What a replay found, and what it missed.
+pub(super) fn replay(report: &crate::replay::Report) -> String {
+    let mut text = format!("replayed with {} in {:.1} s\n", report.buildkitd, report.seconds);
+    for build in &report.builds {
+        let target = build.target.as_deref().map(|target| format!("target {target}: ")).unwrap_or_default();
+        let _ = writeln!(text, "{target}{} of {} steps in the caches", build.cached, build.steps);
+        for missed in &build.missed {
+            let _ = writeln!(text, "missed      {}\n            {}", missed.step, missed.cause);
+        }
+    }
     text
 }
 

@@ -1,15 +1,18 @@
 //! Collects operation digests and proves them.
 
-use std::collections::BTreeSet;
+use std::collections::HashMap;
 
 use serde::Serialize;
 
-use super::{Error, Options};
+use super::{Coverage, Error, Options, parallel};
 use crate::digest::{Digest, RecordDigest};
 use crate::keys::{self, Candidates, KeySpec, Keyring};
 use crate::oci::{Cache, Document, Reference};
 use crate::progress::Progress;
 use crate::source::{Registry, Source};
+
+/// Key sources that are read at once. Provenance may be large, and is parsed whole.
+const SOURCES_AT_ONCE: usize = 8;
 
 /// A key source that was read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -20,9 +23,21 @@ pub struct KeySourceReport {
     pub candidates: usize,
     /// Records of the caches that these could key.
     pub keyed: usize,
+    /// Records that no other source could key: what the caches would lose without this one.
+    pub only: usize,
+}
+
+/// What one key source offers.
+#[derive(Debug, Clone)]
+pub struct Offer {
+    /// What to call the source.
+    pub source: String,
+    /// What it offers.
+    pub candidates: Candidates,
 }
 
 /// What all key sources offered, and what each was worth.
+#[derive(Debug, Clone, Default)]
 pub struct Keys {
     /// Everything that was offered.
     pub candidates: Candidates,
@@ -30,34 +45,75 @@ pub struct Keys {
     pub keyring: Keyring,
     /// In the order of the sources.
     pub reports: Vec<KeySourceReport>,
+    proven_by: HashMap<RecordDigest, Vec<usize>>,
 }
 
-/// Reads every key source and proves what it offers against the records of `caches`.
+impl Keys {
+    /// The sources that could key a record with inputs: indexes into [`Keys::reports`], rising.
+    pub fn proven_by(&self, record: &RecordDigest) -> &[usize] {
+        self.proven_by.get(record).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// Reads every key source and proves what it offers, and what was `found` with the caches, against the
+/// records of `caches`.
 ///
 /// # Errors
-/// A source cannot be read: never a lower number instead.
+/// A source cannot be read: never a lower number instead. Of several that cannot, the first is named.
 pub fn collect(
     specs: &[KeySpec],
+    found: Vec<Offer>,
     caches: &[Cache],
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<Keys, Error> {
-    // Root keys are written as they are; what needs proof is a record with inputs.
-    let records = || caches.iter().flat_map(|cache| &cache.records);
-    let wanted: BTreeSet<&RecordDigest> =
-        records().filter(|record| !record.inputs.is_empty()).map(|record| &record.digest).collect();
-    let mut all = Candidates::default();
-    let mut reports = Vec::new();
-    for spec in specs {
+    let mut offers = parallel::each(specs, SOURCES_AT_ONCE, |spec| {
         options.check()?;
         let candidates = read_candidates(spec, options, progress)?;
-        let keyring = Keyring::prove(&candidates, wanted.iter().copied());
-        let keyed = wanted.iter().filter(|digest| keyring.get(digest).is_some()).count();
-        reports.push(KeySourceReport { source: spec.to_string(), candidates: candidates.len(), keyed });
-        all.merge(candidates);
+        Ok(Offer { source: spec.to_string(), candidates })
+    })?;
+    offers.extend(found);
+    Ok(prove(offers, caches))
+}
+
+/// Proves what sources offer against the records of `caches`. A candidate that several of them offer is
+/// hashed once, and counts for each.
+///
+/// Which keys and names there are does not depend on the order of the offers.
+pub fn prove(offers: Vec<Offer>, caches: &[Cache]) -> Keys {
+    // Of two names for one thing the first stays, so the order has to come from what is offered.
+    let mut sorted: Vec<&Offer> = offers.iter().collect();
+    sorted.sort_by(|a, b| a.source.cmp(&b.source));
+    let mut candidates = Candidates::default();
+    for offer in sorted {
+        candidates.merge(offer.candidates.clone());
     }
-    let keyring = Keyring::prove(&all, records().map(|record| &record.digest));
-    Ok(Keys { candidates: all, keyring, reports })
+    // Root keys are written as they are, but a proof gives some of them a name.
+    let records = caches.iter().flat_map(|cache| &cache.records);
+    let keyring = Keyring::prove(&candidates, records.map(|record| &record.digest));
+
+    let mut reports: Vec<KeySourceReport> = offers
+        .iter()
+        .map(|offer| KeySourceReport {
+            source: offer.source.clone(),
+            candidates: offer.candidates.len(),
+            keyed: 0,
+            only: 0,
+        })
+        .collect();
+    let mut proven_by = HashMap::new();
+    for record in Coverage::wanted(caches) {
+        let Some(proven) = keyring.get(record) else { continue };
+        let able = |offer: &Offer| proven.follows_from(&offer.candidates);
+        let sources: Vec<usize> =
+            offers.iter().enumerate().filter(|(_, offer)| able(offer)).map(|(at, _)| at).collect();
+        for &source in &sources {
+            reports[source].keyed += 1;
+            reports[source].only += usize::from(sources.len() == 1);
+        }
+        proven_by.insert(record.clone(), sources);
+    }
+    Keys { candidates, keyring, reports, proven_by }
 }
 
 fn read_candidates(spec: &KeySpec, options: &Options, progress: &dyn Progress) -> Result<Candidates, Error> {
@@ -109,4 +165,53 @@ fn image_candidates(
         return Err(Error::NoAttestation { image: what() });
     }
     Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::OpDigest;
+    use crate::oci::Record;
+    use crate::oci::cacheconfig::Link;
+
+    fn op(name: &str) -> OpDigest {
+        OpDigest::of(name.as_bytes())
+    }
+
+    /// A cache of a root and these steps on it.
+    fn cache(steps: &[&str]) -> Cache {
+        let root = Record { digest: op("root").record_digest(0), results: Vec::new(), inputs: Vec::new() };
+        let step = |name: &&str| Record {
+            digest: op(name).record_digest(0),
+            results: Vec::new(),
+            inputs: vec![vec![Link { record: 0, selector: String::new() }]],
+        };
+        Cache { layers: Vec::new(), records: [root].into_iter().chain(steps.iter().map(step)).collect() }
+    }
+
+    fn offer(source: &str, names: &[&str]) -> Offer {
+        let mut candidates = Candidates::new();
+        for name in names {
+            candidates.add(op(name), Some(format!("{name} as {source} says")));
+        }
+        Offer { source: source.to_owned(), candidates }
+    }
+
+    #[test]
+    fn each_source_is_worth_what_only_it_has() {
+        let caches = [cache(&["a", "b", "c", "d"]), cache(&["b", "e"])];
+        let offers = [offer("y", &["a", "b", "root", "other"]), offer("x", &["b", "c"]), offer("z", &[])];
+        let keys = prove(offers.to_vec(), &caches);
+        let worth: Vec<_> =
+            keys.reports.iter().map(|r| (r.source.as_str(), r.candidates, r.keyed, r.only)).collect();
+        assert_eq!(worth, [("y", 4, 2, 1), ("x", 2, 2, 1), ("z", 0, 0, 0)]);
+        let by = |name: &str| keys.proven_by(&op(name).record_digest(0)).to_vec();
+        assert_eq!(["a", "b", "c", "d", "root"].map(by), [vec![0], vec![0, 1], vec![1], vec![], vec![]]);
+        let name =
+            |keys: &Keys| keys.keyring.get(&op("b").record_digest(0)).unwrap().name().map(str::to_owned);
+        let [y, x, z] = offers;
+        for other in [prove(vec![x.clone(), y.clone()], &caches), prove(vec![z, y, x], &caches)] {
+            assert_eq!(name(&other), name(&keys));
+        }
+    }
 }

@@ -291,12 +291,26 @@ pub enum Error {
         /// The limit in bytes.
         limit: u64,
     },
-    /// A directory that is no OCI layout.
+    /// A directory or file that is no OCI layout.
     #[error("{} is not an OCI layout: {reason}", path.display())]
     NotALayout {
-        /// The directory.
+        /// The directory or file.
         path: PathBuf,
         /// Why not.
+        reason: String,
+    },
+    /// There is nothing where an OCI layout should be.
+    #[error("{} is not an OCI layout: no such directory, and no such file", path.display())]
+    NoSuchLayout {
+        /// The directory or tar.
+        path: PathBuf,
+    },
+    /// A tar that cannot be relied on.
+    #[error("cannot read the tar {}: {reason}", path.display())]
+    Tar {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
         reason: String,
     },
     /// A layout with several entries, and none was asked for.
@@ -344,6 +358,17 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether a source that answered says that the cache is not there.
+    pub fn is_missing(&self) -> bool {
+        matches!(
+            self,
+            Self::NoSuchManifest { .. }
+                | Self::NoSuchTag { .. }
+                | Self::NoSuchLayout { .. }
+                | Self::NoSuchCache { .. }
+        )
+    }
+
     /// What the error means for whoever started the run.
     pub fn class(&self) -> ErrorClass {
         match self {
@@ -354,9 +379,10 @@ impl Error {
             | Self::NoRunner { .. }
             | Self::JobToken { .. }
             | Self::Denied(_) => ErrorClass::Auth,
-            Self::ManifestMismatch { .. } | Self::BlobMismatch { .. } | Self::TooLarge { .. } => {
-                ErrorClass::Content
-            }
+            Self::ManifestMismatch { .. }
+            | Self::BlobMismatch { .. }
+            | Self::TooLarge { .. }
+            | Self::Tar { .. } => ErrorClass::Content,
             Self::Write { .. } | Self::Stopped { .. } => ErrorClass::Output,
             Self::NoSuchManifest { .. }
             | Self::NoSuchCache { .. }
@@ -370,6 +396,7 @@ impl Error {
             | Self::BadAnswer { .. }
             | Self::Certificate { .. }
             | Self::NotALayout { .. }
+            | Self::NoSuchLayout { .. }
             | Self::NoSuchTag { .. }
             | Self::Read { .. } => ErrorClass::Unavailable,
         }

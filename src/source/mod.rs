@@ -15,6 +15,7 @@ mod error;
 pub mod gha;
 mod hmac;
 pub mod http;
+mod layout_tar;
 pub mod oci_layout;
 pub mod registry;
 pub mod s3;
@@ -35,7 +36,7 @@ pub use error::{Denied, Entry, Error, ErrorClass, Mismatch};
 pub use gha::Gha;
 pub use http::{Options, RetryPolicy, Stop};
 pub use oci_layout::OciLayout;
-pub use registry::Registry;
+pub use registry::{Pool, Pushed, Registry};
 pub use s3::S3;
 pub use spec::{CacheSpec, SpecError};
 
@@ -106,6 +107,11 @@ pub trait Source: Send + Sync {
     /// or bytes that are not the blob's.
     fn blob(&self, blob: &Descriptor, out: &mut dyn Write, progress: &dyn Progress) -> Result<(), Error>;
 
+    /// Where its blobs are. Sources of which this is the same have the same blobs.
+    fn blob_store(&self) -> String {
+        self.name()
+    }
+
     /// The registry's host, without port, and the repository: what `BuildKit` notes as a blob's
     /// origin. `None` where blobs have none.
     fn repository(&self) -> Option<(String, String)>;
@@ -138,6 +144,10 @@ impl<S: Source + ?Sized> Source for Arc<S> {
 
     fn blob(&self, blob: &Descriptor, out: &mut dyn Write, progress: &dyn Progress) -> Result<(), Error> {
         (**self).blob(blob, out, progress)
+    }
+
+    fn blob_store(&self) -> String {
+        (**self).blob_store()
     }
 
     fn repository(&self) -> Option<(String, String)> {

@@ -16,6 +16,10 @@ pub struct BuildRequest {
     pub target: Option<String>,
     /// `KEY=VALUE` frontend options.
     pub opts: Vec<String>,
+    /// More directories to send: the names that options call them by, and where they are.
+    pub locals: Vec<(String, PathBuf)>,
+    /// Directories with OCI layouts, by the names that options call them by.
+    pub layouts: Vec<(String, PathBuf)>,
     /// Build arguments.
     pub args: Vec<(String, String)>,
     /// Secrets: id and file.
@@ -32,6 +36,8 @@ pub struct BuildRequest {
     pub output: Option<String>,
     /// `--metadata-file`.
     pub metadata_file: Option<PathBuf>,
+    /// `--trace`: a file for everything that the daemon says.
+    pub trace: Option<PathBuf>,
     /// A docker configuration directory with credentials.
     pub docker_config: Option<PathBuf>,
 }
@@ -57,6 +63,18 @@ impl BuildRequest {
     /// With a secret from a file.
     pub fn secret(mut self, id: &str, file: &Path) -> Self {
         self.secrets.push((id.to_owned(), file.to_owned()));
+        self
+    }
+
+    /// With one more directory to send.
+    pub fn local(mut self, name: &str, directory: &Path) -> Self {
+        self.locals.push((name.to_owned(), directory.to_owned()));
+        self
+    }
+
+    /// With one more OCI layout to take images from.
+    pub fn layout(mut self, name: &str, directory: &Path) -> Self {
+        self.layouts.push((name.to_owned(), directory.to_owned()));
         self
     }
 
@@ -136,6 +154,12 @@ impl BuildRequest {
         }
         self.args.iter().for_each(|(key, value)| opt(format!("build-arg:{key}={value}")));
         self.opts.iter().for_each(|text| opt(text.clone()));
+        for (name, directory) in &self.locals {
+            command.arg(format!("--local={name}={}", directory.display()));
+        }
+        for (name, directory) in &self.layouts {
+            command.arg(format!("--oci-layout={name}={}", directory.display()));
+        }
         for (id, file) in &self.secrets {
             command.arg("--secret").arg(format!("id={id},src={}", file.display()));
         }
@@ -152,8 +176,10 @@ impl BuildRequest {
                 command.arg(flag).arg(value);
             }
         }
-        if let Some(file) = &self.metadata_file {
-            command.arg("--metadata-file").arg(file);
+        for (flag, file) in [("--metadata-file", &self.metadata_file), ("--trace", &self.trace)] {
+            if let Some(file) = file {
+                command.arg(flag).arg(file);
+            }
         }
         if let Some(directory) = &self.docker_config {
             command.env("DOCKER_CONFIG", directory);
@@ -256,14 +282,23 @@ impl BuildOutcome {
     }
 }
 
+/// Whether a vertex of this name is an instruction other than FROM.
+pub fn is_instruction(name: &str) -> bool {
+    // `[internal]`, `[linux/arm64 internal]`, `[context base]`, `[api context base]`, `[api] exporting`.
+    let (place, step) = name.split_once(']').unwrap_or_default();
+    let apart = ["internal", "[internal", "[auth"].contains(&place.rsplit(' ').next().unwrap_or_default())
+        || place.starts_with("[context ")
+        || place.contains(" context ")
+        || step.starts_with(" exporting ");
+    name.starts_with('[') && !apart && !name.starts_with("[auth]") && !name.contains("] FROM ")
+}
+
 fn steps<'a>(vertices: impl Iterator<Item = &'a Vertex>) -> Vec<Step> {
     let mut by_name: BTreeMap<&str, Vec<&Vertex>> = BTreeMap::new();
     let mut order = Vec::new();
     for vertex in vertices {
         let name = vertex.name.as_str();
-        let instruction =
-            name.starts_with('[') && !name.starts_with("[internal]") && !name.starts_with("[auth]");
-        if !instruction || name.contains("] FROM ") {
+        if !is_instruction(name) {
             continue;
         }
         let same = by_name.entry(name).or_default();

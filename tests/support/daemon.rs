@@ -125,6 +125,11 @@ impl Daemon {
         &self.root
     }
 
+    /// Where clients reach it.
+    pub fn address(&self) -> String {
+        format!("unix://{}", self.scratch.join("sock").display())
+    }
+
     /// What it logged so far.
     pub fn log(&self) -> String {
         fs::read_to_string(self.scratch.join("log")).unwrap_or_default()
@@ -142,7 +147,7 @@ impl Daemon {
     /// Its client.
     pub fn buildctl(&self) -> Command {
         let mut command = Command::new(&self.tools.buildctl);
-        command.arg("--addr").arg(format!("unix://{}", self.scratch.join("sock").display()));
+        command.arg("--addr").arg(self.address());
         command
     }
 
@@ -191,11 +196,26 @@ impl Daemon {
         run(&mut command, Duration::from_secs(120)).expect_success("buildctl prune --all");
     }
 
+    /// Copies its root as it is at one moment: what a kill would have left then.
+    #[track_caller]
+    pub fn copy_root(&self, to: &Path) {
+        let child = self.child.as_ref().unwrap();
+        signal(child, Signal::STOP);
+        while !is_stopped(child.id()) {
+            thread::sleep(Duration::from_millis(1));
+        }
+        let mut copy = Command::new("cp");
+        copy.arg("-a").arg(&self.root).arg(to);
+        let copied = run(&mut copy, Duration::from_secs(60));
+        signal(child, Signal::CONT);
+        copied.expect_success("cp -a");
+    }
+
     /// Stops it as an operator does, waits until it is gone, and gives its log.
     #[track_caller]
     pub fn stop(mut self) -> String {
         let mut child = self.child.take().unwrap();
-        terminate(&child);
+        signal(&child, Signal::TERM);
         let status = command::wait(&mut child, Duration::from_secs(60));
         if status.is_none() {
             let _ = child.kill();
@@ -211,7 +231,7 @@ impl Drop for Daemon {
         // Only reached by a test that panics or forgot to stop it: gently first, since it
         // holds mounts.
         if let Some(mut child) = self.child.take() {
-            terminate(&child);
+            signal(&child, Signal::TERM);
             if command::wait(&mut child, Duration::from_secs(20)).is_none() {
                 let _ = child.kill();
                 let _ = child.wait();
@@ -227,9 +247,18 @@ fn http_registries(registries: &[&Registry]) -> String {
         .fold(String::new(), |text, r| format!("{text}[registry.{:?}]\n  http = true\n", r.host()))
 }
 
-fn terminate(child: &Child) {
+fn signal(child: &Child, signal: Signal) {
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).unwrap();
-    kill_process(pid, Signal::TERM).unwrap();
+    kill_process(pid, signal).unwrap();
+}
+
+/// Whether no thread of the process runs any more: each first ends the system call that it is in.
+fn is_stopped(pid: u32) -> bool {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    tasks.filter_map(|task| fs::read_to_string(task.unwrap().path().join("stat")).ok()).all(|stat| {
+        // The state stands after the name, which may have spaces and parentheses in it.
+        stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'))
+    })
 }
 
 /// Runs bbolt's own check on all four databases of a root that no daemon holds.

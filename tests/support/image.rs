@@ -1,6 +1,7 @@
 //! Base images made from nothing but busybox, the same bytes each time, pushed to a registry.
 
 use std::io::Write as _;
+use std::path::Path;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -159,6 +160,65 @@ fn deletions() -> Vec<u8> {
 }
 
 fn push(registry: &Registry, repository: &str, layers: &[Layer], extra: &Value) -> String {
+    put(registry, repository, "latest", host_architecture(), layers, extra);
+    registry.reference(repository, "latest")
+}
+
+/// What another machine is called in images.
+fn other_architecture() -> &'static str {
+    if cfg!(target_arch = "aarch64") { "amd64" } else { "arm64" }
+}
+
+/// Pushes an image that a Dockerfile copies from, of two small layers; returns its reference.
+pub fn push_files(registry: &Registry, repository: &str) -> String {
+    let of = |name: &str| {
+        let mut tar = Tar::new();
+        tar.add(Entry::new(name, Kind::File(name.as_bytes())));
+        tar.finish()
+    };
+    push(registry, repository, &[layer("file", &of("file")), layer("other", &of("other"))], &json!({}))
+}
+
+/// Pushes an image with `program` as a Dockerfile frontend, for this machine and, with other layers, for
+/// another one. Returns its reference, and the digest of the other machine's last layer.
+pub fn push_frontend(registry: &Registry, repository: &str, program: &Path) -> (String, Digest) {
+    let mut system = Tar::new();
+    for dir in ["bin", "dev", "etc", "proc", "sys", "tmp"] {
+        system.add(Entry::new(dir, Kind::Dir));
+    }
+    let system = layer("system", &system.finish());
+    let with = |program: &[u8]| {
+        let mut tar = Tar::new();
+        tar.add(Entry::new("bin/dockerfile-frontend", Kind::File(program)).mode(0o755));
+        layer("frontend", &tar.finish())
+    };
+    let config = json!({ "Entrypoint": ["/bin/dockerfile-frontend"] });
+    let (own, other) = (with(&std::fs::read(program).unwrap()), with(b"for another machine"));
+    let other_blob = Digest::of(&other.blob);
+    let of = |architecture, layers: &[Layer]| {
+        put(registry, repository, architecture, architecture, layers, &config)
+    };
+    let manifests = [of(other_architecture(), &[other]), of(host_architecture(), &[system, own])];
+    let media_type = "application/vnd.oci.image.index.v1+json";
+    let index = json!({ "schemaVersion": 2, "mediaType": media_type, "manifests": manifests });
+    registry.put_manifest(repository, "1", media_type, &serde_json::to_vec(&index).unwrap());
+    (registry.reference(repository, "1"), other_blob)
+}
+
+/// What this machine is called in images.
+fn host_architecture() -> &'static str {
+    if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }
+}
+
+/// Pushes an image for one architecture under a tag; returns its descriptor.
+fn put(
+    registry: &Registry,
+    repository: &str,
+    tag: &str,
+    architecture: &str,
+    layers: &[Layer],
+    extra: &Value,
+) -> Value {
     let mut config = json!({ "Env": ["PATH=/bin:/usr/bin"], "Cmd": ["/bin/sh"], "WorkingDir": "/" });
     config.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
     let created = "2023-11-14T22:13:20Z";
@@ -166,7 +226,7 @@ fn push(registry: &Registry, repository: &str, layers: &[Layer], extra: &Value) 
         layers.iter().map(|l| json!({ "created": created, "created_by": l.comment })).collect();
     let image = json!({
         "created": created,
-        "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
+        "architecture": architecture,
         "os": "linux",
         "config": config,
         "rootfs": { "type": "layers", "diff_ids": layers.iter().map(|l| l.diff_id).collect::<Vec<_>>() },
@@ -177,9 +237,10 @@ fn push(registry: &Registry, repository: &str, layers: &[Layer], extra: &Value) 
         registry.put_blob(repository, bytes);
         json!({ "mediaType": media_type, "digest": Digest::of(bytes), "size": bytes.len() })
     };
+    let media_type = "application/vnd.oci.image.manifest.v1+json";
     let manifest = json!({
         "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "mediaType": media_type,
         "config": descriptor("application/vnd.oci.image.config.v1+json", &image),
         "layers": layers
             .iter()
@@ -187,6 +248,44 @@ fn push(registry: &Registry, repository: &str, layers: &[Layer], extra: &Value) 
             .collect::<Vec<_>>(),
     });
     let manifest = serde_json::to_vec(&manifest).unwrap();
-    registry.put_manifest(repository, "latest", "application/vnd.oci.image.manifest.v1+json", &manifest);
+    registry.put_manifest(repository, tag, media_type, &manifest);
+    json!({
+        "mediaType": media_type,
+        "digest": Digest::of(&manifest),
+        "size": manifest.len(),
+        "platform": { "os": "linux", "architecture": architecture },
+    })
+}
+
+/// Pushes one image of these layers for both architectures; the files in it are those of this machine.
+fn push_index(registry: &Registry, repository: &str, layers: &[Layer], extra: &Value) -> String {
+    let of = |architecture| put(registry, repository, architecture, architecture, layers, extra);
+    let media_type = "application/vnd.oci.image.index.v1+json";
+    let manifests = ["amd64", "arm64"].map(of);
+    let index = json!({ "schemaVersion": 2, "mediaType": media_type, "manifests": manifests });
+    registry.put_manifest(repository, "latest", media_type, &serde_json::to_vec(&index).unwrap());
     registry.reference(repository, "latest")
+}
+
+/// Pushes a small system with the programs of `scripts` in `/usr/bin`; returns its reference.
+///
+/// It is an index for amd64 and arm64, of which only this machine's can run a step. `extra` goes
+/// into its configuration.
+pub fn push_programs(
+    tools: &Tools,
+    registry: &Registry,
+    repository: &str,
+    scripts: &Path,
+    extra: &Value,
+) -> String {
+    let mut files: Vec<_> = std::fs::read_dir(scripts).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    let mut tar = Tar::new();
+    for file in files {
+        let name = format!("usr/bin/{}", file.file_name().unwrap().to_str().unwrap());
+        tar.add(Entry::new(&name, Kind::File(&std::fs::read(&file).unwrap())).mode(0o755));
+    }
+    let busybox = std::fs::read(&tools.busybox).unwrap();
+    let layers = [layer("busybox system", &system(&busybox)), layer("programs", &tar.finish())];
+    push_index(registry, repository, &layers, extra)
 }

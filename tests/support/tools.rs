@@ -73,6 +73,45 @@ impl Tools {
     }
 }
 
+/// The release of buildx that the documented commands are tried with.
+pub const BUILDX: &str = "v0.37.2";
+
+/// Finds buildx.
+///
+/// `None` when it is missing, after it said so; the test is then to return.
+///
+/// # Panics
+///
+/// When it is missing and `WARMKIT_REQUIRE_REAL=1`.
+#[track_caller]
+pub fn buildx() -> Option<PathBuf> {
+    let file = directory().map(|base| base.join(format!("buildx-{BUILDX}/bin/buildx")));
+    let found = file.clone().filter(|file| file.is_file());
+    if found.is_none() {
+        super::skip::skip(&format!("no {}", file.unwrap_or_default().display()));
+    }
+    found
+}
+
+/// The release of the Dockerfile frontend that `scripts/tools` builds.
+const FRONTEND: &str = "v0.34.2";
+
+/// The program of a Dockerfile frontend's image; `None` when it is missing, after it said so.
+///
+/// # Panics
+///
+/// When it is missing and `WARMKIT_REQUIRE_REAL=1`.
+#[track_caller]
+pub fn dockerfile_frontend() -> Option<PathBuf> {
+    let path = format!("dockerfile-frontend-{FRONTEND}/bin/dockerfile-frontend");
+    let file = directory().map(|base| base.join(path));
+    let found = file.clone().filter(|file| file.is_file());
+    if found.is_none() {
+        super::skip::skip(&format!("no {}", file.unwrap_or_default().display()));
+    }
+    found
+}
+
 /// Where `scripts/tools` puts things.
 pub fn directory() -> Option<PathBuf> {
     let set = |name| env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);

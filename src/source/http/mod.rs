@@ -16,11 +16,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::credentials::Environment;
+use super::registry::Pool;
 
 pub(super) use blob::{Download, document};
 pub(super) use retry::{Attempts, Failure};
 pub use retry::{RetryPolicy, Stop};
-pub(super) use transport::{Method, Reply, Transport, element, host_of, is_loopback, percent_encode};
+pub(super) use transport::{
+    Method, Reply, Transport, element, host_of, is_loopback, origin, parse_uri, percent_encode,
+};
 
 /// How to reach sources over a network.
 #[derive(Debug, Clone)]
@@ -41,6 +44,9 @@ pub struct Options {
     pub helper_timeout: Duration,
     /// Ends requests before their time.
     pub stop: Stop,
+    /// Connections and tokens that registries opened with these options share. Where anything else here is
+    /// changed, a new one belongs here too.
+    pub pool: Pool,
 }
 
 impl Default for Options {
@@ -55,6 +61,7 @@ impl Default for Options {
             stall_timeout: seconds(30),
             helper_timeout: seconds(30),
             stop: Stop::default(),
+            pool: Pool::default(),
         }
     }
 }

@@ -1,7 +1,10 @@
-//! A repository in a registry: OCI distribution-spec v1.1, the part that reads.
+//! A repository in a registry: OCI distribution-spec v1.1.
 //!
 //! ```text
+//! push             blobs and manifests, to write a sidecar beside a cache
+//! referrers        what refers to a manifest
 //! manifest, blob   what to ask for, and proving what came
+//!   pool           what many tags of one registry share
 //!   auth           challenge -> credentials -> token
 //!   http           waits, base URL, redirects, TLS: as for every source over a network
 //! ```
@@ -11,12 +14,15 @@
 
 mod auth;
 mod challenge;
+mod pool;
+mod push;
+mod referrers;
 
 use std::fmt;
 use std::io::Write;
+use std::sync::Arc;
 
 use self::auth::{Auth, Renewal};
-use super::credentials::Credentials;
 use super::http::{Attempts, Download, Failure, Options, Reply, RetryPolicy, Stop, Transport, host_of};
 use super::{Denied, Error, MAX_MANIFEST, Manifest, Source};
 use crate::digest::Digest;
@@ -24,14 +30,17 @@ use crate::oci::media_type::{DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFE
 use crate::oci::{Descriptor, Reference};
 use crate::progress::Progress;
 
+pub use pool::Pool;
+pub use push::Pushed;
+
 /// One repository of a registry, and the manifest in it that a reference names.
 pub struct Registry {
     reference: Reference,
     /// The digest in the reference, if there is one: it goes before the tag.
     pinned: Option<Digest>,
     name: String,
-    transport: Transport,
-    auth: Auth,
+    transport: Arc<Transport>,
+    auth: Arc<Auth>,
     retry: RetryPolicy,
     stop: Stop,
 }
@@ -51,12 +60,11 @@ impl Registry {
             other => other,
         };
         let pinned = reference.digest().map(str::parse).transpose().map_err(super::SpecError::from)?;
-        let credentials = Credentials::new(options.env.clone(), options.helper_timeout);
         Ok(Self {
             pinned,
             name: reference.to_string(),
-            transport: Transport::new(authority, options)?,
-            auth: Auth::new(credentials, reference.registry(), reference.repository()),
+            transport: options.pool.transport(authority, options)?,
+            auth: options.pool.auth(reference, options),
             reference: reference.clone(),
             retry: options.retry,
             stop: options.stop.clone(),
@@ -77,8 +85,21 @@ impl Registry {
     ///
     /// Gives any answer that is neither a refusal nor a failure that may pass.
     fn get(&self, what: &str, path: &str, headers: &[(&'static str, String)]) -> Result<Reply, Failure> {
-        let base = self.transport.base()?;
-        let url = format!("{base}/v2/{}/{path}", self.reference.repository());
+        let url = self.url(path)?;
+        self.authorized(what, &|header| self.transport.get(&url, headers, header))
+    }
+
+    /// The URL of something below `/v2/<repository>/`.
+    fn url(&self, path: &str) -> Result<String, Failure> {
+        Ok(format!("{}/v2/{}/{path}", self.transport.base()?, self.reference.repository()))
+    }
+
+    /// Does `exchange` with whatever authorization it takes: it is given the header, and makes the request.
+    fn authorized(
+        &self,
+        what: &str,
+        exchange: &dyn Fn(Option<&str>) -> Result<Reply, Failure>,
+    ) -> Result<Reply, Failure> {
         let mut got_new = false;
         let mut others_left = 3;
         loop {
@@ -87,7 +108,7 @@ impl Registry {
             }
             let authorization = self.auth.current(&self.transport)?;
             let header = authorization.as_ref().map(|a| a.header.as_str());
-            let mut reply = self.transport.get(&url, headers, header)?;
+            let mut reply = exchange(header)?;
             if let Some(failure) = reply.passing_failure() {
                 return Err(failure);
             }
@@ -187,6 +208,10 @@ impl Source for Registry {
             Download { blob, source_name: &name, place: &place, retry: self.retry, stop: &self.stop };
         download
             .run(out, progress, &|what, headers| self.get(what, &format!("blobs/{}", blob.digest), headers))
+    }
+
+    fn blob_store(&self) -> String {
+        self.repository_name()
     }
 
     fn repository(&self) -> Option<(String, String)> {

@@ -1,0 +1,142 @@
+//! What a bake would know of its keys before it fetches the first layer.
+
+use std::collections::{BTreeSet, HashMap};
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::{
+    BakedCache, Coverage, Covered, Error, KeySourceReport, Keys, Missing, Options, Status, Unkeyed, blobs,
+    collect, open_all,
+};
+use crate::digest::{Digest, RecordDigest};
+use crate::keys::KeySpec;
+use crate::progress::{Event, Phase, Progress};
+use crate::source::CacheSpec;
+
+/// Records that need a key, put together where they are the same step with the same fate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct StepReport {
+    /// The step, such as `[build 2/4] RUN make`, where a key source tells.
+    pub name: Option<String>,
+    /// The layer that is the result; only where there is no name.
+    pub layer: Option<Digest>,
+    /// The record's digest; only where there is neither name nor layer.
+    pub digest: Option<RecordDigest>,
+    /// Whether a build finds these records.
+    pub status: Status,
+    /// The key sources that prove their keys: indexes into [`Check::keys_from`].
+    pub sources: Vec<usize>,
+    /// How many records.
+    pub records: usize,
+    /// Compressed bytes of their layers, each once; `None` where they have none.
+    pub size: Option<u64>,
+}
+
+/// How far the key sources cover the caches.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Check {
+    /// The caches.
+    pub caches: Vec<BakedCache>,
+    /// Caches that were asked for, are not there, and were skipped.
+    pub missing: Vec<Missing>,
+    /// The key sources.
+    pub keys_from: Vec<KeySourceReport>,
+    /// Distinct records of the caches, as a bake counts them.
+    pub records: usize,
+    /// Those that a build finds.
+    pub keyed: usize,
+    /// Those of them that have no inputs and need no proof.
+    pub roots: usize,
+    /// Records that no build will find, as a bake reports them.
+    pub unkeyed: Vec<Unkeyed>,
+    /// The records that need a key, by step, each after those that it stands on.
+    pub steps: Vec<StepReport>,
+    /// Seconds that it took.
+    pub seconds: f64,
+}
+
+/// Reads caches and key sources, and says which records a bake of them could key. No layer is read.
+///
+/// # Errors
+/// As [`open_all`], [`blobs`] and [`collect`]: what a bake would end with.
+pub fn check(
+    caches: &[CacheSpec],
+    skip_missing: bool,
+    keys_from: &[KeySpec],
+    options: &Options,
+    progress: &dyn Progress,
+) -> Result<Check, Error> {
+    let started = Instant::now();
+    progress.event(Event::Started(Phase::Resolve));
+    let all = open_all(caches, skip_missing, options, progress)?;
+    progress.event(Event::Finished(Phase::Resolve, started.elapsed()));
+    let (caches, reports): (Vec<_>, Vec<_>) =
+        all.opened.into_iter().map(|opened| (opened.cache, opened.report)).unzip();
+    blobs(&caches, |at| reports[at].cache.clone())?;
+
+    progress.event(Event::Started(Phase::Keys));
+    let collecting = Instant::now();
+    let keys = collect(keys_from, all.sidecars, &caches, options, progress)?;
+    let coverage = Coverage::new(&caches, &keys);
+    progress.event(Event::Finished(Phase::Keys, collecting.elapsed()));
+    let records = coverage.records().len();
+    Ok(Check {
+        records,
+        keyed: records - coverage.lost(),
+        roots: coverage.count(Status::Root),
+        unkeyed: coverage.unkeyed(),
+        steps: steps(coverage.records(), &keys),
+        caches: reports,
+        missing: all.missing,
+        keys_from: keys.reports,
+        seconds: started.elapsed().as_secs_f64(),
+    })
+}
+
+/// What tells one line of the report from another.
+#[derive(PartialEq, Eq, Hash)]
+enum Label<'a> {
+    Name(&'a str),
+    Layer(Digest),
+    Digest(&'a RecordDigest),
+}
+
+fn steps(records: &[Covered], keys: &Keys) -> Vec<StepReport> {
+    let mut steps: Vec<(StepReport, BTreeSet<Digest>)> = Vec::new();
+    let mut known: HashMap<(Label<'_>, Status, &[usize]), usize> = HashMap::new();
+    for record in records.iter().filter(|record| record.status != Status::Root) {
+        let label = match (&record.name, record.layer) {
+            (Some(name), _) => Label::Name(name),
+            (None, Some((layer, _))) => Label::Layer(layer),
+            (None, None) => Label::Digest(&record.digest),
+        };
+        let sources = keys.proven_by(&record.digest);
+        let mut step = StepReport {
+            name: None,
+            layer: None,
+            digest: None,
+            status: record.status,
+            sources: sources.to_vec(),
+            records: 0,
+            size: None,
+        };
+        match &label {
+            Label::Name(name) => step.name = Some((*name).to_owned()),
+            Label::Layer(layer) => step.layer = Some(*layer),
+            Label::Digest(digest) => step.digest = Some((*digest).clone()),
+        }
+        let at = *known.entry((label, record.status, sources)).or_insert_with(|| {
+            steps.push((step, BTreeSet::new()));
+            steps.len() - 1
+        });
+        let (step, layers) = &mut steps[at];
+        step.records += 1;
+        if let Some((layer, size)) = record.layer
+            && layers.insert(layer)
+        {
+            step.size = Some(step.size.unwrap_or_default().saturating_add(size));
+        }
+    }
+    steps.into_iter().map(|(step, _)| step).collect()
+}

@@ -1,0 +1,180 @@
+//! The promise, on Dockerfiles of the kind people have (tests/corpus): which keys each source has by
+//! itself, and that a root which was baked with them is warm for the same build.
+//!
+//! One real builder builds every case, pushes its images with provenance, and exports its caches.
+//! docs/coverage.md has what each source was worth, as this test found it; run with
+//! `WARMKIT_UPDATE_DOCS=1` it writes that table.
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
+
+#[path = "e2e_corpus/cases.rs"]
+mod cases;
+mod support;
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+use cases::{Built, CASES, Case, Corpus, directory};
+use support::BuildOutcome;
+use support::warmkit::bake;
+
+/// What was found out about one case.
+#[derive(Debug)]
+struct Coverage {
+    /// Records with inputs: those that need a key.
+    records: usize,
+    /// Those that provenance alone has not, as the bake names them.
+    unkeyed: Vec<String>,
+    /// Steps, in all builds of the case.
+    steps: usize,
+    /// Those that are not CACHED in a root that was baked with provenance alone.
+    not_cached: BTreeSet<String>,
+}
+
+#[test]
+fn coverage_of_the_corpus() {
+    let Some(corpus) = Corpus::start() else { return };
+    let builder = corpus.daemon(&corpus.scratch.join("builder"));
+    let built: Vec<Built> = CASES.iter().map(|case| corpus.export(&builder, case.name)).collect();
+    builder.stop();
+    let mut failures = String::new();
+    let of = |(case, built)| (case, coverage(&corpus, case, built, &mut failures));
+    let found: Vec<(&Case, Coverage)> = CASES.iter().zip(&built).map(of).collect();
+    assert!(failures.is_empty(), "\n{failures}");
+    assert_documented(&document(&corpus, &found));
+}
+
+/// The steps of a build, without the stage, target and platform that each is shown for: of those that have
+/// it in common a daemon shows the one that it came upon first.
+fn names(outcome: &BuildOutcome) -> BTreeSet<&str> {
+    let of =
+        |name: &'_ str| -> usize { name.split(']').next().and_then(|place| place.rfind(' ')).unwrap_or(0) };
+    outcome.names().into_iter().map(|name| &name[of(name)..]).collect()
+}
+
+/// Bakes with each source by itself, and starts a daemon on what was baked.
+fn coverage(corpus: &Corpus, case: &Case, built: &Built, failures: &mut String) -> Coverage {
+    let builder = format!("type=cachedb,src={}", corpus.scratch.join("builder").display());
+    let root = corpus.scratch.join("root");
+
+    // The builder's own database: everything.
+    let report = baked(built, &[builder], &root);
+    assert_eq!(report["unkeyed"], serde_json::json!([]), "{}: by harvest alone", case.name);
+    let records = usize::try_from(report["keys_from"][0]["keyed"].as_u64().unwrap()).unwrap();
+    assert!(records > 0, "{}: no record needs a key", case.name);
+    let outcomes = first_build(corpus, case, &root);
+    for (outcome, origin) in outcomes.iter().zip(&built.outcomes) {
+        let (name, log) = (case.name, &outcome.log);
+        let differ = names(outcome) != names(origin);
+        let moved = (outcome.imports, outcome.downloads, outcome.extractions);
+        let faults = (differ, outcome.not_cached(), moved);
+        if faults != (false, BTreeSet::new(), (0, 0, 0)) {
+            writeln!(failures, "{name}: (other steps, not CACHED, (imports, downloads, extractions)): {faults:?}\n{log}\n--- the builder's\n{}", origin.log).unwrap();
+        }
+    }
+    let steps = outcomes.iter().map(|outcome| outcome.steps.len()).sum();
+    fs::remove_dir_all(&root).unwrap();
+
+    // Provenance: what it has, and what the rest is worth.
+    let report = baked(built, &built.images, &root);
+    let unkeyed = report["unkeyed"].as_array().unwrap();
+    let unkeyed: Vec<String> = unkeyed
+        .iter()
+        .filter(|record| record["only_inputs"] == false)
+        .map(|record| record["name"].as_str().unwrap_or("(no name)").to_owned())
+        .collect();
+    let mut not_cached = BTreeSet::new();
+    if !unkeyed.is_empty() {
+        let outcomes = first_build(corpus, case, &root);
+        not_cached.extend(outcomes.iter().flat_map(BuildOutcome::not_cached).map(str::to_owned));
+    }
+    fs::remove_dir_all(&root).unwrap();
+    Coverage { records, unkeyed, steps, not_cached }
+}
+
+fn first_build(corpus: &Corpus, case: &Case, root: &Path) -> Vec<BuildOutcome> {
+    let daemon = corpus.daemon(root);
+    let outcomes = corpus.again(&daemon, case.name);
+    assert_eq!(daemon.logged_errors(), [""; 0], "{}", case.name);
+    daemon.stop();
+    outcomes
+}
+
+/// What a bake of all caches of a case reports, with these key sources.
+fn baked(built: &Built, sources: &[String], root: &Path) -> Value {
+    let mut arguments: Vec<&str> = built.caches.iter().map(String::as_str).collect();
+    arguments.extend(["--allow-unkeyed", "--json"]);
+    arguments.extend(sources.iter().flat_map(|source| ["--keys-from", source]));
+    let ended = bake(&arguments, root).expect_success(&format!("bake {arguments:?}"));
+    serde_json::from_str(&ended.stdout).unwrap()
+}
+
+/// The rows of the table, and what it cannot say in a row.
+fn document(corpus: &Corpus, found: &[(&Case, Coverage)]) -> String {
+    let count = |part: usize, whole: usize| match part {
+        part if part == whole => "all".to_owned(),
+        part => format!("{part} of {whole}"),
+    };
+    let mut text = String::from(
+        "| Dockerfile | what is in it | records | provenance | harvest | steps |\n|---|---|---|---|---|---|\n",
+    );
+    for (Case { name, what, .. }, coverage) in found {
+        let Coverage { records, unkeyed, steps, .. } = coverage;
+        let provenance = count(records - unkeyed.len(), *records);
+        writeln!(
+            text,
+            "| [{name}](../tests/corpus/{name}) | {what} | {records} | {provenance} | all | {steps} |"
+        )
+        .unwrap();
+    }
+    let lacking: Vec<_> = found.iter().filter(|(_, coverage)| !coverage.unkeyed.is_empty()).collect();
+    for (case, coverage) in lacking {
+        assert_ne!(case.lacks, "", "{}: nothing says why {:?} have no key", case.name, coverage.unkeyed);
+        let steps: Vec<String> =
+            coverage.not_cached.iter().map(|step| format!("`{}`", anywhere(corpus, step))).collect();
+        writeln!(
+            text,
+            "\n- **{}**: {} With provenance alone not CACHED: {}.",
+            case.name,
+            case.lacks,
+            steps.join(", ")
+        )
+        .unwrap();
+    }
+    text
+}
+
+/// A step's name without what is so in this run and on this machine only.
+fn anywhere(corpus: &Corpus, step: &str) -> String {
+    step.replace(&corpus.registry.host(), "registry")
+        .replace(&warmkit::oci::Platform::host().to_string(), "linux/amd64")
+}
+
+/// Asserts that docs/coverage.md has this text, or writes it there.
+fn assert_documented(text: &str) {
+    const BEGIN: &str = "<!-- written by tests/e2e_corpus.rs: begin -->\n";
+    const END: &str = "<!-- written by tests/e2e_corpus.rs: end -->\n";
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/coverage.md");
+    let before = fs::read_to_string(&file).unwrap();
+    let (head, rest) = before.split_once(BEGIN).unwrap();
+    let (documented, tail) = rest.split_once(END).unwrap();
+    if std::env::var_os("WARMKIT_UPDATE_DOCS").is_some_and(|v| v == "1") {
+        return fs::write(file, [head, BEGIN, text, END, tail].concat()).unwrap();
+    }
+    assert_eq!(documented, text, "docs/coverage.md is not what was found; WARMKIT_UPDATE_DOCS=1 writes it");
+}
+
+/// No case is left out by mistake.
+#[test]
+fn every_directory_is_a_case() {
+    let directories = fs::read_dir(directory()).unwrap().map(|entry| entry.unwrap());
+    let directories = directories.filter(|entry| entry.file_type().unwrap().is_dir());
+    let mut found: BTreeSet<String> =
+        directories.map(|entry| entry.file_name().into_string().unwrap()).collect();
+    // What the images of all cases are made of.
+    assert!(found.remove("toolchain") && found.remove("scanner"));
+    assert_eq!(found, CASES.iter().map(|case| case.name.to_owned()).collect());
+}
