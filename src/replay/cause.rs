@@ -109,9 +109,9 @@ fn moved(name: &str, roots: &BTreeSet<&str>, platforms: &[Platform]) -> Option<C
     let image = image.strip_prefix("docker-image://").unwrap_or(image);
     let (reference, digest) = image.rsplit_once('@')?;
     let digest: Digest = digest.parse().ok()?;
-    let known = platforms.iter().any(|platform| {
-        roots.contains(image_key(digest, platform).record_digest(0).as_str())
-    });
+    let known = platforms
+        .iter()
+        .any(|platform| roots.contains(image_key(digest, platform).record_digest(0).as_str()));
     (!known).then(|| Cause::BaseMoved { image: reference.to_owned(), digest })
 }
 

@@ -1,8 +1,9 @@
 //! `warmkit keys`: what there is to know of keys without a bake. One file per command.
 
 mod check;
-mod table;
+mod harvest;
 mod replay;
+mod table;
 
 use clap::Subcommand;
 
@@ -10,6 +11,7 @@ use clap::Subcommand;
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     Check(check::Arguments),
+    Harvest(harvest::Arguments),
     Replay(replay::Arguments),
 }
 
@@ -17,6 +19,7 @@ pub(super) enum Command {
 pub(super) fn run(command: Command) -> u8 {
     match command {
         Command::Check(arguments) => check::run(arguments),
-        Command::Replay(arguments) => replay::run(&arguments),
+        Command::Harvest(arguments) => harvest::run(&arguments),
+        Command::Replay(arguments) => replay::run(arguments),
     }
 }
