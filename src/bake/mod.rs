@@ -190,6 +190,9 @@ fn bake_into(
     let coverage = Coverage::new(&caches, &keys);
     let plan = plan::plan(&caches, blobs, &coverage, &keys);
     let (total, unkeyed) = (coverage.records().len(), coverage.unkeyed());
+    for (report, cache) in baked.iter_mut().zip(&caches) {
+        report.written_by = keys.written_by(cache);
+    }
     drop((caches, coverage));
     seconds.set(Phase::Keys, end(progress, Phase::Keys, started));
     if !unkeyed.is_empty() && !options.allow_unkeyed {

@@ -22,6 +22,8 @@ pub struct BakedCache {
     pub platform: Option<Platform>,
     /// Records of its config.
     pub records: usize,
+    /// Which `BuildKit` releases write such keys, such as `v0.18 or newer`, where proven keys tell.
+    pub written_by: Option<String>,
 }
 
 fn as_text<S: serde::Serializer>(platform: &Option<Platform>, serializer: S) -> Result<S::Ok, S::Error> {
@@ -121,7 +123,8 @@ pub fn open(spec: &CacheSpec, options: &Options, progress: &dyn Progress) -> Res
     }
     let cache = document.into_cache().map_err(|source| Error::Cache { cache: name.clone(), source })?;
     let cache = read_config(&*source, &cache, &name, progress)?;
-    let report = BakedCache { cache: name, digest, platform: None, records: cache.records.len() };
+    let report =
+        BakedCache { cache: name, digest, platform: None, records: cache.records.len(), written_by: None };
     Ok(vec![Opened { source, cache, report }])
 }
 
@@ -164,7 +167,13 @@ fn open_image(
             others.extend(platform);
             continue;
         };
-        let report = BakedCache { cache: name.clone(), digest, platform, records: cache.records.len() };
+        let report = BakedCache {
+            cache: name.clone(),
+            digest,
+            platform,
+            records: cache.records.len(),
+            written_by: None,
+        };
         opened.push(Opened { source: Box::new(Arc::clone(&source)), cache, report });
     }
     if opened.is_empty() {
