@@ -226,6 +226,9 @@ fn bake_into(
     let (keys, replayed) = keys(offers, &caches, options, progress)?;
     let coverage = Coverage::new(&caches, &keys);
     let (total, unkeyed) = (coverage.records().len(), coverage.unkeyed());
+    for (report, cache) in baked.iter_mut().zip(&caches) {
+        report.written_by = keys.written_by(cache);
+    }
     if !unkeyed.is_empty() && !options.allow_unkeyed {
         return Err(Error::Unkeyed { records: unkeyed, total });
     }

@@ -53,6 +53,11 @@ impl Keys {
     pub fn proven_by(&self, record: &RecordDigest) -> &[usize] {
         self.proven_by.get(record).map_or(&[], Vec::as_slice)
     }
+
+    /// Which `BuildKit` releases wrote a cache, as far as its proven keys tell; see [`Keyring::written_by`].
+    pub fn written_by(&self, cache: &Cache) -> Option<String> {
+        self.keyring.written_by(cache.records.iter().map(|record| &record.digest))
+    }
 }
 
 /// Reads every key source and proves what it offers, and what was `found` with the caches, against the

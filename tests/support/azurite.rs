@@ -57,7 +57,10 @@ impl Azurite {
                 return url.trim().to_owned();
             }
             let ended = self.child.try_wait().unwrap();
-            assert!(ended.is_none() && Instant::now() < deadline, "azurite does not come up: {ended:?}\n{log}");
+            assert!(
+                ended.is_none() && Instant::now() < deadline,
+                "azurite does not come up: {ended:?}\n{log}"
+            );
             thread::sleep(Duration::from_millis(20));
         }
     }
