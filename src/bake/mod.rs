@@ -51,6 +51,8 @@ pub struct Options {
     pub skip_missing: bool,
     /// Where operation digests may come from.
     pub keys_from: Vec<KeySpec>,
+    /// Leave aside the sidecars that stand beside caches.
+    pub no_sidecar: bool,
     /// The root to make; must be absent or empty.
     pub root: PathBuf,
     /// Only caches of these platforms, where a cache says which it is for, and the platforms that
@@ -70,7 +72,11 @@ pub struct Options {
 
 impl Options {
     fn gather(&self) -> gather::Options {
-        gather::Options { platforms: self.platforms.clone(), registry: self.registry.clone() }
+        gather::Options {
+            platforms: self.platforms.clone(),
+            no_sidecar: self.no_sidecar,
+            registry: self.registry.clone(),
+        }
     }
 }
 
@@ -191,7 +197,7 @@ fn bake_into(
     seconds.set(Phase::Resolve, end(progress, Phase::Resolve, started));
 
     let started = begin(progress, Phase::Keys);
-    let keys = gather::collect(&options.keys_from, &caches, &gathering, progress)?;
+    let keys = gather::collect(&options.keys_from, all.sidecars, &caches, &gathering, progress)?;
     let coverage = Coverage::new(&caches, &keys);
     let (total, unkeyed) = (coverage.records().len(), coverage.unkeyed());
     if !unkeyed.is_empty() && !options.allow_unkeyed {

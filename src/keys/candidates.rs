@@ -113,6 +113,11 @@ impl Candidates {
         self.ops.contains_key(digest)
     }
 
+    /// Whether a source tells that this operation digest has this output.
+    pub fn has_output(&self, digest: &OpDigest, output: i64) -> bool {
+        self.ops.get(digest).is_some_and(|hints| hints.outputs.binary_search(&output).is_ok())
+    }
+
     /// The operation digests, in no particular order, with the names of their steps.
     pub fn ops(&self) -> impl Iterator<Item = (&OpDigest, Option<&str>)> {
         self.ops.iter().map(|(digest, hints)| (digest, hints.name.as_deref()))

@@ -31,7 +31,8 @@ impl ProvenKey {
 
     /// Whether these candidates alone would have proven it.
     pub fn follows_from(&self, candidates: &Candidates) -> bool {
-        OUTPUTS.contains(&self.output) && candidates.contains(&self.digest)
+        candidates.contains(&self.digest)
+            && (OUTPUTS.contains(&self.output) || candidates.has_output(&self.digest, self.output))
     }
 
     /// The step as a daemon shows it, such as `[build 2/4] RUN make`, where a source told it.

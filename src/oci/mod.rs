@@ -3,6 +3,7 @@
 //! Manifests are parsed by `oci-spec`; what this module adds is what a cache needs: which of the
 //! many document forms is a cache, and layers and records whose indexes have been checked.
 
+pub mod artifact;
 pub mod cacheconfig;
 pub mod descriptor;
 pub mod image;
@@ -11,6 +12,7 @@ pub mod manifest;
 pub mod media_type;
 pub mod platform;
 
+pub use artifact::{Artifact, Referrer, ReferrersList};
 pub use cacheconfig::{Cache, CacheConfig, Layer, Record};
 pub use descriptor::Descriptor;
 pub use inline::ImageConfig;
@@ -76,6 +78,12 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// A document of another kind where a registry lists what refers to a manifest.
+    #[error("expected a list of referrers, found media type {media_type:?} or no list of manifests")]
+    NotReferrers {
+        /// Its media type.
+        media_type: String,
+    },
     /// A cache without a single record.
     #[error("the cache is empty: it has no records")]
     Empty,
@@ -97,6 +105,34 @@ pub enum Error {
         digest: Digest,
         /// The annotation that should hold it.
         annotation: &'static str,
+    },
+    /// A layer of a config that stands alone, and nothing says what it is.
+    #[error("cache config layer {index} ({blob}) has no annotations, and there is no manifest")]
+    NoLayerAnnotations {
+        /// Index in the config's `layers`.
+        index: usize,
+        /// The layer's blob.
+        blob: Digest,
+    },
+    /// An annotation of such a layer that makes no sense.
+    #[error("cache config layer {index} ({blob}): invalid {name} {value:?}")]
+    LayerAnnotation {
+        /// Index in the config's `layers`.
+        index: usize,
+        /// The layer's blob.
+        blob: Digest,
+        /// Which annotation.
+        name: &'static str,
+        /// What it is; empty where it is absent.
+        value: String,
+    },
+    /// Two layers of one blob that say different things of it.
+    #[error("cache config layer {index} ({blob}) has other annotations than an earlier one of the same blob")]
+    LayerAnnotationsDiffer {
+        /// Index of the later one in the config's `layers`.
+        index: usize,
+        /// The blob.
+        blob: Digest,
     },
     /// A cache, an artifact or an index where an image was expected.
     #[error("not an image: its config has media type {media_type:?}")]
@@ -170,6 +206,22 @@ pub enum Error {
         what: &'static str,
         /// An index on the cycle.
         index: usize,
+    },
+    /// A chain of layers that nothing could mount.
+    #[error("layer {index} is the top of {height} layers, and overlayfs stacks no more than {limit}")]
+    TooHigh {
+        /// Index in the config's `layers`.
+        index: i64,
+        /// How many they are.
+        height: usize,
+        /// The most that are taken.
+        limit: usize,
+    },
+    /// More results, on more layers, than any build has.
+    #[error("the results of the cache's records have more than {limit} layers in all")]
+    TooManyLayers {
+        /// The most that are taken.
+        limit: usize,
     },
     /// An input without a single alternative.
     #[error("record {index} ({digest}): input {input} has no link")]

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::credentials::CredentialError;
+use super::s3::AwsError;
 use super::spec::SpecError;
 use crate::digest::Digest;
 
@@ -118,6 +119,45 @@ pub enum Error {
         /// What the registry said; may be empty.
         detail: String,
     },
+    /// The object store has no cache of that name.
+    #[error(
+        "no cache {name:?} in {place} (asked for {key}){}: check name and prefixes, and that the build which \
+         exports the cache has run",
+        parenthesis(detail)
+    )]
+    NoSuchCache {
+        /// The name, or scope, that was asked for.
+        name: String,
+        /// Where it was looked for.
+        place: String,
+        /// Under which key.
+        key: String,
+        /// What the store said; may be empty.
+        detail: String,
+    },
+    /// No such bucket or container.
+    #[error("no {name} at {host}{}: check its name, and the endpoint", parenthesis(detail))]
+    NoSuchContainer {
+        /// Who said so.
+        host: String,
+        /// `bucket …` or `container …`.
+        name: String,
+        /// What it said; may be empty.
+        detail: String,
+    },
+    /// A bucket that is in another region.
+    #[error("bucket {bucket} is not in region {asked} but in {region}: write region={region}")]
+    OtherRegion {
+        /// The bucket.
+        bucket: String,
+        /// Where it was looked for.
+        asked: String,
+        /// Where it is.
+        region: String,
+    },
+    /// AWS credentials cannot be had.
+    #[error(transparent)]
+    Aws(#[from] AwsError),
     /// The source lists a blob that it does not have.
     #[error(
         "blob {blob} is not in {source_name}{}, though its manifest lists it: export the cache again",
@@ -227,19 +267,27 @@ pub enum Error {
         /// The limit in bytes.
         limit: u64,
     },
-    /// A directory that is no OCI layout.
+    /// A directory or file that is no OCI layout.
     #[error("{} is not an OCI layout: {reason}", path.display())]
     NotALayout {
-        /// The directory.
+        /// The directory or file.
         path: PathBuf,
         /// Why not.
         reason: String,
     },
-    /// There is no directory where an OCI layout should be.
-    #[error("{} is not an OCI layout: no such directory", path.display())]
+    /// There is nothing where an OCI layout should be.
+    #[error("{} is not an OCI layout: no such directory, and no such file", path.display())]
     NoSuchLayout {
-        /// The directory.
+        /// The directory or tar.
         path: PathBuf,
+    },
+    /// A tar that cannot be relied on.
+    #[error("cannot read the tar {}: {reason}", path.display())]
+    Tar {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
     },
     /// A layout with several entries, and none was asked for.
     #[error("{} holds several caches, add one of: {}", path.display(), list(entries))]
@@ -295,12 +343,16 @@ impl Error {
     pub fn class(&self) -> ErrorClass {
         match self {
             Self::Spec(_) | Self::Ambiguous { .. } => ErrorClass::Spec,
-            Self::Credential(_) | Self::Denied(_) => ErrorClass::Auth,
-            Self::ManifestMismatch { .. } | Self::BlobMismatch { .. } | Self::TooLarge { .. } => {
-                ErrorClass::Content
-            }
+            Self::Credential(_) | Self::Aws(_) | Self::Denied(_) => ErrorClass::Auth,
+            Self::ManifestMismatch { .. }
+            | Self::BlobMismatch { .. }
+            | Self::TooLarge { .. }
+            | Self::Tar { .. } => ErrorClass::Content,
             Self::Write { .. } | Self::Stopped { .. } => ErrorClass::Output,
             Self::NoSuchManifest { .. }
+            | Self::NoSuchCache { .. }
+            | Self::NoSuchContainer { .. }
+            | Self::OtherRegion { .. }
             | Self::NoSuchBlob { .. }
             | Self::Status { .. }
             | Self::GaveUp { .. }

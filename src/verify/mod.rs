@@ -17,7 +17,7 @@
 //! ```
 //!
 //! A root that a daemon wrote has no finding, whether it was stopped or killed, pruned or not. That is
-//! tested with real daemons of three releases, and it decides what is a [`FindingKind`] and what a note:
+//! tested with real daemons of ten releases, and it decides what is a [`FindingKind`] and what a note:
 //! see `docs/verify.md`.
 
 mod containerd;
@@ -31,6 +31,7 @@ mod parallel;
 mod records;
 mod relations;
 mod report;
+mod schema;
 mod snapshotter;
 mod solver;
 mod tree;
@@ -56,8 +57,6 @@ use records::Records;
 use report::Findings;
 use snapshotter::Snapshotter;
 
-/// The schema versions of containerd's metadata that were seen to be alike.
-const CONTAINERD_VERSIONS: std::ops::RangeInclusive<i64> = 3..=4;
 /// The file that a running daemon holds locked.
 const LOCK: &str = "buildkitd.lock";
 
@@ -118,9 +117,8 @@ pub enum Error {
     },
     /// A schema that nobody here has seen; judging it by older rules would be guessing.
     #[error(
-        "{database} has schema version {found}, known are {} to {}: a newer warmkit may know it",
-        known.start(),
-        known.end()
+        "{database} has schema version {found}, known {}: the root is not judged; a newer warmkit may know it",
+        shown(known)
     )]
     UnknownSchema {
         /// The database, relative to the root.
@@ -130,6 +128,26 @@ pub enum Error {
         /// The versions known.
         known: std::ops::RangeInclusive<i64>,
     },
+    /// A database with more in it than any release keeps there that was seen.
+    #[error(
+        "{database} has a bucket {bucket:?}, known are {known}: the root is not judged; a newer warmkit may know it"
+    )]
+    UnknownBucket {
+        /// The database, relative to the root.
+        database: String,
+        /// The bucket.
+        bucket: String,
+        /// The buckets known.
+        known: String,
+    },
+}
+
+fn shown(known: &std::ops::RangeInclusive<i64>) -> String {
+    if known.start() == known.end() {
+        format!("is {}", known.start())
+    } else {
+        format!("are {} to {}", known.start(), known.end())
+    }
 }
 
 /// A worker's directory and what was read in it; `None` where a database cannot be judged.
@@ -173,7 +191,7 @@ pub fn offline(root: &Path, options: &Options, progress: &dyn Progress) -> Resul
     if tree.stat(history).is_ok() && files::check(&tree, history, file(0o600), owner, &mut findings) {
         database::open(&tree, history, &mut findings);
     }
-    solver(&tree, &workers, owner, &mut counts, &mut findings);
+    solver(&tree, &workers, owner, &mut counts, &mut findings)?;
     let look = Look { root: &tree, owner, jobs, progress };
     for worker in &workers {
         relate(worker, &mut counts, &mut findings);
@@ -247,27 +265,35 @@ fn worker(
         let sound = files::check(tree, &path, file(mode), owner, findings);
         sound.then(|| database::open(tree, &path, findings)).flatten()
     };
+    schema::records_file(tree, path)?;
     let records = open("metadata_v2.db", 0o600, findings);
     let containerd = open("containerdmeta.db", 0o644, findings);
+    if let Some(db) = &records {
+        schema::records(db, &path.join("metadata_v2.db"))?;
+    }
     let records = records.map(|db| records::read(&db, &path.join("metadata_v2.db"), findings));
     let has_records = records.as_ref().is_some_and(|records| !records.0.is_empty());
 
     let containerd_path = path.join("containerdmeta.db");
+    if let Some(db) = &containerd {
+        schema::containerd_bucket(db, &containerd_path)?;
+    }
     let containerd =
         containerd.map(|db| containerd::read(&db, &containerd_path, &snapshotter, has_records, findings));
     if let Some(found) = containerd.as_ref().and_then(|containerd| containerd.version) {
-        let database = containerd_path.display().to_string();
-        if !CONTAINERD_VERSIONS.contains(&found) {
-            return Err(Error::UnknownSchema { database, found, known: CONTAINERD_VERSIONS });
-        }
-        versions.insert(database, found);
+        schema::containerd_version(found, &containerd_path)?;
+        versions.insert(containerd_path.display().to_string(), found);
     }
 
     // A daemon makes it with its first snapshot.
     let store_path = path.join("snapshots/metadata.db");
     let has_snapshots = containerd.as_ref().is_none_or(|containerd| !containerd.snapshots.is_empty());
     let store = if has_snapshots || tree.stat(&store_path).is_ok() {
-        open("snapshots/metadata.db", 0o600, findings).map(|db| snapshotter::read(&db, &store_path, findings))
+        let db = open("snapshots/metadata.db", 0o600, findings);
+        if let Some(db) = &db {
+            schema::containerd_bucket(db, &store_path)?;
+        }
+        db.map(|db| snapshotter::read(&db, &store_path, findings))
     } else {
         Some(Snapshotter::default())
     };
@@ -303,12 +329,19 @@ fn worker_id(tree: &Tree, worker: &Path, owner: u32, findings: &mut Findings) ->
     }
 }
 
-fn solver(tree: &Tree, workers: &[Worker], owner: u32, counts: &mut Counts, findings: &mut Findings) {
+fn solver(
+    tree: &Tree,
+    workers: &[Worker],
+    owner: u32,
+    counts: &mut Counts,
+    findings: &mut Findings,
+) -> Result<(), Error> {
     let path = Path::new("cache.db");
     if !files::check(tree, path, file(0o600), owner, findings) {
-        return;
+        return Ok(());
     }
-    let Some(db) = database::open(tree, path, findings) else { return };
+    let Some(db) = database::open(tree, path, findings) else { return Ok(()) };
+    schema::solver(&db, path)?;
     // A daemon makes history.db at its start, and keys of its own afterwards.
     let untouched = tree.stat(Path::new(HISTORY)).is_err();
     let derived = untouched && !workers.is_empty() && workers.iter().all(is_baked);
@@ -316,10 +349,11 @@ fn solver(tree: &Tree, workers: &[Worker], owner: u32, counts: &mut Counts, find
     let mut known: BTreeMap<&str, Option<&Records>> = BTreeMap::new();
     for worker in workers {
         // Without an id nothing can be said of results, and that it is missing is a finding already.
-        let Some(id) = &worker.id else { return };
+        let Some(id) = &worker.id else { return Ok(()) };
         known.insert(id, worker.records.as_ref());
     }
     relations::results(&solver.results, &known, findings);
+    Ok(())
 }
 
 /// Whether everything that the worker has was written by warmkit: its id and those of its records are derived.

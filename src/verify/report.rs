@@ -214,8 +214,10 @@ kinds! {
     BacklinkMissing = "backlink-missing", Error;
     /// A way back without a link.
     BacklinkOrphaned = "backlink-orphaned", Error;
-    /// Keys whose links form a circle.
+    /// Keys of a baked root whose links form a circle: no cache has any.
     LinkCycle = "link-cycle", Error;
+    /// Keys whose links form a circle, as builds leave them that copy again what they copied before.
+    LinkLoop = "link-loop", Note;
     /// A key that is reached by one input of an operation, but not by an earlier one: it can never match.
     LinkInputMissing = "link-input-missing", Error;
     /// A key whose id does not follow from the links that lead to it, though it was derived from them.

@@ -111,7 +111,7 @@ pub(super) fn read(
     cache.links(root, counts);
     cache.backlinks(root);
     cache.inputs(derived);
-    cache.cycles();
+    cache.cycles(derived);
     let solver = cache.results(root);
     counts.keys = cache.links.len();
     counts.results = solver.results.len();
@@ -249,7 +249,9 @@ impl<'db> Cache<'db, '_> {
     }
 
     /// Depth first, without recursion: a chain may be as long as a build.
-    fn cycles(&mut self) {
+    /// Daemons write circles, and take them out of the caches that they export.
+    fn cycles(&mut self, derived: bool) {
+        let kind = if derived { FindingKind::LinkCycle } else { FindingKind::LinkLoop };
         let mut done: BTreeSet<&str> = BTreeSet::new();
         let mut on_path: BTreeSet<&str> = BTreeSet::new();
         for &start in self.links.keys() {
@@ -262,7 +264,7 @@ impl<'db> Cache<'db, '_> {
                 match targets.next() {
                     Some(&target) if on_path.contains(target) => {
                         let detail = format!("its links come back to it through {id}");
-                        self.findings.add(FindingKind::LinkCycle, key(target), detail);
+                        self.findings.add(kind, key(target), detail);
                     }
                     Some(&target) => {
                         if let Some(next) = self.links.get(target)

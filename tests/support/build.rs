@@ -36,6 +36,8 @@ pub struct BuildRequest {
     pub output: Option<String>,
     /// `--metadata-file`.
     pub metadata_file: Option<PathBuf>,
+    /// `--trace`: a file for everything that the daemon says.
+    pub trace: Option<PathBuf>,
     /// A docker configuration directory with credentials.
     pub docker_config: Option<PathBuf>,
 }
@@ -174,8 +176,10 @@ impl BuildRequest {
                 command.arg(flag).arg(value);
             }
         }
-        if let Some(file) = &self.metadata_file {
-            command.arg("--metadata-file").arg(file);
+        for (flag, file) in [("--metadata-file", &self.metadata_file), ("--trace", &self.trace)] {
+            if let Some(file) = file {
+                command.arg(flag).arg(file);
+            }
         }
         if let Some(directory) = &self.docker_config {
             command.env("DOCKER_CONFIG", directory);
@@ -278,20 +282,23 @@ impl BuildOutcome {
     }
 }
 
+/// Whether a vertex of this name is an instruction other than FROM.
+pub fn is_instruction(name: &str) -> bool {
+    // `[internal]`, `[linux/arm64 internal]`, `[context base]`, `[api context base]`, `[api] exporting`.
+    let (place, step) = name.split_once(']').unwrap_or_default();
+    let apart = ["internal", "[internal", "[auth"].contains(&place.rsplit(' ').next().unwrap_or_default())
+        || place.starts_with("[context ")
+        || place.contains(" context ")
+        || step.starts_with(" exporting ");
+    name.starts_with('[') && !apart && !name.starts_with("[auth]") && !name.contains("] FROM ")
+}
+
 fn steps<'a>(vertices: impl Iterator<Item = &'a Vertex>) -> Vec<Step> {
     let mut by_name: BTreeMap<&str, Vec<&Vertex>> = BTreeMap::new();
     let mut order = Vec::new();
     for vertex in vertices {
         let name = vertex.name.as_str();
-        // `[internal]`, `[linux/arm64 internal]`, `[context base]`, `[api context base]`, `[api] exporting`.
-        let (place, step) = name.split_once(']').unwrap_or_default();
-        let apart = ["internal", "[internal", "[auth"]
-            .contains(&place.rsplit(' ').next().unwrap_or_default())
-            || place.starts_with("[context ")
-            || place.contains(" context ")
-            || step.starts_with(" exporting ");
-        let instruction = name.starts_with('[') && !apart && !name.starts_with("[auth]");
-        if !instruction || name.contains("] FROM ") {
+        if !is_instruction(name) {
             continue;
         }
         let same = by_name.entry(name).or_default();

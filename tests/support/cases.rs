@@ -90,12 +90,12 @@ impl World {
         } else {
             copy_tree(&dockerfiles().join(name), &context);
         }
-        if name == "everything" {
+        if matches!(name, "everything" | "square") {
             fs::write(context.join("archive.tar"), archive()).unwrap();
         }
         copy_tree(&context, &changed);
         let file = match name {
-            "app" | "everything" => "src/main.txt",
+            "app" | "everything" | "square" => "src/main.txt",
             "whiteouts" => "marker.txt",
             "many" => "seed.txt",
             _ => panic!("no case {name}"),
@@ -103,7 +103,7 @@ impl World {
         fs::write(changed.join(file), "changed\n").unwrap();
 
         let mut request = BuildRequest::new(&context).arg("BASE", &self.base);
-        if name == "everything" {
+        if matches!(name, "everything" | "square") {
             let token = self.scratch.write(format!("{name}/token"), "secret\n");
             request = request
                 .arg("ONBUILD_BASE", &self.onbuild)

@@ -113,7 +113,7 @@ pub fn dockerfile_frontend() -> Option<PathBuf> {
 }
 
 /// Where `scripts/tools` puts things.
-fn directory() -> Option<PathBuf> {
+pub fn directory() -> Option<PathBuf> {
     let set = |name| env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     set("WARMKIT_TOOLS").or_else(|| {
         let cache = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")))?;

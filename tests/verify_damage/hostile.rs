@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use warmkit::verify::{self, FindingKind};
 
+use super::bolt_tree::{Node, Tree};
 use super::support::Scratch;
 use super::{Root, copy, good_root, judge, kinds};
 
@@ -51,7 +52,7 @@ fn random_bytes_in_every_database_end_in_findings() {
             let begin = Instant::now();
             // What is in pages that nothing leads to is no fault; so: an answer, and soon.
             match judge(&root) {
-                Ok(_) | Err(verify::Error::UnknownSchema { .. }) => {}
+                Ok(_) | Err(verify::Error::UnknownSchema { .. } | verify::Error::UnknownBucket { .. }) => {}
                 Err(error) => panic!("{name}, round {round}: {error}"),
             }
             assert!(begin.elapsed() < Duration::from_secs(20), "{name}, round {round}");
@@ -78,7 +79,7 @@ fn giants_and_depths_end_in_findings() {
         }),
         ("a key that is no text", FindingKind::EntryInvalid, |r| {
             r.edit("cache", |t| {
-                let empty = super::bolt_tree::Node::Bucket(super::bolt_tree::Tree::default());
+                let empty = Node::Bucket(super::bolt_tree::Tree::default());
                 t.at(&["_links"]).entries.insert(vec![0xff; 30_000], empty);
             });
         }),
@@ -117,7 +118,7 @@ fn a_long_chain_of_keys_needs_no_stack() {
         let bucket = |name: String| {
             let mut tree = super::bolt_tree::Tree::default();
             tree.put(name, "");
-            super::bolt_tree::Node::Bucket(tree)
+            Node::Bucket(tree)
         };
         for n in 0..keys {
             let (id, next) = (format!("{n:025}"), format!("{:025}", n + 1));
@@ -153,8 +154,68 @@ fn what_is_no_root_or_in_use_is_an_error() {
     drop(lock);
     // A lock file that nobody holds is what a killed daemon leaves.
     assert!(judge(&good).unwrap().is_healthy());
+}
 
-    good.edit("containerd", |t| t.at(&["v1"]).put("version", [100]));
-    let unknown = error(&good.0);
-    assert!(matches!(unknown, verify::Error::UnknownSchema { found: 50, .. }), "{unknown}");
+/// A root of a schema that is not known is not judged, whichever database says so.
+#[test]
+fn roots_of_another_schema_are_an_error() {
+    type Change = fn(&Root);
+    let scratch = Scratch::new();
+    let Some(good) = good_root(&scratch) else { return };
+    let cases: [(Change, &str, &str); 7] = [
+        (
+            |r| r.edit("containerd", |t| t.at(&["v1"]).put("version", [100])),
+            "runc-overlayfs/containerdmeta.db has schema version 50, known are 3 to 4",
+            "containerd's own version",
+        ),
+        (
+            |r| r.edit("containerd", |t| add(t, "v2")),
+            "runc-overlayfs/containerdmeta.db has schema version 2, known is 1",
+            "containerd's bucket",
+        ),
+        (
+            |r| r.edit("snapshots", |t| add(t, "v2")),
+            "runc-overlayfs/snapshots/metadata.db has schema version 2, known is 1",
+            "the snapshotter's bucket",
+        ),
+        (
+            |r| fs::rename(r.database("records"), r.worker("metadata_v3.db")).unwrap(),
+            "runc-overlayfs/metadata_v3.db has schema version 3, known is 2",
+            "a newer name of the records' database",
+        ),
+        (
+            |r| fs::rename(r.database("records"), r.worker("metadata.db")).unwrap(),
+            "runc-overlayfs/metadata.db has schema version 1, known is 2",
+            "the name that it had long ago",
+        ),
+        (
+            |r| r.edit("records", |t| add(t, "_layers")),
+            "runc-overlayfs/metadata_v2.db has a bucket \"_layers\", known are _external, _index, _main",
+            "one more kind of record",
+        ),
+        (
+            |r| r.edit("cache", |t| add(t, "_version")),
+            "cache.db has a bucket \"_version\", known are _backlinks, _byresult, _links, _result",
+            "one more bucket of the solver",
+        ),
+    ];
+    for (change, expected, name) in cases {
+        let root = copy(&good, &scratch, "another");
+        change(&root);
+        let unknown = judge(&root).unwrap_err().to_string();
+        let expected = format!("{expected}: the root is not judged; a newer warmkit may know it");
+        assert_eq!(unknown, expected, "{name}");
+        let said = super::support::warmkit::verify(&["--json"], &root.0);
+        assert_eq!(said.status.code(), Some(8), "{name}: {}", said.stderr);
+        let json: serde_json::Value = serde_json::from_str(&said.stdout).unwrap();
+        assert_eq!((&json["error"]["exit_code"], &json["offline"]), (&8.into(), &serde_json::Value::Null));
+        fs::remove_dir_all(&root.0).unwrap();
+    }
+    // What an old daemon left when it moved its records into metadata_v2.db is no schema of now.
+    fs::write(good.worker("metadata.db"), "").unwrap();
+    assert!(judge(&good).unwrap().is_healthy());
+}
+
+fn add(t: &mut Tree, bucket: &str) {
+    t.entries.insert(bucket.into(), Node::Bucket(Tree::default()));
 }

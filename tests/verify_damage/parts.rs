@@ -275,3 +275,14 @@ pub fn change_link(cache: &mut Tree, change: impl FnOnce(&str) -> String) {
     links.remove(format!("{json}@{target}"));
     links.put(format!("{}@{target}", change(&json)), "");
 }
+
+/// Makes some link of `cache.db` and a new one back a circle.
+pub fn circle(t: &mut Tree) {
+    let (from, _, target) = some_link(t);
+    let link = format!(r#"{{"Digest":"{NOTHING}"}}@{from}"#);
+    t.at(&["_links"]).at(&[&target]).put(link, "");
+    if !t.at(&["_backlinks"]).entries.contains_key(from.as_bytes()) {
+        t.at(&["_backlinks"]).entries.insert(from.clone().into_bytes(), Node::Bucket(Tree::default()));
+    }
+    t.at(&["_backlinks"]).at(&[&from]).put(target, "");
+}
