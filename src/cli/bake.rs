@@ -27,6 +27,10 @@ Examples:
   # with an image that builds on this host will start from
   warmkit bake ghcr.io/acme/app:cache --keys-from ghcr.io/acme/app:main --with-image alpine:3.22
 
+  # images that were pushed with --cache-to type=inline, of two stages of one Dockerfile
+  warmkit bake ghcr.io/acme/app:deps ghcr.io/acme/app:main --platform linux/amd64 \
+    --keys-from ghcr.io/acme/app:deps --keys-from ghcr.io/acme/app:main
+
   # every branch that has a cache, in one root, with the keys of each
   warmkit bake ghcr.io/acme/app:cache-main --from-file branches.txt --skip-missing \
     --keys-from ghcr.io/acme/app:main --keys-from ghcr.io/acme/app:next
