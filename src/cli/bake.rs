@@ -2,16 +2,13 @@
 
 use std::error::Error;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use clap::{Args, ValueEnum};
 use jiff::Timestamp;
-use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::caches::Caches;
 use super::progress::{Console, Verbs};
-use super::{err, exit, out, render};
+use super::{err, exit, out, render, signals};
 use crate::bake::{self, Cancel, Options};
 use crate::keys::KeySpec;
 use crate::oci::{Platform, Reference};
@@ -125,16 +122,13 @@ pub(super) fn run(arguments: Arguments) -> u8 {
         Ok(caches) => caches,
         Err(error) => return failed(&error, error.exit_code()),
     };
-    let interrupted = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        // The second one ends the process at once, in case the first does not get through.
-        let twice = signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&interrupted));
-        let once = signal_hook::flag::register(signal, Arc::clone(&interrupted));
-        if let Err(error) = twice.and(once) {
+    let interrupted = match signals::interrupted() {
+        Ok(interrupted) => interrupted,
+        Err(error) => {
             err(format_args!("error: cannot handle signals: {error}"));
             return exit::FAILURE;
         }
-    }
+    };
     let options = Options {
         caches,
         skip_missing,

@@ -176,6 +176,19 @@ pub(super) fn live(report: &LiveReport) -> String {
     text
 }
 
+/// What a replay found, and what it missed.
+pub(super) fn replay(report: &crate::replay::Report) -> String {
+    let mut text = format!("replayed with {} in {:.1} s\n", report.buildkitd, report.seconds);
+    for build in &report.builds {
+        let target = build.target.as_deref().map(|target| format!("target {target}: ")).unwrap_or_default();
+        let _ = writeln!(text, "{target}{} of {} steps in the caches", build.cached, build.steps);
+        for missed in &build.missed {
+            let _ = writeln!(text, "missed      {}\n            {}", missed.step, missed.cause);
+        }
+    }
+    text
+}
+
 /// The records that no build will find by their keys.
 pub(super) fn unkeyed(records: &[Unkeyed]) -> String {
     let mut text = String::from("without a key:");

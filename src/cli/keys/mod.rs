@@ -3,6 +3,7 @@
 mod check;
 mod pull;
 mod push;
+mod replay;
 mod table;
 
 use clap::Subcommand;
@@ -13,6 +14,7 @@ pub(super) enum Command {
     Check(check::Arguments),
     Pull(pull::Arguments),
     Push(push::Arguments),
+    Replay(replay::Arguments),
 }
 
 /// Runs a command and returns the exit code.
@@ -21,5 +23,6 @@ pub(super) fn run(command: Command) -> u8 {
         Command::Check(arguments) => check::run(arguments),
         Command::Pull(arguments) => pull::run(&arguments),
         Command::Push(arguments) => push::run(&arguments),
+        Command::Replay(arguments) => replay::run(&arguments),
     }
 }
