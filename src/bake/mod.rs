@@ -17,6 +17,7 @@ pub mod report;
 mod stores;
 mod target;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -229,6 +230,9 @@ fn bake_into(
     cancel.check()?;
 
     let unpacked_bytes: u64 = unpacked.usage.iter().map(|usage| usage.size).sum();
+    let documents: BTreeMap<_, _> =
+        images.iter().flat_map(|image| &image.documents).map(|d| (d.digest, d.bytes.len() as u64)).collect();
+    let document_bytes: u64 = documents.values().sum();
     Ok(Report {
         root: String::new(),
         caches: baked,
@@ -241,7 +245,7 @@ fn bake_into(
         layers: plan.blobs.len(),
         snapshots: plan.snapshots.len(),
         bytes_down,
-        bytes_on_disk: bytes_down + unpacked_bytes,
+        bytes_on_disk: bytes_down + unpacked_bytes + document_bytes,
         seconds,
         leftovers: Vec::new(),
         unkeyed,

@@ -55,6 +55,10 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "SRC")]
     keys_from: Vec<KeySpec>,
 
+    /// Leave aside the sidecars that `warmkit keys push` put beside caches
+    #[arg(long)]
+    no_sidecar: bool,
+
     /// Whether to seed the images that the builds used, their frontends included, as provenance tells:
     /// a build then pulls and extracts no layer of them
     #[arg(long, value_name = "WHICH", default_value = "auto")]
@@ -64,9 +68,6 @@ pub(super) struct Arguments {
     /// repeated
     #[arg(long = "with-image", value_name = "REF", value_parser = parse_reference)]
     with_images: Vec<Reference>,
-    /// Leave aside the sidecars that `warmkit keys push` put beside caches
-    #[arg(long)]
-    no_sidecar: bool,
 
     /// A platform to bake, of an image with inline cache for several; also what the builder ran on
     /// that exported the caches, for operations that name no platform. May be repeated; default:

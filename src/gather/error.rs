@@ -100,17 +100,15 @@ pub enum Error {
     #[error(
         "{} and {} claim different {what} for layer {digest}: {} {}, {} {}; \
          one of the two is damaged, and reading each by itself tells which",
-        caches[0], caches[1], caches[0], claims[0], caches[1], claims[1]
+        claims[0].0, claims[1].0, claims[0].0, claims[0].1, claims[1].0, claims[1].1
     )]
     Claims {
         /// The blob.
         digest: Digest,
         /// `diff IDs` or `sizes`.
         what: &'static str,
-        /// The caches, as they were asked for.
-        caches: [String; 2],
-        /// What each claims.
-        claims: [String; 2],
+        /// Each cache, as it was asked for, with what it claims.
+        claims: Box<[(String, String); 2]>,
     },
     /// What stands beside a cache could not be read.
     #[error("sidecar of {cache}: {source}; --no-sidecar does without it")]

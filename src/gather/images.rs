@@ -138,6 +138,9 @@ pub fn open_images(
                 options.check()?;
                 let reason = match &error {
                     Error::Image { source, .. } => source.to_string(),
+                    Error::Source { source: source::Error::NoSuchManifest { .. }, .. } => {
+                        "its registry no longer has it".to_owned()
+                    }
                     Error::Source { source, .. } => source.to_string(),
                     other => other.to_string(),
                 };

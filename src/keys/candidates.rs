@@ -108,14 +108,9 @@ impl Candidates {
         self.ops.is_empty()
     }
 
-    /// Whether this operation digest is among them.
-    pub fn contains(&self, digest: &OpDigest) -> bool {
-        self.ops.contains_key(digest)
-    }
-
-    /// Whether a source tells that this operation digest has this output.
-    pub fn has_output(&self, digest: &OpDigest, output: i64) -> bool {
-        self.ops.get(digest).is_some_and(|hints| hints.outputs.binary_search(&output).is_ok())
+    /// The outputs that this operation digest was seen with, where it is among them.
+    pub fn outputs_of(&self, digest: &OpDigest) -> Option<&[i64]> {
+        self.ops.get(digest).map(|hints| hints.outputs.as_slice())
     }
 
     /// The operation digests, in no particular order, with the names of their steps.

@@ -11,6 +11,7 @@
 
 pub mod credentials;
 mod error;
+pub mod gha;
 mod hmac;
 pub mod http;
 mod layout_tar;
@@ -30,6 +31,7 @@ use crate::progress::{Event, Progress};
 
 pub use credentials::Environment;
 pub use error::{Denied, Entry, Error, ErrorClass, Mismatch};
+pub use gha::Gha;
 pub use http::{Options, RetryPolicy, Stop};
 pub use oci_layout::OciLayout;
 pub use registry::{Pool, Pushed, Registry};
@@ -62,6 +64,18 @@ impl Manifest {
             return Err(Error::ManifestMismatch { source_name, expected, found: digest });
         }
         Ok(Self { bytes, digest, media_type: CACHE_CONFIG.to_owned() })
+    }
+
+    /// Of several, the first, or the one with the digest `expected`.
+    fn one_of(all: Vec<Self>, expected: Option<&Digest>, source_name: &str) -> Result<Self, Error> {
+        let first = all.first().map(|manifest| manifest.digest);
+        let mut fitting = all.into_iter().filter(|m| expected.is_none_or(|expected| m.digest == *expected));
+        let mismatch = |expected: Digest| Error::ManifestMismatch {
+            source_name: source_name.to_owned(),
+            expected,
+            found: first.unwrap_or(expected),
+        };
+        fitting.next().ok_or_else(|| mismatch(expected.copied().unwrap_or(Digest::of(&[]))))
     }
 }
 
@@ -130,6 +144,10 @@ impl<S: Source + ?Sized> Source for Arc<S> {
         (**self).blob(blob, out, progress)
     }
 
+    fn blob_store(&self) -> String {
+        (**self).blob_store()
+    }
+
     fn repository(&self) -> Option<(String, String)> {
         (**self).repository()
     }
@@ -148,6 +166,7 @@ impl CacheSpec {
                 options.insecure |= insecure;
                 Ok(Box::new(Registry::open(reference, &options)?))
             }
+            Self::Gha(attributes) => Ok(Box::new(Gha::open(attributes, options)?)),
             Self::S3(attributes) => Ok(Box::new(S3::open(attributes, options)?)),
             Self::Local { src, tag, digest } => {
                 Ok(Box::new(OciLayout::open(src, tag.as_deref(), digest.as_ref())?))

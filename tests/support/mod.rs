@@ -16,6 +16,7 @@ pub mod cases;
 pub mod command;
 pub mod daemon;
 pub mod files;
+pub mod gha;
 pub mod git;
 pub mod handmade;
 pub mod image;

@@ -104,7 +104,11 @@ fn replay(arguments: &Arguments) -> Result<u8, Failed> {
         stop: Stop::on_flag(interrupted),
         ..source::Options::default()
     };
-    let gathering = gather::Options { platforms: arguments.platforms.clone(), registry: registry.clone() };
+    let gathering = gather::Options {
+        platforms: arguments.platforms.clone(),
+        no_sidecar: true,
+        registry: registry.clone(),
+    };
     let console = Console::new(Verbs::BAKE);
     let mut opened = Vec::new();
     for spec in &arguments.caches {

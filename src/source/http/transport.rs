@@ -38,6 +38,8 @@ pub(in crate::source) struct Transport {
     base: OnceLock<String>,
     answered: AtomicBool,
     certs: PathBuf,
+    /// Whether the server has said that it has no referrers API; it is not asked twice.
+    pub(in crate::source) without_referrers: AtomicBool,
 }
 
 /// How something is sent.
@@ -112,6 +114,7 @@ impl Transport {
             insecure: options.insecure,
             base: OnceLock::new(),
             answered: AtomicBool::new(false),
+            without_referrers: AtomicBool::new(false),
             certs: certs.into_iter().next().unwrap_or_else(|| PathBuf::from("a directory for certificates")),
         })
     }

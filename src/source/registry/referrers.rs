@@ -8,12 +8,14 @@
 //!
 //! OCI distribution-spec v1.1, "Listing Referrers" and "Referrers Tag Schema".
 
+use std::sync::atomic::Ordering;
+
 use super::Registry;
 use crate::digest::Digest;
 use crate::oci::media_type::OCI_INDEX;
 use crate::oci::{Referrer, ReferrersList};
 use crate::progress::Progress;
-use crate::source::http::{Attempts, Failure, percent_encode};
+use crate::source::http::{Attempts, Failure, RetryPolicy, percent_encode};
 use crate::source::{Error, MAX_MANIFEST, Manifest};
 
 /// How often a list under a tag is written again because somebody else wrote it at the same time.
@@ -28,13 +30,18 @@ impl Registry {
     /// What the registry lists as referring to `subject`, as far as it may be of this type; `None` where
     /// it has no referrers API.
     ///
-    /// Who cannot find the API may be told so with all kinds of client errors, or with a web page.
+    /// Who cannot find the API may be told so with all kinds of client errors, or with a web page. Those
+    /// that share a [`Pool`](super::Pool) ask once.
     pub fn referrers(
         &self,
         subject: &Digest,
         artifact_type: &str,
         progress: &dyn Progress,
     ) -> Result<Option<Vec<Referrer>>, Error> {
+        let without = &self.transport.without_referrers;
+        if without.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
         let what = format!("referrers of {subject}");
         let path = format!("referrers/{subject}?artifactType={}", percent_encode(artifact_type));
         let mut attempts =
@@ -43,10 +50,11 @@ impl Registry {
             match self.try_referrers(&what, &path) {
                 Ok(list) => break list,
                 // The cache itself could be read: it is only this that there is not.
-                Err(Failure::Final(Error::Denied(_))) => return Ok(None),
+                Err(Failure::Final(Error::Denied(_))) => break None,
                 Err(failure) => attempts.failed(failure)?,
             }
         };
+        without.store(list.is_none(), Ordering::Relaxed);
         let of_type = |list: ReferrersList| list.referrers().filter(|r| r.may_be(artifact_type)).collect();
         Ok(list.map(of_type))
     }
@@ -134,7 +142,7 @@ impl Registry {
     ) -> Result<String, Error> {
         let tag = fallback_tag(subject);
         let what = format!("update of tag {tag:?}");
-        let policy = crate::source::RetryPolicy { failures: WRITES, ..self.retry };
+        let policy = RetryPolicy { failures: WRITES, ..self.retry };
         let mut attempts = Attempts::new(self.whole(&what), policy, &self.stop, progress);
         loop {
             let mut list = self.tagged_list(subject, progress)?.unwrap_or_default();
