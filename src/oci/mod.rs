@@ -164,7 +164,7 @@ pub enum Error {
     #[error("the image has no manifest for {platform}; it has {}", list(.found))]
     NoPlatform {
         /// What was looked for.
-        platform: Platform,
+        platform: Box<Platform>,
         /// What there is.
         found: Vec<Platform>,
     },

@@ -271,8 +271,8 @@ fn one(
     if let Some(detail) = failure.filter(|_| missed.is_empty()) {
         return Err(Error::Build { target, detail: gate.real_name(&detail) });
     }
-    let cached = steps.iter().filter(|step| step.status == StepStatus::Cached).count();
-    Ok(Replayed { target, steps: steps.len(), cached, missed })
+    let hits = steps.iter().filter(|step| step.status == StepStatus::Cached).count();
+    Ok(Replayed { target, steps: steps.len(), cached: hits, missed })
 }
 
 /// What the build is for, and what it may run on.
