@@ -84,7 +84,8 @@ impl Moto {
     /// Makes a bucket, and a user and a role that may do everything with it; from then on everybody
     /// has to sign.
     fn set_up(&mut self) {
-        let all = r#"{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":"s3:*","Resource":"*"}]}"#;
+        let all =
+            r#"{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":"s3:*","Resource":"*"}]}"#;
         self.iam(&[("Action", "CreateUser"), ("UserName", "ci")]);
         let key = self.iam(&[("Action", "CreateAccessKey"), ("UserName", "ci")]);
         let text = |name: &str| {
