@@ -17,6 +17,7 @@ pub mod report;
 mod stores;
 mod target;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -50,6 +51,8 @@ pub struct Options {
     pub skip_missing: bool,
     /// Where operation digests may come from.
     pub keys_from: Vec<KeySpec>,
+    /// Leave aside the sidecars that stand beside caches.
+    pub no_sidecar: bool,
     /// The root to make; must be absent or empty.
     pub root: PathBuf,
     /// Only caches of these platforms, where a cache says which it is for, and the platforms that
@@ -69,7 +72,11 @@ pub struct Options {
 
 impl Options {
     fn gather(&self) -> gather::Options {
-        gather::Options { platforms: self.platforms.clone(), registry: self.registry.clone() }
+        gather::Options {
+            platforms: self.platforms.clone(),
+            no_sidecar: self.no_sidecar,
+            registry: self.registry.clone(),
+        }
     }
 }
 
@@ -190,7 +197,7 @@ fn bake_into(
     seconds.set(Phase::Resolve, end(progress, Phase::Resolve, started));
 
     let started = begin(progress, Phase::Keys);
-    let keys = gather::collect(&options.keys_from, &caches, &gathering, progress)?;
+    let keys = gather::collect(&options.keys_from, all.sidecars, &caches, &gathering, progress)?;
     let coverage = Coverage::new(&caches, &keys);
     let (total, unkeyed) = (coverage.records().len(), coverage.unkeyed());
     if !unkeyed.is_empty() && !options.allow_unkeyed {
@@ -223,6 +230,9 @@ fn bake_into(
     cancel.check()?;
 
     let unpacked_bytes: u64 = unpacked.usage.iter().map(|usage| usage.size).sum();
+    let documents: BTreeMap<_, _> =
+        images.iter().flat_map(|image| &image.documents).map(|d| (d.digest, d.bytes.len() as u64)).collect();
+    let document_bytes: u64 = documents.values().sum();
     Ok(Report {
         root: String::new(),
         caches: baked,
@@ -235,7 +245,7 @@ fn bake_into(
         layers: plan.blobs.len(),
         snapshots: plan.snapshots.len(),
         bytes_down,
-        bytes_on_disk: bytes_down + unpacked_bytes,
+        bytes_on_disk: bytes_down + unpacked_bytes + document_bytes,
         seconds,
         leftovers: Vec::new(),
         unkeyed,

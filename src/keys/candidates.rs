@@ -108,9 +108,9 @@ impl Candidates {
         self.ops.is_empty()
     }
 
-    /// Whether this operation digest is among them.
-    pub fn contains(&self, digest: &OpDigest) -> bool {
-        self.ops.contains_key(digest)
+    /// The outputs that this operation digest was seen with, where it is among them.
+    pub fn outputs_of(&self, digest: &OpDigest) -> Option<&[i64]> {
+        self.ops.get(digest).map(|hints| hints.outputs.as_slice())
     }
 
     /// The operation digests, in no particular order, with the names of their steps.

@@ -121,6 +121,13 @@ impl Registry {
     /// The log is written after an answer is out; one more request, waited for in the log, makes sure that
     /// it has come so far.
     pub fn requests_of_daemons(&self) -> Vec<String> {
+        let log = self.log_so_far();
+        let since = log.rfind("/v2/marker-").unwrap_or_default();
+        log[since..].lines().skip(1).filter_map(request_of_a_daemon).collect()
+    }
+
+    /// The log of requests up to now, without the marker that ends it.
+    fn log_so_far(&self) -> String {
         let marker =
             format!("marker-{:?}", Instant::now()).replace(|c: char| !c.is_ascii_alphanumeric(), "-");
         let _ = self.agent.get(self.url(&format!("{marker}/manifests/none"))).call();
@@ -128,12 +135,18 @@ impl Registry {
         loop {
             let log = std::fs::read_to_string(self.scratch.join("registry.log")).unwrap();
             if let Some((before, _)) = log.split_once(&marker) {
-                let since = before.rfind("/v2/marker-").unwrap_or_default();
-                return before[since..].lines().skip(1).filter_map(request_of_a_daemon).collect();
+                return before.to_owned();
             }
             assert!(Instant::now() < deadline, "the registry logs no requests:\n{log}");
             thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// What anybody asked it for so far, as [`Registry::requests_of_daemons`] gives it.
+    pub fn requests(&self) -> Vec<String> {
+        let log = self.log_so_far();
+        let request = |line: &str| line.split('"').nth(1)?.strip_suffix(" HTTP/1.1").map(str::to_owned);
+        log.lines().filter_map(request).filter(|request| !request.contains("/v2/marker-")).collect()
     }
 
     /// The bytes of a manifest, by tag or digest, and its media type.
