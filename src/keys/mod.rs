@@ -69,6 +69,12 @@ pub enum Error {
         /// The most that is read.
         limit: u64,
     },
+    /// A document of so many values that it can be no provenance.
+    #[error("the provenance holds more than {limit} values; no build has that many")]
+    TooManyValues {
+        /// The most that is read.
+        limit: usize,
+    },
     /// Not JSON.
     #[error("the provenance is not valid JSON: {source}")]
     Json {
