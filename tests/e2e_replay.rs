@@ -128,18 +128,3 @@ fn everything_on_v0_34_2() {
 fn everything_on_v0_17_3() {
     keys_every_record("v0.17.3", "everything");
 }
-#[test]
-fn hold() {
-    let Some((world, case, origin)) = start("v0.34.2", "everything") else { return };
-    let app = world.case("app");
-    let origin2 = world.export(&app);
-    eprintln!(
-        "HOLD {} {} {:?}\n {:?} {:?}",
-        origin.cache,
-        origin2.cache,
-        arguments(&case.request),
-        arguments(&app.request),
-        arguments(&app.changed)
-    );
-    std::thread::sleep(Duration::from_secs(3000));
-}

@@ -51,6 +51,14 @@ pub enum Error {
         /// What is wrong with it.
         source: oci::Error,
     },
+    /// A builder could not be read.
+    #[error("--keys-from {what}: {source}")]
+    Builder {
+        /// As it was asked for.
+        what: String,
+        /// What went wrong.
+        source: super::builder::Error,
+    },
     /// An image without provenance.
     #[error(
         "--keys-from {image}: the image has no provenance for this platform; push it with \
@@ -204,6 +212,7 @@ impl Error {
             Self::NothingProven { .. } => ErrorClass::Unkeyed,
             Self::NoSidecar { .. }
             | Self::Keys { .. }
+            | Self::Builder { .. }
             | Self::NoAttestation { .. }
             | Self::NoPlatform { .. }
             | Self::PlatformNotHeld { .. }

@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::azblob::AzureError;
 use super::credentials::CredentialError;
 use super::s3::AwsError;
 use super::spec::SpecError;
@@ -175,6 +176,9 @@ pub enum Error {
         /// Where it is.
         region: String,
     },
+    /// Azure credentials cannot be had.
+    #[error(transparent)]
+    Azure(#[from] AzureError),
     /// AWS credentials cannot be had.
     #[error(transparent)]
     Aws(#[from] AwsError),
@@ -371,6 +375,7 @@ impl Error {
             Self::Spec(_) | Self::Ambiguous { .. } => ErrorClass::Spec,
             Self::Credential(_)
             | Self::Aws(_)
+            | Self::Azure(_)
             | Self::NoRunner { .. }
             | Self::JobToken { .. }
             | Self::Denied(_) => ErrorClass::Auth,

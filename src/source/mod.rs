@@ -9,6 +9,7 @@
 //! All sources promise the same: what they return was hashed by this program. Neither a
 //! registry's headers nor an index's claims are taken for it.
 
+pub mod azblob;
 pub mod credentials;
 mod error;
 pub mod gha;
@@ -29,6 +30,7 @@ use crate::oci::Descriptor;
 use crate::oci::media_type::CACHE_CONFIG;
 use crate::progress::{Event, Progress};
 
+pub use azblob::Azblob;
 pub use credentials::Environment;
 pub use error::{Denied, Entry, Error, ErrorClass, Mismatch};
 pub use gha::Gha;
@@ -166,6 +168,7 @@ impl CacheSpec {
                 options.insecure |= insecure;
                 Ok(Box::new(Registry::open(reference, &options)?))
             }
+            Self::Azblob(attributes) => Ok(Box::new(Azblob::open(attributes, options)?)),
             Self::Gha(attributes) => Ok(Box::new(Gha::open(attributes, options)?)),
             Self::S3(attributes) => Ok(Box::new(S3::open(attributes, options)?)),
             Self::Local { src, tag, digest } => {

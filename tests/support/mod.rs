@@ -10,6 +10,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, clippy::missing_panics_doc)]
 
 pub mod agent;
+pub mod azurite;
 pub mod build;
 pub mod buildx;
 pub mod cases;
