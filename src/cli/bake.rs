@@ -49,6 +49,7 @@ Examples:
 /// Pull caches and write them into a BuildKit state directory
 #[derive(Debug, Args)]
 #[command(after_help = format!("{}\n\n{EXAMPLES}", exit::HELP))]
+#[allow(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 pub(super) struct Arguments {
     #[command(flatten)]
     caches: Caches,
