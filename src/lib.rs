@@ -50,6 +50,7 @@ pub mod keys;
 pub mod layer;
 pub mod oci;
 pub mod progress;
+pub mod replay;
 pub mod source;
 pub mod store;
 pub mod verify;

@@ -9,7 +9,7 @@ use crate::digest::Digest;
 pub enum Phase {
     /// Manifests and configs are read.
     Resolve,
-    /// Operation digests are collected and proven.
+    /// Operation digests are collected and proven, and images read.
     Keys,
     /// Layers are downloaded and unpacked, at the same time.
     Layers,

@@ -17,7 +17,7 @@ struct Rule {
     may_not: &'static [&'static str],
 }
 
-const RULES: [Rule; 16] = [
+const RULES: [Rule; 17] = [
     // The ground floor knows nothing above it.
     Rule { module: "csv", may: &[], may_not: &[] },
     Rule { module: "digest", may: &[], may_not: &[] },
@@ -38,8 +38,13 @@ const RULES: [Rule; 16] = [
     Rule { module: "store", may: &["bolt", "oci", "digest", "fsutil"], may_not: &[] },
     Rule { module: "gather", may: &["source", "keys", "oci", "digest", "progress"], may_not: &[] },
     Rule {
+        module: "replay",
+        may: &["daemon", "source", "keys", "oci", "digest", "fsutil", "progress"],
+        may_not: &[],
+    },
+    Rule {
         module: "bake",
-        may: &["gather", "source", "keys", "layer", "store", "oci", "digest", "fsutil", "progress"],
+        may: &["gather", "replay", "source", "keys", "layer", "store", "oci", "digest", "fsutil", "progress"],
         may_not: &[],
     },
     // Never a writer: its fault would verify itself. Of layers it reads the entries.
@@ -75,6 +80,7 @@ const RULES: [Rule; 16] = [
             "gather",
             "bake",
             "verify",
+            "replay",
             "daemon",
             "source",
             "keys",

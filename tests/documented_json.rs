@@ -10,10 +10,12 @@ use std::process::Command;
 
 use serde_json::Value;
 
-/// The JSON examples of docs/json.md, in order.
-fn documented() -> Vec<Value> {
+/// The JSON example of docs/json.md below a heading.
+fn documented(heading: &str) -> Value {
     let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/json.md")).unwrap();
-    text.split("```json\n").skip(1).map(|rest| rest.split("```").next().unwrap().parse().unwrap()).collect()
+    let section = text.split("\n## ").find(|section| section.lines().next() == Some(heading));
+    let section = section.unwrap_or_else(|| panic!("docs/json.md has no section {heading:?}"));
+    section.split("```json\n").nth(1).unwrap().split("```").next().unwrap().parse().unwrap()
 }
 
 /// The members of a value, each with its path; those of a list's items count once.
@@ -58,7 +60,10 @@ fn json_has_the_members_that_are_documented() {
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/demo");
     let cache = format!("type=local,src={}", demo.join("cache").display());
     let keys = format!("type=provenance,src={}", demo.join("provenance.json").display());
-    let [bake, verify, failure] = documented().try_into().unwrap();
+    let bake = documented("`warmkit bake --json`");
+    let check = documented("`warmkit keys check --json`");
+    let verify = documented("`warmkit verify --json`");
+    let failure = documented("When a command fails");
 
     let (unkeyed, code) = printed(&["bake", &cache, "--root", root]);
     assert_eq!(code, Some(6));
@@ -71,6 +76,10 @@ fn json_has_the_members_that_are_documented() {
         members_of(&value)
     };
     assert_eq!(without_records(unkeyed), without_records(failure));
+
+    let (checked, code) = printed(&["keys", "check", &cache, "--keys-from", &keys]);
+    assert_eq!(code, Some(0), "{checked}");
+    assert_eq!(members_of(&checked), members_of(&check));
 
     let (baked, code) = printed(&["bake", &cache, "--keys-from", &keys, "--root", root]);
     assert_eq!(code, Some(0), "{baked}");

@@ -126,6 +126,7 @@ impl Error {
                 gather::ErrorClass::Source => ErrorClass::Source,
                 gather::ErrorClass::Authentication => ErrorClass::Authentication,
                 gather::ErrorClass::Content => ErrorClass::Content,
+                gather::ErrorClass::Unkeyed => ErrorClass::Unkeyed,
                 gather::ErrorClass::Other => ErrorClass::Other,
             },
             Self::DiffIdMismatch { .. }

@@ -3,7 +3,7 @@
 //! ```text
 //! caches ──> collect ──> plan ──> layers ──> stores ──> target
 //! keys   ──^  small      what     blobs and  databases  sync, rename
-//!             documents  goes     snapshots
+//! images ──^  documents  goes     snapshots
 //!                        where
 //! ```
 //!
@@ -17,6 +17,7 @@ pub mod report;
 mod stores;
 mod target;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,9 +32,9 @@ pub use error::{Error, ErrorClass};
 pub use report::{Report, Unkeyed};
 
 use crate::fsutil;
-use crate::gather::{self, Coverage};
+use crate::gather::{self, Coverage, Images};
 use crate::keys::KeySpec;
-use crate::oci::Platform;
+use crate::oci::{Platform, Reference};
 use crate::progress::{Event, Phase, Progress};
 use crate::source::{self, CacheSpec, Stop};
 use crate::store::StateDir;
@@ -50,11 +51,17 @@ pub struct Options {
     pub skip_missing: bool,
     /// Where operation digests may come from.
     pub keys_from: Vec<KeySpec>,
+    /// Leave aside the sidecars that stand beside caches.
+    pub no_sidecar: bool,
     /// The root to make; must be absent or empty.
     pub root: PathBuf,
     /// Only caches of these platforms, where a cache says which it is for, and the platforms that
     /// operations ran on that name none. Empty: all caches, and this machine's platform.
     pub platforms: Vec<Platform>,
+    /// Seed the images that builds used, by their provenance.
+    pub find_images: bool,
+    /// Images to seed that nothing needs to name.
+    pub with_images: Vec<Reference>,
     /// Bake although some records cannot be keyed.
     pub allow_unkeyed: bool,
     /// The time written where a cache tells none, so that a bake can be repeated byte by byte.
@@ -65,7 +72,11 @@ pub struct Options {
 
 impl Options {
     fn gather(&self) -> gather::Options {
-        gather::Options { platforms: self.platforms.clone(), registry: self.registry.clone() }
+        gather::Options {
+            platforms: self.platforms.clone(),
+            no_sidecar: self.no_sidecar,
+            registry: self.registry.clone(),
+        }
     }
 }
 
@@ -182,22 +193,28 @@ fn bake_into(
         caches.push(opened.cache);
         baked.push(opened.report);
     }
-    let blobs = gather::blobs(&caches, |at| baked[at].cache.clone())?;
+    let mut blobs = gather::blobs(&caches, |at| baked[at].cache.clone())?;
     seconds.set(Phase::Resolve, end(progress, Phase::Resolve, started));
 
     let started = begin(progress, Phase::Keys);
-    let keys = gather::collect(&options.keys_from, &caches, &gathering, progress)?;
+    let keys = gather::collect(&options.keys_from, all.sidecars, &caches, &gathering, progress)?;
     let coverage = Coverage::new(&caches, &keys);
-    let plan = plan::plan(&caches, blobs, &coverage, &keys);
     let (total, unkeyed) = (coverage.records().len(), coverage.unkeyed());
     for (report, cache) in baked.iter_mut().zip(&caches) {
         report.written_by = keys.written_by(cache);
     }
-    drop((caches, coverage));
-    seconds.set(Phase::Keys, end(progress, Phase::Keys, started));
     if !unkeyed.is_empty() && !options.allow_unkeyed {
         return Err(Error::Unkeyed { records: unkeyed, total });
     }
+    let found = options.find_images.then_some(&keys.candidates);
+    let Images { opened, skipped } = gather::open_images(&options.with_images, found, &gathering, progress)?;
+    let (of_images, images): (Vec<_>, Vec<_>) =
+        opened.into_iter().map(|opened| (opened.source, opened.image)).unzip();
+    gather::add_images(&mut blobs, &images, |at| baked[at].cache.clone(), caches.len())?;
+    sources.extend(of_images);
+    let plan = plan::plan(&caches, &images, blobs, &coverage, &keys);
+    drop((caches, coverage));
+    seconds.set(Phase::Keys, end(progress, Phase::Keys, started));
 
     let bytes_down = plan.bytes();
     let free = fsutil::free_bytes(staged).at("look at the file system of", staged)?;
@@ -211,22 +228,27 @@ fn bake_into(
     seconds.set(Phase::Layers, end(progress, Phase::Layers, started));
 
     let started = Instant::now();
-    stores::write(&plan, &sources, &unpacked, &root, options.written_at)?;
+    stores::write(&plan, &sources, &images, &unpacked, &root, options.written_at)?;
     seconds.set(Phase::Commit, started.elapsed());
     cancel.check()?;
 
     let unpacked_bytes: u64 = unpacked.usage.iter().map(|usage| usage.size).sum();
+    let documents: BTreeMap<_, _> =
+        images.iter().flat_map(|image| &image.documents).map(|d| (d.digest, d.bytes.len() as u64)).collect();
+    let document_bytes: u64 = documents.values().sum();
     Ok(Report {
         root: String::new(),
         caches: baked,
         missing: all.missing,
         keys_from: keys.reports,
+        images: images.into_iter().map(|image| image.report).collect(),
+        images_skipped: skipped,
         records: total,
         keyed: total - unkeyed.len(),
         layers: plan.blobs.len(),
         snapshots: plan.snapshots.len(),
         bytes_down,
-        bytes_on_disk: bytes_down + unpacked_bytes,
+        bytes_on_disk: bytes_down + unpacked_bytes + document_bytes,
         seconds,
         leftovers: Vec::new(),
         unkeyed,

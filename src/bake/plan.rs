@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use jiff::Timestamp;
 
 use crate::digest::{BlobChainId, ChainId, Digest, OpDigest};
-use crate::gather::{Blob, Coverage, Covered, Keys, earliest};
+use crate::gather::{Blob, Coverage, Covered, Image, Keys, earliest};
 use crate::keys::Candidates;
 use crate::oci::{Cache, Layer};
 use crate::store::KeyId;
@@ -38,6 +38,10 @@ pub(crate) struct Record {
     pub(crate) created_at: Option<Timestamp>,
     /// The step that made it.
     pub(crate) name: Option<String>,
+    /// Indexes of the images that it is a layer of.
+    pub(crate) images: BTreeSet<usize>,
+    /// Indexes of the images whose last layer it is.
+    pub(crate) tops: BTreeSet<usize>,
 }
 
 /// A cache key with its results: indexes of records, each with when it was made.
@@ -88,6 +92,8 @@ struct Node {
     /// The same, as said of results that end with it.
     result_made: Option<Timestamp>,
     name: Option<String>,
+    images: BTreeSet<usize>,
+    tops: BTreeSet<usize>,
 }
 
 #[derive(Default)]
@@ -110,6 +116,8 @@ impl Chains {
                 layer_made: None,
                 result_made: None,
                 name: None,
+                images: BTreeSet::new(),
+                tops: BTreeSet::new(),
             };
             self.nodes.push(node);
             self.nodes.len() - 1
@@ -128,10 +136,11 @@ impl Chains {
 /// The results of a record: the top nodes of their chains, and when each was made.
 type Results = BTreeMap<usize, Option<Timestamp>>;
 
-/// Works out what a root for all of `caches` holds: all their layers, and the keys of those records that a
-/// build will find. `blobs` and `coverage` are those of these caches.
+/// Works out what a root for all of `caches` and `images` holds: all their layers, and the keys of those
+/// records that a build will find. `blobs` are those of both, `coverage` that of the caches.
 pub(crate) fn plan(
     caches: &[Cache],
+    images: &[Image],
     blobs: BTreeMap<Digest, Blob>,
     coverage: &Coverage,
     keys: &Keys,
@@ -184,6 +193,19 @@ pub(crate) fn plan(
             }
         }
         ids.push(id);
+    }
+    for (at, image) in images.iter().enumerate() {
+        let mut top = None;
+        for layer in &image.layers {
+            let node = chains.intern(top, layer);
+            chains.nodes[node].images.insert(at);
+            top = Some(node);
+        }
+        let Some(top) = top else { continue };
+        chains.nodes[top].tops.insert(at);
+        for key in &image.keys {
+            by_id.entry(KeyId::root(key)).or_default().entry(top).or_default();
+        }
     }
     finish(blobs, &chains, by_id, links, &keys.candidates)
 }
@@ -245,6 +267,8 @@ fn finish(
                 created_at: node.layer_made.or(node.result_made),
                 // Equal operations at two places have one digest, but each has a layer of its own.
                 name: candidates.layer_name(&node.blob).map(str::to_owned).or_else(|| node.name.clone()),
+                images: node.images.clone(),
+                tops: node.tops.clone(),
             }
         })
         .collect();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::gather::{BakedCache, KeySourceReport, Missing};
+use crate::gather::{BakedCache, KeySourceReport, Missing, SeededImage, SkippedImage};
 use crate::progress::Phase;
 
 pub use crate::gather::Unkeyed;
@@ -14,7 +14,7 @@ pub use crate::gather::Unkeyed;
 pub struct Phases {
     /// Reading manifests and configs.
     pub resolve: f64,
-    /// Collecting and proving operation digests.
+    /// Collecting and proving operation digests, and reading images.
     pub keys: f64,
     /// Downloading and unpacking layers.
     pub layers: f64,
@@ -50,6 +50,10 @@ pub struct Report {
     pub missing: Vec<Missing>,
     /// Where operation digests came from.
     pub keys_from: Vec<KeySourceReport>,
+    /// Images whose layers are in it, whether or not a cache has them too.
+    pub images: Vec<SeededImage>,
+    /// Images that builds used and that could not be read.
+    pub images_skipped: Vec<SkippedImage>,
     /// Distinct records of the caches: those of several caches with one digest and the same inputs
     /// count once.
     pub records: usize,

@@ -2,20 +2,18 @@
 
 use std::error::Error;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use jiff::Timestamp;
-use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::caches::Caches;
 use super::progress::{Console, Verbs};
-use super::{err, exit, out, render};
+use super::{err, exit, out, render, signals};
 use crate::bake::{self, Cancel, Options};
 use crate::keys::KeySpec;
-use crate::oci::Platform;
+use crate::oci::{Platform, Reference};
 use crate::source;
+use crate::source::spec::parse_reference;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -25,6 +23,13 @@ Examples:
 
   # a local export and a metadata file, into a root that is shipped elsewhere
   warmkit bake type=local,src=./cache --keys-from type=provenance,src=metadata.json --root ./root
+
+  # with an image that builds on this host will start from
+  warmkit bake ghcr.io/acme/app:cache --keys-from ghcr.io/acme/app:main --with-image alpine:3.22
+
+  # images that were pushed with --cache-to type=inline, of two stages of one Dockerfile
+  warmkit bake ghcr.io/acme/app:deps ghcr.io/acme/app:main --platform linux/amd64 \
+    --keys-from ghcr.io/acme/app:deps --keys-from ghcr.io/acme/app:main
 
   # every branch that has a cache, in one root, with the keys of each
   warmkit bake ghcr.io/acme/app:cache-main --from-file branches.txt --skip-missing \
@@ -49,6 +54,20 @@ pub(super) struct Arguments {
     /// provenance), type=provenance,src=FILE, type=cachedb,src=FILE-OR-ROOT, or type=keys,src=FILE
     #[arg(long, value_name = "SRC")]
     keys_from: Vec<KeySpec>,
+
+    /// Leave aside the sidecars that `warmkit keys push` put beside caches
+    #[arg(long)]
+    no_sidecar: bool,
+
+    /// Whether to seed the images that the builds used, their frontends included, as provenance tells:
+    /// a build then pulls and extracts no layer of them
+    #[arg(long, value_name = "WHICH", default_value = "auto")]
+    images: FindImages,
+
+    /// An image to seed that no provenance needs to name; for --platform, or this machine's. May be
+    /// repeated
+    #[arg(long = "with-image", value_name = "REF", value_parser = parse_reference)]
+    with_images: Vec<Reference>,
 
     /// A platform to bake, of an image with inline cache for several; also what the builder ran on
     /// that exported the caches, for operations that name no platform. May be repeated; default:
@@ -75,6 +94,15 @@ pub(super) struct Arguments {
     source_date_epoch: Option<Timestamp>,
 }
 
+/// Which images are looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum FindImages {
+    /// Those that provenance names; one that cannot be had is a warning
+    Auto,
+    /// None but those of --with-image
+    None,
+}
+
 fn parse_epoch(text: &str) -> Result<Timestamp, String> {
     let seconds: i64 =
         text.parse().map_err(|_| "expected seconds since 1970, such as 1700000000".to_owned())?;
@@ -98,22 +126,22 @@ pub(super) fn run(arguments: Arguments) -> u8 {
         Ok(caches) => caches,
         Err(error) => return failed(&error, error.exit_code()),
     };
-    let interrupted = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        // The second one ends the process at once, in case the first does not get through.
-        let twice = signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&interrupted));
-        let once = signal_hook::flag::register(signal, Arc::clone(&interrupted));
-        if let Err(error) = twice.and(once) {
+    let interrupted = match signals::interrupted() {
+        Ok(interrupted) => interrupted,
+        Err(error) => {
             err(format_args!("error: cannot handle signals: {error}"));
             return exit::FAILURE;
         }
-    }
+    };
     let options = Options {
         caches,
         skip_missing,
         keys_from: arguments.keys_from,
+        no_sidecar: arguments.no_sidecar,
         root: arguments.root,
         platforms: arguments.platforms,
+        find_images: arguments.images == FindImages::Auto,
+        with_images: arguments.with_images,
         allow_unkeyed: arguments.allow_unkeyed,
         written_at: arguments.source_date_epoch.unwrap_or_else(Timestamp::now),
         registry: source::Options { insecure: arguments.insecure, ..source::Options::default() },

@@ -17,7 +17,7 @@ const MAX_LIST: u64 = 16 << 20;
 #[derive(Debug, Args)]
 pub(super) struct Caches {
     /// A cache, as after buildx's --cache-from: a reference, type=registry,ref=REF or
-    /// type=local,src=DIR[,tag=TAG][,digest=DIGEST]; @FILE stands for the caches that FILE lists
+    /// type=local,src=DIR-OR-TAR[,tag=TAG][,digest=DIGEST]; @FILE stands for the caches that FILE lists
     #[arg(required_unless_present = "from_file", value_name = "CACHE")]
     caches: Vec<Argument>,
 

@@ -1,8 +1,7 @@
 //! Exit codes: few, documented, and the same for every command.
 
 use crate::bake::{self, ErrorClass};
-use crate::gather;
-use crate::verify;
+use crate::{gather, replay, verify};
 
 /// Everything went well.
 pub const OK: u8 = 0;
@@ -22,7 +21,7 @@ pub const UNKEYED: u8 = 6;
 pub const TARGET: u8 = 7;
 /// Verify found something wrong with the root.
 pub const FINDINGS: u8 = 8;
-/// A step of the live build was not CACHED, or something was imported or extracted.
+/// A step of the live build was not CACHED, or something was imported or extracted; or a replay missed a step.
 pub const NOT_CACHED: u8 = 9;
 
 /// The table that every `--help` ends with.
@@ -37,7 +36,7 @@ Exit codes:
   6  records without a key; nothing was baked
   7  the target is not empty, or a daemon uses it
   8  verify found something wrong
-  9  a step of the live build was not CACHED";
+  9  a step of the live build was not CACHED, or a replay missed one";
 
 /// The exit code for a bake that failed.
 pub fn of_bake(error: &bake::Error) -> u8 {
@@ -59,7 +58,16 @@ pub fn of_gather(error: &gather::Error) -> u8 {
         gather::ErrorClass::Source => SOURCE,
         gather::ErrorClass::Authentication => AUTHENTICATION,
         gather::ErrorClass::Content => CONTENT,
+        gather::ErrorClass::Unkeyed => UNKEYED,
         gather::ErrorClass::Other => FAILURE,
+    }
+}
+
+/// The exit code for a build that could not be replayed.
+pub fn of_replay(error: &replay::Error) -> u8 {
+    match error {
+        replay::Error::TooLarge { .. } => CONTENT,
+        _ => FAILURE,
     }
 }
 

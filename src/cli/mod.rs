@@ -1,11 +1,13 @@
 //! The command line: one file per command, the rendering, the exit codes.
 
 mod bake;
+mod build;
 mod caches;
 pub mod exit;
 mod keys;
 mod progress;
 mod render;
+mod signals;
 mod verify;
 
 use std::io::Write;

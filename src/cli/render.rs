@@ -8,7 +8,7 @@ use indicatif::HumanBytes;
 use serde::Serialize;
 
 use crate::bake::{Report, Unkeyed};
-use crate::gather::KeySourceReport;
+use crate::gather::{BakedCache, KeySourceReport};
 use crate::verify::{self, LiveReport, Severity, StepStatus};
 
 /// Unkeyed records that are listed for a person; `--json` has all.
@@ -64,7 +64,7 @@ fn chain(error: &dyn Error) -> String {
 pub(super) fn bake(report: &Report) -> String {
     let mut text = format!("baked {} in {:.1} s\n\n", report.root, report.seconds.total());
     for cache in &report.caches {
-        row(&mut text, "cache", &format!("{} ({})", cache.cache, cache.digest));
+        row(&mut text, "cache", &described(cache));
         let release = cache.written_by.as_deref().unwrap_or("of a release that no key tells");
         row(&mut text, "  by", &format!("BuildKit {release}"));
     }
@@ -73,6 +73,15 @@ pub(super) fn bake(report: &Report) -> String {
     }
     for source in &report.keys_from {
         row(&mut text, "keys from", &format!("{}: {}", source.source, worth(source)));
+    }
+    for image in &report.images {
+        let frontend = if image.frontend { ", frontend" } else { "" };
+        let layers = if image.layers == 1 { "layer" } else { "layers" };
+        let what = format!("{} {layers}, {}", image.layers, HumanBytes(image.bytes));
+        row(&mut text, "image", &format!("{}: {}{frontend}, {what}", image.image, image.platform));
+    }
+    for image in &report.images_skipped {
+        row(&mut text, "not seeded", &format!("{}: {}", image.image, image.reason));
     }
     row(&mut text, "records", &report.records.to_string());
     row(&mut text, "  keyed", &report.keyed.to_string());
@@ -93,6 +102,14 @@ pub(super) fn bake(report: &Report) -> String {
     }
     let _ = write!(text, "\ncheck it with: warmkit verify --root {}", report.root);
     text
+}
+
+/// A cache, with what it meant this time.
+pub(super) fn described(cache: &BakedCache) -> String {
+    match &cache.platform {
+        Some(platform) => format!("{} ({platform}, {})", cache.cache, cache.digest),
+        None => format!("{} ({})", cache.cache, cache.digest),
+    }
 }
 
 /// What a key source did for the caches.
@@ -166,6 +183,19 @@ pub(super) fn live(report: &LiveReport) -> String {
         report.imports,
         report.extractions
     );
+    text
+}
+
+/// What a replay found, and what it missed.
+pub(super) fn replay(report: &crate::replay::Report) -> String {
+    let mut text = format!("replayed with {} in {:.1} s\n", report.buildkitd, report.seconds);
+    for build in &report.builds {
+        let target = build.target.as_deref().map(|target| format!("target {target}: ")).unwrap_or_default();
+        let _ = writeln!(text, "{target}{} of {} steps in the caches", build.cached, build.steps);
+        for missed in &build.missed {
+            let _ = writeln!(text, "missed      {}\n            {}", missed.step, missed.cause);
+        }
+    }
     text
 }
 

@@ -111,6 +111,7 @@ impl Arguments {
             opts: self.opt.clone(),
             platform: self.platform.clone(),
             import_caches: self.import_cache.clone(),
+            contexts: Vec::new(),
             buildctl_args: [flags("--secret", &self.secret), flags("--ssh", &self.ssh)].concat(),
         };
         options.search = Search {

@@ -26,6 +26,8 @@ pub struct Build {
     pub platform: Option<String>,
     /// Caches to import, as `buildctl --import-cache` takes them.
     pub import_caches: Vec<String>,
+    /// Named contexts as `NAME=VALUE`; a value without a scheme is a local directory, as for buildx.
+    pub contexts: Vec<String>,
     /// Further arguments of `buildctl build`: `--secret …`, `--ssh …`, `--allow …`.
     pub buildctl_args: Vec<OsString>,
 }
@@ -118,9 +120,17 @@ impl Build {
             local.push(if path.as_os_str().is_empty() { Path::new(".") } else { path });
             local
         };
-        command.args(["--frontend", "dockerfile.v0", "--local"]).arg(local("context", &self.context));
+        command.args(["--frontend", "dockerfile.v0"]);
         let mut opts: Vec<String> = Vec::new();
+        let context = self.context.to_string_lossy();
+        if is_remote(&context) {
+            opts.push(format!("context={context}"));
+        } else {
+            command.arg("--local").arg(local("context", &self.context));
+        }
         match &self.dockerfile {
+            None if is_remote(&context) => {}
+            Some(file) if is_remote(&context) => opts.push(format!("filename={}", file.display())),
             None => {
                 command.arg("--local").arg(local("dockerfile", &self.context));
             }
@@ -134,6 +144,14 @@ impl Build {
         opts.extend(self.platform.iter().map(|platform| format!("platform={platform}")));
         opts.extend(self.build_args.iter().map(|arg| format!("build-arg:{arg}")));
         opts.extend(self.opts.iter().cloned());
+        for (name, value) in self.contexts.iter().filter_map(|context| context.split_once('=')) {
+            if is_remote(value) || value.starts_with("target:") {
+                opts.push(format!("context:{name}={value}"));
+            } else {
+                command.arg("--local").arg(local(&format!("context:{name}"), Path::new(value)));
+                opts.push(format!("context:{name}=local:context:{name}"));
+            }
+        }
         for opt in opts {
             command.arg("--opt").arg(opt);
         }
@@ -142,4 +160,9 @@ impl Build {
         }
         command.args(&self.buildctl_args);
     }
+}
+
+/// Whether a context is one that the daemon gets by itself.
+fn is_remote(context: &str) -> bool {
+    context.contains("://") || context.starts_with("git@") || context.starts_with("github.com/")
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
 
 use jiff::Timestamp;
 
-use super::Error;
+use super::{Error, Image};
 use crate::digest::Digest;
 use crate::oci::{Cache, Compression, Layer};
 
@@ -13,7 +13,7 @@ use crate::oci::{Cache, Compression, Layer};
 pub struct Blob {
     /// What all caches together say of it.
     pub layer: Layer,
-    /// Indexes of the caches that have it.
+    /// Indexes of the caches that have it, and of the images, which count on from them.
     pub caches: BTreeSet<usize>,
 }
 
@@ -28,25 +28,58 @@ pub fn blobs(caches: &[Cache], name: impl Fn(usize) -> String) -> Result<BTreeMa
         let used: BTreeSet<usize> =
             cache.records.iter().flat_map(|r| &r.results).flat_map(|r| &r.layers).copied().collect();
         for layer in used.into_iter().map(|layer| &cache.layers[layer]) {
-            let digest = layer.descriptor.digest;
-            match blobs.entry(digest) {
-                Entry::Vacant(entry) => {
-                    entry.insert(Blob { layer: layer.clone(), caches: BTreeSet::from([at]) });
-                }
-                Entry::Occupied(mut entry) => {
-                    let known = entry.get_mut();
-                    if let Some((what, claims)) = disagreement(&known.layer, layer) {
-                        let first = known.caches.first().copied().unwrap_or(at);
-                        let caches = [name(first), name(at)];
-                        return Err(Error::Claims { digest, what, caches, claims });
-                    }
-                    known.caches.insert(at);
-                    merge(&mut known.layer, layer);
-                }
-            }
+            add(&mut blobs, layer, at, &name)?;
         }
     }
     Ok(blobs)
+}
+
+/// Adds the layers of images to the blobs of `caches` caches.
+///
+/// # Errors
+/// As of [`blobs()`].
+pub fn add_images(
+    blobs: &mut BTreeMap<Digest, Blob>,
+    images: &[Image],
+    name: impl Fn(usize) -> String,
+    caches: usize,
+) -> Result<(), Error> {
+    let name = |at: usize| match at.checked_sub(caches) {
+        Some(image) => images[image].report.image.clone(),
+        None => name(at),
+    };
+    for (at, image) in images.iter().enumerate() {
+        for layer in &image.layers {
+            add(blobs, layer, caches + at, &name)?;
+        }
+    }
+    Ok(())
+}
+
+fn add(
+    blobs: &mut BTreeMap<Digest, Blob>,
+    layer: &Layer,
+    at: usize,
+    name: &impl Fn(usize) -> String,
+) -> Result<(), Error> {
+    let digest = layer.descriptor.digest;
+    match blobs.entry(digest) {
+        Entry::Vacant(entry) => {
+            entry.insert(Blob { layer: layer.clone(), caches: BTreeSet::from([at]) });
+        }
+        Entry::Occupied(mut entry) => {
+            let known = entry.get_mut();
+            if let Some((what, claims)) = disagreement(&known.layer, layer) {
+                let first = known.caches.first().copied().unwrap_or(at);
+                let [one, other] = claims;
+                let claims = Box::new([(name(first), one), (name(at), other)]);
+                return Err(Error::Claims { digest, what, claims });
+            }
+            known.caches.insert(at);
+            merge(&mut known.layer, layer);
+        }
+    }
+    Ok(())
 }
 
 /// What two descriptions of one blob cannot both be right about, and what each says.

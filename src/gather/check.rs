@@ -77,7 +77,7 @@ pub fn check(
 
     progress.event(Event::Started(Phase::Keys));
     let collecting = Instant::now();
-    let keys = collect(keys_from, &caches, options, progress)?;
+    let keys = collect(keys_from, all.sidecars, &caches, options, progress)?;
     let coverage = Coverage::new(&caches, &keys);
     progress.event(Event::Finished(Phase::Keys, collecting.elapsed()));
     let records = coverage.records().len();

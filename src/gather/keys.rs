@@ -60,21 +60,24 @@ impl Keys {
     }
 }
 
-/// Reads every key source and proves what it offers against the records of `caches`.
+/// Reads every key source and proves what it offers, and what was `found` with the caches, against the
+/// records of `caches`.
 ///
 /// # Errors
 /// A source cannot be read: never a lower number instead. Of several that cannot, the first is named.
 pub fn collect(
     specs: &[KeySpec],
+    found: Vec<Offer>,
     caches: &[Cache],
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<Keys, Error> {
-    let offers = parallel::each(specs, SOURCES_AT_ONCE, |spec| {
+    let mut offers = parallel::each(specs, SOURCES_AT_ONCE, |spec| {
         options.check()?;
         let candidates = read_candidates(spec, options, progress)?;
         Ok(Offer { source: spec.to_string(), candidates })
     })?;
+    offers.extend(found);
     Ok(prove(offers, caches))
 }
 

@@ -3,6 +3,7 @@
 //! ```text
 //! caches      ──> manifest, config ──────────> Opened: the cache, and where its blobs are
 //! key sources ──> candidates ── prove ───────> Keys: what each source was worth, and the keyring
+//! sidecars   ───────┘
 //! both        ──> Coverage: which records a build will find by their keys
 //! ```
 //!
@@ -13,18 +14,21 @@ mod caches;
 mod check;
 mod coverage;
 mod error;
+mod images;
 mod inline;
 mod keys;
 mod parallel;
+pub mod sidecar;
 
 use crate::oci::Platform;
 use crate::source;
 
-pub use blobs::{Blob, blobs, earliest};
+pub use blobs::{Blob, add_images, blobs, earliest};
 pub use caches::{All, BakedCache, Missing, Opened, open, open_all};
 pub use check::{Check, StepReport, check};
 pub use coverage::{Coverage, Covered, Status, Unkeyed};
 pub use error::{Error, ErrorClass};
+pub use images::{Image, ImageDocument, Images, OpenedImage, SeededImage, SkippedImage, open_images};
 pub use keys::{KeySourceReport, Keys, Offer, collect, prove};
 
 /// How caches and key sources are read.
@@ -33,6 +37,8 @@ pub struct Options {
     /// Only caches of these platforms, where a cache says which it is for, and the platforms that
     /// operations ran on that name none. Empty: all caches, and this machine's platform.
     pub platforms: Vec<Platform>,
+    /// Leave aside the sidecars that stand beside caches.
+    pub no_sidecar: bool,
     /// How registries are talked to; its `stop` ends the reading.
     pub registry: source::Options,
 }

@@ -1,7 +1,8 @@
 //! What may be an operation digest; nothing here is proven.
 
-use std::collections::{HashMap, hash_map::Entry};
+use std::collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry};
 
+use super::UsedImage;
 use super::writers::Writers;
 use crate::digest::{Digest, OpDigest};
 
@@ -10,6 +11,8 @@ use crate::digest::{Digest, OpDigest};
 pub struct Candidates {
     ops: HashMap<OpDigest, Hints>,
     layers: HashMap<Digest, String>,
+    images: BTreeMap<(String, String, String), UsedImage>,
+    local_images: BTreeSet<String>,
 }
 
 /// What a source said of an operation digest beside it.
@@ -77,6 +80,23 @@ impl Candidates {
         self.layers.entry(layer).or_insert(name);
     }
 
+    /// Adds an image that a build used.
+    pub fn add_image(&mut self, image: UsedImage) {
+        match self.images.entry(image.id()) {
+            std::collections::btree_map::Entry::Occupied(mut entry) => {
+                entry.get_mut().frontend |= image.frontend;
+            }
+            std::collections::btree_map::Entry::Vacant(entry) => {
+                entry.insert(image);
+            }
+        }
+    }
+
+    /// Adds an image that a build took from where no registry is, as the build named it.
+    pub fn add_local_image(&mut self, name: String) {
+        self.local_images.insert(name);
+    }
+
     /// Takes over all that `other` has; where both name something, the name here stays.
     pub fn merge(&mut self, other: Self) {
         for (digest, hints) in other.ops {
@@ -97,6 +117,10 @@ impl Candidates {
         for (layer, name) in other.layers {
             self.name_layer(layer, name);
         }
+        for image in other.images.into_values() {
+            self.add_image(image);
+        }
+        self.local_images.extend(other.local_images);
     }
 
     /// How many distinct operation digests there are.
@@ -109,9 +133,9 @@ impl Candidates {
         self.ops.is_empty()
     }
 
-    /// Whether this operation digest is among them.
-    pub fn contains(&self, digest: &OpDigest) -> bool {
-        self.ops.contains_key(digest)
+    /// The outputs that this operation digest was seen with, where it is among them.
+    pub fn outputs_of(&self, digest: &OpDigest) -> Option<&[i64]> {
+        self.ops.get(digest).map(|hints| hints.outputs.as_slice())
     }
 
     /// The operation digests, in no particular order, with the names of their steps.
@@ -128,6 +152,16 @@ impl Candidates {
     /// The step's name, where it is known.
     pub fn name(&self, digest: &OpDigest) -> Option<&str> {
         self.ops.get(digest)?.name.as_deref()
+    }
+
+    /// The images that builds used, each once, in the order of their names.
+    pub fn images(&self) -> impl Iterator<Item = &UsedImage> {
+        self.images.values()
+    }
+
+    /// Images that builds used and no registry has, in the order of their names.
+    pub fn local_images(&self) -> impl Iterator<Item = &str> {
+        self.local_images.iter().map(String::as_str)
     }
 
     /// The step that made the layer with this blob: a name for records that stay without a key.

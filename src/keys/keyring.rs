@@ -33,7 +33,10 @@ impl ProvenKey {
 
     /// Whether these candidates alone would have proven it.
     pub fn follows_from(&self, candidates: &Candidates) -> bool {
-        OUTPUTS.contains(&self.output) && candidates.contains(&self.digest)
+        match candidates.outputs_of(&self.digest) {
+            Some(seen) => seen.contains(&self.output) || OUTPUTS.contains(&self.output),
+            None => false,
+        }
     }
 
     /// The step as a daemon shows it, such as `[build 2/4] RUN make`, where a source told it.

@@ -24,6 +24,7 @@ mod dockerfile;
 mod expand;
 pub mod file;
 pub mod harvest;
+pub mod images;
 mod keyring;
 mod llb;
 mod names;
@@ -35,6 +36,7 @@ use std::io;
 use std::path::PathBuf;
 
 pub use candidates::Candidates;
+pub use images::UsedImage;
 pub use keyring::{Keyring, ProvenKey};
 pub use spec::{KeySpec, SpecProblem};
 

@@ -88,7 +88,7 @@ impl<'a> Names<'a> {
 }
 
 /// What a build ran on and for, where provenance tells.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Platforms {
     /// The builder's own platform.
     pub(super) builder: Option<Platform>,

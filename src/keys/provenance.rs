@@ -26,7 +26,7 @@ use serde_json::{Map, Value};
 
 use super::llb::{Operation, Step, get};
 use super::{
-    Candidates, Error, cachemap,
+    Candidates, Error, cachemap, images,
     names::{self, Names, Platforms},
     writers::Writers,
 };
@@ -62,7 +62,7 @@ pub fn candidates(json: &[u8], platform: &Platform) -> Result<Candidates, Error>
     }
     let document: Value = serde_json::from_slice(json).map_err(|source| Error::Json { source })?;
     let mut predicates = Vec::new();
-    find_predicates(&document, MAX_DEPTH, &mut predicates);
+    find_predicates(&document, None, MAX_DEPTH, &mut predicates);
     if predicates.is_empty() {
         return Err(Error::NoProvenance);
     }
@@ -82,6 +82,10 @@ struct Predicate<'a> {
     args: Option<&'a Map<String, Value>>,
     /// What the builder runs on and what it built for.
     platforms: Platforms,
+    /// What went into the build: images and other sources.
+    dependencies: Option<&'a Value>,
+    /// What the build was for, by what the predicate is wrapped in.
+    target: Option<Platform>,
 }
 
 fn path<'a>(object: &'a Map<String, Value>, names: &[&str]) -> Option<&'a Value> {
@@ -101,12 +105,13 @@ impl<'a> Predicate<'a> {
             || (object.contains_key("buildType") && object.contains_key("builder"));
         let platform =
             |names: &[&str]| find(names).and_then(Value::as_str).and_then(|text| text.parse().ok());
-        let (config, metadata, args, platforms) = if slsa1 {
+        let (config, metadata, args, dependencies, platforms) = if slsa1 {
             let internal = ["buildDefinition", "internalParameters"];
             (
                 find(&[&internal[..], &["buildConfig"]].concat()),
                 find(&["runDetails", "metadata", "buildkit_metadata"]),
                 find(&["buildDefinition", "externalParameters", "request", "args"]),
+                find(&["buildDefinition", "resolvedDependencies"]),
                 Platforms {
                     builder: platform(&[&internal[..], &["builderPlatform"]].concat()),
                     target: platform(&[&internal[..], &["targetPlatform"]].concat()),
@@ -117,6 +122,7 @@ impl<'a> Predicate<'a> {
                 find(&["buildConfig"]),
                 find(&["metadata", "https://mobyproject.org/buildkit@v1#metadata"]),
                 find(&["invocation", "parameters", "args"]),
+                find(&["materials"]),
                 Platforms { builder: platform(&["invocation", "environment", "platform"]), target: None },
             )
         } else {
@@ -127,6 +133,8 @@ impl<'a> Predicate<'a> {
             metadata: metadata.and_then(Value::as_object),
             args: args.and_then(Value::as_object),
             platforms,
+            dependencies,
+            target: None,
         })
     }
 
@@ -138,6 +146,7 @@ impl<'a> Predicate<'a> {
         platforms.extend(self.platforms.builder.clone());
         platforms.dedup();
         let steps: Vec<Step> = steps.iter().filter_map(Step::read).collect();
+        self.add_images(&steps, platform, candidates);
         let source = self.metadata.and_then(|metadata| get(metadata, "source")).and_then(Value::as_object);
         let names = names::of_steps(&steps, source, self.args, &self.platforms);
         // Equal operations at two places have one digest, so it has no name; their layers have.
@@ -158,6 +167,14 @@ impl<'a> Predicate<'a> {
         }
         self.name_layers(&steps, &names, candidates);
         true
+    }
+
+    fn add_images(&self, steps: &[Step], platform: &Platform, candidates: &mut Candidates) {
+        let mut platforms = self.platforms.clone();
+        platforms.target = platforms.target.or_else(|| self.target.clone());
+        let found = images::find(self.dependencies, steps, self.args, &platforms, platform);
+        found.images.into_iter().for_each(|image| candidates.add_image(image));
+        found.local.into_iter().for_each(|name| candidates.add_local_image(name));
     }
 
     /// Names layers by the steps that made them: the last layer of a step's chain is its own, and all
@@ -195,14 +212,26 @@ impl<'a> Predicate<'a> {
     }
 }
 
-/// Finds predicates in whatever they are wrapped in.
-fn find_predicates<'a>(value: &'a Value, depth: usize, found: &mut Vec<Predicate<'a>>) {
+/// Finds predicates in whatever they are wrapped in, and what each was for where that tells it: a
+/// statement's subject, or the platform as the name of a member.
+fn find_predicates<'a>(
+    value: &'a Value,
+    target: Option<&Platform>,
+    depth: usize,
+    found: &mut Vec<Predicate<'a>>,
+) {
     let Value::Object(object) = value else { return };
-    if let Some(predicate) = Predicate::new(object) {
+    if let Some(mut predicate) = Predicate::new(object) {
+        predicate.target = target.cloned();
         found.push(predicate);
     } else if depth > 0 {
-        for value in object.values() {
-            find_predicates(value, depth - 1, found);
+        let subject = || object.get("subject")?.get(0)?.get("name")?.as_str();
+        let of_subject = subject().and_then(images::platform_of_subject);
+        for (name, value) in object {
+            let platform = name.strip_prefix("buildx.build.provenance/").unwrap_or(name);
+            let of_name = if platform.contains('/') { platform.parse().ok() } else { None };
+            let target = of_name.as_ref().or(of_subject.as_ref()).or(target);
+            find_predicates(value, target, depth - 1, found);
         }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! layers[]   {blob, parent}            parent: index, -1 none, absent 0
+//!            annotations               only where there is no manifest: see `annotated`
 //! records[]  {digest,
 //!             layers[] {layer, createdAt}      a layer with all its parents
 //!             chains[] {layers[], createdAt}   exactly these layers
@@ -11,6 +12,8 @@
 //! Mirrors `cache/remotecache/v1/types/spec.go` and, for what is refused, `v1/parse.go` (v0.34).
 //! Unlike upstream, a layer that the manifest does not list is an error: a cache that lost a layer
 //! should not ship as warm.
+
+mod annotated;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,6 +30,12 @@ pub const CREATED_AT: &str = "buildkit/createdat";
 /// Annotation of a layer that holds its description; only some exporters write it.
 pub const DESCRIPTION: &str = "buildkit/description";
 
+/// The most layers that overlayfs stacks (`OVL_MAX_STACK`): nothing on more could be mounted.
+const MAX_HEIGHT: usize = 500;
+/// The most layers in the chains of all results together: 128 MiB of indexes. Ten thousand results on
+/// a hundred layers each are a million.
+const MAX_CHAINED: usize = 1 << 24;
+
 /// The JSON document, indexes not yet checked.
 #[derive(Debug, Clone, Deserialize)]
 pub struct CacheConfig {
@@ -41,6 +50,8 @@ struct RawLayer {
     blob: Digest,
     #[serde(default)]
     parent: i64,
+    #[serde(default)]
+    annotations: Option<annotated::Annotations>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -115,6 +126,21 @@ impl Layer {
             descriptor,
         })
     }
+
+    /// A layer of an image, whose config claims `diff_id` for it.
+    pub(super) fn of_image(descriptor: Descriptor, diff_id: DiffId) -> Result<Self, Error> {
+        let digest = descriptor.digest;
+        let media_type = descriptor.media_type.as_str();
+        if media_type.contains(".nondistributable.") || media_type.contains(".foreign.") {
+            return Err(Error::ForeignLayer { digest });
+        }
+        if media_type.ends_with("+encrypted") {
+            return Err(Error::EncryptedLayer { digest });
+        }
+        let compression = Compression::of_layer(media_type)
+            .ok_or_else(|| Error::UnknownLayer { digest, media_type: media_type.to_owned() })?;
+        Ok(Self { descriptor, compression, diff_id, created_at: None, description: None })
+    }
 }
 
 /// A chain of layers that a record has as its result.
@@ -170,7 +196,11 @@ impl CacheConfig {
     pub(super) fn of_image(records: &[u8], layers: &[Descriptor]) -> Result<Self, Error> {
         let json = |source| Error::Json { what: "the inline cache", source };
         let records = serde_json::from_slice::<Option<_>>(records).map_err(json)?.unwrap_or_default();
-        let layers = layers.iter().zip(-1..).map(|(layer, parent)| RawLayer { blob: layer.digest, parent });
+        let layers = layers.iter().zip(-1..).map(|(layer, parent)| RawLayer {
+            blob: layer.digest,
+            parent,
+            annotations: None,
+        });
         Ok(Self { layers: layers.collect(), records })
     }
 
@@ -188,7 +218,7 @@ impl CacheConfig {
             });
         }
         let layers = layers.into_iter().cloned().map(Layer::new).collect::<Result<Vec<_>, _>>()?;
-        let chains = self.layer_chains(&by_blob)?;
+        let mut chains = self.layers(&by_blob)?;
         let named: BTreeSet<_> = self.layers.iter().map(|l| l.blob).collect();
         if let Some(digest) = by_blob.keys().find(|digest| !named.contains(digest)) {
             return Err(Error::LayerNotNamed { digest: *digest });
@@ -199,12 +229,13 @@ impl CacheConfig {
             position[from] = to;
         }
         let records =
-            order.iter().map(|&at| self.record(at, &chains, &position)).collect::<Result<_, _>>()?;
+            order.iter().map(|&at| self.record(at, &mut chains, &position)).collect::<Result<_, _>>()?;
         Ok(Cache { layers, records })
     }
 
-    /// For each config layer the chain of blobs (indexes into the distinct ones), lowest first.
-    fn layer_chains(&self, by_blob: &BTreeMap<Digest, usize>) -> Result<Vec<Vec<usize>>, Error> {
+    /// Checks the layers' blobs and parents; gives per config layer its blob, as an index into the distinct
+    /// ones, and how many layers it is with all its parents.
+    fn layers(&self, by_blob: &BTreeMap<Digest, usize>) -> Result<Chains<'_>, Error> {
         let len = self.layers.len();
         let mut blobs = Vec::with_capacity(len);
         for (index, layer) in self.layers.iter().enumerate() {
@@ -216,24 +247,25 @@ impl CacheConfig {
                 })?;
             }
         }
-        (0..len)
-            .map(|index| {
-                let mut chain = Vec::new();
-                let mut at = index;
-                loop {
-                    if chain.len() == len {
-                        return Err(Error::Cycle { what: "layer", index });
-                    }
-                    chain.push(blobs[at]);
-                    match usize::try_from(self.layers[at].parent) {
-                        Ok(parent) => at = parent,
-                        Err(_) => break,
-                    }
+        // 0: not known yet. Each layer is walked over once, from wherever its chain is first met.
+        let mut heights = vec![0_usize; len];
+        for index in 0..len {
+            let mut above = Vec::new();
+            let mut at = Some(index);
+            while let Some(layer) = at.filter(|&layer| heights[layer] == 0) {
+                if above.len() == len {
+                    return Err(Error::Cycle { what: "layer", index });
                 }
-                chain.reverse();
-                Ok(chain)
-            })
-            .collect()
+                above.push(layer);
+                at = usize::try_from(self.layers[layer].parent).ok();
+            }
+            let mut height = at.map_or(0, |layer| heights[layer]);
+            for layer in above.into_iter().rev() {
+                height += 1;
+                heights[layer] = height;
+            }
+        }
+        Ok(Chains { layers: &self.layers, blobs, heights, total: 0 })
     }
 
     /// Record indexes, inputs before those that use them; stable for one document.
@@ -284,7 +316,7 @@ impl CacheConfig {
         Ok(order)
     }
 
-    fn record(&self, at: usize, chains: &[Vec<usize>], position: &[usize]) -> Result<Record, Error> {
+    fn record(&self, at: usize, chains: &mut Chains<'_>, position: &[usize]) -> Result<Record, Error> {
         let raw = &self.records[at];
         let len = self.layers.len();
         let mut results = Vec::new();
@@ -292,14 +324,15 @@ impl CacheConfig {
             let place = || format!("record {at} ({})", raw.digest);
             let layer = check_index(result.layer, len, "layer", place)?;
             let created_at = result.created_at.as_deref().and_then(parse_time);
-            results.push(ResultChain { layers: chains[layer].clone(), created_at });
+            results.push(ResultChain { layers: chains.of(layer)?, created_at });
         }
         for chain in &raw.chains {
+            chains.count(chain.layers.len(), chain.layers.last().copied().unwrap_or_default())?;
             let mut layers = Vec::with_capacity(chain.layers.len());
             for &layer in &chain.layers {
                 let place = || format!("record {at} ({}), chain", raw.digest);
                 let layer = check_index(layer, len, "layer", place)?;
-                layers.extend(chains[layer].last());
+                layers.push(chains.blobs[layer]);
             }
             if !layers.is_empty() {
                 let created_at = chain.created_at.as_deref().and_then(parse_time);
@@ -320,6 +353,45 @@ impl CacheConfig {
             })
             .collect::<Result<_, _>>()?;
         Ok(Record { digest: raw.digest.clone(), results, inputs })
+    }
+}
+
+/// The config's layers, checked.
+struct Chains<'a> {
+    layers: &'a [RawLayer],
+    /// Per layer an index into the distinct blobs.
+    blobs: Vec<usize>,
+    /// Per layer how many it is with all its parents.
+    heights: Vec<usize>,
+    /// Layers in the chains that were given out.
+    total: usize,
+}
+
+impl Chains<'_> {
+    /// The blobs of a layer and its parents, lowest first.
+    fn of(&mut self, layer: usize) -> Result<Vec<usize>, Error> {
+        self.count(self.heights[layer], i64::try_from(layer).unwrap_or_default())?;
+        let mut chain = vec![0; self.heights[layer]];
+        let mut at = Some(layer);
+        for slot in chain.iter_mut().rev() {
+            if let Some(layer) = at {
+                *slot = self.blobs[layer];
+                at = usize::try_from(self.layers[layer].parent).ok();
+            }
+        }
+        Ok(chain)
+    }
+
+    /// Refuses a chain, of which `index` is the top, that nothing could mount, or one too many of them.
+    fn count(&mut self, height: usize, index: i64) -> Result<(), Error> {
+        if height > MAX_HEIGHT {
+            return Err(Error::TooHigh { index, height, limit: MAX_HEIGHT });
+        }
+        self.total += height;
+        if self.total > MAX_CHAINED {
+            return Err(Error::TooManyLayers { limit: MAX_CHAINED });
+        }
+        Ok(())
     }
 }
 
@@ -379,6 +451,36 @@ mod tests {
         .unwrap();
         assert_eq!(cache.records[0].results[0].layers, [0, 1]);
         assert_eq!(cache.records[0].results[0].created_at.unwrap().to_string(), "2024-01-02T03:04:05.5Z");
+    }
+
+    /// A chain of so many layers, each on the one before, as the config has it.
+    fn tower(height: usize, results: &str) -> Result<Cache, Error> {
+        let layers: Vec<String> = (0..height)
+            .map(|at| format!(r#"{{"blob":"{}","parent":{}}}"#, blob("a"), i64::try_from(at).unwrap() - 1))
+            .collect();
+        let records = format!(r#"[{{"digest":"<r0>",{results}}}]"#);
+        resolve(&["a"], &format!(r#"{{"layers":[{}],"records":{records}}}"#, layers.join(",")))
+    }
+
+    #[test]
+    fn chains_are_as_high_as_overlayfs_stacks() {
+        let top = |layer: usize| format!(r#""layers":[{{"layer":{layer}}}]"#);
+        let cache = tower(MAX_HEIGHT, &top(MAX_HEIGHT - 1)).unwrap();
+        assert_eq!(cache.records[0].results[0].layers.len(), MAX_HEIGHT);
+        // Layers above that no result needs are no fault; they cost nothing either.
+        tower(100_000, &top(MAX_HEIGHT - 1)).unwrap();
+        let chain = format!(r#""chains":[{{"layers":[{}]}}]"#, vec!["0"; MAX_HEIGHT + 1].join(","));
+        for results in [&top(100_000 - 1), &chain] {
+            let error = tower(100_000, results).unwrap_err().to_string();
+            assert!(error.contains("overlayfs stacks no more than 500"), "{error}");
+        }
+    }
+
+    #[test]
+    fn results_have_a_limit() {
+        let results = vec![format!(r#"{{"layer":{}}}"#, MAX_HEIGHT - 1); MAX_CHAINED / MAX_HEIGHT + 1];
+        let error = tower(MAX_HEIGHT, &format!(r#""layers":[{}]"#, results.join(","))).unwrap_err();
+        assert!(matches!(error, Error::TooManyLayers { .. }), "{error}");
     }
 
     #[test]

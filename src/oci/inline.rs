@@ -79,6 +79,11 @@ impl ImageConfig {
         self.platform.as_ref()
     }
 
+    /// What the config claims that the layers unpack to, lowest first.
+    pub(super) fn diff_ids(&self) -> &[String] {
+        self.raw.rootfs.diff_ids.as_deref().unwrap_or_default()
+    }
+
     /// The cache that the image carries; `None` where it carries none.
     ///
     /// `config` and `layers` are those of the image's manifest. What the cache says of a layer is what
@@ -88,7 +93,7 @@ impl ImageConfig {
             return Ok(None);
         };
         let invalid = |reason: String| Error::InlineCache { reason };
-        let diff_ids = self.raw.rootfs.diff_ids.as_deref().unwrap_or_default();
+        let diff_ids = self.diff_ids();
         if diff_ids.len() != layers.len() {
             let (manifest, config) = (layers.len(), diff_ids.len());
             return Err(invalid(format!(

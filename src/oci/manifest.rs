@@ -8,7 +8,7 @@ use oci_spec::image::{ImageIndex, ImageManifest};
 use serde::Deserialize;
 
 use super::media_type::{self, CACHE_CONFIG};
-use super::{Descriptor, Error};
+use super::{Descriptor, Error, inline};
 
 /// A parsed manifest document.
 #[derive(Debug, Clone)]
@@ -40,9 +40,17 @@ pub struct CacheManifest {
 #[serde(rename_all = "camelCase")]
 struct Probe {
     #[serde(default)]
+    schema_version: Option<u64>,
+    #[serde(default)]
     media_type: String,
     config: Option<serde::de::IgnoredAny>,
     manifests: Option<serde::de::IgnoredAny>,
+}
+
+/// What a manifest says that it is; `None` where it does not.
+pub fn media_type(bytes: &[u8]) -> Option<String> {
+    let probe: Probe = serde_json::from_slice(bytes).ok()?;
+    Some(probe.media_type).filter(|media_type| !media_type.is_empty())
 }
 
 impl Document {
@@ -66,6 +74,7 @@ impl Document {
                     manifests: index.manifests().iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
                 })
             }
+            _ if probe.schema_version == Some(1) => Err(Error::Schema1),
             _ => Err(Error::UnknownManifest { media_type: probe.media_type }),
         }
     }
@@ -96,6 +105,17 @@ impl Document {
                     }),
                 }
             }
+        }
+    }
+
+    /// Takes the document as the manifest of an image: its config and its layers.
+    pub fn into_image(self) -> Result<(Descriptor, Vec<Descriptor>), Error> {
+        match self {
+            Self::Manifest { config, layers } if inline::is_image_config(&config.media_type) => {
+                Ok((config, layers))
+            }
+            Self::Manifest { config, .. } => Err(Error::NotAnImage { media_type: config.media_type }),
+            Self::Index { .. } => Err(Error::NotAnImage { media_type: media_type::OCI_INDEX.to_owned() }),
         }
     }
 }
@@ -151,7 +171,8 @@ mod tests {
                 "an image index, not a build cache",
             ),
             (format!(r#"{{"schemaVersion":2,"manifests":[{evil}]}}"#), "the manifest is not valid"),
-            (r#"{"schemaVersion":1,"name":"x"}"#.to_owned(), "unknown manifest media type"),
+            (r#"{"schemaVersion":1,"name":"x"}"#.to_owned(), "schema 1 manifest"),
+            (r#"{"schemaVersion":2,"name":"x"}"#.to_owned(), "unknown manifest media type"),
             (r#"{"schemaVersion":2,"mediaType":"text/html"}"#.to_owned(), "\"text/html\""),
             ("<html>".to_owned(), "the manifest is not valid"),
         ];

@@ -3,13 +3,16 @@
 //! Manifests are parsed by `oci-spec`; what this module adds is what a cache needs: which of the
 //! many document forms is a cache, and layers and records whose indexes have been checked.
 
+pub mod artifact;
 pub mod cacheconfig;
 pub mod descriptor;
+pub mod image;
 pub mod inline;
 pub mod manifest;
 pub mod media_type;
 pub mod platform;
 
+pub use artifact::{Artifact, Referrer, ReferrersList};
 pub use cacheconfig::{Cache, CacheConfig, Layer, Record};
 pub use descriptor::Descriptor;
 pub use inline::ImageConfig;
@@ -75,6 +78,12 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// A document of another kind where a registry lists what refers to a manifest.
+    #[error("expected a list of referrers, found media type {media_type:?} or no list of manifests")]
+    NotReferrers {
+        /// Its media type.
+        media_type: String,
+    },
     /// A cache without a single record.
     #[error("the cache is empty: it has no records")]
     Empty,
@@ -97,6 +106,73 @@ pub enum Error {
         /// The annotation that should hold it.
         annotation: &'static str,
     },
+    /// A layer of a config that stands alone, and nothing says what it is.
+    #[error("cache config layer {index} ({blob}) has no annotations, and there is no manifest")]
+    NoLayerAnnotations {
+        /// Index in the config's `layers`.
+        index: usize,
+        /// The layer's blob.
+        blob: Digest,
+    },
+    /// An annotation of such a layer that makes no sense.
+    #[error("cache config layer {index} ({blob}): invalid {name} {value:?}")]
+    LayerAnnotation {
+        /// Index in the config's `layers`.
+        index: usize,
+        /// The layer's blob.
+        blob: Digest,
+        /// Which annotation.
+        name: &'static str,
+        /// What it is; empty where it is absent.
+        value: String,
+    },
+    /// Two layers of one blob that say different things of it.
+    #[error("cache config layer {index} ({blob}) has other annotations than an earlier one of the same blob")]
+    LayerAnnotationsDiffer {
+        /// Index of the later one in the config's `layers`.
+        index: usize,
+        /// The blob.
+        blob: Digest,
+    },
+    /// A cache, an artifact or an index where an image was expected.
+    #[error("not an image: its config has media type {media_type:?}")]
+    NotAnImage {
+        /// The config's media type, or that of an index inside an index.
+        media_type: String,
+    },
+    /// An image whose config does not fit its manifest.
+    #[error("the image's manifest has {manifest} layers, but its config has {config} diff IDs")]
+    LayerCount {
+        /// Layers of the manifest.
+        manifest: usize,
+        /// Diff IDs of the config.
+        config: usize,
+    },
+    /// A layer that only its publisher hands out, as those of old Windows images.
+    #[error("layer {digest} is not kept in the image's registry (a foreign layer), so it cannot be seeded")]
+    ForeignLayer {
+        /// The layer's blob.
+        digest: Digest,
+    },
+    /// A layer for which a key is needed.
+    #[error("layer {digest} is encrypted; BuildKit cannot read it either")]
+    EncryptedLayer {
+        /// The layer's blob.
+        digest: Digest,
+    },
+    /// An index that has nothing for a platform.
+    #[error("the image has no manifest for {platform}; it has {}", list(.found))]
+    NoPlatform {
+        /// What was looked for.
+        platform: Box<Platform>,
+        /// What there is.
+        found: Vec<Platform>,
+    },
+    /// An image of the format before manifests had a config.
+    #[error(
+        "the image has a schema 1 manifest, which BuildKit no longer reads; push it again with a current tool"
+    )]
+    Schema1,
     /// The config names a blob that the manifest does not list.
     #[error("cache config layer {index} names blob {digest}, which the manifest does not list")]
     LayerNotListed {
@@ -131,6 +207,22 @@ pub enum Error {
         /// An index on the cycle.
         index: usize,
     },
+    /// A chain of layers that nothing could mount.
+    #[error("layer {index} is the top of {height} layers, and overlayfs stacks no more than {limit}")]
+    TooHigh {
+        /// Index in the config's `layers`.
+        index: i64,
+        /// How many they are.
+        height: usize,
+        /// The most that are taken.
+        limit: usize,
+    },
+    /// More results, on more layers, than any build has.
+    #[error("the results of the cache's records have more than {limit} layers in all")]
+    TooManyLayers {
+        /// The most that are taken.
+        limit: usize,
+    },
     /// An input without a single alternative.
     #[error("record {index} ({digest}): input {input} has no link")]
     EmptyInput {
@@ -147,4 +239,9 @@ pub enum Error {
         /// What was written.
         text: String,
     },
+}
+
+fn list(platforms: &[Platform]) -> String {
+    let all: Vec<String> = platforms.iter().map(ToString::to_string).collect();
+    if all.is_empty() { "none at all".to_owned() } else { all.join(", ") }
 }

@@ -47,8 +47,18 @@ impl Environment {
         std::env::vars_os().collect()
     }
 
-    fn path(&self, name: &str) -> Option<PathBuf> {
+    pub(super) fn path(&self, name: &str) -> Option<PathBuf> {
         self.0.get(OsStr::new(name)).filter(|value| !value.is_empty()).map(PathBuf::from)
+    }
+
+    /// A variable as text; an empty one, and one that is no text, counts as none.
+    pub(super) fn text(&self, name: &str) -> Option<&str> {
+        self.0.get(OsStr::new(name)).and_then(|value| value.to_str()).filter(|value| !value.is_empty())
+    }
+
+    /// Has a program see these variables, and no others.
+    pub(super) fn give_to(&self, command: &mut Command) {
+        command.env_clear().envs(&self.0);
     }
 }
 
@@ -292,44 +302,16 @@ impl Credentials {
         let helper = format!("docker-credential-{name}");
         let start =
             |source| CredentialError::HelperStart { helper: helper.clone(), path: path.to_owned(), source };
-        let mut child = Command::new(&helper)
-            .arg("get")
-            .env_clear()
-            .envs(&self.env.0)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(start)?;
-        if let Some(mut stdin) = child.stdin.take() {
-            // One that answers without reading is fine.
-            let _ = stdin.write_all(host.as_bytes());
-        }
-        // Read on threads that are not waited for: a grandchild may hold the pipes open.
-        let stdout = read_aside(child.stdout.take());
-        let stderr = read_aside(child.stderr.take());
-        let deadline = Instant::now() + self.helper_timeout;
         let timeout = || CredentialError::HelperTimeout {
             helper: helper.clone(),
             host: host.to_owned(),
             limit: self.helper_timeout,
         };
-        let status = loop {
-            if let Some(status) = child.try_wait().map_err(start)? {
-                break status;
-            }
-            if Instant::now() >= deadline {
-                let _ = child.kill();
-                let _ = child.wait();
-                return Err(timeout());
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        };
-        // Its output is there already, or very nearly, unless someone else holds the pipe.
-        let grace = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(100));
-        let stdout = stdout.recv_timeout(grace).map_err(|_| timeout())?;
+        let mut command = Command::new(&helper);
+        self.env.give_to(command.arg("get"));
+        let ended = run_helper(&mut command, host.as_bytes(), self.helper_timeout).map_err(start)?;
+        let Ended { status, stdout, stderr } = ended.ok_or_else(timeout)?;
         if !status.success() {
-            let stderr = stderr.recv_timeout(Duration::from_millis(100)).unwrap_or_default();
             let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
             if text(&stdout) == NOT_FOUND || text(&stderr) == NOT_FOUND {
                 return Ok(None);
@@ -407,6 +389,51 @@ fn namespaces(host: &str, repository: &str) -> Vec<String> {
 fn host_of_url(key: &str) -> Option<&str> {
     let rest = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://"))?;
     rest.split('/').next()
+}
+
+/// What a helper left behind.
+pub(super) struct Ended {
+    pub(super) status: ExitStatus,
+    pub(super) stdout: Vec<u8>,
+    pub(super) stderr: Vec<u8>,
+}
+
+/// Runs a helper to its end, with `input` on its standard input; `None` where it takes longer than
+/// `limit`, and is killed.
+pub(super) fn run_helper(
+    command: &mut Command,
+    input: &[u8],
+    limit: Duration,
+) -> Result<Option<Ended>, io::Error> {
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // One that answers without reading is fine.
+        let _ = stdin.write_all(input);
+    }
+    // Read on threads that are not waited for: a grandchild may hold the pipes open.
+    let stdout = read_aside(child.stdout.take());
+    let stderr = read_aside(child.stderr.take());
+    let deadline = Instant::now() + limit;
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if Instant::now() >= deadline {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Ok(None);
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    // Its output is there already, or very nearly, unless someone else holds the pipe.
+    let grace = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(100));
+    let Ok(stdout) = stdout.recv_timeout(grace) else { return Ok(None) };
+    let stderr = if status.success() {
+        Vec::new()
+    } else {
+        stderr.recv_timeout(Duration::from_millis(100)).unwrap_or_default()
+    };
+    Ok(Some(Ended { status, stdout, stderr }))
 }
 
 fn read_aside(pipe: Option<impl Read + Send + 'static>) -> mpsc::Receiver<Vec<u8>> {

@@ -5,7 +5,9 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::azblob::AzureError;
 use super::credentials::CredentialError;
+use super::s3::AwsError;
 use super::spec::SpecError;
 use crate::digest::Digest;
 
@@ -118,6 +120,68 @@ pub enum Error {
         /// What the registry said; may be empty.
         detail: String,
     },
+    /// The object store has no cache of that name.
+    #[error(
+        "no cache {name:?} in {place} (asked for {key}){}: check name and prefixes, and that the build which \
+         exports the cache has run",
+        parenthesis(detail)
+    )]
+    NoSuchCache {
+        /// The name, or scope, that was asked for.
+        name: String,
+        /// Where it was looked for.
+        place: String,
+        /// Under which key.
+        key: String,
+        /// What the store said; may be empty.
+        detail: String,
+    },
+    /// No such bucket or container.
+    #[error("no {name} at {host}{}: check its name, and the endpoint", parenthesis(detail))]
+    NoSuchContainer {
+        /// Who said so.
+        host: String,
+        /// `bucket …` or `container …`.
+        name: String,
+        /// What it said; may be empty.
+        detail: String,
+    },
+    /// What only a running workflow has.
+    #[error(
+        "type=gha needs {missing}=… or ${variable}, which GitHub gives to the actions of a running workflow only \
+         (a step with `run:` sees them after an action such as crazy-max/ghaction-github-runtime); to bake \
+         elsewhere, have the build export to a registry too: --cache-to type=registry,ref=REF,mode=max"
+    )]
+    NoRunner {
+        /// The attribute.
+        missing: &'static str,
+        /// The variable.
+        variable: &'static str,
+    },
+    /// A job's token that is none, or has ended.
+    #[error("the token of GitHub Actions from {origin} cannot be used: {reason}")]
+    JobToken {
+        /// Where it comes from.
+        origin: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A bucket that is in another region.
+    #[error("bucket {bucket} is not in region {asked} but in {region}: write region={region}")]
+    OtherRegion {
+        /// The bucket.
+        bucket: String,
+        /// Where it was looked for.
+        asked: String,
+        /// Where it is.
+        region: String,
+    },
+    /// Azure credentials cannot be had.
+    #[error(transparent)]
+    Azure(#[from] AzureError),
+    /// AWS credentials cannot be had.
+    #[error(transparent)]
+    Aws(#[from] AwsError),
     /// The source lists a blob that it does not have.
     #[error(
         "blob {blob} is not in {source_name}{}, though its manifest lists it: export the cache again",
@@ -227,19 +291,27 @@ pub enum Error {
         /// The limit in bytes.
         limit: u64,
     },
-    /// A directory that is no OCI layout.
+    /// A directory or file that is no OCI layout.
     #[error("{} is not an OCI layout: {reason}", path.display())]
     NotALayout {
-        /// The directory.
+        /// The directory or file.
         path: PathBuf,
         /// Why not.
         reason: String,
     },
-    /// There is no directory where an OCI layout should be.
-    #[error("{} is not an OCI layout: no such directory", path.display())]
+    /// There is nothing where an OCI layout should be.
+    #[error("{} is not an OCI layout: no such directory, and no such file", path.display())]
     NoSuchLayout {
-        /// The directory.
+        /// The directory or tar.
         path: PathBuf,
+    },
+    /// A tar that cannot be relied on.
+    #[error("cannot read the tar {}: {reason}", path.display())]
+    Tar {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
     },
     /// A layout with several entries, and none was asked for.
     #[error("{} holds several caches, add one of: {}", path.display(), list(entries))]
@@ -288,19 +360,34 @@ pub enum Error {
 impl Error {
     /// Whether a source that answered says that the cache is not there.
     pub fn is_missing(&self) -> bool {
-        matches!(self, Self::NoSuchManifest { .. } | Self::NoSuchTag { .. } | Self::NoSuchLayout { .. })
+        matches!(
+            self,
+            Self::NoSuchManifest { .. }
+                | Self::NoSuchTag { .. }
+                | Self::NoSuchLayout { .. }
+                | Self::NoSuchCache { .. }
+        )
     }
 
     /// What the error means for whoever started the run.
     pub fn class(&self) -> ErrorClass {
         match self {
             Self::Spec(_) | Self::Ambiguous { .. } => ErrorClass::Spec,
-            Self::Credential(_) | Self::Denied(_) => ErrorClass::Auth,
-            Self::ManifestMismatch { .. } | Self::BlobMismatch { .. } | Self::TooLarge { .. } => {
-                ErrorClass::Content
-            }
+            Self::Credential(_)
+            | Self::Aws(_)
+            | Self::Azure(_)
+            | Self::NoRunner { .. }
+            | Self::JobToken { .. }
+            | Self::Denied(_) => ErrorClass::Auth,
+            Self::ManifestMismatch { .. }
+            | Self::BlobMismatch { .. }
+            | Self::TooLarge { .. }
+            | Self::Tar { .. } => ErrorClass::Content,
             Self::Write { .. } | Self::Stopped { .. } => ErrorClass::Output,
             Self::NoSuchManifest { .. }
+            | Self::NoSuchCache { .. }
+            | Self::NoSuchContainer { .. }
+            | Self::OtherRegion { .. }
             | Self::NoSuchBlob { .. }
             | Self::Status { .. }
             | Self::GaveUp { .. }

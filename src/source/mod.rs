@@ -1,4 +1,4 @@
-//! Where caches come from: registries and OCI layouts.
+//! Where caches come from: registries, object stores and OCI layouts.
 //!
 //! ```text
 //! CACHE text --parse--> CacheSpec --open--> Source
@@ -6,13 +6,20 @@
 //!                                            `- blob(): streamed in order, size and digest proven
 //! ```
 //!
-//! Both sources promise the same: what they return was hashed by this program. Neither a
+//! All sources promise the same: what they return was hashed by this program. Neither a
 //! registry's headers nor an index's claims are taken for it.
 
+pub mod azblob;
 pub mod credentials;
 mod error;
+pub mod gha;
+mod hmac;
+pub mod http;
+mod layout_tar;
 pub mod oci_layout;
 pub mod registry;
+pub mod s3;
+pub mod secret;
 pub mod spec;
 
 use std::io::Write;
@@ -20,12 +27,17 @@ use std::sync::Arc;
 
 use crate::digest::{Digest, Hasher};
 use crate::oci::Descriptor;
+use crate::oci::media_type::CACHE_CONFIG;
 use crate::progress::{Event, Progress};
 
+pub use azblob::Azblob;
 pub use credentials::Environment;
 pub use error::{Denied, Entry, Error, ErrorClass, Mismatch};
+pub use gha::Gha;
+pub use http::{Options, RetryPolicy, Stop};
 pub use oci_layout::OciLayout;
-pub use registry::{Options, Pool, Registry, RetryPolicy, Stop};
+pub use registry::{Pool, Pushed, Registry};
+pub use s3::S3;
 pub use spec::{CacheSpec, SpecError};
 
 /// The largest manifest or index that is read, in bytes; registries refuse more than 4 MiB.
@@ -45,6 +57,30 @@ pub struct Manifest {
     pub media_type: String,
 }
 
+impl Manifest {
+    /// A cache config that stands where others have a manifest; `expected` is the digest it is to have.
+    fn of_config(bytes: Vec<u8>, expected: Option<&Digest>, source_name: &str) -> Result<Self, Error> {
+        let digest = Digest::of(&bytes);
+        if let Some(&expected) = expected.filter(|expected| **expected != digest) {
+            let source_name = source_name.to_owned();
+            return Err(Error::ManifestMismatch { source_name, expected, found: digest });
+        }
+        Ok(Self { bytes, digest, media_type: CACHE_CONFIG.to_owned() })
+    }
+
+    /// Of several, the first, or the one with the digest `expected`.
+    fn one_of(all: Vec<Self>, expected: Option<&Digest>, source_name: &str) -> Result<Self, Error> {
+        let first = all.first().map(|manifest| manifest.digest);
+        let mut fitting = all.into_iter().filter(|m| expected.is_none_or(|expected| m.digest == *expected));
+        let mismatch = |expected: Digest| Error::ManifestMismatch {
+            source_name: source_name.to_owned(),
+            expected,
+            found: first.unwrap_or(expected),
+        };
+        fitting.next().ok_or_else(|| mismatch(expected.copied().unwrap_or(Digest::of(&[]))))
+    }
+}
+
 /// Something that holds manifests and blobs.
 ///
 /// Methods block, and may be called from several threads at once.
@@ -54,8 +90,16 @@ pub trait Source: Send + Sync {
 
     /// Reads a manifest or index: the one that the spec names, or the one with `digest`.
     ///
+    /// Object stores have no manifests. What they answer is the cache config itself, of media type
+    /// [`CACHE_CONFIG`], whose layers have annotations.
+    ///
     /// The returned digest was computed from the bytes; where one was asked for it is that one.
     fn manifest(&self, digest: Option<&Digest>, progress: &dyn Progress) -> Result<Manifest, Error>;
+
+    /// Reads all that the spec names: one, or as many cache configs as an object store has for it. Never empty.
+    fn manifests(&self, progress: &dyn Progress) -> Result<Vec<Manifest>, Error> {
+        Ok(vec![self.manifest(None, progress)?])
+    }
 
     /// Writes a blob to `out`, in order, in memory that does not grow with its size.
     ///
@@ -94,8 +138,16 @@ impl<S: Source + ?Sized> Source for Arc<S> {
         (**self).manifest(digest, progress)
     }
 
+    fn manifests(&self, progress: &dyn Progress) -> Result<Vec<Manifest>, Error> {
+        (**self).manifests(progress)
+    }
+
     fn blob(&self, blob: &Descriptor, out: &mut dyn Write, progress: &dyn Progress) -> Result<(), Error> {
         (**self).blob(blob, out, progress)
+    }
+
+    fn blob_store(&self) -> String {
+        (**self).blob_store()
     }
 
     fn repository(&self) -> Option<(String, String)> {
@@ -116,6 +168,9 @@ impl CacheSpec {
                 options.insecure |= insecure;
                 Ok(Box::new(Registry::open(reference, &options)?))
             }
+            Self::Azblob(attributes) => Ok(Box::new(Azblob::open(attributes, options)?)),
+            Self::Gha(attributes) => Ok(Box::new(Gha::open(attributes, options)?)),
+            Self::S3(attributes) => Ok(Box::new(S3::open(attributes, options)?)),
             Self::Local { src, tag, digest } => {
                 Ok(Box::new(OciLayout::open(src, tag.as_deref(), digest.as_ref())?))
             }

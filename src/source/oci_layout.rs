@@ -1,4 +1,4 @@
-//! An OCI layout directory, as `--cache-to type=local` writes it.
+//! An OCI layout, as `--cache-to type=local` writes it: a directory, or all of it in one tar.
 //!
 //! ```text
 //! DIR/
@@ -9,7 +9,9 @@
 //! ```
 //!
 //! Mirrors `client/ociindex` and `client/solve.go` of `BuildKit` v0.34, which writes the tag `latest`
-//! where none was given. Paths below `blobs` come from parsed digests only.
+//! where none was given. Paths below `blobs` come from parsed digests only. Nothing else of a directory
+//! counts: neither modes nor times, nor whether a file is a symlink to one, nor what else there is. So it
+//! may have been anywhere that keeps names and bytes.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -17,6 +19,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::layout_tar::LayoutTar;
 use super::{Entry, Error, MAX_MANIFEST, Manifest, Mismatch, Receiver, Source};
 use crate::digest::Digest;
 use crate::oci::{Descriptor, Document};
@@ -30,10 +33,18 @@ struct LayoutFile {
     image_layout_version: String,
 }
 
+/// Where the files of a layout are.
+#[derive(Debug, Clone)]
+enum Files {
+    Directory(PathBuf),
+    Tar(LayoutTar),
+}
+
 /// One cache in an OCI layout.
 #[derive(Debug, Clone)]
 pub struct OciLayout {
     root: PathBuf,
+    files: Files,
     tag: Option<String>,
     manifest: Digest,
     /// Size and media type of `manifest`, where the index lists it.
@@ -44,8 +55,9 @@ impl OciLayout {
     /// Reads the index of the layout at `root` and finds the entry: the manifest with `digest`, else
     /// the one tagged `tag`, else the only one there is.
     pub fn open(root: &Path, tag: Option<&str>, digest: Option<&Digest>) -> Result<Self, Error> {
-        check_version(root)?;
-        let listed = read_index(root)?;
+        let files = Files::open(root)?;
+        check_version(root, &files)?;
+        let listed = read_index(root, &files)?;
         let entries = || -> Vec<Entry> {
             let entry =
                 |d: &Descriptor| Entry { tag: d.annotations.get(REF_NAME).cloned(), digest: d.digest };
@@ -74,27 +86,21 @@ impl OciLayout {
             },
         };
         let listed = listed.cloned();
-        Ok(Self { root: root.to_owned(), tag: tag.map(str::to_owned), manifest, listed })
+        Ok(Self { root: root.to_owned(), files, tag: tag.map(str::to_owned), manifest, listed })
     }
 
+    /// Where a blob is, for messages.
     fn blob_path(&self, digest: &Digest) -> PathBuf {
-        self.root.join("blobs/sha256").join(digest.hex())
+        self.root.join(blob_name(digest))
     }
 
     /// Opens a blob; gives its size too.
-    fn open_blob(&self, digest: &Digest) -> Result<(File, u64), Error> {
-        let path = self.blob_path(digest);
-        let file = File::open(&path).map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => {
-                Error::NoSuchBlob { blob: *digest, source_name: self.name(), detail: String::new() }
-            }
-            _ => Error::Read { path: path.clone(), source },
-        })?;
-        let metadata = file.metadata().map_err(|source| Error::Read { path: path.clone(), source })?;
-        if !metadata.is_file() {
-            return Err(Error::Read { path, source: io::Error::other("not a regular file") });
-        }
-        Ok((file, metadata.len()))
+    fn open_blob(&self, digest: &Digest) -> Result<(Box<dyn Read>, u64), Error> {
+        self.files.open_file(&blob_name(digest))?.ok_or_else(|| Error::NoSuchBlob {
+            blob: *digest,
+            source_name: self.name(),
+            detail: String::new(),
+        })
     }
 
     fn check_size(&self, blob: Digest, expected: u64, found: u64) -> Result<(), Error> {
@@ -106,16 +112,67 @@ impl OciLayout {
     }
 }
 
-fn check_version(root: &Path) -> Result<(), Error> {
-    let path = root.join("oci-layout");
-    let bytes = match std::fs::read(&path) {
-        Ok(bytes) => bytes,
-        // Without it the index decides: old releases write only that.
-        Err(source) if matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-            return Ok(());
+fn blob_name(digest: &Digest) -> String {
+    format!("blobs/sha256/{}", digest.hex())
+}
+
+impl Files {
+    fn open(root: &Path) -> Result<Self, Error> {
+        match root.metadata() {
+            Ok(metadata) if metadata.is_file() => LayoutTar::open(root).map(Self::Tar),
+            Ok(metadata) if metadata.is_dir() => Ok(Self::Directory(root.to_owned())),
+            // A pipe has no offsets to read at.
+            Ok(_) => {
+                let reason = "neither a directory nor a regular file".to_owned();
+                Err(Error::NotALayout { path: root.to_owned(), reason })
+            }
+            Err(source) if source.kind() == io::ErrorKind::NotFound => {
+                Err(Error::NoSuchLayout { path: root.to_owned() })
+            }
+            Err(source) => Err(Error::Read { path: root.to_owned(), source }),
         }
-        Err(source) => return Err(Error::Read { path, source }),
-    };
+    }
+
+    /// Opens a file by its path in the layout; gives its size too.
+    fn open_file(&self, name: &str) -> Result<Option<(Box<dyn Read>, u64)>, Error> {
+        let root = match self {
+            Self::Directory(root) => root,
+            Self::Tar(tar) => {
+                let found = tar.file(name)?;
+                return Ok(found.map(|(part, size)| (Box::new(part) as Box<dyn Read>, size)));
+            }
+        };
+        let path = root.join(name);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(Error::Read { path, source }),
+        };
+        let metadata = file.metadata().map_err(|source| Error::Read { path: path.clone(), source })?;
+        if !metadata.is_file() {
+            return Err(Error::Read { path, source: io::Error::other("not a regular file") });
+        }
+        Ok(Some((Box::new(file), metadata.len())))
+    }
+
+    /// Reads a file of the layout's own, which are small.
+    fn read(&self, root: &Path, name: &str) -> Result<Option<Vec<u8>>, Error> {
+        let Some((file, _)) = self.open_file(name)? else { return Ok(None) };
+        let mut bytes = Vec::new();
+        file.take(MAX_MANIFEST + 1)
+            .read_to_end(&mut bytes)
+            .map_err(|source| Error::Read { path: root.join(name), source })?;
+        if bytes.len() as u64 > MAX_MANIFEST {
+            let source_name = root.display().to_string();
+            return Err(Error::TooLarge { what: name.to_owned(), source_name, limit: MAX_MANIFEST });
+        }
+        Ok(Some(bytes))
+    }
+}
+
+fn check_version(root: &Path, files: &Files) -> Result<(), Error> {
+    // Without it the index decides: old releases write only that.
+    let Some(bytes) = files.read(root, "oci-layout")? else { return Ok(()) };
     let reason = match serde_json::from_slice::<LayoutFile>(&bytes) {
         Ok(file) if file.image_layout_version.starts_with("1.") => return Ok(()),
         Ok(file) => format!("its oci-layout has version {:?}, expected 1.0.0", file.image_layout_version),
@@ -124,28 +181,21 @@ fn check_version(root: &Path) -> Result<(), Error> {
     Err(Error::NotALayout { path: root.to_owned(), reason })
 }
 
-fn read_index(root: &Path) -> Result<Vec<Descriptor>, Error> {
+fn read_index(root: &Path, files: &Files) -> Result<Vec<Descriptor>, Error> {
     let not_a_layout = |reason| Error::NotALayout { path: root.to_owned(), reason };
-    let path = root.join("index.json");
-    let mut bytes = Vec::new();
-    let read = File::open(&path).and_then(|file| file.take(MAX_MANIFEST + 1).read_to_end(&mut bytes));
-    match read {
-        Ok(_) => {}
-        Err(source) if source.kind() == io::ErrorKind::NotFound && !root.exists() => {
-            return Err(Error::NoSuchLayout { path: root.to_owned() });
-        }
-        Err(source) if source.kind() == io::ErrorKind::NotFound => {
-            return Err(not_a_layout("it has no index.json".to_owned()));
-        }
-        Err(source) if source.kind() == io::ErrorKind::NotADirectory => {
-            return Err(not_a_layout("not a directory".to_owned()));
-        }
-        Err(source) => return Err(Error::Read { path, source }),
-    }
-    if bytes.len() as u64 > MAX_MANIFEST {
-        let source_name = root.display().to_string();
-        return Err(Error::TooLarge { what: "index.json".to_owned(), source_name, limit: MAX_MANIFEST });
-    }
+    let Some(bytes) = files.read(root, "index.json")? else {
+        let nested = match files {
+            Files::Tar(tar) => tar.nested(),
+            Files::Directory(_) => None,
+        };
+        return Err(not_a_layout(match nested {
+            Some(directory) => format!(
+                "it has no index.json at its top, but {directory}/index.json: pack it with \
+                 tar -C {directory} -cf FILE ."
+            ),
+            None => "it has no index.json".to_owned(),
+        }));
+    };
     match Document::parse(&bytes) {
         Ok(Document::Index { manifests }) => Ok(manifests),
         Ok(Document::Manifest { .. }) => Err(not_a_layout("its index.json is a manifest".to_owned())),
@@ -302,9 +352,9 @@ mod tests {
         fs::write(garbage.path().join("index.json"), "{").unwrap();
         let (file, _) = layout(&[("a", 1)]);
         let cases = [
-            (empty.path().join("absent"), "no such directory"),
+            (empty.path().join("absent"), "no such directory, and no such file"),
             (empty.path().to_owned(), "it has no index.json"),
-            (file.path().join("index.json"), "not a directory"),
+            (file.path().join("index.json"), "neither a directory nor a tar"),
             (versioned.path().to_owned(), "its oci-layout has version \"2.0.0\", expected 1.0.0"),
             (nothing.path().to_owned(), "its index.json lists nothing"),
             (garbage.path().to_owned(), "its index.json: the manifest is not valid"),

@@ -3,7 +3,10 @@
 //! ```text
 //! REF
 //! type=registry,ref=REF[,registry.insecure=true]
-//! type=local,src=DIR[,tag=TAG][,digest=DIGEST]
+//! type=local,src=DIR-OR-TAR[,tag=TAG][,digest=DIGEST]
+//! type=s3,region=REGION,bucket=BUCKET[,name=NAME][,…]
+//! type=gha[,scope=SCOPE][,…]
+//! type=azblob,account_url=URL[,container=CONTAINER][,name=NAME][,…]
 //! ```
 //!
 //! Mirrors buildx's `util/buildflags/cache.go` (fields are CSV as Go's `encoding/csv` reads it, keys in
@@ -18,6 +21,7 @@ use std::str::FromStr;
 use crate::csv;
 use crate::digest::Digest;
 use crate::oci::Reference;
+use crate::source::{azblob, gha, s3};
 
 const REGISTRY_KEYS: &[&str] = &["ref", "registry.insecure"];
 const LOCAL_KEYS: &[&str] = &["src", "tag", "digest"];
@@ -32,15 +36,21 @@ pub enum CacheSpec {
         /// Whether plain http is allowed where the registry is not on loopback.
         insecure: bool,
     },
-    /// In an OCI layout directory, as `--cache-to type=local` writes it.
+    /// In an OCI layout, as `--cache-to type=local` writes it.
     Local {
-        /// The directory.
+        /// The directory, or a tar of it.
         src: PathBuf,
         /// Which entry of its index.
         tag: Option<String>,
         /// Which manifest; goes before `tag`.
         digest: Option<Digest>,
     },
+    /// In an S3 bucket, as `--cache-to type=s3` writes it.
+    S3(s3::Attributes),
+    /// In a container of Azure's blob storage, as `--cache-to type=azblob` writes it.
+    Azblob(azblob::Attributes),
+    /// In the cache of GitHub Actions, as `--cache-to type=gha` writes it.
+    Gha(gha::Attributes),
 }
 
 /// Why a text names no cache.
@@ -75,7 +85,7 @@ pub enum SpecError {
         text: String,
     },
     /// A type that is not supported.
-    #[error("unsupported cache type {found:?}: supported are type=registry,ref=REF and type=local,src=DIR")]
+    #[error("unsupported cache type {found:?}: supported are registry, local, s3, azblob and gha")]
     UnknownType {
         /// The type.
         found: String,
@@ -97,6 +107,26 @@ pub enum SpecError {
         kind: &'static str,
         /// The key.
         key: &'static str,
+    },
+    /// A key without which the type makes no sense, and that a variable may stand in for.
+    #[error("type={kind} needs {key}=… or ${variable}")]
+    NotSet {
+        /// The type.
+        kind: &'static str,
+        /// The key.
+        key: &'static str,
+        /// The variable.
+        variable: &'static str,
+    },
+    /// A value that is none of those that the key may have.
+    #[error("invalid value {value:?} for {key}: expected {expected}")]
+    Value {
+        /// The key.
+        key: &'static str,
+        /// What was written.
+        value: String,
+        /// What may be.
+        expected: &'static str,
     },
     /// A reference that is none.
     #[error("invalid reference {text:?}: {source}; expected something like ghcr.io/acme/app:cache")]
@@ -162,8 +192,21 @@ fn write_field(f: &mut fmt::Formatter<'_>, key: &str, value: &str) -> fmt::Resul
     }
 }
 
+/// Writes fields of a type so that [`CacheSpec`] reads them back.
+pub(super) fn write_fields(
+    f: &mut fmt::Formatter<'_>,
+    kind: &str,
+    fields: &[(String, String)],
+) -> fmt::Result {
+    write!(f, "type={kind}")?;
+    fields.iter().try_for_each(|(key, value)| {
+        f.write_str(",")?;
+        write_field(f, key, value)
+    })
+}
+
 /// The values that Go's `strconv.ParseBool` knows.
-fn parse_bool(key: &'static str, value: &str) -> Result<bool, SpecError> {
+pub(super) fn parse_bool(key: &'static str, value: &str) -> Result<bool, SpecError> {
     match value {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
@@ -172,13 +215,13 @@ fn parse_bool(key: &'static str, value: &str) -> Result<bool, SpecError> {
 }
 
 /// The `KEY=VALUE` fields of one type; of equal keys the last counts, as in buildx.
-struct Fields {
+pub(super) struct Fields {
     kind: &'static str,
     values: Vec<(String, String)>,
 }
 
 impl Fields {
-    fn new(
+    pub(super) fn new(
         kind: &'static str,
         supported: &'static [&'static str],
         values: Vec<(String, String)>,
@@ -190,9 +233,18 @@ impl Fields {
     }
 
     /// The value; an empty one counts as none.
-    fn get(&self, key: &str) -> Option<&str> {
-        let found = self.values.iter().rev().find(|(k, _)| k == key);
-        found.map(|(_, value)| value.as_str()).filter(|value| !value.is_empty())
+    pub(super) fn get(&self, key: &str) -> Option<&str> {
+        self.written(key).filter(|value| !value.is_empty())
+    }
+
+    /// The value, empty or not.
+    pub(super) fn written(&self, key: &str) -> Option<&str> {
+        self.values.iter().rev().find(|(k, _)| k == key).map(|(_, value)| value.as_str())
+    }
+
+    /// All fields but those of these keys.
+    pub(super) fn without(&self, keys: &[&str]) -> Vec<(String, String)> {
+        self.values.iter().filter(|(key, _)| !keys.contains(&key.as_str())).cloned().collect()
     }
 
     fn need(&self, key: &'static str) -> Result<&str, SpecError> {
@@ -246,6 +298,9 @@ impl FromStr for CacheSpec {
                     digest: fields.get("digest").map(str::parse).transpose()?,
                 })
             }
+            "azblob" => Ok(Self::Azblob(azblob::Attributes::parse(values)?)),
+            "gha" => Ok(Self::Gha(gha::Attributes::parse(values)?)),
+            "s3" => Ok(Self::S3(s3::Attributes::parse(values)?)),
             _ => Err(SpecError::UnknownType { found: kind }),
         }
     }
@@ -258,6 +313,9 @@ impl fmt::Display for CacheSpec {
                 write!(f, "type=registry,ref={reference}")?;
                 if *insecure { f.write_str(",registry.insecure=true") } else { Ok(()) }
             }
+            Self::Azblob(attributes) => attributes.fmt(f),
+            Self::Gha(attributes) => attributes.fmt(f),
+            Self::S3(attributes) => attributes.fmt(f),
             Self::Local { src, tag, digest } => {
                 f.write_str("type=local,")?;
                 write_field(f, "src", &src.to_string_lossy())?;
@@ -348,8 +406,8 @@ mod tests {
             ("", "empty cache: expected a reference, type=registry,ref=REF or type=local,src=DIR"),
             ("  ", "empty cache: expected a reference, type=registry,ref=REF or type=local,src=DIR"),
             (
-                "type=gha,scope=x",
-                "unsupported cache type \"gha\": supported are type=registry,ref=REF and type=local,src=DIR",
+                "type=inline",
+                "unsupported cache type \"inline\": supported are registry, local, s3, azblob and gha",
             ),
             ("ref=a", "cache \"ref=a\" has no type: add type=registry or type=local"),
             ("type=registry", "type=registry needs ref=…"),

@@ -7,7 +7,7 @@
 //!     content/blob/<digest>/
 //!       size                   varint
 //!       createdat, updatedat   time
-//!       labels/
+//!       labels/                    of a document only distribution.source
 //!         containerd.io/gc.ref.content.blob-<digest>        <digest>
 //!         containerd.io/distribution.source.<host>          <repository>[,<repository>]
 //!         buildkit.io/blob/mediatype                        <media type>
@@ -21,7 +21,7 @@
 //!     leases/<record id>/
 //!       createdat              time
 //!       labels/containerd.io/gc.flat    <RFC 3339>
-//!       content/<digest>                empty
+//!       content/<digest>                empty; the layer, and documents of an image that ends with it
 //!       snapshots/overlayfs/<key>       empty
 //! ```
 //!
@@ -67,6 +67,16 @@ fn blobs(contents: &Contents, bucket: &mut Bucket) {
         entry.put(UPDATED_AT, written);
         labels(blob, entry.bucket(LABELS));
         for (host, repositories) in &blob.sources {
+            sources.entry((digest, host)).or_default().extend(repositories.iter().map(String::as_str));
+        }
+    }
+    for document in &contents.documents {
+        let digest = document.digest;
+        let entry = bucket.bucket(digest.to_string());
+        entry.put(SIZE, encode::varint_of(document.size));
+        entry.put(CREATED_AT, written);
+        entry.put(UPDATED_AT, written);
+        for (host, repositories) in &document.sources {
             sources.entry((digest, host)).or_default().extend(repositories.iter().map(String::as_str));
         }
     }
@@ -127,6 +137,10 @@ fn leases(contents: &Contents, bucket: &mut Bucket) -> Result<(), Error> {
         lease.put(CREATED_AT, written);
         lease.bucket(LABELS).put(GC_FLAT, flat.as_str());
         lease.bucket(CONTENT).put(blob.descriptor.digest.to_string(), "");
+        for &document in &record.documents {
+            let document = at(&contents.documents, document, "document")?;
+            lease.bucket(CONTENT).put(document.digest.to_string(), "");
+        }
         lease.bucket(SNAPSHOTS).bucket(SNAPSHOTTER).put(snapshot.key.as_str(), "");
     }
     Ok(())

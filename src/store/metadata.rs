@@ -13,18 +13,21 @@
 //!   cache.cachePolicy   1: retain
 //!   cache.createdAt, cache.lastUsedAt                 nanoseconds since 1970
 //!   cache.usageCount, cache.description
+//!   cache.imageRefs     names of the images that it is a layer of, where there are any
+//!   cache.recordType    "frontend": the last layer of a frontend's image
 //! _index/<index>::<record id> = ""
 //! _external/                                          content hashes; a daemon fills it
 //! ```
 //!
 //! Mirrors `BuildKit` `cache/metadata/metadata.go`, `cache/metadata.go`, and of `cache/manager.go`
-//! `GetByBlob` (v0.34). A native import also has `cache.imageRefs`, which only remote snapshotters read.
+//! `GetByBlob` (v0.34). A native import also has the cache's name in `cache.imageRefs`, which only remote
+//! snapshotters read; here only layers of images have them.
 //! A daemon that extracts a layer leaves `snapshot.size` at -1 until the first `du` computes it.
 
 use super::schema::metadata::{
     BLOB, BLOB_CHAIN_ID, BLOB_CHAIN_INDEX, BLOB_ONLY, BLOB_SIZE, CACHE_POLICY, CHAIN_ID, CHAIN_INDEX,
-    COMMITTED, CREATED_AT, DESCRIPTION, DIFF_ID, EXTERNAL, INDEX, INDEX_SEPARATOR, LAST_USED_AT,
-    LAYER_IDENTITY, MAIN, MEDIA_TYPE, PARENT, RETAIN, SIZE, SNAPSHOT, USAGE_COUNT,
+    COMMITTED, CREATED_AT, DESCRIPTION, DIFF_ID, EXTERNAL, FRONTEND, IMAGE_REFS, INDEX, INDEX_SEPARATOR,
+    LAST_USED_AT, LAYER_IDENTITY, MAIN, MEDIA_TYPE, PARENT, RECORD_TYPE, RETAIN, SIZE, SNAPSHOT, USAGE_COUNT,
 };
 use super::{Contents, Error, Record, at, encode};
 use crate::bolt::Bucket;
@@ -75,6 +78,13 @@ fn put_record(contents: &Contents, record: &Record, root: &mut Bucket) -> Result
     put(LAST_USED_AT, encode::unix_nanoseconds(record.last_used_at).to_string());
     put(USAGE_COUNT, record.usage_count.to_string());
     put(DESCRIPTION, encode::json_string(&record.description));
+    if !record.image_refs.is_empty() {
+        let refs: Vec<String> = record.image_refs.iter().map(|name| encode::json_string(name)).collect();
+        put(IMAGE_REFS, format!("[{}]", refs.join(",")));
+    }
+    if record.frontend {
+        put(RECORD_TYPE, encode::json_string(FRONTEND));
+    }
     if let Some(parent) = record.parent {
         put(PARENT, encode::json_string(at(&contents.records, parent, "record")?.id.as_str()));
     }

@@ -34,7 +34,7 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 
 use crate::bolt::{self, Bucket, PageSize};
-use crate::digest::{BlobChainId, ChainId, DiffId, OpDigest};
+use crate::digest::{BlobChainId, ChainId, DiffId, Digest, OpDigest};
 use crate::oci::Descriptor;
 
 pub use content::BlobWriter;
@@ -66,7 +66,7 @@ pub enum Error {
     /// The contents name something that is not among them.
     #[error("the contents name {what} {index}, but there are only {len}")]
     OutOfRange {
-        /// `blob`, `snapshot`, `record` or `key`.
+        /// `blob`, `document`, `snapshot`, `record` or `key`.
         what: &'static str,
         /// The index found.
         index: usize,
@@ -95,6 +95,9 @@ pub struct Contents {
     pub blobs: Vec<Blob>,
     /// Snapshots; the one at index `i` has the directory `i + 1`.
     pub snapshots: Vec<Snapshot>,
+    /// Manifests, indexes and configs of images in the content store. Entries with the same digest make
+    /// one blob with all their sources.
+    pub documents: Vec<Document>,
     /// Cache records.
     pub records: Vec<Record>,
     /// Cache keys.
@@ -111,6 +114,18 @@ pub struct Blob {
     /// Digest of the uncompressed tar, proven.
     pub diff_id: DiffId,
     /// Where a push may find it: by registry host without port, the repositories.
+    pub sources: BTreeMap<String, BTreeSet<String>>,
+}
+
+/// A document of an image.
+#[derive(Debug, Clone)]
+pub struct Document {
+    /// Hash of its bytes.
+    pub digest: Digest,
+    /// How many those are.
+    pub size: u64,
+    /// Where it is from, as in [`Blob::sources`]: a daemon takes it for an image of these repositories
+    /// only.
     pub sources: BTreeMap<String, BTreeSet<String>>,
 }
 
@@ -150,6 +165,12 @@ pub struct Record {
     pub usage_count: u64,
     /// What `buildctl du` shows.
     pub description: String,
+    /// The images that it is a layer of, by name and digest.
+    pub image_refs: Vec<String>,
+    /// Indexes of the documents of images whose last layer it is; they live as long as the record.
+    pub documents: Vec<usize>,
+    /// Whether it is the last layer of a frontend's image.
+    pub frontend: bool,
 }
 
 /// A cache key.

@@ -135,6 +135,12 @@ pub mod metadata {
     pub const USAGE_COUNT: &str = "cache.usageCount";
     /// What `buildctl du` says of the record.
     pub const DESCRIPTION: &str = "cache.description";
+    /// Names of the images that the layer is of.
+    pub const IMAGE_REFS: &str = "cache.imageRefs";
+    /// What the record is, where it is not an ordinary one.
+    pub const RECORD_TYPE: &str = "cache.recordType";
+    /// [`RECORD_TYPE`] of the last layer of a frontend's image.
+    pub const FRONTEND: &str = "frontend";
 }
 
 /// Names in `cache.db`; `BuildKit` `solver/bboltcachestorage/storage.go`.

@@ -164,6 +164,47 @@ fn push(registry: &Registry, repository: &str, layers: &[Layer], extra: &Value) 
     registry.reference(repository, "latest")
 }
 
+/// What another machine is called in images.
+fn other_architecture() -> &'static str {
+    if cfg!(target_arch = "aarch64") { "amd64" } else { "arm64" }
+}
+
+/// Pushes an image that a Dockerfile copies from, of two small layers; returns its reference.
+pub fn push_files(registry: &Registry, repository: &str) -> String {
+    let of = |name: &str| {
+        let mut tar = Tar::new();
+        tar.add(Entry::new(name, Kind::File(name.as_bytes())));
+        tar.finish()
+    };
+    push(registry, repository, &[layer("file", &of("file")), layer("other", &of("other"))], &json!({}))
+}
+
+/// Pushes an image with `program` as a Dockerfile frontend, for this machine and, with other layers, for
+/// another one. Returns its reference, and the digest of the other machine's last layer.
+pub fn push_frontend(registry: &Registry, repository: &str, program: &Path) -> (String, Digest) {
+    let mut system = Tar::new();
+    for dir in ["bin", "dev", "etc", "proc", "sys", "tmp"] {
+        system.add(Entry::new(dir, Kind::Dir));
+    }
+    let system = layer("system", &system.finish());
+    let with = |program: &[u8]| {
+        let mut tar = Tar::new();
+        tar.add(Entry::new("bin/dockerfile-frontend", Kind::File(program)).mode(0o755));
+        layer("frontend", &tar.finish())
+    };
+    let config = json!({ "Entrypoint": ["/bin/dockerfile-frontend"] });
+    let (own, other) = (with(&std::fs::read(program).unwrap()), with(b"for another machine"));
+    let other_blob = Digest::of(&other.blob);
+    let of = |architecture, layers: &[Layer]| {
+        put(registry, repository, architecture, architecture, layers, &config)
+    };
+    let manifests = [of(other_architecture(), &[other]), of(host_architecture(), &[system, own])];
+    let media_type = "application/vnd.oci.image.index.v1+json";
+    let index = json!({ "schemaVersion": 2, "mediaType": media_type, "manifests": manifests });
+    registry.put_manifest(repository, "1", media_type, &serde_json::to_vec(&index).unwrap());
+    (registry.reference(repository, "1"), other_blob)
+}
+
 /// What this machine is called in images.
 fn host_architecture() -> &'static str {
     if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }

@@ -108,6 +108,47 @@ impl Registry {
         assert_eq!(response.status(), 201, "upload of manifest {repository}:{tag}");
     }
 
+    /// Removes a manifest, by its digest.
+    pub fn delete_manifest(&self, repository: &str, digest: &str) {
+        let delete = self.agent.delete(self.url(&format!("{repository}/manifests/{digest}")));
+        let response = self.authorized(delete).call().unwrap();
+        assert_eq!(response.status(), 202, "removal of {repository}@{digest}");
+    }
+
+    /// What daemons asked it for, `<method> <path>`, since the last time this was called, in the order of
+    /// the answers.
+    ///
+    /// The log is written after an answer is out; one more request, waited for in the log, makes sure that
+    /// it has come so far.
+    pub fn requests_of_daemons(&self) -> Vec<String> {
+        let log = self.log_so_far();
+        let since = log.rfind("/v2/marker-").unwrap_or_default();
+        log[since..].lines().skip(1).filter_map(request_of_a_daemon).collect()
+    }
+
+    /// The log of requests up to now, without the marker that ends it.
+    fn log_so_far(&self) -> String {
+        let marker =
+            format!("marker-{:?}", Instant::now()).replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+        let _ = self.agent.get(self.url(&format!("{marker}/manifests/none"))).call();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let log = std::fs::read_to_string(self.scratch.join("registry.log")).unwrap();
+            if let Some((before, _)) = log.split_once(&marker) {
+                return before.to_owned();
+            }
+            assert!(Instant::now() < deadline, "the registry logs no requests:\n{log}");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// What anybody asked it for so far, as [`Registry::requests_of_daemons`] gives it.
+    pub fn requests(&self) -> Vec<String> {
+        let log = self.log_so_far();
+        let request = |line: &str| line.split('"').nth(1)?.strip_suffix(" HTTP/1.1").map(str::to_owned);
+        log.lines().filter_map(request).filter(|request| !request.contains("/v2/marker-")).collect()
+    }
+
     /// The bytes of a manifest, by tag or digest, and its media type.
     pub fn manifest(&self, repository: &str, tag: &str) -> (Vec<u8>, String) {
         let accept = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
@@ -148,6 +189,15 @@ impl Drop for Registry {
     }
 }
 
+/// `GET /v2/…` of a line of the access log, if it was a daemon that asked.
+fn request_of_a_daemon(line: &str) -> Option<String> {
+    // <host> - - [<time>] "<method> <path> HTTP/1.1" <status> <bytes> "<referer>" "<user agent>"
+    let mut quoted = line.split('"').skip(1).step_by(2);
+    let (request, agent) = (quoted.next()?, quoted.nth(1)?);
+    let request = request.strip_suffix(" HTTP/1.1")?;
+    (agent.starts_with("buildkit/") || agent.starts_with("containerd/")).then(|| request.to_owned())
+}
+
 /// A loopback port that nobody listens on right now.
 pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
@@ -162,7 +212,7 @@ fn spawn(tools: &Tools, scratch: &Scratch, port: u16, password: bool) -> Child {
     };
     let config = format!(
         "version: 0.1\n\
-         log:\n  level: warn\n  accesslog:\n    disabled: true\n\
+         log:\n  level: warn\n\
          storage:\n  filesystem:\n    rootdirectory: {}\n  delete:\n    enabled: true\n\
          http:\n  addr: 127.0.0.1:{port}\n{auth}",
         scratch.join("storage").display(),

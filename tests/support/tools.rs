@@ -93,8 +93,27 @@ pub fn buildx() -> Option<PathBuf> {
     found
 }
 
+/// The release of the Dockerfile frontend that `scripts/tools` builds.
+const FRONTEND: &str = "v0.34.2";
+
+/// The program of a Dockerfile frontend's image; `None` when it is missing, after it said so.
+///
+/// # Panics
+///
+/// When it is missing and `WARMKIT_REQUIRE_REAL=1`.
+#[track_caller]
+pub fn dockerfile_frontend() -> Option<PathBuf> {
+    let path = format!("dockerfile-frontend-{FRONTEND}/bin/dockerfile-frontend");
+    let file = directory().map(|base| base.join(path));
+    let found = file.clone().filter(|file| file.is_file());
+    if found.is_none() {
+        super::skip::skip(&format!("no {}", file.unwrap_or_default().display()));
+    }
+    found
+}
+
 /// Where `scripts/tools` puts things.
-fn directory() -> Option<PathBuf> {
+pub fn directory() -> Option<PathBuf> {
     let set = |name| env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     set("WARMKIT_TOOLS").or_else(|| {
         let cache = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")))?;

@@ -1,6 +1,9 @@
 //! `warmkit keys`: what there is to know of keys without a bake. One file per command.
 
 mod check;
+mod pull;
+mod push;
+mod replay;
 mod table;
 
 use clap::Subcommand;
@@ -9,11 +12,17 @@ use clap::Subcommand;
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     Check(check::Arguments),
+    Pull(pull::Arguments),
+    Push(push::Arguments),
+    Replay(replay::Arguments),
 }
 
 /// Runs a command and returns the exit code.
 pub(super) fn run(command: Command) -> u8 {
     match command {
         Command::Check(arguments) => check::run(arguments),
+        Command::Pull(arguments) => pull::run(&arguments),
+        Command::Push(arguments) => push::run(&arguments),
+        Command::Replay(arguments) => replay::run(&arguments),
     }
 }

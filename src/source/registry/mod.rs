@@ -1,33 +1,29 @@
-//! A repository in a registry: OCI distribution-spec v1.1, the part that reads.
+//! A repository in a registry: OCI distribution-spec v1.1.
 //!
 //! ```text
+//! push             blobs and manifests, to write a sidecar beside a cache
+//! referrers        what refers to a manifest
 //! manifest, blob   what to ask for, and proving what came
-//!   retry          waits, and when to give up
 //!   pool           what many tags of one registry share
 //!   auth           challenge -> credentials -> token
-//!   http           base URL, redirects, TLS
+//!   http           waits, base URL, redirects, TLS: as for every source over a network
 //! ```
 //!
 //! Http is tried first on loopback, where docker too needs no flag; elsewhere https, and http only
 //! where [`Options::insecure`] allows it and https is not answered.
 
 mod auth;
-mod blob;
 mod challenge;
-mod http;
 mod pool;
-mod retry;
+mod push;
+mod referrers;
 
 use std::fmt;
 use std::io::Write;
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use self::auth::{Auth, Renewal};
-use self::http::{Reply, Transport, seconds};
-use self::retry::{Attempts, Failure};
-use super::credentials::Environment;
+use super::http::{Attempts, Download, Failure, Options, Reply, RetryPolicy, Stop, Transport, host_of};
 use super::{Denied, Error, MAX_MANIFEST, Manifest, Source};
 use crate::digest::Digest;
 use crate::oci::media_type::{DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST};
@@ -35,48 +31,7 @@ use crate::oci::{Descriptor, Reference};
 use crate::progress::Progress;
 
 pub use pool::Pool;
-pub use retry::{RetryPolicy, Stop};
-
-/// How to reach registries.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// Whether plain http is allowed where a registry is not on loopback and answers no https.
-    pub insecure: bool,
-    /// Where credentials are looked for.
-    pub env: Environment,
-    /// Directories with one of their own per registry, in which `*.crt` are trusted for it.
-    pub certs_dirs: Vec<PathBuf>,
-    /// How often to make failed requests again.
-    pub retry: RetryPolicy,
-    /// How long to wait for a connection.
-    pub connect_timeout: Duration,
-    /// How long a server may send nothing before the connection counts as broken.
-    pub stall_timeout: Duration,
-    /// How long a credential helper may take.
-    pub helper_timeout: Duration,
-    /// Ends requests before their time.
-    pub stop: Stop,
-    /// Connections and tokens that registries opened with these options share. Where anything else here is
-    /// changed, a new one belongs here too.
-    pub pool: Pool,
-}
-
-impl Default for Options {
-    /// The process's environment, and docker's and podman's certificate directories.
-    fn default() -> Self {
-        Self {
-            insecure: false,
-            env: Environment::of_process(),
-            certs_dirs: vec!["/etc/docker/certs.d".into(), "/etc/containers/certs.d".into()],
-            retry: RetryPolicy::default(),
-            connect_timeout: seconds(20),
-            stall_timeout: seconds(30),
-            helper_timeout: seconds(30),
-            stop: Stop::default(),
-            pool: Pool::default(),
-        }
-    }
-}
+pub use push::Pushed;
 
 /// One repository of a registry, and the manifest in it that a reference names.
 pub struct Registry {
@@ -130,8 +85,21 @@ impl Registry {
     ///
     /// Gives any answer that is neither a refusal nor a failure that may pass.
     fn get(&self, what: &str, path: &str, headers: &[(&'static str, String)]) -> Result<Reply, Failure> {
-        let base = self.transport.base()?;
-        let url = format!("{base}/v2/{}/{path}", self.reference.repository());
+        let url = self.url(path)?;
+        self.authorized(what, &|header| self.transport.get(&url, headers, header))
+    }
+
+    /// The URL of something below `/v2/<repository>/`.
+    fn url(&self, path: &str) -> Result<String, Failure> {
+        Ok(format!("{}/v2/{}/{path}", self.transport.base()?, self.reference.repository()))
+    }
+
+    /// Does `exchange` with whatever authorization it takes: it is given the header, and makes the request.
+    fn authorized(
+        &self,
+        what: &str,
+        exchange: &dyn Fn(Option<&str>) -> Result<Reply, Failure>,
+    ) -> Result<Reply, Failure> {
         let mut got_new = false;
         let mut others_left = 3;
         loop {
@@ -140,7 +108,7 @@ impl Registry {
             }
             let authorization = self.auth.current(&self.transport)?;
             let header = authorization.as_ref().map(|a| a.header.as_str());
-            let mut reply = self.transport.get(&url, headers, header)?;
+            let mut reply = exchange(header)?;
             if let Some(failure) = reply.passing_failure() {
                 return Err(failure);
             }
@@ -235,7 +203,11 @@ impl Source for Registry {
     }
 
     fn blob(&self, blob: &Descriptor, out: &mut dyn Write, progress: &dyn Progress) -> Result<(), Error> {
-        self.fetch_blob(blob, out, progress)
+        let (name, place) = (self.name(), self.repository_name());
+        let download =
+            Download { blob, source_name: &name, place: &place, retry: self.retry, stop: &self.stop };
+        download
+            .run(out, progress, &|what, headers| self.get(what, &format!("blobs/{}", blob.digest), headers))
     }
 
     fn blob_store(&self) -> String {
@@ -243,7 +215,7 @@ impl Source for Registry {
     }
 
     fn repository(&self) -> Option<(String, String)> {
-        let host = http::host_of(self.reference.registry()).to_owned();
+        let host = host_of(self.reference.registry()).to_owned();
         Some((host, self.reference.repository().to_owned()))
     }
 }

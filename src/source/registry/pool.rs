@@ -8,12 +8,11 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::Options;
 use super::auth::Auth;
-use super::http::Transport;
 use crate::oci::Reference;
 use crate::source::Error;
 use crate::source::credentials::Credentials;
+use crate::source::http::{Options, Transport};
 
 /// Connections and tokens; clones share them.
 #[derive(Clone, Default)]

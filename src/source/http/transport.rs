@@ -1,14 +1,14 @@
-//! Requests to one registry: its base URL, redirects, TLS roots, and which failures may pass.
+//! Requests to one server: its base URL, redirects, TLS roots, and which failures may pass.
 //!
 //! Redirects are followed here and not by the client, so that an `Authorization` header goes to the
 //! host that asked for it and to no other, and never from https to http.
 
+use std::fmt::Write as _;
 use std::io::Read;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use jiff::Timestamp;
 use ureq::http::header::{ACCEPT_ENCODING, AUTHORIZATION, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE};
@@ -26,8 +26,8 @@ const MAX_ERROR_BODY: u64 = 64 << 10;
 /// As much of what a server says in an error as goes into a message, in characters.
 const MAX_DETAIL: usize = 300;
 
-/// A connection pool for one registry, shared by threads.
-pub(super) struct Transport {
+/// A connection pool for one server, shared by threads.
+pub(in crate::source) struct Transport {
     agent: Agent,
     /// Host and port as in a URL.
     authority: String,
@@ -38,34 +38,52 @@ pub(super) struct Transport {
     base: OnceLock<String>,
     answered: AtomicBool,
     certs: PathBuf,
+    /// Whether the server has said that it has no referrers API; it is not asked twice.
+    pub(in crate::source) without_referrers: AtomicBool,
+}
+
+/// How something is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::source) enum Method {
+    Put,
+    Post,
 }
 
 /// An answer, after redirects.
-pub(super) struct Reply {
-    pub(super) status: u16,
-    pub(super) headers: HeaderMap,
-    pub(super) body: Body,
+pub(in crate::source) struct Reply {
+    pub(in crate::source) status: u16,
+    pub(in crate::source) headers: HeaderMap,
+    pub(in crate::source) body: Body,
     /// Who answered; not the registry if it redirected.
-    pub(super) host: String,
+    pub(in crate::source) host: String,
     /// Whether whoever answered saw the `Authorization` that was given.
-    pub(super) authorized: bool,
+    pub(in crate::source) authorized: bool,
 }
 
 /// The host of an authority, without port and without brackets.
-pub(super) fn host_of(authority: &str) -> &str {
+pub(in crate::source) fn host_of(authority: &str) -> &str {
     if let Some(rest) = authority.strip_prefix('[') {
         return rest.split(']').next().unwrap_or_default();
     }
     authority.split(':').next().unwrap_or_default()
 }
 
+/// Whether a host is on this machine's own link, as metadata services are: no proxy reaches it.
+fn is_link_local(host: &str) -> bool {
+    match host.parse() {
+        Ok(IpAddr::V4(ip)) => ip.is_link_local(),
+        Ok(IpAddr::V6(ip)) => ip.is_unicast_link_local() || ip.is_unique_local(),
+        Err(_) => false,
+    }
+}
+
 /// Whether a host is this machine, as docker tells it.
-fn is_loopback(host: &str) -> bool {
+pub(in crate::source) fn is_loopback(host: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 impl Transport {
-    pub(super) fn new(authority: &str, options: &Options) -> Result<Self, Error> {
+    pub(in crate::source) fn new(authority: &str, options: &Options) -> Result<Self, Error> {
         let loopback = is_loopback(host_of(authority));
         let schemes: &[_] = match (loopback, options.insecure) {
             (true, _) => &["http", "https"],
@@ -83,7 +101,7 @@ impl Transport {
             .max_idle_connections_per_host(16)
             .max_idle_connections(32)
             .tls_config(TlsConfig::builder().root_certs(root_certs(certs.clone())?).build());
-        if loopback {
+        if loopback || is_link_local(host_of(authority)) {
             config = config.proxy(None);
         }
         let agent = config.build().new_agent();
@@ -96,19 +114,31 @@ impl Transport {
             insecure: options.insecure,
             base: OnceLock::new(),
             answered: AtomicBool::new(false),
+            without_referrers: AtomicBool::new(false),
             certs: certs.into_iter().next().unwrap_or_else(|| PathBuf::from("a directory for certificates")),
         })
     }
 
-    /// Host and port of the registry.
-    pub(super) fn authority(&self) -> &str {
+    /// A connection pool for the server at `base`, a URL of http or https that was written down as it
+    /// is: nothing has to be found out about it, and one of http gives leave to stay with http.
+    pub(in crate::source) fn at(base: &Uri, options: &Options) -> Result<Self, Error> {
+        let authority = base.authority().map(ToString::to_string).unwrap_or_default();
+        let mut options = options.clone();
+        options.insecure |= base.scheme_str() == Some("http");
+        let transport = Self::new(&authority, &options)?;
+        let _ = transport.base.set(base.to_string().trim_end_matches('/').to_owned());
+        Ok(transport)
+    }
+
+    /// Host and port of the server.
+    pub(in crate::source) fn authority(&self) -> &str {
         &self.authority
     }
 
     /// `https://host:port`, without a slash at the end.
     ///
     /// Where plain http is allowed, the registry is asked once which of the two it speaks.
-    pub(super) fn base(&self) -> Result<&str, Failure> {
+    pub(in crate::source) fn base(&self) -> Result<&str, Failure> {
         if let Some(base) = self.base.get() {
             return Ok(base);
         }
@@ -147,7 +177,7 @@ impl Transport {
     }
 
     /// Makes a GET request and follows redirects. Any status but a redirect's is an answer.
-    pub(super) fn get(
+    pub(in crate::source) fn get(
         &self,
         url: &str,
         headers: &[(&'static str, String)],
@@ -156,29 +186,72 @@ impl Transport {
         let mut at: Uri = parse_uri(url, &self.authority)?;
         let asked = origin(&at);
         for _ in 0..MAX_REDIRECTS {
-            let same_origin = origin(&at) == asked;
-            let mut request = self.agent.get(&at).header(ACCEPT_ENCODING, "identity");
-            for (name, value) in headers {
-                request = request.header(*name, value);
-            }
-            let authorization = authorization.filter(|_| same_origin);
-            if let Some(authorization) = authorization {
-                request = request.header(AUTHORIZATION, authorization);
-            }
-            let host = at.authority().map(ToString::to_string).unwrap_or_default();
-            let response = request.call().map_err(|error| self.failure(&host, error))?;
-            self.answered.store(true, Ordering::Relaxed);
+            let authorization = authorization.filter(|_| origin(&at) == asked);
+            let (response, host) = self.get_at(&at, headers, authorization)?;
             if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
                 return Ok(Reply::new(response, host, authorization.is_some()));
             }
             at = self.redirect(url, &at, response.headers())?;
         }
-        let (what, host) = (url.to_owned(), self.authority.clone());
+        let (what, host) = (without_query(url), self.authority.clone());
         Err(Error::BadAnswer { what, host, reason: "redirects without end".to_owned() }.into())
     }
 
+    /// Makes a GET request whose authorization holds for this one URL: a redirect is an answer too.
+    pub(in crate::source) fn get_here(
+        &self,
+        url: &str,
+        headers: &[(&'static str, String)],
+        authorization: Option<&str>,
+    ) -> Result<Reply, Failure> {
+        let at = parse_uri(url, &self.authority)?;
+        let (response, host) = self.get_at(&at, headers, authorization)?;
+        Ok(Reply::new(response, host, authorization.is_some()))
+    }
+
+    fn get_at(
+        &self,
+        at: &Uri,
+        headers: &[(&'static str, String)],
+        authorization: Option<&str>,
+    ) -> Result<(Response<Body>, String), Failure> {
+        let mut request = self.agent.get(at).header(ACCEPT_ENCODING, "identity");
+        for (name, value) in headers {
+            request = request.header(*name, value);
+        }
+        if let Some(authorization) = authorization {
+            request = request.header(AUTHORIZATION, authorization);
+        }
+        let host = at.authority().map(ToString::to_string).unwrap_or_default();
+        let response = request.call().map_err(|error| self.failure(&host, error))?;
+        self.answered.store(true, Ordering::Relaxed);
+        Ok((response, host))
+    }
+
+    /// Makes a PUT or POST request; redirects are not followed, since it may hold a secret.
+    pub(in crate::source) fn send(
+        &self,
+        method: Method,
+        url: &str,
+        headers: &[(&'static str, String)],
+        body: &[u8],
+    ) -> Result<Reply, Failure> {
+        let at = parse_uri(url, &self.authority)?;
+        let host = at.authority().map(ToString::to_string).unwrap_or_default();
+        let mut request = match method {
+            Method::Put => self.agent.put(&at),
+            Method::Post => self.agent.post(&at),
+        };
+        for (name, value) in headers {
+            request = request.header(*name, value);
+        }
+        let response = request.send(body).map_err(|error| self.failure(&host, error))?;
+        self.answered.store(true, Ordering::Relaxed);
+        Ok(Reply::new(response, host, false))
+    }
+
     /// Makes a POST request with a form; redirects are not followed, since the form holds a secret.
-    pub(super) fn post_form(&self, url: &str, form: &[(&str, &str)]) -> Result<Reply, Failure> {
+    pub(in crate::source) fn post_form(&self, url: &str, form: &[(&str, &str)]) -> Result<Reply, Failure> {
         let at = parse_uri(url, &self.authority)?;
         let host = at.authority().map(ToString::to_string).unwrap_or_default();
         let response = self
@@ -191,15 +264,21 @@ impl Transport {
     }
 
     /// Where a redirect leads.
-    fn redirect(&self, what: &str, from: &Uri, headers: &HeaderMap) -> Result<Uri, Failure> {
+    pub(in crate::source) fn redirect(
+        &self,
+        what: &str,
+        from: &Uri,
+        headers: &HeaderMap,
+    ) -> Result<Uri, Failure> {
         let bad = |reason: String| {
             let host = from.authority().map(ToString::to_string).unwrap_or_default();
-            Failure::Final(Error::BadAnswer { what: what.to_owned(), host, reason })
+            Failure::Final(Error::BadAnswer { what: without_query(what), host, reason })
         };
         let location = headers.get(LOCATION).and_then(|value| value.to_str().ok());
         let location = location.ok_or_else(|| bad("redirects without a readable Location".to_owned()))?;
-        let target = resolve(from, location)
-            .ok_or_else(|| bad(format!("redirects to {location:?}, which is no valid URL")))?;
+        let target = resolve(from, location).ok_or_else(|| {
+            bad(format!("redirects to {:?}, which is no valid URL", without_query(location)))
+        })?;
         if !self.may_ask(&target) {
             let host = target.authority().map(ToString::to_string).unwrap_or_default();
             return Err(bad(format!("redirects to {host} over plain http, which is not allowed")));
@@ -209,7 +288,7 @@ impl Transport {
 
     /// Whether a URL that the registry named may be used: over https, or over http where that is
     /// allowed; a registry on loopback may name others there.
-    pub(super) fn may_ask(&self, url: &Uri) -> bool {
+    pub(in crate::source) fn may_ask(&self, url: &Uri) -> bool {
         match url.scheme_str() {
             Some("https") => true,
             Some("http") => {
@@ -261,7 +340,7 @@ fn is_not_tls(error: &rustls::Error) -> bool {
 }
 
 /// Errors of reading a body; all may pass.
-pub(super) fn read_failure(host: &str, error: &std::io::Error) -> Failure {
+pub(in crate::source) fn read_failure(host: &str, error: &std::io::Error) -> Failure {
     let timed_out = error
         .get_ref()
         .and_then(|inner| inner.downcast_ref::<ureq::Error>())
@@ -281,17 +360,17 @@ impl Reply {
     }
 
     /// A header as text.
-    pub(super) fn header(&self, name: &str) -> Option<&str> {
+    pub(in crate::source) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).and_then(|value| value.to_str().ok())
     }
 
     /// All `WWW-Authenticate` headers.
-    pub(super) fn challenges(&self) -> impl Iterator<Item = &str> {
+    pub(in crate::source) fn challenges(&self) -> impl Iterator<Item = &str> {
         self.headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok())
     }
 
     /// Reads the body into memory; `None` if it is longer than `limit`.
-    pub(super) fn read(&mut self, limit: u64) -> Result<Option<Vec<u8>>, Failure> {
+    pub(in crate::source) fn read(&mut self, limit: u64) -> Result<Option<Vec<u8>>, Failure> {
         let mut bytes = Vec::new();
         let mut reader = self.body.as_reader().take(limit + 1);
         reader.read_to_end(&mut bytes).map_err(|error| read_failure(&self.host, &error))?;
@@ -299,16 +378,23 @@ impl Reply {
     }
 
     /// What the body of an error says, in one line; reading it also frees the connection.
-    pub(super) fn error_detail(&mut self) -> String {
+    pub(in crate::source) fn error_detail(&mut self) -> String {
+        self.error_body().1
+    }
+
+    /// The body of an error, as far as it is read, and what it says, in one line.
+    pub(in crate::source) fn error_body(&mut self) -> (Vec<u8>, String) {
         let mut bytes = Vec::new();
         // A part of the message is better than none.
         let _ = self.body.as_reader().take(MAX_ERROR_BODY).read_to_end(&mut bytes);
-        error_detail(&bytes)
+        let detail = error_detail(&bytes);
+        (bytes, detail)
     }
 
-    /// The failure that a status means, where it is one that may pass: 408, 429 and 5xx.
-    pub(super) fn passing_failure(&mut self) -> Option<Failure> {
-        if !matches!(self.status, 408 | 429 | 500..=599) {
+    /// The failure that a status means, where it is one that may pass: 408, 429 and 5xx, but for what is
+    /// not implemented.
+    pub(in crate::source) fn passing_failure(&mut self) -> Option<Failure> {
+        if !matches!(self.status, 408 | 429 | 500 | 502..=599) {
             return None;
         }
         let after = self.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()).map(str::to_owned);
@@ -346,6 +432,11 @@ fn error_detail(bytes: &[u8]) -> String {
         errors.into_iter().map(line).collect::<Vec<_>>().join("; ")
     } else if let Ok(Details { details }) = serde_json::from_slice(bytes) {
         details
+    } else if let Some(code) = element(bytes, "Code") {
+        match element(bytes, "Message") {
+            Some(message) if !message.is_empty() => format!("{code}: {message}"),
+            _ => code,
+        }
     } else {
         String::from_utf8_lossy(bytes).into_owned()
     };
@@ -358,15 +449,43 @@ fn error_detail(bytes: &[u8]) -> String {
     }
 }
 
-fn parse_uri(url: &str, host: &str) -> Result<Uri, Failure> {
+/// The text of the first XML element of that name, as S3 and Azure write it: `<Code>text</Code>`.
+pub(in crate::source) fn element(xml: &[u8], name: &str) -> Option<String> {
+    let text = String::from_utf8_lossy(xml);
+    let (_, rest) = text.split_once(&format!("<{name}>"))?;
+    let (inner, _) = rest.split_once(&format!("</{name}>"))?;
+    let plain =
+        inner.replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", "\"").replace("&apos;", "'");
+    Some(plain.replace("&amp;", "&").trim().to_owned())
+}
+
+/// Encodes one part of a path or a query (RFC 3986, unreserved characters stay).
+pub(in crate::source) fn percent_encode(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            let _ = write!(out, "%{byte:02X}");
+        }
+    }
+    out
+}
+
+pub(in crate::source) fn parse_uri(url: &str, host: &str) -> Result<Uri, Failure> {
     url.parse().map_err(|error| {
-        let reason = format!("cannot be asked for {url:?}: {error}");
+        let reason = format!("cannot be asked for {:?}: {error}", without_query(url));
         Failure::Final(Error::BadAnswer { what: "request".to_owned(), host: host.to_owned(), reason })
     })
 }
 
+/// A URL as messages may show it: a query may hold a signature.
+fn without_query(url: &str) -> String {
+    url.split(['?', '#']).next().unwrap_or_default().to_owned()
+}
+
 /// Scheme, host and port: what must be equal for credentials to go along.
-fn origin(uri: &Uri) -> (String, String, u16) {
+pub(in crate::source) fn origin(uri: &Uri) -> (String, String, u16) {
     let scheme = uri.scheme_str().unwrap_or_default().to_ascii_lowercase();
     let default = if scheme == "https" { 443 } else { 80 };
     let host = uri.host().unwrap_or_default().to_ascii_lowercase();
@@ -422,11 +541,6 @@ fn root_certs(dirs: impl Iterator<Item = PathBuf>) -> Result<RootCerts, Error> {
     let system = rustls_native_certs::load_native_certs().certs;
     extra.extend(system.iter().map(|der| Certificate::from_der(der.as_ref()).to_owned()));
     Ok(RootCerts::from(extra))
-}
-
-/// Seconds as the options want them.
-pub(super) const fn seconds(n: u64) -> Duration {
-    Duration::from_secs(n)
 }
 
 #[cfg(test)]
@@ -563,6 +677,11 @@ mod tests {
             (r#"{"details":"incorrect username"}"#, "incorrect username"),
             (r#"{"error":"invalid_grant"}"#, "invalid_grant"),
             ("<html>\n  gone\r\n</html>", "<html> gone </html>"),
+            (
+                "<?xml?><Error><Code>NoSuchKey</Code><Message>gone &amp; lost</Message></Error>",
+                "NoSuchKey: gone & lost",
+            ),
+            ("\u{feff}<Error><Code>AuthenticationFailed</Code></Error>", "AuthenticationFailed"),
             ("", ""),
         ];
         for (body, expected) in cases {

@@ -2,12 +2,11 @@
 
 use std::io::{self, Read, Write};
 
-use super::http::{Reply, read_failure};
-use super::retry::{Attempts, Failure};
-use super::{Registry, Source};
+use super::retry::{Attempts, Failure, RetryPolicy, Stop};
+use super::transport::{Reply, read_failure};
 use crate::oci::Descriptor;
 use crate::progress::Progress;
-use crate::source::{Error, Mismatch, Receiver};
+use crate::source::{Error, MAX_DOCUMENT, Mismatch, Receiver};
 
 /// What is read at once; also the size of a `Fetched` event at most.
 const BUFFER: usize = 128 << 10;
@@ -30,22 +29,37 @@ fn parse_content_range(text: &str) -> Option<ContentRange> {
     (first <= last).then_some(ContentRange { first, total })
 }
 
-impl Registry {
-    pub(super) fn fetch_blob(
+/// A blob to download.
+pub(in crate::source) struct Download<'a> {
+    pub(in crate::source) blob: &'a Descriptor,
+    /// What to call the source in messages.
+    pub(in crate::source) source_name: &'a str,
+    /// What to call the place in it that has the blob.
+    pub(in crate::source) place: &'a str,
+    pub(in crate::source) retry: RetryPolicy,
+    pub(in crate::source) stop: &'a Stop,
+}
+
+/// Makes one request for a blob, with these headers. Gives any answer that is neither a refusal nor
+/// a failure that may pass.
+pub(in crate::source) type Ask<'a> = &'a dyn Fn(&str, &[(&'static str, String)]) -> Result<Reply, Failure>;
+
+impl Download<'_> {
+    /// Writes the blob to `out`, asking as often as it takes.
+    pub(in crate::source) fn run(
         &self,
-        blob: &Descriptor,
         out: &mut dyn Write,
         progress: &dyn Progress,
+        ask: Ask<'_>,
     ) -> Result<(), Error> {
-        let name = self.name();
-        let what = format!("blob {}", blob.digest);
-        let whole = format!("{what} of {}", self.repository_name());
-        let mut receiver = Receiver::new(blob, &name, out, progress);
-        let mut attempts = Attempts::new(whole, self.retry, &self.stop, progress);
+        let what = format!("blob {}", self.blob.digest);
+        let whole = format!("{what} of {}", self.place);
+        let mut receiver = Receiver::new(self.blob, self.source_name, out, progress);
+        let mut attempts = Attempts::new(whole, self.retry, self.stop, progress);
         let mut buffer = vec![0; BUFFER];
         loop {
             let before = receiver.received();
-            let result = self.attempt(&what, blob, &mut receiver, &mut buffer);
+            let result = self.attempt(&what, ask, &mut receiver, &mut buffer);
             match result {
                 Ok(()) => return receiver.finish(),
                 Err(failure) => {
@@ -58,22 +72,22 @@ impl Registry {
         }
     }
 
-    /// Downloads what is missing. Always asks the registry, not the storage host that it redirected
-    /// to the last time: such addresses run out.
+    /// Downloads what is missing. Always asks whoever names the storage host, not the host that it
+    /// named the last time: such addresses run out.
     fn attempt(
         &self,
         what: &str,
-        blob: &Descriptor,
+        ask: Ask<'_>,
         receiver: &mut Receiver<'_>,
         buffer: &mut [u8],
     ) -> Result<(), Failure> {
-        let have = receiver.received();
+        let (blob, have) = (self.blob, receiver.received());
         if have > 0 && have == blob.size {
             // It broke off after the last byte.
             return Ok(());
         }
         let range = (have > 0).then(|| ("range", format!("bytes={have}-")));
-        let mut reply = self.get(what, &format!("blobs/{}", blob.digest), range.as_slice())?;
+        let mut reply = ask(what, range.as_slice())?;
         let to_skip = match reply.status {
             200 => {
                 check_announced(blob, receiver, length(&reply))?;
@@ -91,7 +105,7 @@ impl Registry {
             }
             404 => {
                 let detail = reply.error_detail();
-                let source_name = self.repository_name();
+                let source_name = self.place.to_owned();
                 return Err(Error::NoSuchBlob { blob: blob.digest, source_name, detail }.into());
             }
             status => {
@@ -140,6 +154,29 @@ impl Registry {
             return Err(Failure::again(format!("{}: {reason}", reply.host)));
         }
         Ok(())
+    }
+}
+
+/// Reads a document into memory, asking as often as it takes; more than [`MAX_DOCUMENT`] is an error.
+/// `what` names it in messages.
+pub(in crate::source) fn document(
+    what: &str,
+    source_name: &str,
+    retry: RetryPolicy,
+    stop: &Stop,
+    progress: &dyn Progress,
+    ask: &dyn Fn() -> Result<Reply, Failure>,
+) -> Result<Vec<u8>, Error> {
+    let mut attempts = Attempts::new(what.to_owned(), retry, stop, progress);
+    loop {
+        match ask().and_then(|mut reply| reply.read(MAX_DOCUMENT)) {
+            Ok(Some(bytes)) => return Ok(bytes),
+            Ok(None) => {
+                let (what, source_name) = (what.to_owned(), source_name.to_owned());
+                return Err(Error::TooLarge { what, source_name, limit: MAX_DOCUMENT });
+            }
+            Err(failure) => attempts.failed(failure)?,
+        }
     }
 }
 

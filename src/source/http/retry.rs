@@ -12,7 +12,7 @@ use ureq::Agent;
 use crate::progress::{Event, Progress};
 use crate::source::Error;
 
-/// How patient to be with a registry.
+/// How patient to be with a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RetryPolicy {
     /// Failures in a row, without a byte of progress between them, after which to give up.
@@ -40,7 +40,7 @@ impl Default for RetryPolicy {
     }
 }
 
-/// Ends all waits and downloads of the registries that were opened with it; clones are one switch.
+/// Ends all waits and downloads of the sources that were opened with it; clones are one switch.
 ///
 /// For whoever has seen another part of the run fail: a wait that a server asked for may be minutes long.
 #[derive(Clone, Default)]
@@ -72,7 +72,7 @@ impl Stop {
     }
 
     /// Has [`Stop::stop`] cut the connections of `agent`.
-    pub(super) fn cuts(&self, agent: &Agent) {
+    pub(in crate::source) fn cuts(&self, agent: &Agent) {
         let mut agents = lock(&self.agents);
         if self.used.load(Ordering::Relaxed) {
             agent.clone().shutdown();
@@ -106,7 +106,7 @@ fn lock(agents: &Mutex<Vec<Agent>>) -> MutexGuard<'_, Vec<Agent>> {
 
 /// Why one attempt failed.
 #[derive(Debug)]
-pub(super) enum Failure {
+pub(in crate::source) enum Failure {
     /// Making the request again may help.
     Again {
         reason: String,
@@ -127,13 +127,13 @@ impl From<Error> for Failure {
 
 impl Failure {
     /// A failure of a server that answers otherwise.
-    pub(super) fn again(reason: impl Into<String>) -> Self {
+    pub(in crate::source) fn again(reason: impl Into<String>) -> Self {
         Self::Again { reason: reason.into(), after: None, answered: true }
     }
 }
 
 /// Counts the failures of one request.
-pub(super) struct Attempts<'a> {
+pub(in crate::source) struct Attempts<'a> {
     what: String,
     policy: RetryPolicy,
     stop: &'a Stop,
@@ -143,17 +143,22 @@ pub(super) struct Attempts<'a> {
 
 impl<'a> Attempts<'a> {
     /// `what` names the request in messages.
-    pub(super) fn new(what: String, policy: RetryPolicy, stop: &'a Stop, progress: &'a dyn Progress) -> Self {
+    pub(in crate::source) fn new(
+        what: String,
+        policy: RetryPolicy,
+        stop: &'a Stop,
+        progress: &'a dyn Progress,
+    ) -> Self {
         Self { what, policy, stop, progress, failures: 0 }
     }
 
     /// Forgets earlier failures: something arrived.
-    pub(super) fn progressed(&mut self) {
+    pub(in crate::source) fn progressed(&mut self) {
         self.failures = 0;
     }
 
     /// Waits until the request may be made again, or says why it will not be.
-    pub(super) fn failed(&mut self, failure: Failure) -> Result<(), Error> {
+    pub(in crate::source) fn failed(&mut self, failure: Failure) -> Result<(), Error> {
         let (reason, after, answered) = match failure {
             Failure::Final(error) => return Err(error),
             Failure::Again { reason, after, answered } => (reason, after, answered),
@@ -189,7 +194,7 @@ fn random_fraction() -> f64 {
 }
 
 /// Reads `Retry-After`: seconds, or an HTTP date (a past one means now).
-pub(super) fn parse_retry_after(text: &str, now: Timestamp) -> Option<Duration> {
+pub(in crate::source) fn parse_retry_after(text: &str, now: Timestamp) -> Option<Duration> {
     let text = text.trim();
     if let Ok(seconds) = text.parse() {
         return Some(Duration::from_secs(seconds));

@@ -1,0 +1,332 @@
+//! Replay: the real build on a scratch daemon that has the caches and runs nothing.
+//!
+//! ```text
+//! caches ─── records, no layers ────┐
+//! images ─── manifests and configs ─┴▶ gate ──┐
+//! context, Dockerfile, arguments ─────────────┼▶ buildkitd on an empty root ─▶ its cache.db ─▶ Candidates
+//!                                    runtime ─┘   (no output; a miss ends it)
+//! ```
+//!
+//! The daemon itself computes the operation digests of the build that it is asked for, and finds each step
+//! in the imported caches. Its own database then has a link for each of them, with the operation digest: for any frontend, and in
+//! the dialect of its own release. Three things keep it from doing anything else:
+//!
+//! - `import`: the caches come to it without their layers, and so small that it takes them;
+//! - `gate`: a registry on loopback that has the caches, and hands on of images all but layers;
+//! - `runtime`: in place of runc stands a program that runs no step.
+//!
+//! So a step that is in no cache cannot run, and what it stands on cannot be downloaded. The replay ends at the
+//! first such step and says which it is.
+
+mod cause;
+mod gate;
+mod import;
+mod runtime;
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use serde::Serialize;
+
+use crate::daemon::{self, Build, Daemon, Graph, Search, Start, StepStatus, Watch, io_error};
+use crate::digest::{Digest, RecordDigest};
+use crate::keys::{self, Candidates, harvest};
+use crate::oci::{Cache, Platform, Reference};
+use crate::source;
+
+use gate::Gate;
+use runtime::Runtime;
+
+pub use cause::{Cause, Missed};
+
+/// What is replayed, and by which buildkitd.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct Options {
+    /// The build; its `target` and `import_caches` are set by the replay.
+    pub build: Build,
+    /// The stages to build, one after the other; empty: the last.
+    pub targets: Vec<String>,
+    /// Where the daemon is looked for.
+    pub search: Search,
+    /// The daemon's configuration; `None`: an empty one, not the machine's.
+    pub buildkitd_config: Option<PathBuf>,
+    /// Where the scratch directory is made, which takes the build context; `None`: `$TMPDIR`.
+    pub scratch: Option<PathBuf>,
+    /// How registries are talked to, for manifests and configs of images.
+    pub registry: source::Options,
+}
+
+/// One build of a replay.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Replayed {
+    /// The stage; `None`: the last.
+    pub target: Option<String>,
+    /// Steps that the build has, as far as it came.
+    pub steps: usize,
+    /// Steps that were found in the caches.
+    pub cached: usize,
+    /// Steps that were not, and stand on nothing else that was not: empty where the build was found whole.
+    pub missed: Vec<Missed>,
+}
+
+/// What an image's tag means today.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Resolved {
+    /// As the build names it, with its registry.
+    pub image: String,
+    /// The digest of its manifest or index.
+    pub digest: Digest,
+}
+
+/// What a replay did.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Report {
+    /// `buildkitd --version`.
+    pub buildkitd: String,
+    /// Each build, in the order of the targets.
+    pub builds: Vec<Replayed>,
+    /// Images that were resolved by a tag.
+    pub images: Vec<Resolved>,
+    /// How often the daemon went to run a step, and was refused.
+    pub runs_refused: usize,
+    /// Images of which it went to download a layer, and was refused.
+    pub layers_refused: Vec<String>,
+    /// Seconds that it took.
+    pub seconds: f64,
+}
+
+impl Report {
+    /// Whether every step of every build was found.
+    pub fn is_complete(&self) -> bool {
+        self.builds.iter().all(|build| build.missed.is_empty())
+    }
+}
+
+/// What a replay gives.
+#[derive(Debug, Clone)]
+pub struct Replay {
+    /// The operation digests that the daemon computed; nothing here is proven.
+    pub candidates: Candidates,
+    /// What it did.
+    pub report: Report,
+}
+
+/// Why there was no replay. A step that is in no cache is a report, see [`Replayed::missed`].
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// No daemon could be found, started or talked to.
+    #[error(transparent)]
+    Daemon(#[from] daemon::Error),
+    /// The build failed for another reason than a step that is not in the caches.
+    #[error("the replay of {} failed: {detail}", target.as_deref().map_or_else(|| "the build".to_owned(), |t| format!("target {t}")))]
+    Build {
+        /// The stage; `None`: the last.
+        target: Option<String>,
+        /// What the client said in the end.
+        detail: String,
+    },
+    /// A cache that no daemon can import, not in parts either.
+    #[error(
+        "record {digest} stands on {records} others, which take {bytes} bytes: daemons import at most {limit}; \
+         take the keys from provenance or from the builder's cache.db"
+    )]
+    TooLarge {
+        /// The record.
+        digest: RecordDigest,
+        /// Itself, and all that it stands on.
+        records: usize,
+        /// What these take in a config or manifest.
+        bytes: usize,
+        /// What a daemon reads.
+        limit: usize,
+    },
+    /// The daemon left no database that can be read.
+    #[error("the replay left no keys: {0}")]
+    Harvest(#[source] keys::Error),
+    /// A signal ended it.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+/// Replays a build on `caches` and gives what the daemon computed for it.
+///
+/// # Errors
+/// There was no replay: no daemon, not root, a build that cannot be solved.
+pub fn replay(caches: &[&Cache], options: &Options) -> Result<Replay, Error> {
+    let started = Instant::now();
+    if !crate::fsutil::is_root() {
+        return Err(daemon::Error::NotRoot { purpose: "a replay" }.into());
+    }
+    // Sockets have short paths, so they have a directory of their own.
+    let run = directory("warmkit-", &std::env::temp_dir())?;
+    let beside = options.scratch.clone().unwrap_or_else(std::env::temp_dir);
+    let scratch = directory("warmkit-replay-", &beside)?;
+
+    let tools = daemon::find(&options.search, run.path())?;
+    let runtime = Runtime::make(&tools, run.path())?;
+    let gate = Gate::open(&options.registry, &frontends(&options.build), import::imports(caches)?)
+        .map_err(io_error("listen at", Path::new("127.0.0.1")))?;
+    let policy = run.path().join("policy.json");
+    fs::write(&policy, gate.policy()).map_err(io_error("write", &policy))?;
+    let config = configuration(options, &gate, run.path())?;
+
+    let root = scratch.path().join("root");
+    let mut arguments: Vec<OsString> = vec!["--oci-worker-binary".into(), (&runtime.binary).into()];
+    // Nothing runs, so nothing needs a network of its own, and nothing is too dangerous to be asked for.
+    arguments.extend(["--oci-worker-net", "host"].map(OsString::from));
+    for entitlement in ENTITLEMENTS {
+        arguments.extend(["--allow-insecure-entitlement", entitlement].map(OsString::from));
+    }
+    let start = Start {
+        root: &root,
+        run: run.path(),
+        scratch: scratch.path(),
+        config: Some(&config),
+        // Serves on every file system; there is nothing to be fast with.
+        snapshotter: "native",
+        arguments: &arguments,
+    };
+    let daemon = Daemon::start(&tools, &start, || Ok::<(), Error>(()))?;
+    let mut builds = Vec::new();
+    let targets: Vec<Option<String>> = match options.targets.as_slice() {
+        [] => vec![options.build.target.clone()],
+        targets => targets.iter().cloned().map(Some).collect(),
+    };
+    for target in targets {
+        let mut build = options.build.clone();
+        build.target.clone_from(&target);
+        build.import_caches = gate.imports();
+        build.opts.push(runtime.option.clone());
+        build.buildctl_args.extend(["--source-policy-file".into(), (&policy).into()]);
+        for entitlement in ENTITLEMENTS {
+            build.buildctl_args.extend(["--allow", entitlement].map(OsString::from));
+        }
+        let replayed = one(&build, target, &tools, &daemon, &gate, caches, options);
+        builds.push(replayed?);
+    }
+    daemon.stop();
+    let candidates = harvest::candidates(&root).map_err(Error::Harvest)?;
+    let images = gate.resolved().into_iter().map(|(image, digest)| Resolved { image, digest }).collect();
+    let layers_refused = gate.refused().into_iter().collect();
+    let runs_refused = runtime.refused();
+    drop(gate);
+    for directory in [scratch, run] {
+        let path = directory.path().to_owned();
+        directory.close().map_err(io_error("remove", &path))?;
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    let report = Report { buildkitd: tools.version, builds, images, runs_refused, layers_refused, seconds };
+    Ok(Replay { candidates, report })
+}
+
+/// What a step may ask for that a daemon does not allow by itself.
+const ENTITLEMENTS: [&str; 2] = ["network.host", "security.insecure"];
+
+fn directory(prefix: &str, beside: &Path) -> Result<tempfile::TempDir, Error> {
+    let made = tempfile::Builder::new().prefix(prefix).tempdir_in(beside);
+    Ok(made.map_err(io_error("make a directory in", beside))?)
+}
+
+/// The daemon's configuration: as given, with the gate as a registry that speaks http.
+fn configuration(options: &Options, gate: &Gate, run: &Path) -> Result<PathBuf, Error> {
+    let mut text = match &options.buildkitd_config {
+        Some(given) => fs::read_to_string(given).map_err(io_error("read", given))?,
+        None => String::new(),
+    };
+    text.push_str(&format!("\n[registry.{:?}]\n  http = true\n", gate.host()));
+    let path = run.join("replay.toml");
+    fs::write(&path, text).map_err(io_error("write", &path))?;
+    Ok(path)
+}
+
+/// Replays one target.
+fn one(
+    build: &Build,
+    target: Option<String>,
+    tools: &daemon::Tools,
+    daemon: &Daemon,
+    gate: &Gate,
+    caches: &[&Cache],
+    options: &Options,
+) -> Result<Replayed, Error> {
+    let stop = &options.registry.stop;
+    let mut watch = |graph: &Graph| {
+        let over = stop.is_stopped() || graph.vertices().into_iter().any(cause::is_missed);
+        if over { Watch::Stop } else { Watch::GoOn }
+    };
+    let (graph, failure) = build.run(tools, &daemon.address(), &mut watch)?;
+    if stop.is_stopped() {
+        return Err(Error::Interrupted);
+    }
+    let platforms = platforms(build);
+    let missed = cause::missed(&graph, caches, gate, &platforms);
+    let steps = graph.outcome().steps;
+    if let Some(detail) = failure.filter(|_| missed.is_empty()) {
+        return Err(Error::Build { target, detail: gate.real_name(&detail) });
+    }
+    let hits = steps.iter().filter(|step| step.status == StepStatus::Cached).count();
+    Ok(Replayed { target, steps: steps.len(), cached: hits, missed })
+}
+
+/// What the build is for, and what it may run on.
+fn platforms(build: &Build) -> Vec<Platform> {
+    let named = build.platform.iter().flat_map(|all| all.split(','));
+    named.filter_map(|platform| platform.trim().parse().ok()).chain([Platform::host()]).collect()
+}
+
+/// The images that frontends come in: they run, so they have to be downloaded.
+fn frontends(build: &Build) -> Vec<Reference> {
+    let from_args = build.build_args.iter().filter_map(|arg| arg.strip_prefix("BUILDKIT_SYNTAX="));
+    let from_opts = build.opts.iter().filter_map(|opt| opt.strip_prefix("source="));
+    let file = build.dockerfile.clone().unwrap_or_else(|| build.context.join("Dockerfile"));
+    let text = fs::read(&file).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let from_file = syntax(&text);
+    from_args
+        .chain(from_opts)
+        .chain(from_file)
+        .filter_map(|text| source::spec::parse_reference(text).ok())
+        .collect()
+}
+
+/// The frontend that a Dockerfile asks for: `# syntax=docker/dockerfile:1` among its first comments.
+fn syntax(text: &str) -> Option<&str> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let lines = text.lines().map(str::trim).skip_while(|line| line.starts_with("#!"));
+    for line in lines {
+        let directive = line.strip_prefix('#').or_else(|| line.strip_prefix("//"))?;
+        if let Some((name, value)) = directive.split_once('=')
+            && name.trim().eq_ignore_ascii_case("syntax")
+        {
+            return value.split_whitespace().next();
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_the_frontend() {
+        let cases = [
+            ("# syntax=docker/dockerfile:1\nFROM a\n", Some("docker/dockerfile:1")),
+            ("#!/usr/bin/env x\n# escape=`\n#SYNTAX = a/b:c options\n", Some("a/b:c")),
+            ("// syntax=x/y\n", Some("x/y")),
+            ("# about\n# syntax=a\n", Some("a")),
+            ("FROM a\n# syntax=b\n", None),
+            ("", None),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(syntax(text), expected, "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! Several caches in one root: each build is as warm as on a root of its own, every layer is fetched and
+//! unpacked once, and the order in which the caches are named changes nothing.
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+use support::cases::{Case, Origin, assert_warm, cache_to};
+use support::daemon::{DATABASES, check_databases};
+use support::handmade::{Handmade, blob_path, write_keys};
+use support::skip::is_root;
+use support::warmkit::{bake, bake_at, verify};
+use support::{BuildRequest, Scratch, Tools, World, tools};
+
+const EPOCH: u64 = 1_700_000_000;
+
+/// Bakes `caches` with `keys`; gives the report.
+#[track_caller]
+fn bake_all(caches: &[&str], keys: &[&str], root: &Path) -> Value {
+    let keys = keys.iter().flat_map(|keys| ["--keys-from", keys]);
+    let arguments: Vec<&str> = caches.iter().copied().chain(keys).chain(["--json"]).collect();
+    let ended = bake_at(EPOCH, &arguments, root).expect_success(&format!("bake {arguments:?}"));
+    serde_json::from_str(&ended.stdout).unwrap()
+}
+
+/// Asserts that two roots have the same databases, byte for byte, and the same files.
+#[track_caller]
+fn assert_same(one: &Path, other: &Path) {
+    for name in DATABASES.into_iter().chain(["runc-overlayfs/workerid"]) {
+        let [a, b] = [one, other].map(|root| fs::read(root.join(name)).unwrap());
+        assert!(a == b, "{name} differs between {} and {}", one.display(), other.display());
+    }
+    assert_eq!(files(one), files(other));
+}
+
+/// The paths below a root.
+fn files(root: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut pending = vec![root.to_owned()];
+    while let Some(directory) = pending.pop() {
+        for entry in fs::read_dir(directory).unwrap() {
+            let entry = entry.unwrap();
+            found.push(entry.path().strip_prefix(root).unwrap().display().to_string());
+            if entry.file_type().unwrap().is_dir() {
+                pending.push(entry.path());
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Builds on a root that was baked, to a tar, and asserts that nothing was left to do.
+#[track_caller]
+fn assert_builds_warm(world: &World, root: &Path, builds: &[(&BuildRequest, &Origin)]) {
+    check_databases(&world.tools, root);
+    verify(&["--read-data"], root).expect_success("verify of a baked root");
+    let daemon = world.daemon(root);
+    for (request, origin) in builds {
+        // The tar reads every layer of the result.
+        assert_warm(&daemon.build(&request.tar(&root.with_extension("tar"))), origin);
+    }
+    assert_eq!(daemon.logged_errors(), [""; 0]);
+    daemon.stop();
+}
+
+/// What a fresh builder makes of a request, with cache and image pushed under `tag`.
+fn export(world: &World, case: &Case, request: &BuildRequest, tag: &str, options: &str) -> Origin {
+    let case = Case { name: case.name, request: request.clone(), changed: request.clone() };
+    world.export_as(&case, tag, options)
+}
+
+/// A repository with the caches of two branches, which differ in one source file, each built on a builder of
+/// its own, so that equal steps have different layers too. And the same cache twice.
+#[test]
+fn two_branches() {
+    let Some(tools) = Tools::find(tools::NEWEST) else { return };
+    let world = World::start(tools);
+    let case = world.case("app");
+    let main = export(&world, &case, &case.request, "main", "");
+    let branch = export(&world, &case, &case.changed, "branch", "");
+    let root = |name: &str| world.root(&case, name);
+
+    let keys = [main.image.as_str(), &branch.image];
+    let alone = bake_all(&[&main.cache], &keys[..1], &root("alone"));
+    let both = bake_all(&[&main.cache, &branch.cache], &keys, &root("both"));
+    bake_all(&[&branch.cache, &main.cache], &[keys[1], keys[0]], &root("turned"));
+    assert_same(&root("both"), &root("turned"));
+    let (one, all) = (&alone["records"], &both["records"]);
+    assert!(all.as_u64() > one.as_u64(), "{all} records with the branch, {one} without");
+    let only: Vec<u64> =
+        both["keys_from"].as_array().unwrap().iter().map(|s| s["only"].as_u64().unwrap()).collect();
+    assert_eq!(only, [0, 0], "the operations of both branches are the same");
+
+    bake_all(&[&main.cache, &main.cache], &keys[..1], &root("twice"));
+    assert_same(&root("alone"), &root("twice"));
+    assert_builds_warm(&world, &root("both"), &[(&case.request, &main), (&case.changed, &branch)]);
+}
+
+/// Two repositories whose builds stand on one base image; with three caches and in every order.
+#[test]
+fn repositories_that_share_a_base() {
+    let Some(tools) = Tools::find(tools::NEWEST) else { return };
+    let world = World::start(tools);
+    let (app, whiteouts) = (world.case("app"), world.case("whiteouts"));
+    let (one, two) = (world.export(&app), world.export(&whiteouts));
+    let three = export(&world, &app, &app.changed, "changed", "");
+    let caches = [&one.cache, &two.cache, &three.cache];
+    let keys = [one.image.as_str(), &two.image];
+
+    let layers = |at: usize| {
+        let report = bake_all(&[caches[at]], &keys, &world.root(&app, &format!("alone-{at}")));
+        report["layers"].as_u64().unwrap()
+    };
+    let apart: u64 = (0..3).map(layers).sum();
+    let first = world.root(&app, "order-0");
+    for (at, order) in [[0, 1, 2], [2, 1, 0], [1, 2, 0]].into_iter().enumerate() {
+        let root = world.root(&app, &format!("order-{at}"));
+        let report = bake_all(&order.map(|at| caches[at].as_str()), &keys, &root);
+        let blobs = fs::read_dir(root.join("runc-overlayfs/content/blobs/sha256")).unwrap().count() as u64;
+        assert_eq!(report["layers"].as_u64(), Some(blobs));
+        assert!(blobs < apart, "{blobs} layers together, {apart} apart");
+        assert_same(&first, &root);
+    }
+    let builds = [(&app.request, &one), (&whiteouts.request, &two), (&app.changed, &three)];
+    assert_builds_warm(&world, &first, &builds);
+}
+
+/// One build exported with gzip and with zstd: blobs of both, each directory once.
+#[test]
+fn two_compressions_of_one_build() {
+    let Some(tools) = Tools::find(tools::NEWEST) else { return };
+    let world = World::start(tools);
+    let case = world.case("app");
+    let gzip = world.export(&case);
+    let zstd = world.registry.reference(case.name, "zstd");
+    let daemon = world.daemon(&gzip.root);
+    let options = ",compression=zstd,force-compression=true";
+    assert_warm(&daemon.build(&case.request.export_to(&cache_to(&zstd, options))), &gzip);
+    daemon.stop();
+
+    let root = |name: &str| world.root(&case, name);
+    let keys = [gzip.image.as_str()];
+    let alone = bake_all(&[&gzip.cache], &keys, &root("gzip"));
+    let both = bake_all(&[&gzip.cache, &zstd], &keys, &root("both"));
+    bake_all(&[&zstd, &gzip.cache], &keys, &root("turned"));
+    assert_same(&root("both"), &root("turned"));
+    assert_eq!(both["snapshots"], alone["snapshots"], "a directory for each compression");
+    assert!(both["layers"].as_u64() > alone["layers"].as_u64());
+    assert_eq!(both["records"], alone["records"]);
+    assert_builds_warm(&world, &root("both"), &[(&case.request, &gzip)]);
+}
+
+/// A layer that one cache lists but has lost comes from another one that has it.
+#[test]
+fn a_layer_that_one_cache_has_lost() {
+    if !is_root() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let mut cache = Handmade::default();
+    let (base, top) = (cache.layer("base", None), cache.layer("top", Some(0)));
+    let root = cache.record("root", &[], &[base]);
+    cache.record("step", &[&[root]], &[top]);
+    let (whole, damaged) = (scratch.join("whole"), scratch.join("damaged"));
+    let (whole_cache, damaged_cache) = (cache.write(&whole), cache.write(&damaged));
+    let keys = write_keys(&scratch.join("keys.db"), ["step"]);
+    let arguments = |caches: &[&str]| -> Vec<String> {
+        caches.iter().copied().chain(["--keys-from", &keys]).map(str::to_owned).collect()
+    };
+    let run = |caches: &[&str], root: &str| {
+        let arguments = arguments(caches);
+        bake_at(EPOCH, &arguments.iter().map(String::as_str).collect::<Vec<_>>(), &scratch.join(root))
+    };
+    run(&[&whole_cache], "expected").expect_success("bake of a whole cache");
+
+    fs::remove_file(blob_path(&damaged, "top")).unwrap();
+    fs::write(blob_path(&damaged, "base"), "something else").unwrap();
+    let alone = run(&[&damaged_cache], "alone");
+    assert!(matches!(alone.status.code(), Some(3 | 5)), "{}", alone.stderr);
+    assert!(!scratch.join("alone").exists());
+
+    for (at, caches) in
+        [[&damaged_cache, &whole_cache], [&whole_cache, &damaged_cache]].into_iter().enumerate()
+    {
+        let root = format!("both-{at}");
+        let ended = run(&caches.map(String::as_str), &root).expect_success("bake of both");
+        let warned = ended.stderr.lines().filter(|line| line.starts_with("warning: ")).count();
+        assert_eq!(warned, if at == 0 { 2 } else { 0 }, "{}", ended.stderr);
+        assert_same(&scratch.join("expected"), &scratch.join(&root));
+    }
+    fs::remove_file(blob_path(&whole, "top")).unwrap();
+    let ended = run(&[&whole_cache, &damaged_cache], "neither");
+    assert_eq!(ended.status.code(), Some(3), "{}", ended.stderr);
+    assert!(ended.stderr.contains("export the cache again"), "{}", ended.stderr);
+}
+
+/// A list of caches with one that is not there: nothing is baked, or the rest is.
+#[test]
+fn lists_with_missing_caches() {
+    if !is_root() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let mut cache = Handmade::default();
+    let base = cache.layer("base", None);
+    cache.record("root", &[], &[base]);
+    let there = cache.write(&scratch.join("there"));
+    let gone = format!("type=local,src={}", scratch.join("gone").display());
+    let list = scratch.write("caches.txt", format!("# both\n{gone}\n{there}\n"));
+    let list = list.display().to_string();
+    let root = scratch.join("root");
+    let refused = bake(&["--from-file", &list], &root);
+    assert_eq!(refused.status.code(), Some(3), "{}", refused.stderr);
+    assert!(refused.stderr.contains(&gone) && !root.exists(), "{}", refused.stderr);
+    let skipped = bake(&["--from-file", &list, "--skip-missing"], &root).expect_success("bake");
+    assert!(skipped.stdout.contains("skipped") && skipped.stdout.contains(&gone), "{}", skipped.stdout);
+    verify(&["--read-data"], &root).expect_success("verify");
+}
