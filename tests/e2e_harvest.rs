@@ -130,14 +130,14 @@ fn keys_a_bake_on_v0_17_3() {
 fn reads_a_builder_while_it_builds() {
     let Some(tools) = Tools::find(tools::NEWEST) else { return };
     let (world, docker) = (World::start(tools), Docker::new());
-    let case = world.case("many");
+    let case = world.case("everything");
     let root = world.root(&case, "busy");
     let daemon = world.daemon(&root);
     let app = world.case("app");
     daemon.build(&app.request);
     docker.builder("busy", "docker-container", &[&root]);
     let (before, _) = docker.harvest(&["type=builder,name=busy"], 0);
-    let cache = world.registry.reference("many", "cache");
+    let cache = world.registry.reference("busy", "cache");
     let request = case.request.export_to(&cache_to(&cache, ""));
     let during: Vec<u64> = thread::scope(|scope| {
         let build = scope.spawn(|| daemon.build(&request));
