@@ -16,6 +16,7 @@
 //! Mirrors `solver/bboltcachestorage/storage.go` and `util/cachedigest/{db,frame}.go` of v0.34.2.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -45,6 +46,11 @@ const MAGIC: [u8; 4] = 0xed0c_daed_u32.to_le_bytes();
 pub fn candidates(path: &Path) -> Result<Candidates, Error> {
     let metadata = fs::metadata(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
     if !metadata.is_dir() {
+        if !metadata.is_file() {
+            // A device or a pipe may have no end.
+            let source = io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file");
+            return Err(Error::Read { path: path.to_owned(), source });
+        }
         return of_file(path);
     }
     let files: Vec<PathBuf> = FILES.iter().map(|name| path.join(name)).filter(|file| file.exists()).collect();
@@ -67,7 +73,25 @@ pub fn candidates(path: &Path) -> Result<Candidates, Error> {
     }
 }
 
+/// What a copy of a database gave.
+#[derive(Debug, Clone)]
+pub struct Copy {
+    /// What could be read.
+    pub candidates: Candidates,
+    /// Whether some of it could not: a writer was at it while it was copied, or it is damaged.
+    pub torn: bool,
+}
+
 fn of_file(path: &Path) -> Result<Candidates, Error> {
+    of_copy(path).map(|copy| copy.candidates)
+}
+
+/// The operation digests in one file, which may have been written to while it was copied.
+///
+/// # Errors
+///
+/// As [`candidates`].
+pub fn of_copy(path: &Path) -> Result<Copy, Error> {
     let read = || fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source });
     let bytes = read()?;
     let is_bolt = is_bolt(&bytes);
@@ -79,11 +103,11 @@ fn of_file(path: &Path) -> Result<Candidates, Error> {
         Err(error) => return Err(not_bolt(error)),
     };
     match outcome {
-        Ok(true) => Ok(candidates),
+        Ok(true) => Ok(Copy { candidates, torn: false }),
         Ok(false) => Err(Error::NotACacheDb { path: path.to_owned() }),
         Err(error) => {
             search(&read()?, &mut candidates);
-            if candidates.is_empty() { Err(not_bolt(error)) } else { Ok(candidates) }
+            if candidates.is_empty() { Err(not_bolt(error)) } else { Ok(Copy { candidates, torn: true }) }
         }
     }
 }

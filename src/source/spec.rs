@@ -3,7 +3,7 @@
 //! ```text
 //! REF
 //! type=registry,ref=REF[,registry.insecure=true]
-//! type=local,src=DIR[,tag=TAG][,digest=DIGEST]
+//! type=local,src=DIR-OR-TAR[,tag=TAG][,digest=DIGEST]
 //! type=s3,region=REGION,bucket=BUCKET[,name=NAME][,…]
 //! type=gha[,scope=SCOPE][,…]
 //! type=azblob,account_url=URL[,container=CONTAINER][,name=NAME][,…]
@@ -36,9 +36,9 @@ pub enum CacheSpec {
         /// Whether plain http is allowed where the registry is not on loopback.
         insecure: bool,
     },
-    /// In an OCI layout directory, as `--cache-to type=local` writes it.
+    /// In an OCI layout, as `--cache-to type=local` writes it.
     Local {
-        /// The directory.
+        /// The directory, or a tar of it.
         src: PathBuf,
         /// Which entry of its index.
         tag: Option<String>,

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use indicatif::HumanBytes;
 
-use super::super::render::worth;
+use super::super::render::{described, worth};
 use crate::gather::sidecar::{PullReport, PushReport};
 use crate::gather::{Check, Status, StepReport};
 
@@ -12,7 +12,7 @@ use crate::gather::{Check, Status, StepReport};
 pub(super) fn check(check: &Check) -> String {
     let mut text = String::new();
     for cache in &check.caches {
-        let _ = writeln!(text, "cache       {} ({})", cache.cache, cache.digest);
+        let _ = writeln!(text, "cache       {}", described(cache));
     }
     for missing in &check.missing {
         let _ = writeln!(text, "skipped     {}: {}", missing.cache, missing.reason);
@@ -134,7 +134,13 @@ mod tests {
         let source =
             |source: &str, only| KeySourceReport { source: source.to_owned(), candidates: 9, keyed: 3, only };
         let checked = Check {
-            caches: vec![BakedCache { cache: "r.io/app:cache".into(), digest, platform: None, records: 8 }],
+            caches: vec![BakedCache {
+                cache: "r.io/app:cache".into(),
+                digest,
+                platform: None,
+                records: 8,
+                written_by: None,
+            }],
             missing: Vec::new(),
             keys_from: vec![source("r.io/app:1", 1), source("r.io/app:2", 0)],
             records: 8,
