@@ -14,12 +14,14 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::Value;
 
 use cases::{Built, CASES, Case, Corpus, directory};
 use support::BuildOutcome;
-use support::warmkit::bake;
+use support::command::{Ended, run};
+use support::warmkit::{bake, warmkit};
 
 /// What was found out about one case.
 #[derive(Debug)]
@@ -30,6 +32,8 @@ struct Coverage {
     unkeyed: Vec<String>,
     /// Steps, in all builds of the case.
     steps: usize,
+    /// How many replay alone has; `None` where the build cannot be replayed.
+    replayed: Option<usize>,
     /// Those that are not CACHED in a root that was baked with provenance alone.
     not_cached: BTreeSet<String>,
 }
@@ -92,7 +96,36 @@ fn coverage(corpus: &Corpus, case: &Case, built: &Built, failures: &mut String) 
         not_cached.extend(outcomes.iter().flat_map(BuildOutcome::not_cached).map(str::to_owned));
     }
     fs::remove_dir_all(&root).unwrap();
-    Coverage { records, unkeyed, steps, not_cached }
+
+    // The build itself, solved once more.
+    let replayed = corpus.replay_arguments(case.name).map(|arguments| {
+        let Some(keys) = replay(corpus, case, built, &arguments, failures) else { return 0 };
+        let report = baked(built, &[keys], &root);
+        fs::remove_dir_all(&root).unwrap();
+        usize::try_from(report["keys_from"][0]["keyed"].as_u64().unwrap()).unwrap()
+    });
+    Coverage { replayed, records, unkeyed, steps, not_cached }
+}
+
+/// Solves the build of a case with its caches; gives the key source, unless it failed.
+fn replay(
+    corpus: &Corpus,
+    case: &Case,
+    built: &Built,
+    arguments: &[String],
+    failures: &mut String,
+) -> Option<String> {
+    let keys = corpus.scratch.join(format!("{}.keys.json", case.name));
+    let mut command = warmkit();
+    command.args(["keys", "replay", "--allow-unkeyed", "-o"]).arg(&keys).args(&built.caches);
+    command.arg("--buildkitd").arg(&corpus.tools.buildkitd).args(arguments);
+    let ended = run(&mut command, Duration::from_secs(120));
+    if !ended.status.success() {
+        let Ended { status, stdout, stderr } = ended;
+        writeln!(failures, "{}: keys replay {arguments:?}: {status}\n{stdout}\n{stderr}", case.name).unwrap();
+        return None;
+    }
+    Some(format!("type=keys,src={}", keys.display()))
 }
 
 fn first_build(corpus: &Corpus, case: &Case, root: &Path) -> Vec<BuildOutcome> {
@@ -119,14 +152,16 @@ fn document(corpus: &Corpus, found: &[(&Case, Coverage)]) -> String {
         part => format!("{part} of {whole}"),
     };
     let mut text = String::from(
-        "| Dockerfile | what is in it | records | provenance | harvest | steps |\n|---|---|---|---|---|---|\n",
+        "| Dockerfile | what is in it | records | provenance | harvest | replay | steps |\n\
+         |---|---|---|---|---|---|---|\n",
     );
     for (Case { name, what, .. }, coverage) in found {
-        let Coverage { records, unkeyed, steps, .. } = coverage;
+        let Coverage { records, unkeyed, replayed, steps, .. } = coverage;
         let provenance = count(records - unkeyed.len(), *records);
+        let replay = replayed.map_or("–".to_owned(), |keyed| count(keyed, *records));
         writeln!(
             text,
-            "| [{name}](../tests/corpus/{name}) | {what} | {records} | {provenance} | all | {steps} |"
+            "| [{name}](../tests/corpus/{name}) | {what} | {records} | {provenance} | all | {replay} | {steps} |"
         )
         .unwrap();
     }

@@ -245,8 +245,9 @@ fn exported_with(release: &str, tag: &str, options: &str) {
         assert_partly_warm(&world, &case, &root, &cache);
     }
     let of_estargz = |name: &String| name.ends_with("containerd.io/snapshot/stargz/toc.digest");
-    let estargz = blob_labels(&root).values().all(|labels| labels.keys().any(of_estargz));
-    assert_eq!(estargz, tag == "estargz", "the annotations of estargz");
+    let labels = blob_labels(&root);
+    let estargz = labels.values().filter(|labels| labels.keys().any(of_estargz)).count();
+    assert_eq!(estargz > 3, tag == "estargz", "{estargz} of {} layers are estargz", labels.len());
 }
 
 /// Labels of the blobs of a root that no daemon holds, by blob and name.

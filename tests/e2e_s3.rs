@@ -5,7 +5,6 @@
 mod support;
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
@@ -152,7 +151,8 @@ fn names_prefixes_and_credentials() {
     ];
     warms("profile", &cache, &profile);
 
-    // A role, for the keys of a profile, and for a token in a file.
+    // A role, for the keys of a profile, and for a token in a file (moto does not know the signatures of
+    // the latter).
     let config = format!("[profile role]\nrole_arn = {}\nsource_profile = ci\n", moto::ROLE);
     let config = world.scratch.write("aws/config", config);
     let role = [
@@ -167,8 +167,8 @@ fn names_prefixes_and_credentials() {
         ("AWS_ROLE_ARN", moto::ROLE),
         ("AWS_ENDPOINT_URL_STS", setup.moto.url()),
     ];
+    setup.moto.require_signatures(false);
     warms("identity", &cache, &[&profile[2..], &identity].concat());
-    fs::remove_dir_all(world.scratch.join("aws")).unwrap();
 }
 
 #[test]

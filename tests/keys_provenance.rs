@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use warmkit::digest::{Digest, RecordDigest};
+use warmkit::keys::images::image_keys;
 use warmkit::keys::{Candidates, Error, Keyring, attestation, provenance};
 use warmkit::oci::{Document, Platform};
 
@@ -74,6 +75,38 @@ fn every_record_with_inputs_is_keyed() {
         let missing: Vec<_> = with_inputs.iter().filter(|record| keyring.get(record).is_none()).collect();
         assert!(missing.is_empty(), "{name}: {} of {count} without a key: {missing:?}", missing.len());
     }
+}
+
+/// The images of each build, and that the key of each is one that the daemon exported.
+#[test]
+fn images_are_found_and_their_keys_are_those_of_the_daemon() {
+    let multi = ["v0.34.2/multi.linux-amd64-v2", "v0.34.2/multi.linux-arm64"];
+    let mut seen = BTreeSet::new();
+    for name in BUILDS.iter().map(|(name, _)| *name).chain(multi) {
+        let (build, _) = name.split_once(".linux").unwrap_or((name, ""));
+        let (_, roots) = records(build);
+        let candidates = candidates(name);
+        let mut images = 0;
+        for image in candidates.images() {
+            let digest: Digest = image.reference.digest().unwrap().parse().unwrap();
+            let keys = image_keys(&digest, &image.platform, None);
+            assert!(keys.iter().any(|key| roots.contains(key)), "{name}: {image:?}");
+            let tag = image.reference.tag().unwrap();
+            seen.insert(format!("{}:{tag} {}", image.reference.repository(), image.platform));
+            assert!(!image.frontend, "{name}: the frontend was the daemon's own");
+            if name.contains("multi") {
+                assert!(
+                    name.ends_with(&image.target.as_ref().unwrap().to_string().replace('/', "-")),
+                    "{name}"
+                );
+            }
+            images += 1;
+        }
+        assert!(images > 0 || name.ends_with("permissions"), "{name}");
+        assert_eq!(candidates.local_images().count(), 0, "{name}");
+    }
+    let expected = ["base:1 linux/amd64", "base:1 linux/amd64/v2", "base:1 linux/arm64"];
+    assert_eq!(seen.iter().map(String::as_str).collect::<Vec<_>>(), expected);
 }
 
 #[test]

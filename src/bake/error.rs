@@ -36,7 +36,7 @@ pub enum Error {
     },
     /// A cache or key source could not be read.
     #[error(transparent)]
-    Gather(#[from] gather::Error),
+    Gather(Box<gather::Error>),
     /// The build could not be replayed.
     #[error(transparent)]
     Replay(#[from] replay::Error),
@@ -129,6 +129,7 @@ impl Error {
                 gather::ErrorClass::Source => ErrorClass::Source,
                 gather::ErrorClass::Authentication => ErrorClass::Authentication,
                 gather::ErrorClass::Content => ErrorClass::Content,
+                gather::ErrorClass::Unkeyed => ErrorClass::Unkeyed,
                 gather::ErrorClass::Other => ErrorClass::Other,
             },
             Self::DiffIdMismatch { .. }
@@ -148,6 +149,12 @@ impl Error {
             | Self::Io { .. }
             | Self::Interrupted => ErrorClass::Other,
         }
+    }
+}
+
+impl From<gather::Error> for Error {
+    fn from(error: gather::Error) -> Self {
+        Self::Gather(Box::new(error))
     }
 }
 

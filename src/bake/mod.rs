@@ -17,6 +17,7 @@ pub mod report;
 mod stores;
 mod target;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -44,6 +45,7 @@ use target::Staging;
 
 /// What to bake, and where.
 #[derive(Debug, Clone)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 pub struct Options {
     /// The caches that go in.
     pub caches: Vec<CacheSpec>,
@@ -51,6 +53,8 @@ pub struct Options {
     pub skip_missing: bool,
     /// Where operation digests may come from.
     pub keys_from: Vec<KeySpec>,
+    /// Leave aside the sidecars that stand beside caches.
+    pub no_sidecar: bool,
     /// The build to replay for records that these leave without a key; its `registry` is that of the bake.
     pub replay: Option<replay::Options>,
     /// The root to make; must be absent or empty.
@@ -72,7 +76,11 @@ pub struct Options {
 
 impl Options {
     fn gather(&self) -> gather::Options {
-        gather::Options { platforms: self.platforms.clone(), registry: self.registry.clone() }
+        gather::Options {
+            platforms: self.platforms.clone(),
+            no_sidecar: self.no_sidecar,
+            registry: self.registry.clone(),
+        }
     }
 }
 
@@ -214,10 +222,14 @@ fn bake_into(
     seconds.set(Phase::Resolve, end(progress, Phase::Resolve, started));
 
     let started = begin(progress, Phase::Keys);
-    let offers = gather::offers(&options.keys_from, &gathering, progress)?;
+    let mut offers = gather::offers(&options.keys_from, &gathering, progress)?;
+    offers.extend(all.sidecars);
     let (keys, replayed) = keys(offers, &caches, options, progress)?;
     let coverage = Coverage::new(&caches, &keys);
     let (total, unkeyed) = (coverage.records().len(), coverage.unkeyed());
+    for (report, cache) in baked.iter_mut().zip(&caches) {
+        report.written_by = keys.written_by(cache);
+    }
     if !unkeyed.is_empty() && !options.allow_unkeyed {
         return Err(Error::Unkeyed { records: unkeyed, total });
     }
@@ -248,6 +260,9 @@ fn bake_into(
     cancel.check()?;
 
     let unpacked_bytes: u64 = unpacked.usage.iter().map(|usage| usage.size).sum();
+    let documents: BTreeMap<_, _> =
+        images.iter().flat_map(|image| &image.documents).map(|d| (d.digest, d.bytes.len() as u64)).collect();
+    let document_bytes: u64 = documents.values().sum();
     Ok(Report {
         root: String::new(),
         caches: baked,
@@ -261,7 +276,7 @@ fn bake_into(
         layers: plan.blobs.len(),
         snapshots: plan.snapshots.len(),
         bytes_down,
-        bytes_on_disk: bytes_down + unpacked_bytes,
+        bytes_on_disk: bytes_down + unpacked_bytes + document_bytes,
         seconds,
         leftovers: Vec::new(),
         unkeyed,

@@ -25,8 +25,15 @@ Examples:
   # a local export and a metadata file, into a root that is shipped elsewhere
   warmkit bake type=local,src=./cache --keys-from type=provenance,src=metadata.json --root ./root
 
+  # a bucket, with credentials from where AWS's own tools have them
+  warmkit bake type=s3,region=eu-central-1,bucket=acme-cache,name=app --keys-from ghcr.io/acme/app:main
+
   # with an image that builds on this host will start from
   warmkit bake ghcr.io/acme/app:cache --keys-from ghcr.io/acme/app:main --with-image alpine:3.22
+
+  # images that were pushed with --cache-to type=inline, of two stages of one Dockerfile
+  warmkit bake ghcr.io/acme/app:deps ghcr.io/acme/app:main --platform linux/amd64 \
+    --keys-from ghcr.io/acme/app:deps --keys-from ghcr.io/acme/app:main
 
   # keys from the sources of the build, where CI left none: no step runs, no layer is downloaded for them
   warmkit bake ghcr.io/acme/app:cache --build . --build-arg VERSION=1.2
@@ -42,6 +49,7 @@ Examples:
 /// Pull caches and write them into a BuildKit state directory
 #[derive(Debug, Args)]
 #[command(after_help = format!("{}\n\n{EXAMPLES}", exit::HELP))]
+#[allow(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 pub(super) struct Arguments {
     #[command(flatten)]
     caches: Caches,
@@ -55,6 +63,10 @@ pub(super) struct Arguments {
     /// (a running builder of buildx), or type=keys,src=FILE
     #[arg(long, value_name = "SRC")]
     keys_from: Vec<KeySpec>,
+
+    /// Leave aside the sidecars that `warmkit keys push` put beside caches
+    #[arg(long)]
+    no_sidecar: bool,
 
     /// Whether to seed the images that the builds used, their frontends included, as provenance tells:
     /// a build then pulls and extracts no layer of them
@@ -139,6 +151,7 @@ pub(super) fn run(arguments: Arguments) -> u8 {
         replay: arguments.build.replay(&arguments.platforms, &registry),
         skip_missing,
         keys_from: arguments.keys_from,
+        no_sidecar: arguments.no_sidecar,
         root: arguments.root,
         platforms: arguments.platforms,
         find_images: arguments.images == FindImages::Auto,

@@ -58,6 +58,7 @@ pub fn of_gather(error: &gather::Error) -> u8 {
         gather::ErrorClass::Source => SOURCE,
         gather::ErrorClass::Authentication => AUTHENTICATION,
         gather::ErrorClass::Content => CONTENT,
+        gather::ErrorClass::Unkeyed => UNKEYED,
         gather::ErrorClass::Other => FAILURE,
     }
 }

@@ -8,7 +8,7 @@ use indicatif::HumanBytes;
 use serde::Serialize;
 
 use crate::bake::{Report, Unkeyed};
-use crate::gather::KeySourceReport;
+use crate::gather::{BakedCache, KeySourceReport};
 use crate::verify::{self, LiveReport, Severity, StepStatus};
 
 /// Unkeyed records that are listed for a person; `--json` has all.
@@ -64,7 +64,9 @@ fn chain(error: &dyn Error) -> String {
 pub(super) fn bake(report: &Report) -> String {
     let mut text = format!("baked {} in {:.1} s\n\n", report.root, report.seconds.total());
     for cache in &report.caches {
-        row(&mut text, "cache", &format!("{} ({})", cache.cache, cache.digest));
+        row(&mut text, "cache", &described(cache));
+        let release = cache.written_by.as_deref().unwrap_or("of a release that no key tells");
+        row(&mut text, "  by", &format!("BuildKit {release}"));
     }
     for missing in &report.missing {
         row(&mut text, "skipped", &format!("{}: {}", missing.cache, missing.reason));
@@ -100,6 +102,14 @@ pub(super) fn bake(report: &Report) -> String {
     }
     let _ = write!(text, "\ncheck it with: warmkit verify --root {}", report.root);
     text
+}
+
+/// A cache, with what it meant this time.
+pub(super) fn described(cache: &BakedCache) -> String {
+    match &cache.platform {
+        Some(platform) => format!("{} ({platform}, {})", cache.cache, cache.digest),
+        None => format!("{} ({})", cache.cache, cache.digest),
+    }
 }
 
 /// What a key source did for the caches.

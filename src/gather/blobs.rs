@@ -71,8 +71,9 @@ fn add(
             let known = entry.get_mut();
             if let Some((what, claims)) = disagreement(&known.layer, layer) {
                 let first = known.caches.first().copied().unwrap_or(at);
-                let caches = [name(first), name(at)];
-                return Err(Error::Claims { digest, what, caches, claims });
+                let [one, other] = claims;
+                let claims = Box::new([(name(first), one), (name(at), other)]);
+                return Err(Error::Claims { digest, what, claims });
             }
             known.caches.insert(at);
             merge(&mut known.layer, layer);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{Error, Options, inline, parallel};
+use super::{Error, Offer, Options, inline, parallel, sidecar};
 use crate::digest::Digest;
 use crate::oci::media_type::CACHE_CONFIG;
 use crate::oci::{Cache, CacheConfig, CacheManifest, Document, Platform};
@@ -23,6 +23,8 @@ pub struct BakedCache {
     pub platform: Option<Platform>,
     /// Records of its config.
     pub records: usize,
+    /// Which `BuildKit` releases write such keys, such as `v0.18 or newer`, where proven keys tell.
+    pub written_by: Option<String>,
 }
 
 fn as_text<S: serde::Serializer>(platform: &Option<Platform>, serializer: S) -> Result<S::Ok, S::Error> {
@@ -37,6 +39,8 @@ pub struct Opened {
     pub cache: Cache,
     /// What to say of it.
     pub report: BakedCache,
+    /// The manifest that it was found by: of an image, that of all its platforms.
+    pub subject: Digest,
 }
 
 /// A cache that is not there.
@@ -53,6 +57,8 @@ pub struct Missing {
 pub struct All {
     /// Those that are there, in the order in which they were asked for.
     pub opened: Vec<Opened>,
+    /// The keys that stand beside them.
+    pub sidecars: Vec<Offer>,
     /// The other ones, in that order too.
     pub missing: Vec<Missing>,
 }
@@ -60,7 +66,7 @@ pub struct All {
 /// Caches that are read at once: each is a few round trips, and little else.
 const CACHES_AT_ONCE: usize = 16;
 
-/// Opens each of `specs`, many at a time, as [`open`] does.
+/// Opens each of `specs`, many at a time, as [`open`] does, and reads its sidecar if it has one.
 ///
 /// # Errors
 /// One cannot be read; of several, the first is named. Those that are not there are all named, unless
@@ -74,7 +80,11 @@ pub fn open_all(
     progress: &dyn Progress,
 ) -> Result<All, Error> {
     let results = parallel::each(specs, CACHES_AT_ONCE, |spec| match open(spec, options, progress) {
-        Ok(opened) => Ok(Ok(opened)),
+        Ok(opened) => {
+            let subject = opened.first().map(|opened| opened.subject);
+            let sidecars = subject.map(|subject| sidecar::find(spec, &subject, options, progress));
+            Ok(Ok((opened, sidecars.transpose()?.unwrap_or_default())))
+        }
         Err(Error::Source { what, source }) if source.is_missing() => Ok(Err((what, source))),
         Err(error) => Err(error),
     })?;
@@ -82,7 +92,10 @@ pub fn open_all(
     let mut last = None;
     for result in results {
         match result {
-            Ok(opened) => all.opened.extend(opened),
+            Ok((opened, sidecars)) => {
+                all.opened.extend(opened);
+                all.sidecars.extend(sidecars.iter().map(sidecar::Sidecar::offer));
+            }
             Err((what, source)) => {
                 all.missing.push(Missing { cache: what.clone(), reason: source.to_string() });
                 last = Some(Error::Source { what, source });
@@ -126,8 +139,9 @@ pub fn open(spec: &CacheSpec, options: &Options, progress: &dyn Progress) -> Res
     }
     let cache = document.into_cache().map_err(|source| Error::Cache { cache: name.clone(), source })?;
     let cache = read_config(&*source, &cache, &name, progress)?;
-    let report = BakedCache { cache: name, digest, platform: None, records: cache.records.len() };
-    Ok(vec![Opened { source, cache, report }])
+    let report =
+        BakedCache { cache: name, digest, platform: None, records: cache.records.len(), written_by: None };
+    Ok(vec![Opened { source, cache, report, subject: digest }])
 }
 
 /// Checks that each platform that `options` asks for is one that some cache is for.
@@ -160,9 +174,14 @@ fn open_alone(source: Box<dyn Source>, name: &str, configs: Vec<Manifest>) -> Re
         let cache = CacheConfig::parse(&bytes)
             .and_then(|config| config.resolve_alone(&bytes))
             .map_err(|source| Error::Cache { cache: name.to_owned(), source })?;
-        let report =
-            BakedCache { cache: name.to_owned(), digest, platform: None, records: cache.records.len() };
-        Ok(Opened { source: Box::new(Arc::clone(&source)), cache, report })
+        let report = BakedCache {
+            cache: name.to_owned(),
+            digest,
+            platform: None,
+            records: cache.records.len(),
+            written_by: None,
+        };
+        Ok(Opened { source: Box::new(Arc::clone(&source)), cache, report, subject: digest })
     };
     configs.into_iter().map(open).collect()
 }
@@ -174,6 +193,7 @@ fn open_image(
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<Vec<Opened>, Error> {
+    let subject = document.1;
     let images = inline::read(&*source, &name, document, options, progress)?;
     let source: Arc<dyn Source> = source.into();
     let mut opened = Vec::new();
@@ -183,8 +203,14 @@ fn open_image(
             others.extend(platform);
             continue;
         };
-        let report = BakedCache { cache: name.clone(), digest, platform, records: cache.records.len() };
-        opened.push(Opened { source: Box::new(Arc::clone(&source)), cache, report });
+        let report = BakedCache {
+            cache: name.clone(),
+            digest,
+            platform,
+            records: cache.records.len(),
+            written_by: None,
+        };
+        opened.push(Opened { source: Box::new(Arc::clone(&source)), cache, report, subject });
     }
     if opened.is_empty() {
         return Err(Error::NoPlatform { cache: name, wanted: options.platforms.clone(), held: others });

@@ -108,17 +108,65 @@ pub enum Error {
     #[error(
         "{} and {} claim different {what} for layer {digest}: {} {}, {} {}; \
          one of the two is damaged, and reading each by itself tells which",
-        caches[0], caches[1], caches[0], claims[0], caches[1], claims[1]
+        claims[0].0, claims[1].0, claims[0].0, claims[0].1, claims[1].0, claims[1].1
     )]
     Claims {
         /// The blob.
         digest: Digest,
         /// `diff IDs` or `sizes`.
         what: &'static str,
-        /// The caches, as they were asked for.
-        caches: [String; 2],
-        /// What each claims.
-        claims: [String; 2],
+        /// Each cache, as it was asked for, with what it claims.
+        claims: Box<[(String, String); 2]>,
+    },
+    /// What stands beside a cache could not be read.
+    #[error("sidecar of {cache}: {source}; --no-sidecar does without it")]
+    Sidecar {
+        /// The cache, as it was asked for.
+        cache: String,
+        /// What went wrong.
+        source: Box<source::Error>,
+    },
+    /// What stands beside a cache is damaged, or not what it says.
+    #[error(
+        "sidecar {sidecar} of {cache}: {problem}; push it again with `warmkit keys push --no-sidecar`, \
+         or do without it with --no-sidecar"
+    )]
+    SidecarContent {
+        /// The cache, as it was asked for.
+        cache: String,
+        /// The digest of the sidecar's manifest.
+        sidecar: Digest,
+        /// What is wrong with it.
+        problem: Box<super::sidecar::Problem>,
+    },
+    /// A sidecar for a cache that is in no registry.
+    #[error(
+        "{cache}: a sidecar is pushed to a registry, and this cache is in none; \
+         keep its keys in a file, and give that to a bake as --keys-from type=keys,src=FILE"
+    )]
+    NoRegistry {
+        /// As it was asked for.
+        cache: String,
+    },
+    /// Nothing to push.
+    #[error(
+        "none of the {records} records of {cache} that need a key has one, so nothing was pushed: \
+         {}",
+        if sources.is_empty() { "give --keys-from a source" } else { "the key sources are those of another build" }
+    )]
+    NothingProven {
+        /// As it was asked for.
+        cache: String,
+        /// Records that need a key.
+        records: usize,
+        /// What was tried.
+        sources: Vec<super::KeySourceReport>,
+    },
+    /// There is no sidecar.
+    #[error("there is no sidecar of {cache}: push one with `warmkit keys push`")]
+    NoSidecar {
+        /// As it was asked for.
+        cache: String,
     },
     /// A signal ended it.
     #[error("interrupted")]
@@ -136,6 +184,8 @@ pub enum ErrorClass {
     Authentication,
     /// What was read is not what its digest says, or not a cache.
     Content,
+    /// Records have no key.
+    Unkeyed,
     /// The machine: a file, a signal.
     Other,
 }
@@ -157,16 +207,22 @@ impl Error {
     pub fn class(&self) -> ErrorClass {
         match self {
             Self::Source { source, .. } => source.into(),
-            Self::Keys { .. }
+            Self::Sidecar { source, .. } => source.as_ref().into(),
+            Self::NoRegistry { .. } => ErrorClass::Spec,
+            Self::NothingProven { .. } => ErrorClass::Unkeyed,
+            Self::NoSidecar { .. }
+            | Self::Keys { .. }
             | Self::Builder { .. }
             | Self::NoAttestation { .. }
             | Self::NoPlatform { .. }
             | Self::PlatformNotHeld { .. }
             | Self::Missing { .. }
             | Self::AllMissing { .. } => ErrorClass::Source,
-            Self::Cache { .. } | Self::Image { .. } | Self::KeyImage { .. } | Self::Claims { .. } => {
-                ErrorClass::Content
-            }
+            Self::Cache { .. }
+            | Self::Image { .. }
+            | Self::KeyImage { .. }
+            | Self::Claims { .. }
+            | Self::SidecarContent { .. } => ErrorClass::Content,
             Self::Interrupted => ErrorClass::Other,
         }
     }

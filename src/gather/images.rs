@@ -138,6 +138,9 @@ pub fn open_images(
                 options.check()?;
                 let reason = match &error {
                     Error::Image { source, .. } => source.to_string(),
+                    Error::Source { source: source::Error::NoSuchManifest { .. }, .. } => {
+                        "its registry no longer has it".to_owned()
+                    }
                     Error::Source { source, .. } => source.to_string(),
                     other => other.to_string(),
                 };
@@ -198,7 +201,7 @@ fn open(wanted: &Wanted, options: &Options, progress: &dyn Progress) -> Result<O
         let chosen = image::choose(manifests, &wanted.platform).ok_or_else(|| {
             let platforms = manifests.iter().filter_map(|manifest| manifest.platform.clone());
             let found = platforms.filter(|platform| platform.os != "unknown").collect();
-            invalid(oci::Error::NoPlatform { platform: wanted.platform.clone(), found })
+            invalid(oci::Error::NoPlatform { platform: Box::new(wanted.platform.clone()), found })
         })?;
         let manifest = source.manifest(Some(&chosen.digest), progress).map_err(unavailable)?;
         document = Document::parse(&manifest.bytes).map_err(invalid)?;

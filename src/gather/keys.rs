@@ -53,19 +53,28 @@ impl Keys {
     pub fn proven_by(&self, record: &RecordDigest) -> &[usize] {
         self.proven_by.get(record).map_or(&[], Vec::as_slice)
     }
+
+    /// Which `BuildKit` releases wrote a cache, as far as its proven keys tell; see [`Keyring::written_by`].
+    pub fn written_by(&self, cache: &Cache) -> Option<String> {
+        self.keyring.written_by(cache.records.iter().map(|record| &record.digest))
+    }
 }
 
-/// Reads every key source and proves what it offers against the records of `caches`.
+/// Reads every key source and proves what it offers, and what was `found` with the caches, against the
+/// records of `caches`.
 ///
 /// # Errors
 /// A source cannot be read: never a lower number instead. Of several that cannot, the first is named.
 pub fn collect(
     specs: &[KeySpec],
+    found: Vec<Offer>,
     caches: &[Cache],
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<Keys, Error> {
-    Ok(prove(offers(specs, options, progress)?, caches))
+    let mut offers = offers(specs, options, progress)?;
+    offers.extend(found);
+    Ok(prove(offers, caches))
 }
 
 /// Reads every key source; what they offer, in their order.

@@ -3,6 +3,7 @@
 //! ```text
 //! caches      ──> manifest, config ──────────> Opened: the cache, and where its blobs are
 //! key sources ──> candidates ── prove ───────> Keys: what each source was worth, and the keyring
+//! sidecars   ───────┘
 //! both        ──> Coverage: which records a build will find by their keys
 //! ```
 //!
@@ -18,6 +19,7 @@ mod images;
 mod inline;
 mod keys;
 mod parallel;
+pub mod sidecar;
 
 use crate::oci::Platform;
 use crate::source;
@@ -36,6 +38,8 @@ pub struct Options {
     /// Only caches of these platforms, where a cache says which it is for, and the platforms that
     /// operations ran on that name none. Empty: all caches, and this machine's platform.
     pub platforms: Vec<Platform>,
+    /// Leave aside the sidecars that stand beside caches.
+    pub no_sidecar: bool,
     /// How registries are talked to; its `stop` ends the reading.
     pub registry: source::Options,
 }

@@ -200,6 +200,11 @@ impl KeysFile {
         self.keys.len()
     }
 
+    /// How many operation digests of these `other` does not have.
+    pub fn missing_from(&self, other: &Self) -> usize {
+        self.keys.keys().filter(|key| !other.keys.contains_key(key)).count()
+    }
+
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.keys.is_empty()

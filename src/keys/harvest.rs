@@ -16,6 +16,7 @@
 //! Mirrors `solver/bboltcachestorage/storage.go` and `util/cachedigest/{db,frame}.go` of v0.34.2.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -45,6 +46,11 @@ const MAGIC: [u8; 4] = 0xed0c_daed_u32.to_le_bytes();
 pub fn candidates(path: &Path) -> Result<Candidates, Error> {
     let metadata = fs::metadata(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
     if !metadata.is_dir() {
+        if !metadata.is_file() {
+            // A device or a pipe may have no end.
+            let source = io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file");
+            return Err(Error::Read { path: path.to_owned(), source });
+        }
         return of_file(path);
     }
     let files: Vec<PathBuf> = FILES.iter().map(|name| path.join(name)).filter(|file| file.exists()).collect();

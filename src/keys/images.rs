@@ -154,8 +154,8 @@ pub(super) fn platform_of_subject(name: &str) -> Option<Platform> {
 /// The root keys under which a daemon has the result of pulling an image.
 ///
 /// `manifest` is what the tag resolves to, an index where there is one. All releases have the key of that
-/// and the platform; those before v0.33 have a second one, of what the layers unpack to. It is as good as
-/// the first where the diff IDs were proven.
+/// and the platform; up to v0.28.1 at least, and no more in v0.33.1, there is a second one, of what the
+/// layers unpack to. It is as good as the first where the diff IDs were proven.
 pub fn image_keys(manifest: &Digest, platform: &Platform, chain_id: Option<&ChainId>) -> Vec<RecordDigest> {
     let mut variants = vec![platform.variant.as_str()];
     if (platform.arch.as_str(), platform.variant.as_str()) == ("arm64", "") {

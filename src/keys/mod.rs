@@ -30,6 +30,7 @@ mod llb;
 mod names;
 pub mod provenance;
 mod spec;
+mod writers;
 
 use std::io;
 use std::path::PathBuf;
@@ -67,6 +68,12 @@ pub enum Error {
         size: u64,
         /// The most that is read.
         limit: u64,
+    },
+    /// A document of so many values that it can be no provenance.
+    #[error("the provenance holds more than {limit} values; no build has that many")]
+    TooManyValues {
+        /// The most that is read.
+        limit: usize,
     },
     /// Not JSON.
     #[error("the provenance is not valid JSON: {source}")]

@@ -28,12 +28,24 @@ use super::llb::{Operation, Step, get};
 use super::{
     Candidates, Error, cachemap, images,
     names::{self, Names, Platforms},
+    writers::Writers,
 };
 use crate::digest::{Digest, OpDigest};
 use crate::oci::Platform;
 
 /// The longest document that is read, in bytes.
+///
+/// `BuildKit` takes no definition of more than 16 MiB (gRPC's limit there); one step is some 250 bytes in it and
+/// some 400 here, 1,500 with the Dockerfile and the layers. So no build outgrows this.
 pub const MAX_BYTES: u64 = 64 << 20;
+
+/// The most values that a document may hold: objects, arrays, and what stands in them. A step has some 50, with its place and its layers.
+///
+/// What is short in JSON is long in memory: `{"":0},` in 64 MiB would take 6 GB.
+pub const MAX_VALUES: usize = 3 << 20;
+
+/// The most values of one operation; one with more gives no candidates.
+const MAX_OPERATION_VALUES: usize = 20_000;
 
 /// How deep predicates are looked for: bake file, target, platform, statement, predicate.
 const MAX_DEPTH: usize = 6;
@@ -42,7 +54,13 @@ const MAX_DEPTH: usize = 6;
 pub fn read(path: &Path, platform: &Platform) -> Result<Candidates, Error> {
     let io = |source| Error::Read { path: path.to_owned(), source };
     let mut json = Vec::new();
-    File::open(path).map_err(io)?.take(MAX_BYTES + 1).read_to_end(&mut json).map_err(io)?;
+    let file = File::open(path).map_err(io)?;
+    let size = file.metadata().map_err(io)?.len();
+    if size > MAX_BYTES {
+        return Err(Error::TooLarge { size, limit: MAX_BYTES });
+    }
+    // What is no plain file tells no size.
+    file.take(MAX_BYTES + 1).read_to_end(&mut json).map_err(io)?;
     candidates(&json, platform)
 }
 
@@ -52,12 +70,15 @@ pub fn read(path: &Path, platform: &Platform) -> Result<Candidates, Error> {
 ///
 /// # Errors
 ///
-/// [`Error::Json`], [`Error::TooLarge`], [`Error::NoProvenance`] where the document is something
-/// else, [`Error::NoOperations`] where it tells of no operations. What is odd inside an operation is
-/// no error: it gives a candidate that proves nothing.
+/// [`Error::Json`], [`Error::TooLarge`], [`Error::TooManyValues`], [`Error::NoProvenance`] where the
+/// document is something else, [`Error::NoOperations`] where it tells of no operations. What is odd
+/// inside an operation is no error: it gives a candidate that proves nothing.
 pub fn candidates(json: &[u8], platform: &Platform) -> Result<Candidates, Error> {
     if json.len() as u64 > MAX_BYTES {
         return Err(Error::TooLarge { size: json.len() as u64, limit: MAX_BYTES });
+    }
+    if count_values(json) > MAX_VALUES {
+        return Err(Error::TooManyValues { limit: MAX_VALUES });
     }
     let document: Value = serde_json::from_slice(json).map_err(|source| Error::Json { source })?;
     let mut predicates = Vec::new();
@@ -71,6 +92,33 @@ pub fn candidates(json: &[u8], platform: &Platform) -> Result<Candidates, Error>
         any |= predicate.add_candidates(platform, &mut candidates);
     }
     if any { Ok(candidates) } else { Err(Error::NoOperations) }
+}
+
+/// How many values a JSON text holds at most: each but the first of an object or array follows a comma, and
+/// the first its bracket.
+fn count_values(json: &[u8]) -> usize {
+    let (mut count, mut quoted, mut escaped) = (0, false, false);
+    for byte in json {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = quoted,
+            b'"' => quoted = !quoted,
+            b',' | b'[' | b'{' if !quoted => count += 1,
+            _ => {}
+        }
+    }
+    count
+}
+
+/// Whether `value` holds no more than `left` values; takes what it holds from `left`.
+fn is_small(value: &Value, left: &mut usize) -> bool {
+    let Some(rest) = left.checked_sub(1) else { return false };
+    *left = rest;
+    match value {
+        Value::Array(items) => items.iter().all(|item| is_small(item, left)),
+        Value::Object(fields) => fields.values().all(|field| is_small(field, left)),
+        _ => true,
+    }
 }
 
 /// The parts of a predicate that matter here; each may be absent.
@@ -144,23 +192,29 @@ impl<'a> Predicate<'a> {
         let mut platforms = vec![platform.clone()];
         platforms.extend(self.platforms.builder.clone());
         platforms.dedup();
-        let steps: Vec<Step> = steps.iter().filter_map(Step::read).collect();
+        let small = steps.iter().filter(|step| {
+            let mut left = MAX_OPERATION_VALUES;
+            is_small(step, &mut left)
+        });
+        let steps: Vec<Step> = small.filter_map(Step::read).collect();
         self.add_images(&steps, platform, candidates);
         let source = self.metadata.and_then(|metadata| get(metadata, "source")).and_then(Value::as_object);
         let names = names::of_steps(&steps, source, self.args, &self.platforms);
         // Equal operations at two places have one digest, so it has no name; their layers have.
-        let mut digests: HashMap<OpDigest, Option<&str>> = HashMap::new();
+        let mut digests: HashMap<OpDigest, (Option<&str>, Writers)> = HashMap::new();
         for step in &steps {
             let name = names.get(&step.id);
-            for digest in cachemap::digests(step, &platforms) {
-                let of_digest = digests.entry(digest).or_insert(name);
+            for (digest, writers) in cachemap::digests(step, &platforms) {
+                let (of_digest, known) = digests.entry(digest).or_insert((name, writers));
                 if *of_digest != name {
                     *of_digest = None;
                 }
+                *known = *known | writers;
             }
         }
-        for (digest, name) in digests {
-            candidates.add(digest, name.map(str::to_owned));
+        for (digest, (name, writers)) in digests {
+            candidates.add(digest.clone(), name.map(str::to_owned));
+            candidates.add_writers(&digest, writers);
         }
         self.name_layers(&steps, &names, candidates);
         true

@@ -47,6 +47,12 @@ struct Probe {
     manifests: Option<serde::de::IgnoredAny>,
 }
 
+/// What a manifest says that it is; `None` where it does not.
+pub fn media_type(bytes: &[u8]) -> Option<String> {
+    let probe: Probe = serde_json::from_slice(bytes).ok()?;
+    Some(probe.media_type).filter(|media_type| !media_type.is_empty())
+}
+
 impl Document {
     /// Parses a manifest or index by its own content: the media type that a registry sends along is
     /// not needed, and an OCI document may leave its own out.

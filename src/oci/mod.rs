@@ -3,6 +3,7 @@
 //! Manifests are parsed by `oci-spec`; what this module adds is what a cache needs: which of the
 //! many document forms is a cache, and layers and records whose indexes have been checked.
 
+pub mod artifact;
 pub mod cacheconfig;
 pub mod descriptor;
 pub mod image;
@@ -11,6 +12,7 @@ pub mod manifest;
 pub mod media_type;
 pub mod platform;
 
+pub use artifact::{Artifact, Referrer, ReferrersList};
 pub use cacheconfig::{Cache, CacheConfig, Layer, Record};
 pub use descriptor::Descriptor;
 pub use inline::ImageConfig;
@@ -75,6 +77,12 @@ pub enum Error {
     InlineCache {
         /// What is wrong with it.
         reason: String,
+    },
+    /// A document of another kind where a registry lists what refers to a manifest.
+    #[error("expected a list of referrers, found media type {media_type:?} or no list of manifests")]
+    NotReferrers {
+        /// Its media type.
+        media_type: String,
     },
     /// A cache without a single record.
     #[error("the cache is empty: it has no records")]
@@ -156,7 +164,7 @@ pub enum Error {
     #[error("the image has no manifest for {platform}; it has {}", list(.found))]
     NoPlatform {
         /// What was looked for.
-        platform: Platform,
+        platform: Box<Platform>,
         /// What there is.
         found: Vec<Platform>,
     },

@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::azblob::AzureError;
 use super::credentials::CredentialError;
 use super::s3::AwsError;
 use super::spec::SpecError;
@@ -145,6 +146,26 @@ pub enum Error {
         /// What it said; may be empty.
         detail: String,
     },
+    /// What only a running workflow has.
+    #[error(
+        "type=gha needs {missing}=… or ${variable}, which GitHub gives to the actions of a running workflow only \
+         (a step with `run:` sees them after an action such as crazy-max/ghaction-github-runtime); to bake \
+         elsewhere, have the build export to a registry too: --cache-to type=registry,ref=REF,mode=max"
+    )]
+    NoRunner {
+        /// The attribute.
+        missing: &'static str,
+        /// The variable.
+        variable: &'static str,
+    },
+    /// A job's token that is none, or has ended.
+    #[error("the token of GitHub Actions from {origin} cannot be used: {reason}")]
+    JobToken {
+        /// Where it comes from.
+        origin: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A bucket that is in another region.
     #[error("bucket {bucket} is not in region {asked} but in {region}: write region={region}")]
     OtherRegion {
@@ -155,6 +176,9 @@ pub enum Error {
         /// Where it is.
         region: String,
     },
+    /// Azure credentials cannot be had.
+    #[error(transparent)]
+    Azure(#[from] AzureError),
     /// AWS credentials cannot be had.
     #[error(transparent)]
     Aws(#[from] AwsError),
@@ -336,14 +360,25 @@ pub enum Error {
 impl Error {
     /// Whether a source that answered says that the cache is not there.
     pub fn is_missing(&self) -> bool {
-        matches!(self, Self::NoSuchManifest { .. } | Self::NoSuchTag { .. } | Self::NoSuchLayout { .. })
+        matches!(
+            self,
+            Self::NoSuchManifest { .. }
+                | Self::NoSuchTag { .. }
+                | Self::NoSuchLayout { .. }
+                | Self::NoSuchCache { .. }
+        )
     }
 
     /// What the error means for whoever started the run.
     pub fn class(&self) -> ErrorClass {
         match self {
             Self::Spec(_) | Self::Ambiguous { .. } => ErrorClass::Spec,
-            Self::Credential(_) | Self::Aws(_) | Self::Denied(_) => ErrorClass::Auth,
+            Self::Credential(_)
+            | Self::Aws(_)
+            | Self::Azure(_)
+            | Self::NoRunner { .. }
+            | Self::JobToken { .. }
+            | Self::Denied(_) => ErrorClass::Auth,
             Self::ManifestMismatch { .. }
             | Self::BlobMismatch { .. }
             | Self::TooLarge { .. }

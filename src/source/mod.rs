@@ -9,8 +9,10 @@
 //! All sources promise the same: what they return was hashed by this program. Neither a
 //! registry's headers nor an index's claims are taken for it.
 
+pub mod azblob;
 pub mod credentials;
 mod error;
+pub mod gha;
 mod hmac;
 pub mod http;
 mod layout_tar;
@@ -28,11 +30,13 @@ use crate::oci::Descriptor;
 use crate::oci::media_type::CACHE_CONFIG;
 use crate::progress::{Event, Progress};
 
+pub use azblob::Azblob;
 pub use credentials::Environment;
 pub use error::{Denied, Entry, Error, ErrorClass, Mismatch};
+pub use gha::Gha;
 pub use http::{Options, RetryPolicy, Stop};
 pub use oci_layout::OciLayout;
-pub use registry::{Pool, Registry};
+pub use registry::{Pool, Pushed, Registry};
 pub use s3::S3;
 pub use spec::{CacheSpec, SpecError};
 
@@ -62,6 +66,15 @@ impl Manifest {
             return Err(Error::ManifestMismatch { source_name, expected, found: digest });
         }
         Ok(Self { bytes, digest, media_type: CACHE_CONFIG.to_owned() })
+    }
+
+    /// Of several (never none), the first, or the one with the digest `expected`.
+    fn one_of(mut all: Vec<Self>, expected: Option<&Digest>, source_name: &str) -> Result<Self, Error> {
+        let Some(&expected) = expected else { return Ok(all.swap_remove(0)) };
+        let found = all[0].digest;
+        let fitting = all.into_iter().find(|manifest| manifest.digest == expected);
+        let mismatch = || Error::ManifestMismatch { source_name: source_name.to_owned(), expected, found };
+        fitting.ok_or_else(mismatch)
     }
 }
 
@@ -130,6 +143,10 @@ impl<S: Source + ?Sized> Source for Arc<S> {
         (**self).blob(blob, out, progress)
     }
 
+    fn blob_store(&self) -> String {
+        (**self).blob_store()
+    }
+
     fn repository(&self) -> Option<(String, String)> {
         (**self).repository()
     }
@@ -148,6 +165,8 @@ impl CacheSpec {
                 options.insecure |= insecure;
                 Ok(Box::new(Registry::open(reference, &options)?))
             }
+            Self::Azblob(attributes) => Ok(Box::new(Azblob::open(attributes, options)?)),
+            Self::Gha(attributes) => Ok(Box::new(Gha::open(attributes, options)?)),
             Self::S3(attributes) => Ok(Box::new(S3::open(attributes, options)?)),
             Self::Local { src, tag, digest } => {
                 Ok(Box::new(OciLayout::open(src, tag.as_deref(), digest.as_ref())?))

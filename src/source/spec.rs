@@ -3,8 +3,10 @@
 //! ```text
 //! REF
 //! type=registry,ref=REF[,registry.insecure=true]
-//! type=local,src=DIR[,tag=TAG][,digest=DIGEST]
+//! type=local,src=DIR-OR-TAR[,tag=TAG][,digest=DIGEST]
 //! type=s3,region=REGION,bucket=BUCKET[,name=NAME][,…]
+//! type=gha[,scope=SCOPE][,…]
+//! type=azblob,account_url=URL[,container=CONTAINER][,name=NAME][,…]
 //! ```
 //!
 //! Mirrors buildx's `util/buildflags/cache.go` (fields are CSV as Go's `encoding/csv` reads it, keys in
@@ -19,7 +21,7 @@ use std::str::FromStr;
 use crate::csv;
 use crate::digest::Digest;
 use crate::oci::Reference;
-use crate::source::s3;
+use crate::source::{azblob, gha, s3};
 
 const REGISTRY_KEYS: &[&str] = &["ref", "registry.insecure"];
 const LOCAL_KEYS: &[&str] = &["src", "tag", "digest"];
@@ -34,9 +36,9 @@ pub enum CacheSpec {
         /// Whether plain http is allowed where the registry is not on loopback.
         insecure: bool,
     },
-    /// In an OCI layout directory, as `--cache-to type=local` writes it.
+    /// In an OCI layout, as `--cache-to type=local` writes it.
     Local {
-        /// The directory.
+        /// The directory, or a tar of it.
         src: PathBuf,
         /// Which entry of its index.
         tag: Option<String>,
@@ -45,6 +47,10 @@ pub enum CacheSpec {
     },
     /// In an S3 bucket, as `--cache-to type=s3` writes it.
     S3(s3::Attributes),
+    /// In a container of Azure's blob storage, as `--cache-to type=azblob` writes it.
+    Azblob(azblob::Attributes),
+    /// In the cache of GitHub Actions, as `--cache-to type=gha` writes it.
+    Gha(gha::Attributes),
 }
 
 /// Why a text names no cache.
@@ -79,7 +85,7 @@ pub enum SpecError {
         text: String,
     },
     /// A type that is not supported.
-    #[error("unsupported cache type {found:?}: supported are registry, local and s3")]
+    #[error("unsupported cache type {found:?}: supported are registry, local, s3, azblob and gha")]
     UnknownType {
         /// The type.
         found: String,
@@ -292,6 +298,8 @@ impl FromStr for CacheSpec {
                     digest: fields.get("digest").map(str::parse).transpose()?,
                 })
             }
+            "azblob" => Ok(Self::Azblob(azblob::Attributes::parse(values)?)),
+            "gha" => Ok(Self::Gha(gha::Attributes::parse(values)?)),
             "s3" => Ok(Self::S3(s3::Attributes::parse(values)?)),
             _ => Err(SpecError::UnknownType { found: kind }),
         }
@@ -305,6 +313,8 @@ impl fmt::Display for CacheSpec {
                 write!(f, "type=registry,ref={reference}")?;
                 if *insecure { f.write_str(",registry.insecure=true") } else { Ok(()) }
             }
+            Self::Azblob(attributes) => attributes.fmt(f),
+            Self::Gha(attributes) => attributes.fmt(f),
             Self::S3(attributes) => attributes.fmt(f),
             Self::Local { src, tag, digest } => {
                 f.write_str("type=local,")?;
@@ -395,7 +405,10 @@ mod tests {
         let cases = [
             ("", "empty cache: expected a reference, type=registry,ref=REF or type=local,src=DIR"),
             ("  ", "empty cache: expected a reference, type=registry,ref=REF or type=local,src=DIR"),
-            ("type=inline", "unsupported cache type \"inline\": supported are registry, local and s3"),
+            (
+                "type=inline",
+                "unsupported cache type \"inline\": supported are registry, local, s3, azblob and gha",
+            ),
             ("ref=a", "cache \"ref=a\" has no type: add type=registry or type=local"),
             ("type=registry", "type=registry needs ref=…"),
             ("type=local,tag=x", "type=local needs src=…"),

@@ -72,6 +72,53 @@ fn sample() -> Contents {
     }
 }
 
+#[test]
+fn an_image_is_kept_by_the_record_of_its_last_layer() {
+    let mut contents = sample();
+    let source =
+        |repository: &str| BTreeMap::from([("r.io".to_owned(), BTreeSet::from([repository.to_owned()]))]);
+    let manifest = Digest::of(b"manifest");
+    contents.documents = ["team/image", "team/copy"]
+        .map(|repository| Document { digest: manifest, size: 8, sources: source(repository) })
+        .to_vec();
+    contents.records[1].documents = vec![0, 1];
+    contents.records[1].frontend = true;
+    contents.records[1].image_refs = vec!["r.io/team/image:1@sha256:0a".to_owned(), "r.io/b".to_owned()];
+    let (_temp, state) = write(&contents);
+
+    let lines = dump(&state.path(state_dir::CONTAINERD_DB));
+    let of_manifest: Vec<String> = lines
+        .iter()
+        .filter(|l| l.contains(&manifest.to_string()))
+        .map(|l| l.replace(&manifest.to_string(), "M"))
+        .collect();
+    let blob = "v1/buildkit/content/blob/M/";
+    let time = "0x010000000ee292d291147ff520ffff";
+    let expected = [
+        blob.to_owned(),
+        format!("{blob}createdat = {time}"),
+        format!("{blob}labels/"),
+        format!("{blob}labels/containerd.io/distribution.source.r.io = team/copy,team/image"),
+        format!("{blob}size = 0x10"),
+        format!("{blob}updatedat = {time}"),
+        "v1/buildkit/leases/RECORD-gzip/content/M =".to_owned(),
+    ];
+    assert_eq!(of_manifest, expected);
+
+    let lines = dump(&state.path(state_dir::METADATA_DB));
+    let of_images: Vec<&String> =
+        lines.iter().filter(|l| l.contains("imageRefs") || l.contains("recordType")).collect();
+    let expected = [
+        r#"_main/RECORD-gzip/cache.imageRefs = {"value":["r.io/team/image:1@sha256:0a","r.io/b"]}"#,
+        r#"_main/RECORD-gzip/cache.recordType = {"value":"frontend"}"#,
+    ];
+    assert_eq!(of_images, expected);
+
+    contents.records[1].documents = vec![2];
+    let error = write_databases(state.root(), &contents).unwrap_err();
+    assert_eq!(error.to_string(), "the contents name document 2, but there are only 2");
+}
+
 fn write(contents: &Contents) -> (tempfile::TempDir, StateDir) {
     let temp = tempfile::tempdir().unwrap();
     let state = StateDir::new(temp.path());

@@ -155,6 +155,54 @@ impl Corpus {
         outcomes
     }
 
+    /// The builds of a case as arguments of `warmkit keys replay`; `None` for a bake file, whose `target:`
+    /// contexts only buildx knows.
+    pub(crate) fn replay_arguments(&self, name: &str) -> Option<Vec<String>> {
+        if name == "bake" {
+            return None;
+        }
+        let requests = self.requests(name);
+        let request = requests.first()?;
+        let mut all = Vec::new();
+        let mut add = |flag: &str, value: String| all.extend([flag.to_owned(), value]);
+        let remote = request.opts.iter().find_map(|opt| opt.strip_prefix("context="));
+        add("--build", remote.map_or_else(|| request.context.display().to_string(), str::to_owned));
+        if let Some(platform) = &request.platform {
+            add("--platform", platform.clone());
+        }
+        requests
+            .iter()
+            .filter_map(|request| request.target.clone())
+            .for_each(|target| add("--target", target));
+        request.args.iter().for_each(|(name, value)| add("--build-arg", format!("{name}={value}")));
+        for opt in &request.opts {
+            match opt.strip_prefix("context:").and_then(|context| context.split_once('=')) {
+                Some((name, value)) => {
+                    add("--build-context", format!("{name}={}", self.named(request, value)))
+                }
+                None if remote.is_some() => {}
+                None => add("--opt", opt.clone()),
+            }
+        }
+        // Secrets and agents are left out: no step runs.
+        Some(all)
+    }
+
+    /// A named context as buildx takes it: directories and layouts by their paths.
+    fn named(&self, request: &BuildRequest, value: &str) -> String {
+        let directory = |name: &str, all: &[(String, PathBuf)]| {
+            let found = all.iter().find(|(known, _)| known == name);
+            found.map(|(_, directory)| directory.display().to_string()).unwrap()
+        };
+        if let Some(name) = value.strip_prefix("local:") {
+            return directory(name, &request.locals);
+        }
+        match value.strip_prefix("oci-layout://").and_then(|layout| layout.split_once('@')) {
+            Some((name, digest)) => format!("oci-layout://{}@{digest}", directory(name, &request.layouts)),
+            None => value.to_owned(),
+        }
+    }
+
     fn context(&self, name: &str) -> PathBuf {
         self.scratch.join("contexts").join(name)
     }

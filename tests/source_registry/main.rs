@@ -6,6 +6,7 @@
 mod auth;
 mod blobs;
 mod manifests;
+mod push;
 mod real;
 mod server;
 #[path = "../support/skip.rs"]

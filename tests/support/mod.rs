@@ -10,12 +10,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, clippy::missing_panics_doc)]
 
 pub mod agent;
+pub mod azurite;
 pub mod build;
 pub mod buildx;
 pub mod cases;
 pub mod command;
 pub mod daemon;
 pub mod files;
+pub mod gha;
 pub mod git;
 pub mod handmade;
 pub mod image;

@@ -14,6 +14,10 @@ pub const REGION: &str = "us-east-1";
 /// A role that may read it.
 pub const ROLE: &str = "arn:aws:iam::123456789012:role/reader";
 
+/// What moto takes for a signature while nobody has to sign.
+const SIGNED_BY_NOBODY: &str =
+    "AWS4-HMAC-SHA256 Credential=any/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0";
+
 /// A running server.
 #[derive(Debug)]
 pub struct Moto {
@@ -84,8 +88,7 @@ impl Moto {
     /// Makes a bucket, and a user and a role that may do everything with it; from then on everybody
     /// has to sign.
     fn set_up(&mut self) {
-        let all =
-            r#"{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":"s3:*","Resource":"*"}]}"#;
+        let all = r#"{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":["s3:*","sts:*"],"Resource":"*"}]}"#;
         self.iam(&[("Action", "CreateUser"), ("UserName", "ci")]);
         let key = self.iam(&[("Action", "CreateAccessKey"), ("UserName", "ci")]);
         let text = |name: &str| {
@@ -111,10 +114,8 @@ impl Moto {
     }
 
     fn iam(&self, form: &[(&str, &str)]) -> String {
-        let request = self.agent.post(&self.url).header(
-            "authorization",
-            "AWS4-HMAC-SHA256 Credential=any/20260101/us-east-1/iam/aws4_request, SignedHeaders=host, Signature=0",
-        );
+        let request =
+            self.agent.post(&self.url).header("authorization", SIGNED_BY_NOBODY.replace("s3", "iam"));
         let form = form.iter().copied().chain([("Version", "2010-05-08")]);
         let mut response = request.send_form(form).unwrap();
         let text = response.body_mut().read_to_string().unwrap();
@@ -145,10 +146,12 @@ impl Moto {
         self.require_signatures(false);
         let url = self.object(&key.replace(':', "%3A"));
         let response = match bytes {
-            Some(bytes) => self.agent.put(url).send(bytes),
-            None => self.agent.delete(url).call(),
+            Some(bytes) => self.agent.put(url).header("authorization", SIGNED_BY_NOBODY).send(bytes),
+            None => self.agent.delete(url).header("authorization", SIGNED_BY_NOBODY).call(),
         };
-        assert!(response.unwrap().status().is_success(), "{key}");
+        let mut response = response.unwrap();
+        let said = response.body_mut().read_to_string().unwrap();
+        assert!(response.status().is_success(), "{key}: {} {said}", response.status());
         self.require_signatures(true);
     }
 

@@ -66,6 +66,8 @@ pub struct Cell {
     pub baked: BTreeMap<Keys, Found>,
     /// Records of the cache that stay without a key.
     pub unkeyed: BTreeMap<Keys, usize>,
+    /// Which releases a bake says wrote the cache, by the source of the keys.
+    pub written_by: BTreeMap<Keys, Option<String>>,
     /// What `warmkit verify` says of the root after the build; nothing where it is healthy.
     pub verify: String,
 }
@@ -95,6 +97,11 @@ impl Cell {
                     faults.push(format!("{keys:?}: {} records without a key", self.unkeyed[keys]));
                 }
             }
+        }
+        // A `cache.db` has digests only, and they tell nothing.
+        let told = BTreeMap::from([(Keys::Provenance, Some(family(&self.exporter))), (Keys::CacheDb, None)]);
+        if self.written_by != told {
+            faults.push(format!("said to be written by {:?}", self.written_by));
         }
         if !self.verify.is_empty() {
             faults.push(format!("verify after the build: {}", self.verify));
@@ -145,6 +152,7 @@ impl Exporter {
             native,
             baked: BTreeMap::new(),
             unkeyed: BTreeMap::new(),
+            written_by: BTreeMap::new(),
             verify: String::new(),
         };
         let mut built: Vec<(Vec<u8>, Found)> = Vec::new();
@@ -154,6 +162,8 @@ impl Exporter {
             let report = bake_at(TIME, &arguments, &root).expect_success("bake").stdout;
             let report: Value = serde_json::from_str(&report).unwrap();
             cell.unkeyed.insert(*keys, report["unkeyed"].as_array().unwrap().len());
+            let written_by = report["caches"][0]["written_by"].as_str().map(str::to_owned);
+            cell.written_by.insert(*keys, written_by);
             // The same keys give the same root, and that one was built on already.
             let solver = fs::read(root.join("cache.db")).unwrap();
             let found = match built.iter().find(|(same, _)| *same == solver) {
@@ -185,6 +195,18 @@ impl Exporter {
         let found = steps.difference(&ran).cloned().collect();
         (steps, Found { steps: found, imports: outcome.imports, extractions: outcome.extractions })
     }
+}
+
+/// What a bake is to say of who wrote the cache of a release.
+fn family(release: &str) -> String {
+    let minor: u32 = release.split('.').nth(1).unwrap().parse().unwrap();
+    match minor {
+        ..=12 => "v0.12 or older",
+        13..=16 => "v0.13 to v0.16",
+        17 => "v0.17",
+        18.. => "v0.18 or newer",
+    }
+    .to_owned()
 }
 
 /// What `warmkit verify` finds wrong; nothing where the root is healthy.

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::digest::DiffId;
-use crate::gather::{Offer, blobs, prove};
+use crate::gather::{Offer, SeededImage, add_images, blobs, prove};
 use crate::oci::cacheconfig::{Link as InputLink, Record as CacheRecord, ResultChain};
 use crate::oci::{Compression, Descriptor};
 
@@ -52,6 +52,59 @@ fn plan_of(caches: &[Cache], known: &[&str]) -> (Plan, Coverage) {
 fn outline(plan: &Plan) -> String {
     let blobs: Vec<_> = plan.blobs.iter().map(|blob| &blob.layer).collect();
     format!("{blobs:?} {:?} {:?} {:?} {:?}", plan.snapshots, plan.records, plan.links, plan.keys)
+}
+
+fn image(layers: &[(&str, &str)], key: &str) -> Image {
+    let digest = Digest::of(key.as_bytes());
+    let report = SeededImage {
+        image: format!("r.io/{key}@{digest}"),
+        digest,
+        platform: "linux/amd64".into(),
+        frontend: false,
+        layers: layers.len(),
+        bytes: 0,
+    };
+    let layers = layers.iter().map(|(blob, tar)| layer(blob, tar)).collect();
+    Image { layers, keys: vec![op(key).record_digest(0)], documents: Vec::new(), report }
+}
+
+#[test]
+fn images_share_what_caches_have_and_bring_the_rest() {
+    let cache = Cache {
+        layers: vec![layer("a", "a"), layer("b", "b")],
+        records: vec![record("base", &[], &[&[0]]), record("step", &[&[0]], &[&[0, 1]])],
+    };
+    let caches = [cache];
+    let images = [image(&[("a", "a")], "base"), image(&[("a", "a"), ("c", "c")], "other")];
+    let keys = keys_of(&caches, &["step"]);
+    let coverage = Coverage::new(&caches, &keys);
+    let mut all = blobs(&caches, |at| at.to_string()).unwrap();
+    add_images(&mut all, &images, |at| at.to_string(), caches.len()).unwrap();
+    let plan = plan(&caches, &images, all, &coverage, &keys);
+
+    assert_eq!((plan.blobs.len(), plan.snapshots.len(), plan.records.len()), (3, 3, 3));
+    let blob =
+        |name: &str| plan.blobs.iter().position(|b| b.layer.diff_id == DiffId::of(name.as_bytes())).unwrap();
+    assert_eq!(plan.blobs[blob("a")].caches, BTreeSet::from([0, 1, 2]), "the cache, and both images");
+    assert_eq!(plan.blobs[blob("c")].caches, BTreeSet::from([2]));
+    let of = |name: &str| plan.records.iter().find(|record| record.blob == blob(name)).unwrap();
+    assert_eq!((&of("a").images, &of("a").tops), (&BTreeSet::from([0, 1]), &BTreeSet::from([0])));
+    assert_eq!((&of("b").images, &of("b").tops), (&BTreeSet::new(), &BTreeSet::new()));
+    assert_eq!((&of("c").images, &of("c").tops), (&BTreeSet::from([1]), &BTreeSet::from([1])));
+    // The key of the base is the one that the cache has, the other image's is new.
+    assert_eq!(plan.keys.len(), 3);
+    let other = KeyId::root(&op("other").record_digest(0));
+    let key = plan.keys.iter().find(|key| key.id == other).unwrap();
+    assert_eq!(key.results.keys().map(|&at| plan.records[at].blob).collect::<Vec<_>>(), [blob("c")]);
+}
+
+#[test]
+fn an_image_and_a_cache_must_not_contradict_each_other() {
+    let caches = [Cache { layers: vec![layer("a", "a")], records: vec![record("r", &[], &[&[0]])] }];
+    let mut all = blobs(&caches, |at| format!("cache {at}")).unwrap();
+    let images = [image(&[("a", "another tar")], "base")];
+    let error = add_images(&mut all, &images, |at| format!("cache {at}"), 1).unwrap_err().to_string();
+    assert!(error.contains("cache 0") && error.contains("r.io/base@sha256:"), "{error}");
 }
 
 #[test]

@@ -37,6 +37,10 @@ pub(in crate::cli) struct Arguments {
     #[arg(long, value_name = "SRC")]
     keys_from: Vec<KeySpec>,
 
+    /// Leave aside the sidecars that `warmkit keys push` put beside caches
+    #[arg(long)]
+    no_sidecar: bool,
+
     /// A platform, as for warmkit bake; may be repeated
     #[arg(long = "platform", value_name = "OS/ARCH[/VARIANT]", value_delimiter = ',')]
     platforms: Vec<Platform>,
@@ -66,6 +70,7 @@ pub(super) fn run(arguments: Arguments) -> u8 {
     };
     let options = gather::Options {
         platforms: arguments.platforms,
+        no_sidecar: arguments.no_sidecar,
         registry: source::Options { insecure: arguments.insecure, ..source::Options::default() },
     };
     let console = Console::new(Verbs::BAKE);

@@ -94,7 +94,7 @@ fn harvest(arguments: &Arguments) -> Result<Outcome, (Box<dyn Error>, u8)> {
         stop: Stop::on_flag(interrupted),
         ..source::Options::default()
     };
-    let options = gather::Options { platforms: arguments.platforms.clone(), registry };
+    let options = gather::Options { platforms: arguments.platforms.clone(), no_sidecar: true, registry };
     let console = Console::new(Verbs::BAKE);
     let offers = gather::offers(&arguments.sources, &options, &console);
     console.finish();

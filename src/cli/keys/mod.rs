@@ -2,6 +2,8 @@
 
 mod check;
 mod harvest;
+mod pull;
+mod push;
 mod replay;
 mod table;
 
@@ -12,6 +14,8 @@ use clap::Subcommand;
 pub(super) enum Command {
     Check(check::Arguments),
     Harvest(harvest::Arguments),
+    Pull(pull::Arguments),
+    Push(push::Arguments),
     Replay(replay::Arguments),
 }
 
@@ -20,6 +24,8 @@ pub(super) fn run(command: Command) -> u8 {
     match command {
         Command::Check(arguments) => check::run(arguments),
         Command::Harvest(arguments) => harvest::run(&arguments),
+        Command::Pull(arguments) => pull::run(&arguments),
+        Command::Push(arguments) => push::run(&arguments),
         Command::Replay(arguments) => replay::run(arguments),
     }
 }

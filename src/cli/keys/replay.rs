@@ -106,7 +106,11 @@ fn replay(arguments: Arguments) -> Result<u8, Failed> {
         stop: Stop::on_flag(interrupted),
         ..source::Options::default()
     };
-    let gathering = gather::Options { platforms: arguments.platforms.clone(), registry: registry.clone() };
+    let gathering = gather::Options {
+        platforms: arguments.platforms.clone(),
+        no_sidecar: true,
+        registry: registry.clone(),
+    };
     let console = Console::new(Verbs::BAKE);
     let skip_missing = arguments.caches.skip_missing;
     let specs = arguments.caches.read().map_err(|error| {

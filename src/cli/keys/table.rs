@@ -4,14 +4,15 @@ use std::fmt::Write as _;
 
 use indicatif::HumanBytes;
 
-use super::super::render::worth;
+use super::super::render::{described, worth};
+use crate::gather::sidecar::{PullReport, PushReport};
 use crate::gather::{Check, Status, StepReport};
 
 /// Sources by number, the steps with what keys them, and the sum.
 pub(super) fn check(check: &Check) -> String {
     let mut text = String::new();
     for cache in &check.caches {
-        let _ = writeln!(text, "cache       {} ({})", cache.cache, cache.digest);
+        let _ = writeln!(text, "cache       {}", described(cache));
     }
     for missing in &check.missing {
         let _ = writeln!(text, "skipped     {}: {}", missing.cache, missing.reason);
@@ -32,6 +33,34 @@ pub(super) fn check(check: &Check) -> String {
         }
     }
     let _ = write!(text, "\n{}", sum(check));
+    text
+}
+
+/// What was pushed, and how it is found.
+pub(super) fn push(report: &PushReport) -> String {
+    let mut text = String::new();
+    let _ = writeln!(text, "cache       {} ({})", report.cache, report.subject);
+    for source in &report.keys_from {
+        let _ = writeln!(text, "keys from   {}: {}", source.source, worth(source));
+    }
+    let _ = writeln!(text, "sidecar     {}", report.sidecar);
+    let _ = writeln!(text, "found by    {}", report.found_by.join(", "));
+    let _ = writeln!(text, "keys        {}, {} of them new", report.keys, report.added);
+    let _ = write!(text, "\n{} of {} records that need a key have one", report.keyed, report.records);
+    if report.keyed < report.records {
+        let _ = write!(text, "; `warmkit keys check` lists the others");
+    }
+    text
+}
+
+/// What was read, and where it is now.
+pub(super) fn pull(report: &PullReport, file: &str) -> String {
+    let mut text = String::new();
+    let _ = writeln!(text, "cache       {} ({})", report.cache, report.digest);
+    for sidecar in &report.sidecars {
+        let _ = writeln!(text, "keys from   {} ({}): {} keys", sidecar.source, sidecar.digest, sidecar.keys);
+    }
+    let _ = write!(text, "\nwrote {} keys to {file}", report.keys);
     text
 }
 
@@ -105,7 +134,13 @@ mod tests {
         let source =
             |source: &str, only| KeySourceReport { source: source.to_owned(), candidates: 9, keyed: 3, only };
         let checked = Check {
-            caches: vec![BakedCache { cache: "r.io/app:cache".into(), digest, platform: None, records: 8 }],
+            caches: vec![BakedCache {
+                cache: "r.io/app:cache".into(),
+                digest,
+                platform: None,
+                records: 8,
+                written_by: None,
+            }],
             missing: Vec::new(),
             keys_from: vec![source("r.io/app:1", 1), source("r.io/app:2", 0)],
             records: 8,

@@ -21,7 +21,9 @@ use super::registry::Pool;
 pub(super) use blob::{Download, document};
 pub(super) use retry::{Attempts, Failure};
 pub use retry::{RetryPolicy, Stop};
-pub(super) use transport::{Method, Reply, Transport, element, host_of, is_loopback, percent_encode};
+pub(super) use transport::{
+    Method, Reply, Transport, element, host_of, is_loopback, origin, parse_uri, percent_encode,
+};
 
 /// How to reach sources over a network.
 #[derive(Debug, Clone)]

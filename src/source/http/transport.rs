@@ -38,6 +38,8 @@ pub(in crate::source) struct Transport {
     base: OnceLock<String>,
     answered: AtomicBool,
     certs: PathBuf,
+    /// Whether the server has said that it has no referrers API; it is not asked twice.
+    pub(in crate::source) without_referrers: AtomicBool,
 }
 
 /// How something is sent.
@@ -112,6 +114,7 @@ impl Transport {
             insecure: options.insecure,
             base: OnceLock::new(),
             answered: AtomicBool::new(false),
+            without_referrers: AtomicBool::new(false),
             certs: certs.into_iter().next().unwrap_or_else(|| PathBuf::from("a directory for certificates")),
         })
     }
@@ -261,7 +264,12 @@ impl Transport {
     }
 
     /// Where a redirect leads.
-    fn redirect(&self, what: &str, from: &Uri, headers: &HeaderMap) -> Result<Uri, Failure> {
+    pub(in crate::source) fn redirect(
+        &self,
+        what: &str,
+        from: &Uri,
+        headers: &HeaderMap,
+    ) -> Result<Uri, Failure> {
         let bad = |reason: String| {
             let host = from.authority().map(ToString::to_string).unwrap_or_default();
             Failure::Final(Error::BadAnswer { what: without_query(what), host, reason })
@@ -383,9 +391,10 @@ impl Reply {
         (bytes, detail)
     }
 
-    /// The failure that a status means, where it is one that may pass: 408, 429 and 5xx.
+    /// The failure that a status means, where it is one that may pass: 408, 429 and 5xx, but for what is
+    /// not implemented.
     pub(in crate::source) fn passing_failure(&mut self) -> Option<Failure> {
-        if !matches!(self.status, 408 | 429 | 500..=599) {
+        if !matches!(self.status, 408 | 429 | 500 | 502..=599) {
             return None;
         }
         let after = self.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()).map(str::to_owned);
@@ -463,7 +472,7 @@ pub(in crate::source) fn percent_encode(text: &str) -> String {
     out
 }
 
-fn parse_uri(url: &str, host: &str) -> Result<Uri, Failure> {
+pub(in crate::source) fn parse_uri(url: &str, host: &str) -> Result<Uri, Failure> {
     url.parse().map_err(|error| {
         let reason = format!("cannot be asked for {:?}: {error}", without_query(url));
         Failure::Final(Error::BadAnswer { what: "request".to_owned(), host: host.to_owned(), reason })
@@ -476,7 +485,7 @@ fn without_query(url: &str) -> String {
 }
 
 /// Scheme, host and port: what must be equal for credentials to go along.
-fn origin(uri: &Uri) -> (String, String, u16) {
+pub(in crate::source) fn origin(uri: &Uri) -> (String, String, u16) {
     let scheme = uri.scheme_str().unwrap_or_default().to_ascii_lowercase();
     let default = if scheme == "https" { 443 } else { 80 };
     let host = uri.host().unwrap_or_default().to_ascii_lowercase();

@@ -51,6 +51,8 @@ pub(super) struct Auth {
     /// As references name it: `docker.io`.
     registry: String,
     repository: String,
+    /// Whether to ask for leave to write, too.
+    push: bool,
     state: Mutex<State>,
 }
 
@@ -81,8 +83,14 @@ impl Auth {
             credentials,
             registry: registry.to_owned(),
             repository: repository.to_owned(),
+            push: false,
             state: Mutex::default(),
         }
+    }
+
+    /// For whoever writes.
+    pub(super) fn for_push(self) -> Self {
+        Self { push: true, ..self }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -134,9 +142,10 @@ impl Auth {
     pub(super) fn advice(&self) -> String {
         let files: Vec<_> = self.credentials.files().iter().map(|f| f.display().to_string()).collect();
         format!(
-            "run docker login {} with an account that may read {}, or check that the repository exists \
+            "run docker login {} with an account that may {} {}, or check that the repository exists \
              (credentials are read from {})",
             self.registry,
+            if self.push { "push to" } else { "read" },
             self.repository,
             if files.is_empty() { "nowhere: HOME is not set".to_owned() } else { files.join(", ") }
         )
@@ -237,7 +246,8 @@ impl Auth {
 
     /// What to ask the token service for: what is needed, and what the registry named besides.
     fn scopes(&self, named: &str) -> Vec<String> {
-        let mut scopes = vec![format!("repository:{}:pull", self.repository)];
+        let actions = if self.push { "pull,push" } else { "pull" };
+        let mut scopes = vec![format!("repository:{}:{actions}", self.repository)];
         for scope in named.split_ascii_whitespace() {
             if !scopes.iter().any(|s| s == scope) {
                 scopes.push(scope.to_owned());
@@ -281,5 +291,8 @@ mod tests {
         let auth = Auth::new(Credentials::new(env, Duration::from_secs(1)), "r", "a/b");
         assert_eq!(auth.scopes("repository:a/b:pull"), ["repository:a/b:pull"]);
         assert_eq!(auth.scopes("other"), ["repository:a/b:pull", "other"]);
+        let auth = auth.for_push();
+        assert_eq!(auth.scopes("repository:a/b:pull,push"), ["repository:a/b:pull,push"]);
+        assert!(auth.advice().contains("an account that may push to a/b"));
     }
 }

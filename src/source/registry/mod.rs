@@ -1,6 +1,8 @@
-//! A repository in a registry: OCI distribution-spec v1.1, the part that reads.
+//! A repository in a registry: OCI distribution-spec v1.1.
 //!
 //! ```text
+//! push             blobs and manifests, to write a sidecar beside a cache
+//! referrers        what refers to a manifest
 //! manifest, blob   what to ask for, and proving what came
 //!   pool           what many tags of one registry share
 //!   auth           challenge -> credentials -> token
@@ -13,6 +15,8 @@
 mod auth;
 mod challenge;
 mod pool;
+mod push;
+mod referrers;
 
 use std::fmt;
 use std::io::Write;
@@ -27,6 +31,7 @@ use crate::oci::{Descriptor, Reference};
 use crate::progress::Progress;
 
 pub use pool::Pool;
+pub use push::Pushed;
 
 /// One repository of a registry, and the manifest in it that a reference names.
 pub struct Registry {
@@ -80,8 +85,21 @@ impl Registry {
     ///
     /// Gives any answer that is neither a refusal nor a failure that may pass.
     fn get(&self, what: &str, path: &str, headers: &[(&'static str, String)]) -> Result<Reply, Failure> {
-        let base = self.transport.base()?;
-        let url = format!("{base}/v2/{}/{path}", self.reference.repository());
+        let url = self.url(path)?;
+        self.authorized(what, &|header| self.transport.get(&url, headers, header))
+    }
+
+    /// The URL of something below `/v2/<repository>/`.
+    fn url(&self, path: &str) -> Result<String, Failure> {
+        Ok(format!("{}/v2/{}/{path}", self.transport.base()?, self.reference.repository()))
+    }
+
+    /// Does `exchange` with whatever authorization it takes: it is given the header, and makes the request.
+    fn authorized(
+        &self,
+        what: &str,
+        exchange: &dyn Fn(Option<&str>) -> Result<Reply, Failure>,
+    ) -> Result<Reply, Failure> {
         let mut got_new = false;
         let mut others_left = 3;
         loop {
@@ -90,7 +108,7 @@ impl Registry {
             }
             let authorization = self.auth.current(&self.transport)?;
             let header = authorization.as_ref().map(|a| a.header.as_str());
-            let mut reply = self.transport.get(&url, headers, header)?;
+            let mut reply = exchange(header)?;
             if let Some(failure) = reply.passing_failure() {
                 return Err(failure);
             }

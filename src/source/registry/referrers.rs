@@ -1,0 +1,165 @@
+//! What refers to a manifest: the referrers API, and the tag that stands in where there is none.
+//!
+//! ```text
+//! GET referrers/<digest>?artifactType=…   200 and an index, empty where there is nothing
+//!                                         anything else of a client error: the registry has no such API
+//! GET manifests/sha256-<hex>              the same index under a tag, which clients keep up to date
+//! ```
+//!
+//! OCI distribution-spec v1.1, "Listing Referrers" and "Referrers Tag Schema".
+
+use std::sync::atomic::Ordering;
+
+use super::Registry;
+use crate::digest::Digest;
+use crate::oci::media_type::OCI_INDEX;
+use crate::oci::{Referrer, ReferrersList};
+use crate::progress::Progress;
+use crate::source::http::{Attempts, Failure, RetryPolicy, percent_encode};
+use crate::source::{Error, MAX_MANIFEST, Manifest};
+
+/// How often a list under a tag is written again because somebody else wrote it at the same time.
+const WRITES: u32 = 8;
+
+/// The tag that lists what refers to `subject` where a registry has no referrers API.
+pub(super) fn fallback_tag(subject: &Digest) -> String {
+    format!("sha256-{}", subject.hex())
+}
+
+impl Registry {
+    /// What the registry lists as referring to `subject`, as far as it may be of this type; `None` where
+    /// it has no referrers API.
+    ///
+    /// Who cannot find the API may be told so with all kinds of client errors, or with a web page. Those
+    /// that share a [`Pool`](super::Pool) ask once.
+    pub fn referrers(
+        &self,
+        subject: &Digest,
+        artifact_type: &str,
+        progress: &dyn Progress,
+    ) -> Result<Option<Vec<Referrer>>, Error> {
+        let without = &self.transport.without_referrers;
+        if without.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        let what = format!("referrers of {subject}");
+        let path = format!("referrers/{subject}?artifactType={}", percent_encode(artifact_type));
+        let mut attempts =
+            Attempts::new(format!("{what} in {}", self.repository_name()), self.retry, &self.stop, progress);
+        let list = loop {
+            match self.try_referrers(&what, &path) {
+                Ok(list) => break list,
+                // The cache itself could be read: it is only this that there is not.
+                Err(Failure::Final(Error::Denied(_))) => break None,
+                Err(failure) => attempts.failed(failure)?,
+            }
+        };
+        without.store(list.is_none(), Ordering::Relaxed);
+        let of_type = |list: ReferrersList| list.referrers().filter(|r| r.may_be(artifact_type)).collect();
+        Ok(list.map(of_type))
+    }
+
+    fn try_referrers(&self, what: &str, path: &str) -> Result<Option<ReferrersList>, Failure> {
+        let mut reply = self.get(what, path, &[("accept", OCI_INDEX.to_owned())])?;
+        let media_type = reply.header("content-type").unwrap_or_default();
+        let is_index = media_type.split(';').next().is_some_and(|media_type| media_type.trim() == OCI_INDEX);
+        match reply.status {
+            200 if is_index => {
+                let bytes = reply.read(MAX_MANIFEST)?.ok_or_else(|| Error::TooLarge {
+                    what: what.to_owned(),
+                    source_name: self.repository_name(),
+                    limit: MAX_MANIFEST,
+                })?;
+                let host = reply.host;
+                let bad = |error: crate::oci::Error| {
+                    let (what, reason) = (what.to_owned(), format!("sent no such list: {error}"));
+                    Failure::Final(Error::BadAnswer { what, host, reason })
+                };
+                ReferrersList::parse(&bytes).map(Some).map_err(bad)
+            }
+            200 | 400..=499 | 501 => {
+                // Reading it frees the connection.
+                reply.error_detail();
+                Ok(None)
+            }
+            status => {
+                let detail = reply.error_detail();
+                Err(Error::Status { what: what.to_owned(), host: reply.host, status, detail }.into())
+            }
+        }
+    }
+
+    /// The manifest under a tag; `None` where there is none.
+    pub fn tagged(&self, tag: &str, progress: &dyn Progress) -> Result<Option<Manifest>, Error> {
+        let what = format!("tag {tag:?}");
+        let mut attempts =
+            Attempts::new(format!("{what} of {}", self.repository_name()), self.retry, &self.stop, progress);
+        let (bytes, media_type) = loop {
+            match self.try_manifest(&what, tag) {
+                Ok(found) => break found,
+                Err(Failure::Final(Error::NoSuchManifest { .. })) => return Ok(None),
+                Err(failure) => attempts.failed(failure)?,
+            }
+        };
+        Ok(Some(Manifest { digest: Digest::of(&bytes), bytes, media_type }))
+    }
+
+    /// What the tag that stands in for the referrers API lists, as far as it may be of this type.
+    ///
+    /// # Errors
+    /// [`Error::BadAnswer`] where the tag holds something else.
+    pub fn tagged_referrers(
+        &self,
+        subject: &Digest,
+        artifact_type: &str,
+        progress: &dyn Progress,
+    ) -> Result<Vec<Referrer>, Error> {
+        let list = self.tagged_list(subject, progress)?.unwrap_or_default();
+        Ok(list.referrers().filter(|referrer| referrer.may_be(artifact_type)).collect())
+    }
+
+    fn tagged_list(&self, subject: &Digest, progress: &dyn Progress) -> Result<Option<ReferrersList>, Error> {
+        let tag = fallback_tag(subject);
+        let Some(manifest) = self.tagged(&tag, progress)? else { return Ok(None) };
+        ReferrersList::parse(&manifest.bytes).map(Some).map_err(|error| Error::BadAnswer {
+            what: format!("tag {tag:?} of {}", self.repository_name()),
+            host: self.transport.authority().to_owned(),
+            reason: format!("has something else there: {error}"),
+        })
+    }
+
+    /// Puts `added` into the list under the tag that stands in for the referrers API, and takes out the
+    /// manifests that it supersedes. Gives the tag.
+    ///
+    /// A registry cannot be asked to write only if nobody else has written, so it is read again
+    /// afterwards: whoever's entry was lost to another writer puts it in once more.
+    pub fn tag_referrer(
+        &self,
+        subject: &Digest,
+        added: &Referrer,
+        superseded: &[Digest],
+        progress: &dyn Progress,
+    ) -> Result<String, Error> {
+        let tag = fallback_tag(subject);
+        let what = format!("update of tag {tag:?}");
+        let policy = RetryPolicy { failures: WRITES, ..self.retry };
+        let mut attempts = Attempts::new(self.whole(&what), policy, &self.stop, progress);
+        loop {
+            let mut list = self.tagged_list(subject, progress)?.unwrap_or_default();
+            if !list.replace(added, superseded) {
+                return Ok(tag);
+            }
+            let bytes = list.to_bytes().map_err(|error| Error::BadAnswer {
+                what: what.clone(),
+                host: self.transport.authority().to_owned(),
+                reason: format!("has a list that cannot be written: {error}"),
+            })?;
+            self.put_manifest(&tag, OCI_INDEX, &bytes, progress)?;
+            let stays = |list: ReferrersList| !list.clone().replace(added, &[]);
+            if self.tagged_list(subject, progress)?.is_some_and(stays) {
+                return Ok(tag);
+            }
+            attempts.failed(Failure::again("somebody else wrote it at the same time"))?;
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! Azurite, Azure's own emulator of its storage, on a loopback port; gone when dropped.
+
+use std::fs::File;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::{Scratch, skip, tools};
+
+/// The account that is there.
+pub const ACCOUNT: &str = "warmkit";
+/// Its key.
+pub const KEY: &str = "bm90IGEgc2VjcmV0LCBvbmx5IGEga2V5IG9mIGEgdGVzdA==";
+
+/// A running emulator.
+#[derive(Debug)]
+pub struct Azurite {
+    child: Child,
+    url: String,
+    scratch: Scratch,
+}
+
+impl Azurite {
+    /// Starts one; `None` where it is not installed, after it said so.
+    #[track_caller]
+    pub fn start() -> Option<Self> {
+        let program = tools::directory().map(|dir| dir.join("azurite/bin/azurite-blob"));
+        let Some(program) = program.filter(|path| path.is_file()) else {
+            skip::skip("no azurite");
+            return None;
+        };
+        let scratch = Scratch::new();
+        let log = File::create(scratch.join("log")).unwrap();
+        // With port 0 the kernel picks one. Daemons are newer than the emulator: it takes their version.
+        let child = Command::new(program)
+            .args(["--blobHost", "127.0.0.1", "--blobPort", "0", "--skipApiVersionCheck"])
+            .args(["--inMemoryPersistence", "--disableTelemetry"])
+            .env("AZURITE_ACCOUNTS", format!("{ACCOUNT}:{KEY}"))
+            .current_dir(scratch.path())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let mut azurite = Self { child, url: String::new(), scratch };
+        azurite.url = azurite.address();
+        Some(azurite)
+    }
+
+    /// Where it says that it listens.
+    fn address(&mut self) -> String {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let log = std::fs::read_to_string(self.scratch.join("log")).unwrap_or_default();
+            let found = log.lines().find_map(|line| line.split_once("successfully listens on "));
+            if let Some((_, url)) = found.filter(|_| log.ends_with('\n')) {
+                return url.trim().to_owned();
+            }
+            let ended = self.child.try_wait().unwrap();
+            assert!(
+                ended.is_none() && Instant::now() < deadline,
+                "azurite does not come up: {ended:?}\n{log}"
+            );
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// `type=azblob` with its account, and these attributes (each with a comma before it).
+    pub fn cache(&self, attributes: &str) -> String {
+        format!("type=azblob,account_url={}/{ACCOUNT},account_name={ACCOUNT}{attributes}", self.url)
+    }
+}
+
+impl Drop for Azurite {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
