@@ -275,8 +275,8 @@ fn one(
         };
         return Err(Error::Build { target, detail });
     }
-    let hits = steps.iter().filter(|step| step.status == StepStatus::Cached).count();
-    Ok(Replayed { target, steps: steps.len(), cached: hits, missed })
+    let found = steps.iter().filter(|step| step.status == StepStatus::Cached).count();
+    Ok(Replayed { target, steps: steps.len(), cached: found, missed })
 }
 
 /// What the build is for, and what it may run on.
