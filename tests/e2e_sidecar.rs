@@ -49,6 +49,25 @@ fn refused(ended: &Ended, code: i32, says: &str) {
     assert!(ended.stderr.contains(says), "{}", ended.stderr);
 }
 
+/// Asserts that docs/json.md shows these members of a command's object, and no others.
+#[track_caller]
+fn documented(command: &str, printed: &Value) {
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/json.md")).unwrap();
+    let section = text.split(&format!("## `warmkit {command} --json`")).nth(1).unwrap();
+    let example = section.split("```json\n").nth(1).unwrap().split("```").next().unwrap();
+    let example: Value = example.parse().unwrap();
+    let members = |value: &Value| {
+        let inner = value.as_object().unwrap().iter().flat_map(|(name, value)| {
+            let items = value.as_array().and_then(|items| items.first()?.as_object()).into_iter();
+            items.flat_map(move |item| item.keys().map(move |inner| format!("{name}/{inner}")))
+        });
+        let mut all: Vec<_> = inner.chain(value.as_object().unwrap().keys().cloned()).collect();
+        all.sort();
+        all
+    };
+    assert_eq!(members(printed), members(&example));
+}
+
 fn texts(value: &Value) -> Vec<&str> {
     value.as_array().unwrap().iter().map(|text| text.as_str().unwrap()).collect()
 }
@@ -71,6 +90,7 @@ fn a_pushed_sidecar_warms() {
     assert_eq!(pushed["subject"], subject.to_string());
     assert_eq!(pushed["keyed"], pushed["records"]);
     assert_eq!(pushed["added"], pushed["keys"]);
+    documented("keys push", &pushed);
     let list = format!("tag sha256-{}", subject.hex());
     assert_eq!(texts(&pushed["found_by"]), [&list, "tag cache.warmkit-keys"]);
 
@@ -95,6 +115,7 @@ fn a_pushed_sidecar_warms() {
     let pulled = json_of(&["pull", cache, "-o", output.to_str().unwrap()]);
     assert_eq!(pulled["sidecars"][0]["digest"], pushed["sidecar"]);
     assert_eq!(fs::read(&output).unwrap(), file);
+    documented("keys pull", &pulled);
 
     // By tag, by digest, and from the file alone.
     let (repository, _) = cache.rsplit_once(':').unwrap();

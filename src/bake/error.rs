@@ -36,7 +36,7 @@ pub enum Error {
     },
     /// A cache or key source could not be read.
     #[error(transparent)]
-    Gather(#[from] gather::Error),
+    Gather(Box<gather::Error>),
     /// The build could not be replayed.
     #[error(transparent)]
     Replay(#[from] replay::Error),
@@ -149,6 +149,12 @@ impl Error {
             | Self::Io { .. }
             | Self::Interrupted => ErrorClass::Other,
         }
+    }
+}
+
+impl From<gather::Error> for Error {
+    fn from(error: gather::Error) -> Self {
+        Self::Gather(Box::new(error))
     }
 }
 

@@ -45,6 +45,7 @@ use target::Staging;
 
 /// What to bake, and where.
 #[derive(Debug, Clone)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 pub struct Options {
     /// The caches that go in.
     pub caches: Vec<CacheSpec>,

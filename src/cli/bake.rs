@@ -25,6 +25,9 @@ Examples:
   # a local export and a metadata file, into a root that is shipped elsewhere
   warmkit bake type=local,src=./cache --keys-from type=provenance,src=metadata.json --root ./root
 
+  # a bucket, with credentials from where AWS's own tools have them
+  warmkit bake type=s3,region=eu-central-1,bucket=acme-cache,name=app --keys-from ghcr.io/acme/app:main
+
   # with an image that builds on this host will start from
   warmkit bake ghcr.io/acme/app:cache --keys-from ghcr.io/acme/app:main --with-image alpine:3.22
 
@@ -46,6 +49,7 @@ Examples:
 /// Pull caches and write them into a BuildKit state directory
 #[derive(Debug, Args)]
 #[command(after_help = format!("{}\n\n{EXAMPLES}", exit::HELP))]
+#[allow(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 pub(super) struct Arguments {
     #[command(flatten)]
     caches: Caches,

@@ -8,8 +8,8 @@
 //! ```
 //!
 //! The builder is neither stopped nor asked: its database is copied as it lies there. A copy that a commit of
-//! the builder ran into is torn; that is seen, and it is copied again. What each copy had counts, since a
-//! candidate too many does no harm.
+//! the builder ran into is torn, so it is copied until two copies in a row are the same, or a few times. What
+//! each copy had counts, since a candidate too many does no harm.
 //!
 //! Mirrors buildx's `store/store.go`, `util/confutil/config.go` and `driver/docker-container/driver.go` (v0.37.2).
 
@@ -24,9 +24,10 @@ use std::process::Command;
 use serde::Deserialize;
 
 use crate::daemon::{self, on_path, output};
+use crate::digest::Digest;
 use crate::keys::{self, Candidates, harvest};
 
-/// How often a torn file is read again.
+/// How often a file is read that changes while it is read.
 const ATTEMPTS: usize = 5;
 /// Where the daemon in a container has its root: as root, and without.
 const ROOTS: [&str; 2] = ["/var/lib/buildkit", "/home/user/.local/share/buildkit"];
@@ -304,22 +305,28 @@ fn of_dockerd(node: &Node) -> Result<Candidates, Error> {
     Ok(all)
 }
 
-/// Reads a database that somebody writes to: again while it is torn or cannot be copied, and all that was
-/// seen counts.
+/// Reads a database that somebody writes to, until two copies in a row are the same and whole: a torn one may
+/// look whole. All that was seen counts.
 fn until_whole(
     mut copy: impl FnMut() -> Result<PathBuf, Error>,
     failed: impl Fn(keys::Error) -> Error,
 ) -> Result<Candidates, Error> {
     let mut all = Candidates::new();
+    let mut before = None;
     let mut last = None;
     for _ in 0..ATTEMPTS {
-        match copy().and_then(|path| harvest::of_copy(&path).map_err(&failed)) {
-            Ok(harvest::Copy { candidates, torn }) => {
+        let read = copy().and_then(|path| {
+            let found = harvest::of_copy(&path).map_err(&failed)?;
+            Ok((fs::read(&path).map(|bytes| Digest::of(&bytes)).ok(), found))
+        });
+        match read {
+            Ok((digest, harvest::Copy { candidates, torn })) => {
                 all.merge(candidates);
                 last = None;
-                if !torn {
+                if !torn && digest.is_some() && before == digest {
                     break;
                 }
+                before = digest;
             }
             Err(error) => last = Some(error),
         }

@@ -124,7 +124,7 @@ pub enum Error {
         /// The cache, as it was asked for.
         cache: String,
         /// What went wrong.
-        source: source::Error,
+        source: Box<source::Error>,
     },
     /// What stands beside a cache is damaged, or not what it says.
     #[error(
@@ -206,7 +206,8 @@ impl Error {
     /// What this means for whoever asked.
     pub fn class(&self) -> ErrorClass {
         match self {
-            Self::Source { source, .. } | Self::Sidecar { source, .. } => source.into(),
+            Self::Source { source, .. } => source.into(),
+            Self::Sidecar { source, .. } => source.as_ref().into(),
             Self::NoRegistry { .. } => ErrorClass::Spec,
             Self::NothingProven { .. } => ErrorClass::Unkeyed,
             Self::NoSidecar { .. }

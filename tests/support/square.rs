@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::cases::{Case, cache_to};
-use super::daemon::check_databases;
+use super::daemon::{DATABASES, check_databases};
 use super::warmkit::{bake_at, verify};
 use super::{BuildRequest, Daemon, Tools, World, build};
 
@@ -155,24 +155,27 @@ impl Exporter {
             written_by: BTreeMap::new(),
             verify: String::new(),
         };
-        let mut built: Vec<(Vec<u8>, Found)> = Vec::new();
+        let mut built: Vec<(Vec<Vec<u8>>, Found)> = Vec::new();
         for (keys, source) in &self.sources {
             let root = path(&format!("{keys:?}"));
-            let arguments = [&self.cache, "--keys-from", source, "--allow-unkeyed", "--json"];
+            let arguments =
+                [&self.cache, "--keys-from", source, "--allow-unkeyed", "--images", "none", "--json"];
             let report = bake_at(TIME, &arguments, &root).expect_success("bake").stdout;
             let report: Value = serde_json::from_str(&report).unwrap();
             cell.unkeyed.insert(*keys, report["unkeyed"].as_array().unwrap().len());
             let written_by = report["caches"][0]["written_by"].as_str().map(str::to_owned);
             cell.written_by.insert(*keys, written_by);
-            // The same keys give the same root, and that one was built on already.
-            let solver = fs::read(root.join("cache.db")).unwrap();
-            let found = match built.iter().find(|(same, _)| *same == solver) {
+            // The same keys give the same root, but for what records are called, and that one was built on
+            // already.
+            let databases = DATABASES.into_iter().filter(|name| !name.ends_with("metadata_v2.db"));
+            let databases: Vec<Vec<u8>> = databases.map(|name| fs::read(root.join(name)).unwrap()).collect();
+            let found = match built.iter().find(|(same, _)| *same == databases) {
                 Some((_, found)) => found.clone(),
                 None => {
                     let (steps, found) = self.build(&tools, &root, &self.case.request);
                     assert_eq!(steps, cell.steps, "the steps, baked and imported");
                     cell.verify.push_str(&judged(&root));
-                    built.push((solver, found.clone()));
+                    built.push((databases, found.clone()));
                     found
                 }
             };
