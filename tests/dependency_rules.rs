@@ -36,7 +36,7 @@ const RULES: [Rule; 17] = [
     },
     Rule { module: "layer", may: &["oci::Compression", "oci::media_type", "digest", "fsutil"], may_not: &[] },
     Rule { module: "store", may: &["bolt", "oci", "digest", "fsutil"], may_not: &[] },
-    Rule { module: "gather", may: &["source", "keys", "oci", "digest", "progress"], may_not: &[] },
+    Rule { module: "gather", may: &["source", "keys", "daemon", "oci", "digest", "progress"], may_not: &[] },
     Rule {
         module: "replay",
         may: &["daemon", "source", "keys", "oci", "digest", "fsutil", "progress"],

@@ -81,6 +81,11 @@ fn json_has_the_members_that_are_documented() {
     assert_eq!(code, Some(0), "{checked}");
     assert_eq!(members_of(&checked), members_of(&check));
 
+    let file = scratch.path().join("keys.json");
+    let (harvested, code) = printed(&["keys", "harvest", &keys, "-o", file.to_str().unwrap()]);
+    assert_eq!(code, Some(0), "{harvested}");
+    assert_eq!(members_of(&harvested), members_of(&documented("`warmkit keys harvest --json`")));
+
     let (baked, code) = printed(&["bake", &cache, "--keys-from", &keys, "--root", root]);
     assert_eq!(code, Some(0), "{baked}");
     assert_eq!(members_of(&baked), members_of(&bake));

@@ -105,8 +105,7 @@ fn images_are_found_and_their_keys_are_those_of_the_daemon() {
         assert!(images > 0 || name.ends_with("permissions"), "{name}");
         assert_eq!(candidates.local_images().count(), 0, "{name}");
     }
-    let expected =
-        ["base:1 linux/amd64", "base:1 linux/amd64/v2", "base:1 linux/arm64", "onbase:1 linux/amd64"];
+    let expected = ["base:1 linux/amd64", "base:1 linux/amd64/v2", "base:1 linux/arm64"];
     assert_eq!(seen.iter().map(String::as_str).collect::<Vec<_>>(), expected);
 }
 

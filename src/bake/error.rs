@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::report::Unkeyed;
 use crate::digest::{DiffId, Digest};
-use crate::{gather, layer, store};
+use crate::{gather, layer, replay, store};
 
 /// A bake that failed; the target is as it was.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +36,10 @@ pub enum Error {
     },
     /// A cache or key source could not be read.
     #[error(transparent)]
-    Gather(#[from] gather::Error),
+    Gather(Box<gather::Error>),
+    /// The build could not be replayed.
+    #[error(transparent)]
+    Replay(#[from] replay::Error),
     /// Some records would never be found.
     #[error(
         "{} of {total} records have no key, so their steps would not be CACHED without an import; \
@@ -130,6 +133,7 @@ impl Error {
                 gather::ErrorClass::Other => ErrorClass::Other,
             },
             Self::DiffIdMismatch { .. }
+            | Self::Replay(replay::Error::TooLarge { .. })
             | Self::Layer { source: L::Decompress { .. } | L::Archive { .. } | L::Refused { .. }, .. } => {
                 ErrorClass::Content
             }
@@ -138,12 +142,19 @@ impl Error {
                 ErrorClass::Target
             }
             Self::NotRoot
+            | Self::Replay(_)
             | Self::Layer { .. }
             | Self::Store(_)
             | Self::NoSpace { .. }
             | Self::Io { .. }
             | Self::Interrupted => ErrorClass::Other,
         }
+    }
+}
+
+impl From<gather::Error> for Error {
+    fn from(error: gather::Error) -> Self {
+        Self::Gather(Box::new(error))
     }
 }
 

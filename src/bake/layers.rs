@@ -183,7 +183,7 @@ impl Run<'_> {
                 }
                 // A full disk, or the end of the run: no other cache helps.
                 Err(Error::Gather(error)) if error.class() != gather::ErrorClass::Other => {
-                    failed.get_or_insert(error);
+                    failed.get_or_insert(*error);
                 }
                 Err(error) => return Err(error),
             }

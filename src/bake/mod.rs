@@ -32,10 +32,11 @@ pub use error::{Error, ErrorClass};
 pub use report::{Report, Unkeyed};
 
 use crate::fsutil;
-use crate::gather::{self, Coverage, Images};
+use crate::gather::{self, Coverage, Images, Keys, Offer};
 use crate::keys::KeySpec;
-use crate::oci::{Platform, Reference};
+use crate::oci::{Cache, Platform, Reference};
 use crate::progress::{Event, Phase, Progress};
+use crate::replay::{self, Replay};
 use crate::source::{self, CacheSpec, Stop};
 use crate::store::StateDir;
 
@@ -44,6 +45,7 @@ use target::Staging;
 
 /// What to bake, and where.
 #[derive(Debug, Clone)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 pub struct Options {
     /// The caches that go in.
     pub caches: Vec<CacheSpec>,
@@ -53,6 +55,8 @@ pub struct Options {
     pub keys_from: Vec<KeySpec>,
     /// Leave aside the sidecars that stand beside caches.
     pub no_sidecar: bool,
+    /// The build to replay for records that these leave without a key; its `registry` is that of the bake.
+    pub replay: Option<replay::Options>,
     /// The root to make; must be absent or empty.
     pub root: PathBuf,
     /// Only caches of these platforms, where a cache says which it is for, and the platforms that
@@ -174,6 +178,27 @@ fn end(progress: &dyn Progress, phase: Phase, started: Instant) -> Duration {
     took
 }
 
+/// Proves what the sources offered, and replays the build where that leaves a record without a key.
+fn keys(
+    mut offers: Vec<Offer>,
+    caches: &[Cache],
+    options: &Options,
+    progress: &dyn Progress,
+) -> Result<(Keys, Option<replay::Report>), Error> {
+    let Some(build) = &options.replay else { return Ok((gather::prove(offers, caches), None)) };
+    let keys = gather::prove(offers.clone(), caches);
+    if Coverage::new(caches, &keys).unkeyed().is_empty() {
+        return Ok((keys, None));
+    }
+    let build = replay::Options { registry: options.registry.clone(), ..build.clone() };
+    let Replay { candidates, report } = replay::replay(&caches.iter().collect::<Vec<_>>(), &build)?;
+    for missed in report.builds.iter().flat_map(|build| &build.missed) {
+        progress.event(Event::Warning(format!("the replay missed {}: {}", missed.step, missed.cause)));
+    }
+    offers.push(Offer { source: format!("--build {}", build.build.context.display()), candidates });
+    Ok((gather::prove(offers, caches), Some(report)))
+}
+
 fn bake_into(
     staged: &Path,
     options: &Options,
@@ -197,9 +222,14 @@ fn bake_into(
     seconds.set(Phase::Resolve, end(progress, Phase::Resolve, started));
 
     let started = begin(progress, Phase::Keys);
-    let keys = gather::collect(&options.keys_from, all.sidecars, &caches, &gathering, progress)?;
+    let mut offers = gather::offers(&options.keys_from, &gathering, progress)?;
+    offers.extend(all.sidecars);
+    let (keys, replayed) = keys(offers, &caches, options, progress)?;
     let coverage = Coverage::new(&caches, &keys);
     let (total, unkeyed) = (coverage.records().len(), coverage.unkeyed());
+    for (report, cache) in baked.iter_mut().zip(&caches) {
+        report.written_by = keys.written_by(cache);
+    }
     if !unkeyed.is_empty() && !options.allow_unkeyed {
         return Err(Error::Unkeyed { records: unkeyed, total });
     }
@@ -238,6 +268,7 @@ fn bake_into(
         caches: baked,
         missing: all.missing,
         keys_from: keys.reports,
+        replay: replayed,
         images: images.into_iter().map(|image| image.report).collect(),
         images_skipped: skipped,
         records: total,

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::gather::{BakedCache, KeySourceReport, Missing, SeededImage, SkippedImage};
 use crate::progress::Phase;
+use crate::replay;
 
 pub use crate::gather::Unkeyed;
 
@@ -50,6 +51,9 @@ pub struct Report {
     pub missing: Vec<Missing>,
     /// Where operation digests came from.
     pub keys_from: Vec<KeySourceReport>,
+    /// How the build was replayed, where it was asked for and needed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replay: Option<replay::Report>,
     /// Images whose layers are in it, whether or not a cache has them too.
     pub images: Vec<SeededImage>,
     /// Images that builds used and that could not be read.

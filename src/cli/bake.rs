@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use jiff::Timestamp;
 
+use super::build::BuildArguments;
 use super::caches::Caches;
 use super::progress::{Console, Verbs};
 use super::{err, exit, out, render, signals};
@@ -24,12 +25,18 @@ Examples:
   # a local export and a metadata file, into a root that is shipped elsewhere
   warmkit bake type=local,src=./cache --keys-from type=provenance,src=metadata.json --root ./root
 
+  # a bucket, with credentials from where AWS's own tools have them
+  warmkit bake type=s3,region=eu-central-1,bucket=acme-cache,name=app --keys-from ghcr.io/acme/app:main
+
   # with an image that builds on this host will start from
   warmkit bake ghcr.io/acme/app:cache --keys-from ghcr.io/acme/app:main --with-image alpine:3.22
 
   # images that were pushed with --cache-to type=inline, of two stages of one Dockerfile
   warmkit bake ghcr.io/acme/app:deps ghcr.io/acme/app:main --platform linux/amd64 \
     --keys-from ghcr.io/acme/app:deps --keys-from ghcr.io/acme/app:main
+
+  # keys from the sources of the build, where CI left none: no step runs, no layer is downloaded for them
+  warmkit bake ghcr.io/acme/app:cache --build . --build-arg VERSION=1.2
 
   # every branch that has a cache, in one root, with the keys of each
   warmkit bake ghcr.io/acme/app:cache-main --from-file branches.txt --skip-missing \
@@ -42,6 +49,7 @@ Examples:
 /// Pull caches and write them into a BuildKit state directory
 #[derive(Debug, Args)]
 #[command(after_help = format!("{}\n\n{EXAMPLES}", exit::HELP))]
+#[allow(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 pub(super) struct Arguments {
     #[command(flatten)]
     caches: Caches,
@@ -51,7 +59,8 @@ pub(super) struct Arguments {
     root: PathBuf,
 
     /// Where operation digests may come from: an image reference or type=image,ref=REF (its
-    /// provenance), type=provenance,src=FILE, type=cachedb,src=FILE-OR-ROOT, or type=keys,src=FILE
+    /// provenance), type=provenance,src=FILE, type=cachedb,src=FILE-OR-ROOT, type=builder,name=NAME
+    /// (a running builder of buildx), or type=keys,src=FILE
     #[arg(long, value_name = "SRC")]
     keys_from: Vec<KeySpec>,
 
@@ -92,6 +101,9 @@ pub(super) struct Arguments {
     /// give the same databases, byte for byte
     #[arg(long, env = "SOURCE_DATE_EPOCH", value_name = "SECONDS", value_parser = parse_epoch)]
     source_date_epoch: Option<Timestamp>,
+
+    #[command(flatten)]
+    build: BuildArguments,
 }
 
 /// Which images are looked for.
@@ -133,8 +145,10 @@ pub(super) fn run(arguments: Arguments) -> u8 {
             return exit::FAILURE;
         }
     };
+    let registry = source::Options { insecure: arguments.insecure, ..source::Options::default() };
     let options = Options {
         caches,
+        replay: arguments.build.replay(&arguments.platforms, &registry),
         skip_missing,
         keys_from: arguments.keys_from,
         no_sidecar: arguments.no_sidecar,
@@ -144,7 +158,7 @@ pub(super) fn run(arguments: Arguments) -> u8 {
         with_images: arguments.with_images,
         allow_unkeyed: arguments.allow_unkeyed,
         written_at: arguments.source_date_epoch.unwrap_or_else(Timestamp::now),
-        registry: source::Options { insecure: arguments.insecure, ..source::Options::default() },
+        registry,
     };
     let console = Console::new(Verbs::BAKE);
     let result = bake::bake(&options, &Cancel::new(interrupted), &console);

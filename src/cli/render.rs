@@ -65,6 +65,8 @@ pub(super) fn bake(report: &Report) -> String {
     let mut text = format!("baked {} in {:.1} s\n\n", report.root, report.seconds.total());
     for cache in &report.caches {
         row(&mut text, "cache", &described(cache));
+        let release = cache.written_by.as_deref().unwrap_or("of a release that no key tells");
+        row(&mut text, "  by", &format!("BuildKit {release}"));
     }
     for missing in &report.missing {
         row(&mut text, "skipped", &format!("{}: {}", missing.cache, missing.reason));

@@ -23,6 +23,8 @@ pub struct BakedCache {
     pub platform: Option<Platform>,
     /// Records of its config.
     pub records: usize,
+    /// Which `BuildKit` releases write such keys, such as `v0.18 or newer`, where proven keys tell.
+    pub written_by: Option<String>,
 }
 
 fn as_text<S: serde::Serializer>(platform: &Option<Platform>, serializer: S) -> Result<S::Ok, S::Error> {
@@ -137,7 +139,8 @@ pub fn open(spec: &CacheSpec, options: &Options, progress: &dyn Progress) -> Res
     }
     let cache = document.into_cache().map_err(|source| Error::Cache { cache: name.clone(), source })?;
     let cache = read_config(&*source, &cache, &name, progress)?;
-    let report = BakedCache { cache: name, digest, platform: None, records: cache.records.len() };
+    let report =
+        BakedCache { cache: name, digest, platform: None, records: cache.records.len(), written_by: None };
     Ok(vec![Opened { source, cache, report, subject: digest }])
 }
 
@@ -171,8 +174,13 @@ fn open_alone(source: Box<dyn Source>, name: &str, configs: Vec<Manifest>) -> Re
         let cache = CacheConfig::parse(&bytes)
             .and_then(|config| config.resolve_alone(&bytes))
             .map_err(|source| Error::Cache { cache: name.to_owned(), source })?;
-        let report =
-            BakedCache { cache: name.to_owned(), digest, platform: None, records: cache.records.len() };
+        let report = BakedCache {
+            cache: name.to_owned(),
+            digest,
+            platform: None,
+            records: cache.records.len(),
+            written_by: None,
+        };
         Ok(Opened { source: Box::new(Arc::clone(&source)), cache, report, subject: digest })
     };
     configs.into_iter().map(open).collect()
@@ -195,7 +203,13 @@ fn open_image(
             others.extend(platform);
             continue;
         };
-        let report = BakedCache { cache: name.clone(), digest, platform, records: cache.records.len() };
+        let report = BakedCache {
+            cache: name.clone(),
+            digest,
+            platform,
+            records: cache.records.len(),
+            written_by: None,
+        };
         opened.push(Opened { source: Box::new(Arc::clone(&source)), cache, report, subject });
     }
     if opened.is_empty() {

@@ -71,7 +71,7 @@ pub fn check(
     progress.event(Event::Started(Phase::Resolve));
     let all = open_all(caches, skip_missing, options, progress)?;
     progress.event(Event::Finished(Phase::Resolve, started.elapsed()));
-    let (caches, reports): (Vec<_>, Vec<_>) =
+    let (caches, mut reports): (Vec<_>, Vec<_>) =
         all.opened.into_iter().map(|opened| (opened.cache, opened.report)).unzip();
     blobs(&caches, |at| reports[at].cache.clone())?;
 
@@ -81,6 +81,9 @@ pub fn check(
     let coverage = Coverage::new(&caches, &keys);
     progress.event(Event::Finished(Phase::Keys, collecting.elapsed()));
     let records = coverage.records().len();
+    for (report, cache) in reports.iter_mut().zip(&caches) {
+        report.written_by = keys.written_by(cache);
+    }
     Ok(Check {
         records,
         keyed: records - coverage.lost(),

@@ -51,6 +51,14 @@ pub enum Error {
         /// What is wrong with it.
         source: oci::Error,
     },
+    /// A builder could not be read.
+    #[error("--keys-from {what}: {source}")]
+    Builder {
+        /// As it was asked for.
+        what: String,
+        /// What went wrong.
+        source: super::builder::Error,
+    },
     /// An image without provenance.
     #[error(
         "--keys-from {image}: the image has no provenance for this platform; push it with \
@@ -116,7 +124,7 @@ pub enum Error {
         /// The cache, as it was asked for.
         cache: String,
         /// What went wrong.
-        source: source::Error,
+        source: Box<source::Error>,
     },
     /// What stands beside a cache is damaged, or not what it says.
     #[error(
@@ -198,11 +206,13 @@ impl Error {
     /// What this means for whoever asked.
     pub fn class(&self) -> ErrorClass {
         match self {
-            Self::Source { source, .. } | Self::Sidecar { source, .. } => source.into(),
+            Self::Source { source, .. } => source.into(),
+            Self::Sidecar { source, .. } => source.as_ref().into(),
             Self::NoRegistry { .. } => ErrorClass::Spec,
             Self::NothingProven { .. } => ErrorClass::Unkeyed,
             Self::NoSidecar { .. }
             | Self::Keys { .. }
+            | Self::Builder { .. }
             | Self::NoAttestation { .. }
             | Self::NoPlatform { .. }
             | Self::PlatformNotHeld { .. }

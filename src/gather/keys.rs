@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use serde::Serialize;
 
-use super::{Coverage, Error, Options, parallel};
+use super::{Coverage, Error, Options, builder, parallel};
 use crate::digest::{Digest, RecordDigest};
 use crate::keys::{self, Candidates, KeySpec, Keyring};
 use crate::oci::{Cache, Document, Reference};
@@ -53,6 +53,11 @@ impl Keys {
     pub fn proven_by(&self, record: &RecordDigest) -> &[usize] {
         self.proven_by.get(record).map_or(&[], Vec::as_slice)
     }
+
+    /// Which `BuildKit` releases wrote a cache, as far as its proven keys tell; see [`Keyring::written_by`].
+    pub fn written_by(&self, cache: &Cache) -> Option<String> {
+        self.keyring.written_by(cache.records.iter().map(|record| &record.digest))
+    }
 }
 
 /// Reads every key source and proves what it offers, and what was `found` with the caches, against the
@@ -67,13 +72,21 @@ pub fn collect(
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<Keys, Error> {
-    let mut offers = parallel::each(specs, SOURCES_AT_ONCE, |spec| {
+    let mut offers = offers(specs, options, progress)?;
+    offers.extend(found);
+    Ok(prove(offers, caches))
+}
+
+/// Reads every key source; what they offer, in their order.
+///
+/// # Errors
+/// As [`collect`].
+pub fn offers(specs: &[KeySpec], options: &Options, progress: &dyn Progress) -> Result<Vec<Offer>, Error> {
+    parallel::each(specs, SOURCES_AT_ONCE, |spec| {
         options.check()?;
         let candidates = read_candidates(spec, options, progress)?;
         Ok(Offer { source: spec.to_string(), candidates })
-    })?;
-    offers.extend(found);
-    Ok(prove(offers, caches))
+    })
 }
 
 /// Proves what sources offer against the records of `caches`. A candidate that several of them offer is
@@ -127,6 +140,9 @@ fn read_candidates(spec: &KeySpec, options: &Options, progress: &dyn Progress) -
             Ok(all)
         }
         KeySpec::CacheDb(src) => keys::harvest::candidates(src).map_err(wrap),
+        KeySpec::Builder(name) => {
+            builder::candidates(name).map_err(|source| Error::Builder { what: spec.to_string(), source })
+        }
         KeySpec::Keys(src) => keys::file::load(src).map(|file| file.candidates()).map_err(wrap),
         KeySpec::Image(reference) => image_candidates(spec, reference, options, progress),
     }

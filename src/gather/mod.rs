@@ -10,6 +10,7 @@
 //! `bake` goes on from here to the layers; what only asks after keys ends here.
 
 mod blobs;
+pub mod builder;
 mod caches;
 mod check;
 mod coverage;
@@ -29,7 +30,7 @@ pub use check::{Check, StepReport, check};
 pub use coverage::{Coverage, Covered, Status, Unkeyed};
 pub use error::{Error, ErrorClass};
 pub use images::{Image, ImageDocument, Images, OpenedImage, SeededImage, SkippedImage, open_images};
-pub use keys::{KeySourceReport, Keys, Offer, collect, prove};
+pub use keys::{KeySourceReport, Keys, Offer, collect, offers, prove};
 
 /// How caches and key sources are read.
 #[derive(Debug, Clone, Default)]

@@ -5,54 +5,62 @@
 //! hashed an operation is not known, and one cache can mix several, so every form is a candidate:
 //! a handful for each operation, bounded by the number of dialects, escapes, platforms and rules.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use super::dialects::{Dialect, Encoder, Escapes};
 use super::llb::{Action, ExecOp, FileAction, Mount, OpPlatform, Operation, Step, Wire};
+use super::writers::Writers;
 use crate::digest::OpDigest;
 use crate::oci::Platform;
 
-/// Every digest that the operation may have; none for a source or an unknown operation.
+/// Every digest that the operation may have, with the releases that give it that one; none for a source
+/// or an unknown operation.
 ///
 /// `platforms` are what an operation without a platform may have run on.
-pub(super) fn digests(step: &Step, platforms: &[Platform]) -> Vec<OpDigest> {
+pub(super) fn digests(step: &Step, platforms: &[Platform]) -> Vec<(OpDigest, Writers)> {
     let mut forms = Forms::default();
     match &step.operation {
         Operation::Exec(exec) => exec_forms(exec, step.platform.as_ref(), platforms, &mut forms),
-        Operation::File(actions) => forms.add(|encoder| file(encoder, actions, step.inputs)),
+        Operation::File(actions) => forms.add(Writers::ANY, |encoder| file(encoder, actions, step.inputs)),
         Operation::Merge(op) => {
             forms.unhashed = true;
-            forms.add(|encoder| wrap(encoder, "buildkit.merge.v0", "Merge", op));
+            forms.add(Writers::ANY, |encoder| wrap(encoder, "buildkit.merge.v0", "Merge", op));
         }
         Operation::Diff(op) => {
             forms.unhashed = true;
-            forms.add(|encoder| wrap(encoder, "buildkit.diff.v0", "Diff", op));
+            forms.add(Writers::ANY, |encoder| wrap(encoder, "buildkit.diff.v0", "Diff", op));
         }
-        Operation::Build(op) => forms.add(|encoder| wrap(encoder, "buildkit.build.v0", "Exec", op.as_ref())),
+        Operation::Build(op) => {
+            forms.add(Writers::ANY, |encoder| wrap(encoder, "buildkit.build.v0", "Exec", op.as_ref()));
+        }
         Operation::Passthrough(op) => {
-            forms.add(|encoder| wrap(encoder, "buildkit.passthrough.v0", "Passthrough", op));
+            forms.add(Writers::ANY, |encoder| {
+                wrap(encoder, "buildkit.passthrough.v0", "Passthrough", op);
+            });
         }
         Operation::Source { .. } | Operation::Other => {}
     }
     forms.digests()
 }
 
-/// The distinct JSON texts of one operation.
+/// The distinct JSON texts of one operation, with the releases that write them.
 #[derive(Default)]
 struct Forms {
-    json: BTreeSet<String>,
+    json: BTreeMap<String, Writers>,
     /// v0.12 takes the JSON of merge and diff as the digest, without hashing it.
     unhashed: bool,
 }
 
 impl Forms {
-    fn add(&mut self, write: impl Fn(&mut Encoder)) {
+    /// Adds what `write` writes in each dialect; `writers` says which releases have this form at all.
+    fn add(&mut self, writers: Writers, write: impl Fn(&mut Encoder)) {
         for dialect in Dialect::ALL {
             for escapes in Escapes::ALL {
                 let mut encoder = Encoder::new(dialect, escapes);
                 write(&mut encoder);
                 let matter = encoder.escapes_matter;
-                self.json.insert(encoder.finish());
+                let known = self.json.entry(encoder.finish()).or_default();
+                *known = *known | dialect.writers() & writers;
                 if !matter {
                     break;
                 }
@@ -60,9 +68,18 @@ impl Forms {
         }
     }
 
-    fn digests(self) -> Vec<OpDigest> {
-        let hashed: Vec<_> = self.json.iter().map(|json| OpDigest::of(json.as_bytes())).collect();
-        let unhashed = self.json.into_iter().filter(|_| self.unhashed).map(OpDigest::new);
+    fn digests(self) -> Vec<(OpDigest, Writers)> {
+        let hashing = if self.unhashed { Writers::FROM_V0_13 } else { Writers::ANY };
+        let hashed: Vec<_> = self
+            .json
+            .iter()
+            .map(|(json, &writers)| (OpDigest::of(json.as_bytes()), writers & hashing))
+            .collect();
+        let unhashed = self
+            .json
+            .into_iter()
+            .filter(|_| self.unhashed)
+            .map(|(json, writers)| (OpDigest::new(json), writers & Writers::TO_V0_12));
         hashed.into_iter().chain(unhashed).collect()
     }
 }
@@ -88,10 +105,10 @@ fn exec_forms(exec: &ExecOp, own: Option<&OpPlatform>, fallback: &[Platform], fo
     for mount in &mut op.mounts {
         mount.selector.clear();
     }
-    let mut ops = vec![op];
+    let mut ops = vec![(op, Writers::ANY)];
     // v0.13 and newer forget id and sharing of most cache mounts.
-    if ops[0].mounts.iter().any(forgets_cache_opt) {
-        let mut op = ops[0].clone();
+    if ops[0].0.mounts.iter().any(forgets_cache_opt) {
+        let mut op = ops[0].0.clone();
         for mount in &mut op.mounts {
             if forgets_cache_opt(mount)
                 && let Some(cache) = &mut mount.cache
@@ -100,23 +117,24 @@ fn exec_forms(exec: &ExecOp, own: Option<&OpPlatform>, fallback: &[Platform], fo
                 cache.sharing = 0;
             }
         }
-        ops.push(op);
+        ops[0].1 = Writers::TO_V0_12;
+        ops.push((op, Writers::FROM_V0_13));
     }
     // A daemon without devices drops those that are optional.
-    if !ops[0].cdi_devices.is_empty() {
-        for mut op in ops.clone() {
+    if !ops[0].0.cdi_devices.is_empty() {
+        for (mut op, writers) in ops.clone() {
             op.cdi_devices.retain(|device| !device.optional);
-            ops.push(op);
+            ops.push((op, writers));
         }
     }
-    for op in &mut ops {
+    for (op, _) in &mut ops {
         if matches!(op.mounts.as_slice(), [mount] if is_plain_root(mount)) {
             op.mounts.clear();
         }
     }
-    for op in &ops {
+    for (op, writers) in &ops {
         for platform in exec_platforms(own, fallback) {
-            forms.add(|encoder| exec_json(encoder, op, &platform));
+            forms.add(*writers, |encoder| exec_json(encoder, op, &platform));
         }
     }
 }
@@ -281,11 +299,15 @@ mod tests {
             Operation::Exec(exec) => {
                 exec_forms(exec, step.platform.as_ref(), &["linux/amd64".parse().unwrap()], &mut forms);
             }
-            Operation::File(actions) => forms.add(|encoder| file(encoder, actions, step.inputs)),
-            Operation::Merge(op) => forms.add(|encoder| wrap(encoder, "buildkit.merge.v0", "Merge", op)),
+            Operation::File(actions) => {
+                forms.add(Writers::ANY, |encoder| file(encoder, actions, step.inputs))
+            }
+            Operation::Merge(op) => {
+                forms.add(Writers::ANY, |encoder| wrap(encoder, "buildkit.merge.v0", "Merge", op))
+            }
             other => panic!("{other:?}"),
         }
-        forms.json.into_iter().collect()
+        forms.json.into_keys().collect()
     }
 
     fn exec(exec: &Value, platform: &Value) -> Vec<String> {
@@ -498,11 +520,47 @@ mod tests {
         let digests = digests(&step(&op), &[]);
         let gogo = r#"{"Type":"buildkit.merge.v0","Merge":{"inputs":[{"input":0},{"input":1}]}}"#;
         let newer = r#"{"Type":"buildkit.merge.v0","Merge":{"inputs":[{},{"input":1}]}}"#;
-        for json in [gogo, newer] {
-            assert!(digests.contains(&OpDigest::new(json)));
-            assert!(digests.contains(&OpDigest::of(json.as_bytes())));
+        let newest = Writers::V0_17 | Writers::FROM_V0_18;
+        for (json, hashed, unhashed) in
+            [(gogo, Writers::V0_13_TO_V0_16, Writers::TO_V0_12), (newer, newest, Writers::default())]
+        {
+            assert!(digests.contains(&(OpDigest::new(json), unhashed)));
+            assert!(digests.contains(&(OpDigest::of(json.as_bytes()), hashed)));
         }
         assert_eq!(digests.len(), 4);
+    }
+
+    #[test]
+    fn says_who_writes_what() {
+        let of = |op: Value| -> Vec<(String, Writers)> {
+            let step = step(
+                &json!({"op": {"Op": op, "platform": {"Architecture": "a", "OS": "o"}}, "inputs": ["step0:0"]}),
+            );
+            let mut forms = Forms::default();
+            match &step.operation {
+                Operation::Exec(exec) => exec_forms(exec, step.platform.as_ref(), &[], &mut forms),
+                Operation::File(actions) => forms.add(Writers::ANY, |encoder| file(encoder, actions, 1)),
+                other => panic!("{other:?}"),
+            }
+            forms.json.into_iter().collect()
+        };
+        let plain = of(json!({"exec": {"meta": {"cwd": "/"}, "mounts": [{"dest": "/"}]}}));
+        assert_eq!(plain.iter().map(|(_, writers)| *writers).collect::<Vec<_>>(), [Writers::ANY]);
+        let cache = json!({"input": -1, "output": -1, "dest": "/c", "mountType": 3, "cacheOpt": {"ID": "x"}});
+        for (text, writers) in of(json!({"exec": {"mounts": [cache]}})) {
+            let expected = if text.contains(r#""ID":"x""#) { Writers::TO_V0_12 } else { Writers::FROM_V0_13 };
+            assert_eq!(writers, expected, "{text}");
+        }
+        let owned = json!({"Action": {"mkdir": {"path": "/d", "owner": {"user": {"User": {"byID": 0}}}}}});
+        let gogo = Writers::TO_V0_12 | Writers::V0_13_TO_V0_16;
+        let writers: Vec<Writers> =
+            of(json!({"file": {"actions": [owned]}})).into_iter().map(|(_, w)| w).collect();
+        // {"User":{}} was written first, and is again.
+        assert_eq!(writers.len(), 2);
+        assert!(
+            writers.contains(&(gogo | Writers::FROM_V0_18)) && writers.contains(&Writers::V0_17),
+            "{writers:?}"
+        );
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry};
 
 use super::UsedImage;
+use super::writers::Writers;
 use crate::digest::{Digest, OpDigest};
 
 /// Operation digests that may belong to records, and names for steps, from any number of sources.
@@ -20,6 +21,17 @@ struct Hints {
     name: Option<String>,
     /// Sorted, without repetition; nearly always one or none.
     outputs: Vec<i64>,
+    /// Which releases give the operation this digest, where the source has the operation itself.
+    writers: Option<Writers>,
+}
+
+impl Hints {
+    fn add_writers(&mut self, writers: Option<Writers>) {
+        self.writers = match (self.writers, writers) {
+            (Some(one), Some(other)) => Some(one | other),
+            (one, other) => one.or(other),
+        };
+    }
 }
 
 impl Candidates {
@@ -37,7 +49,7 @@ impl Candidates {
                 hints.name = hints.name.take().or(name);
             }
             Entry::Vacant(entry) => {
-                entry.insert(Hints { name, outputs: Vec::new() });
+                entry.insert(Hints { name, ..Hints::default() });
             }
         }
     }
@@ -49,6 +61,18 @@ impl Candidates {
         if let Err(at) = outputs.binary_search(&output) {
             outputs.insert(at, output);
         }
+    }
+
+    /// Says which releases give an operation this digest.
+    pub(super) fn add_writers(&mut self, digest: &OpDigest, writers: Writers) {
+        if let Some(hints) = self.ops.get_mut(digest) {
+            hints.add_writers(Some(writers));
+        }
+    }
+
+    /// The releases that give an operation this digest, where a source tells.
+    pub(super) fn writers(&self, digest: &OpDigest) -> Option<Writers> {
+        self.ops.get(digest)?.writers
     }
 
     /// Says which step made a layer, by the layer's blob. A name that is there already stays.
@@ -83,6 +107,7 @@ impl Candidates {
                     own.outputs.extend(hints.outputs);
                     own.outputs.sort_unstable();
                     own.outputs.dedup();
+                    own.add_writers(hints.writers);
                 }
                 Entry::Vacant(entry) => {
                     entry.insert(hints);

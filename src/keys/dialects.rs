@@ -17,6 +17,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
 use super::llb::Wire;
+use super::writers::Writers;
 
 /// Which generator made the structs that were encoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +33,15 @@ pub(super) enum Dialect {
 impl Dialect {
     /// All of them, the newest first.
     pub(super) const ALL: [Self; 3] = [Self::ProtocUser, Self::Protoc, Self::Gogo];
+
+    /// Who writes it.
+    pub(super) fn writers(self) -> Writers {
+        match self {
+            Self::Gogo => Writers::TO_V0_12 | Writers::V0_13_TO_V0_16,
+            Self::Protoc => Writers::V0_17,
+            Self::ProtocUser => Writers::FROM_V0_18,
+        }
+    }
 }
 
 /// How strings are escaped.

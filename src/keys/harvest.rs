@@ -73,7 +73,25 @@ pub fn candidates(path: &Path) -> Result<Candidates, Error> {
     }
 }
 
+/// What a copy of a database gave.
+#[derive(Debug, Clone)]
+pub struct Copy {
+    /// What could be read.
+    pub candidates: Candidates,
+    /// Whether some of it could not: a writer was at it while it was copied, or it is damaged.
+    pub torn: bool,
+}
+
 fn of_file(path: &Path) -> Result<Candidates, Error> {
+    of_copy(path).map(|copy| copy.candidates)
+}
+
+/// The operation digests in one file, which may have been written to while it was copied.
+///
+/// # Errors
+///
+/// As [`candidates`].
+pub fn of_copy(path: &Path) -> Result<Copy, Error> {
     let read = || fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source });
     let bytes = read()?;
     let is_bolt = is_bolt(&bytes);
@@ -85,11 +103,11 @@ fn of_file(path: &Path) -> Result<Candidates, Error> {
         Err(error) => return Err(not_bolt(error)),
     };
     match outcome {
-        Ok(true) => Ok(candidates),
+        Ok(true) => Ok(Copy { candidates, torn: false }),
         Ok(false) => Err(Error::NotACacheDb { path: path.to_owned() }),
         Err(error) => {
             search(&read()?, &mut candidates);
-            if candidates.is_empty() { Err(not_bolt(error)) } else { Ok(candidates) }
+            if candidates.is_empty() { Err(not_bolt(error)) } else { Ok(Copy { candidates, torn: true }) }
         }
     }
 }

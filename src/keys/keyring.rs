@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::Candidates;
+use super::writers::Writers;
 use crate::digest::{Digest, OpDigest, RecordDigest};
 
 /// The outputs that are tried, the likely ones first. -1 stands for no output.
@@ -16,6 +17,7 @@ pub struct ProvenKey {
     digest: OpDigest,
     output: i64,
     name: Option<String>,
+    writers: Option<Writers>,
 }
 
 impl ProvenKey {
@@ -67,7 +69,8 @@ impl Keyring {
                 let text = format!("{digest}@{output}");
                 if let Some(record) = wanted.remove(&Digest::of(text.as_bytes())) {
                     let name = candidates.name(digest).map(str::to_owned);
-                    keys.insert(record.clone(), ProvenKey { digest: digest.clone(), output, name });
+                    let writers = candidates.writers(digest);
+                    keys.insert(record.clone(), ProvenKey { digest: digest.clone(), output, name, writers });
                 }
             }
         }
@@ -80,7 +83,8 @@ impl Keyring {
                 let text = [digest.as_str(), &suffix].concat();
                 if let Some(record) = wanted.remove(&Digest::of(text.as_bytes())) {
                     let name = name.map(str::to_owned);
-                    keys.insert(record.clone(), ProvenKey { digest: digest.clone(), output, name });
+                    let writers = candidates.writers(digest);
+                    keys.insert(record.clone(), ProvenKey { digest: digest.clone(), output, name, writers });
                 }
             }
         }
@@ -90,6 +94,13 @@ impl Keyring {
     /// The key of a record; `None` where no candidate proved it.
     pub fn get(&self, record: &RecordDigest) -> Option<&ProvenKey> {
         self.keys.get(record)
+    }
+
+    /// Which `BuildKit` releases give all of these records the keys that were proven, such as `v0.18 or newer`;
+    /// `several releases` where none gives all. `None` where nothing tells: most operations have one key with
+    /// all releases, and only provenance has the operations.
+    pub fn written_by<'a>(&self, records: impl IntoIterator<Item = &'a RecordDigest>) -> Option<String> {
+        Writers::of_all(records.into_iter().filter_map(|record| self.get(record)?.writers))
     }
 
     /// Every key, in no particular order, with its record.

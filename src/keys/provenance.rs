@@ -28,6 +28,7 @@ use super::llb::{Operation, Step, get};
 use super::{
     Candidates, Error, cachemap, images,
     names::{self, Names, Platforms},
+    writers::Writers,
 };
 use crate::digest::{Digest, OpDigest};
 use crate::oci::Platform;
@@ -200,18 +201,20 @@ impl<'a> Predicate<'a> {
         let source = self.metadata.and_then(|metadata| get(metadata, "source")).and_then(Value::as_object);
         let names = names::of_steps(&steps, source, self.args, &self.platforms);
         // Equal operations at two places have one digest, so it has no name; their layers have.
-        let mut digests: HashMap<OpDigest, Option<&str>> = HashMap::new();
+        let mut digests: HashMap<OpDigest, (Option<&str>, Writers)> = HashMap::new();
         for step in &steps {
             let name = names.get(&step.id);
-            for digest in cachemap::digests(step, &platforms) {
-                let of_digest = digests.entry(digest).or_insert(name);
+            for (digest, writers) in cachemap::digests(step, &platforms) {
+                let (of_digest, known) = digests.entry(digest).or_insert((name, writers));
                 if *of_digest != name {
                     *of_digest = None;
                 }
+                *known = *known | writers;
             }
         }
-        for (digest, name) in digests {
-            candidates.add(digest, name.map(str::to_owned));
+        for (digest, (name, writers)) in digests {
+            candidates.add(digest.clone(), name.map(str::to_owned));
+            candidates.add_writers(&digest, writers);
         }
         self.name_layers(&steps, &names, candidates);
         true

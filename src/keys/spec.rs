@@ -10,7 +10,7 @@ use crate::oci::Reference;
 
 /// The supported forms, for messages.
 pub(super) const FORMS: &str = "an image reference, type=image,ref=IMAGE, type=provenance,src=FILE, \
-                                type=cachedb,src=FILE-OR-ROOT or type=keys,src=FILE";
+                                type=cachedb,src=FILE-OR-ROOT, type=keys,src=FILE or type=builder,name=NAME";
 
 /// Where operation digests may come from.
 ///
@@ -27,6 +27,8 @@ pub enum KeySpec {
     CacheDb(PathBuf),
     /// A keys file, as `warmkit keys` writes it.
     Keys(PathBuf),
+    /// A running builder of buildx, by its name.
+    Builder(String),
 }
 
 /// What is wrong with a key source as it was written.
@@ -73,6 +75,7 @@ impl fmt::Display for KeySpec {
             Self::Image(reference) => write!(f, "type=image,ref={reference}"),
             Self::Provenance(src) => write!(f, "type=provenance,src={}", src.display()),
             Self::CacheDb(src) => write!(f, "type=cachedb,src={}", src.display()),
+            Self::Builder(name) => write!(f, "type=builder,name={name}"),
             Self::Keys(src) => write!(f, "type=keys,src={}", src.display()),
         }
     }
@@ -97,7 +100,7 @@ fn parse(text: &str) -> Result<KeySpec, SpecProblem> {
     {
         return image(only);
     }
-    let (mut kind, mut reference, mut src) = (None, None, None);
+    let (mut kind, mut reference, mut src, mut builder) = (None, None, None, None);
     for field in &fields {
         let Some((name, value)) = field.split_once('=') else {
             return Err(SpecProblem::Field(field.clone()));
@@ -107,6 +110,7 @@ fn parse(text: &str) -> Result<KeySpec, SpecProblem> {
             "type" => &mut kind,
             "ref" => &mut reference,
             "src" => &mut src,
+            "name" => &mut builder,
             _ => return Err(SpecProblem::Name(name)),
         };
         if slot.replace(value.to_owned()).is_some() {
@@ -121,7 +125,16 @@ fn parse(text: &str) -> Result<KeySpec, SpecProblem> {
         Some(_) => Err(SpecProblem::Name(name.to_owned())),
         None => Ok(()),
     };
+    if kind.as_deref() != Some("builder") {
+        unused(&builder, "name")?;
+    }
     match kind.as_deref() {
+        Some("builder") => {
+            unused(&reference, "ref")?;
+            unused(&src, "src")?;
+            let name = builder.filter(|name: &String| !name.is_empty());
+            name.map(KeySpec::Builder).ok_or(SpecProblem::Missing("name"))
+        }
         Some("image") => {
             unused(&src, "src")?;
             image(&reference.ok_or(SpecProblem::Missing("ref"))?)
@@ -171,6 +184,7 @@ mod tests {
             ("type=provenance,\"src=a,b\"\".json\"", KeySpec::Provenance("a,b\".json".into())),
             ("type=cachedb,src=/var/lib/buildkit", KeySpec::CacheDb("/var/lib/buildkit".into())),
             (" type=cachedb,src=x=y ", KeySpec::CacheDb("x=y".into())),
+            ("type=builder,name=ci", KeySpec::Builder("ci".into())),
             ("type=keys,src=app.keys.json", KeySpec::Keys("app.keys.json".into())),
         ];
         for (text, expected) in cases {
@@ -190,6 +204,9 @@ mod tests {
             ("type=provenance,src=", "src=… is missing"),
             ("type=provenance,ref=a", "\"ref\" is not known for this type"),
             ("type=cachedb,src=a,src=b", "\"src\" is given twice"),
+            ("type=builder", "name=… is missing"),
+            ("type=builder,name=a,src=b", "\"src\" is not known for this type"),
+            ("type=cachedb,name=a", "\"name\" is not known for this type"),
             ("type=keys", "src=… is missing"),
             ("type=keys,ref=a,src=b", "\"ref\" is not known for this type"),
             ("type=cachedb,mode=max", "\"mode\" is not known"),

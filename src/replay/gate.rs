@@ -45,6 +45,8 @@ struct State {
     repositories: HashMap<String, Arc<Mutex<Repository>>>,
     resolved: BTreeMap<String, Digest>,
     refused: BTreeSet<String>,
+    /// Why manifests could not be had.
+    problems: BTreeSet<String>,
 }
 
 struct Shared {
@@ -159,6 +161,11 @@ impl Gate {
     /// What was asked for by a tag, with the digest that it means.
     pub(super) fn resolved(&self) -> BTreeMap<String, Digest> {
         lock(&self.shared.state).resolved.clone()
+    }
+
+    /// Why images could not be resolved: what registries said.
+    pub(super) fn problems(&self) -> Vec<String> {
+        lock(&self.shared.state).problems.iter().cloned().collect()
     }
 
     /// Images of which a layer was asked for, and refused.
@@ -340,7 +347,11 @@ impl Shared {
                 .and_then(|reference| Registry::open(&reference, &self.options))
                 .and_then(|registry| registry.manifest(None, &Silent))
         };
-        let mut manifest = manifest.map_err(|error| Refusal::of(&error))?;
+        let mut manifest = manifest.map_err(|error| {
+            // A daemon asks by HEAD first, so it does not hear why.
+            lock(&self.state).problems.insert(format!("{}: {error}", asked.repository));
+            Refusal::of(&error)
+        })?;
         let document = Document::parse(&manifest.bytes);
         if let Ok(Document::Manifest { config, layers }) = &document {
             repository.blobs.insert(config.digest, (config.clone(), false));

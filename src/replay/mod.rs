@@ -269,10 +269,14 @@ fn one(
     let missed = cause::missed(&graph, caches, gate, &platforms);
     let steps = graph.outcome().steps;
     if let Some(detail) = failure.filter(|_| missed.is_empty()) {
-        return Err(Error::Build { target, detail: gate.real_name(&detail) });
+        let detail = match gate.problems().as_slice() {
+            [] => gate.real_name(&detail),
+            problems => problems.join("\n"),
+        };
+        return Err(Error::Build { target, detail });
     }
-    let hits = steps.iter().filter(|step| step.status == StepStatus::Cached).count();
-    Ok(Replayed { target, steps: steps.len(), cached: hits, missed })
+    let found = steps.iter().filter(|step| step.status == StepStatus::Cached).count();
+    Ok(Replayed { target, steps: steps.len(), cached: found, missed })
 }
 
 /// What the build is for, and what it may run on.

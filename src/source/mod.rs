@@ -68,16 +68,13 @@ impl Manifest {
         Ok(Self { bytes, digest, media_type: CACHE_CONFIG.to_owned() })
     }
 
-    /// Of several, the first, or the one with the digest `expected`.
-    fn one_of(all: Vec<Self>, expected: Option<&Digest>, source_name: &str) -> Result<Self, Error> {
-        let first = all.first().map(|manifest| manifest.digest);
-        let mut fitting = all.into_iter().filter(|m| expected.is_none_or(|expected| m.digest == *expected));
-        let mismatch = |expected: Digest| Error::ManifestMismatch {
-            source_name: source_name.to_owned(),
-            expected,
-            found: first.unwrap_or(expected),
-        };
-        fitting.next().ok_or_else(|| mismatch(expected.copied().unwrap_or(Digest::of(&[]))))
+    /// Of several (never none), the first, or the one with the digest `expected`.
+    fn one_of(mut all: Vec<Self>, expected: Option<&Digest>, source_name: &str) -> Result<Self, Error> {
+        let Some(&expected) = expected else { return Ok(all.swap_remove(0)) };
+        let found = all[0].digest;
+        let fitting = all.into_iter().find(|manifest| manifest.digest == expected);
+        let mismatch = || Error::ManifestMismatch { source_name: source_name.to_owned(), expected, found };
+        fitting.ok_or_else(mismatch)
     }
 }
 

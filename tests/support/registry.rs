@@ -1,5 +1,6 @@
 //! Docker's registry on a loopback port, gone when dropped.
 
+use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -40,12 +41,7 @@ impl Registry {
 
     fn launch(tools: &Tools, password: bool) -> Self {
         let scratch = Scratch::new();
-        let agent = ureq::Agent::config_builder()
-            .http_status_as_error(false)
-            .proxy(None)
-            .timeout_global(Some(Duration::from_secs(60)))
-            .build()
-            .new_agent();
+        let agent = agent();
         // The port is free when it is looked up, and may be taken when it is used: try again then.
         for _ in 0..5 {
             let port = free_port();
@@ -58,6 +54,28 @@ impl Registry {
         }
         let log = std::fs::read_to_string(scratch.join("registry.log")).unwrap_or_default();
         panic!("docker-registry does not come up:\n{log}");
+    }
+
+    /// Starts one that has the referrers API, which docker's has not; `says_subject` is whether it tells so
+    /// to those that push. `None` when it is missing, after it said so.
+    #[track_caller]
+    pub fn start_with_referrers(says_subject: bool) -> Option<Self> {
+        let program = match super::tools::referrers_registry() {
+            Ok(program) => program,
+            Err(missing) => {
+                super::skip::skip(&missing);
+                return None;
+            }
+        };
+        let mut command = Command::new(program);
+        if says_subject {
+            command.arg("-subject");
+        }
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let port = line.trim().rsplit(':').next().unwrap().parse().unwrap();
+        Some(Self { child, port, scratch: Scratch::new(), agent: agent(), password: false })
     }
 
     fn comes_up(&mut self) -> bool {
@@ -95,6 +113,8 @@ impl Registry {
         let response = self.authorized(start).send_empty().unwrap();
         assert_eq!(response.status(), 202, "upload of a blob to {repository}");
         let location = response.headers()["location"].to_str().unwrap().to_owned();
+        let location =
+            if location.starts_with('/') { format!("http://{}{location}", self.host()) } else { location };
         let separator = if location.contains('?') { '&' } else { '?' };
         let put = self.agent.put(format!("{location}{separator}digest={}", Digest::of(bytes)));
         let response = self.authorized(put).content_type("application/octet-stream").send(bytes).unwrap();
@@ -169,6 +189,17 @@ impl Registry {
         response.body_mut().with_config().limit(1 << 30).read_to_vec().unwrap()
     }
 
+    /// Copies an image manifest with its blobs from `from`.
+    pub fn copy(&self, from: &Self, repository: &str, tag: &str) {
+        let (bytes, media_type) = from.manifest(repository, tag);
+        let manifest: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+        let layers = manifest["layers"].as_array().unwrap();
+        for descriptor in layers.iter().chain([&manifest["config"]]) {
+            self.put_blob(repository, &from.blob(repository, descriptor["digest"].as_str().unwrap()));
+        }
+        self.put_manifest(repository, tag, &media_type, &bytes);
+    }
+
     fn url(&self, path: &str) -> String {
         format!("http://{}/v2/{path}", self.host())
     }
@@ -196,6 +227,15 @@ fn request_of_a_daemon(line: &str) -> Option<String> {
     let (request, agent) = (quoted.next()?, quoted.nth(1)?);
     let request = request.strip_suffix(" HTTP/1.1")?;
     (agent.starts_with("buildkit/") || agent.starts_with("containerd/")).then(|| request.to_owned())
+}
+
+fn agent() -> ureq::Agent {
+    ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .proxy(None)
+        .timeout_global(Some(Duration::from_secs(60)))
+        .build()
+        .new_agent()
 }
 
 /// A loopback port that nobody listens on right now.

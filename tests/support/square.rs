@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::cases::{Case, cache_to};
-use super::daemon::check_databases;
+use super::daemon::{DATABASES, check_databases};
 use super::warmkit::{bake_at, verify};
 use super::{BuildRequest, Daemon, Tools, World, build};
 
@@ -66,6 +66,8 @@ pub struct Cell {
     pub baked: BTreeMap<Keys, Found>,
     /// Records of the cache that stay without a key.
     pub unkeyed: BTreeMap<Keys, usize>,
+    /// Which releases a bake says wrote the cache, by the source of the keys.
+    pub written_by: BTreeMap<Keys, Option<String>>,
     /// What `warmkit verify` says of the root after the build; nothing where it is healthy.
     pub verify: String,
 }
@@ -95,6 +97,11 @@ impl Cell {
                     faults.push(format!("{keys:?}: {} records without a key", self.unkeyed[keys]));
                 }
             }
+        }
+        // A `cache.db` has digests only, and they tell nothing.
+        let told = BTreeMap::from([(Keys::Provenance, Some(family(&self.exporter))), (Keys::CacheDb, None)]);
+        if self.written_by != told {
+            faults.push(format!("said to be written by {:?}", self.written_by));
         }
         if !self.verify.is_empty() {
             faults.push(format!("verify after the build: {}", self.verify));
@@ -145,24 +152,30 @@ impl Exporter {
             native,
             baked: BTreeMap::new(),
             unkeyed: BTreeMap::new(),
+            written_by: BTreeMap::new(),
             verify: String::new(),
         };
-        let mut built: Vec<(Vec<u8>, Found)> = Vec::new();
+        let mut built: Vec<(Vec<Vec<u8>>, Found)> = Vec::new();
         for (keys, source) in &self.sources {
             let root = path(&format!("{keys:?}"));
-            let arguments = [&self.cache, "--keys-from", source, "--allow-unkeyed", "--json"];
+            let arguments =
+                [&self.cache, "--keys-from", source, "--allow-unkeyed", "--images", "none", "--json"];
             let report = bake_at(TIME, &arguments, &root).expect_success("bake").stdout;
             let report: Value = serde_json::from_str(&report).unwrap();
             cell.unkeyed.insert(*keys, report["unkeyed"].as_array().unwrap().len());
-            // The same keys give the same root, and that one was built on already.
-            let solver = fs::read(root.join("cache.db")).unwrap();
-            let found = match built.iter().find(|(same, _)| *same == solver) {
+            let written_by = report["caches"][0]["written_by"].as_str().map(str::to_owned);
+            cell.written_by.insert(*keys, written_by);
+            // The same keys give the same root, but for what records are called, and that one was built on
+            // already.
+            let databases = DATABASES.into_iter().filter(|name| !name.ends_with("metadata_v2.db"));
+            let databases: Vec<Vec<u8>> = databases.map(|name| fs::read(root.join(name)).unwrap()).collect();
+            let found = match built.iter().find(|(same, _)| *same == databases) {
                 Some((_, found)) => found.clone(),
                 None => {
                     let (steps, found) = self.build(&tools, &root, &self.case.request);
                     assert_eq!(steps, cell.steps, "the steps, baked and imported");
                     cell.verify.push_str(&judged(&root));
-                    built.push((solver, found.clone()));
+                    built.push((databases, found.clone()));
                     found
                 }
             };
@@ -185,6 +198,18 @@ impl Exporter {
         let found = steps.difference(&ran).cloned().collect();
         (steps, Found { steps: found, imports: outcome.imports, extractions: outcome.extractions })
     }
+}
+
+/// What a bake is to say of who wrote the cache of a release.
+fn family(release: &str) -> String {
+    let minor: u32 = release.split('.').nth(1).unwrap().parse().unwrap();
+    match minor {
+        ..=12 => "v0.12 or older",
+        13..=16 => "v0.13 to v0.16",
+        17 => "v0.17",
+        18.. => "v0.18 or newer",
+    }
+    .to_owned()
 }
 
 /// What `warmkit verify` finds wrong; nothing where the root is healthy.

@@ -112,6 +112,13 @@ pub fn dockerfile_frontend() -> Option<PathBuf> {
     found
 }
 
+/// The registry of tests/support/referrers-registry, or what is missing.
+pub fn referrers_registry() -> Result<PathBuf, String> {
+    let base = directory().ok_or("neither $WARMKIT_TOOLS, $XDG_CACHE_HOME nor $HOME is set")?;
+    let path = base.join("referrers-registry/bin/referrers-registry");
+    if path.is_file() { Ok(path) } else { Err(format!("no {}", path.display())) }
+}
+
 /// Where `scripts/tools` puts things.
 pub fn directory() -> Option<PathBuf> {
     let set = |name| env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);

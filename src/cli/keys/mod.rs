@@ -1,6 +1,7 @@
 //! `warmkit keys`: what there is to know of keys without a bake. One file per command.
 
 mod check;
+mod harvest;
 mod pull;
 mod push;
 mod replay;
@@ -12,6 +13,7 @@ use clap::Subcommand;
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     Check(check::Arguments),
+    Harvest(harvest::Arguments),
     Pull(pull::Arguments),
     Push(push::Arguments),
     Replay(replay::Arguments),
@@ -21,8 +23,9 @@ pub(super) enum Command {
 pub(super) fn run(command: Command) -> u8 {
     match command {
         Command::Check(arguments) => check::run(arguments),
+        Command::Harvest(arguments) => harvest::run(&arguments),
         Command::Pull(arguments) => pull::run(&arguments),
         Command::Push(arguments) => push::run(&arguments),
-        Command::Replay(arguments) => replay::run(&arguments),
+        Command::Replay(arguments) => replay::run(arguments),
     }
 }

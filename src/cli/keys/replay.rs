@@ -9,13 +9,14 @@ use clap::{ArgGroup, Args};
 use serde::Serialize;
 
 use super::super::build::BuildArguments;
+use super::super::caches::Caches;
 use super::super::progress::{Console, Verbs};
 use super::super::{err, exit, out, render, signals};
-use crate::gather::{self, BakedCache};
+use crate::gather::{self, BakedCache, Missing};
 use crate::keys::{self, Keyring};
 use crate::oci::{Cache, Platform};
 use crate::replay::{self, Report};
-use crate::source::{self, CacheSpec, Stop};
+use crate::source::{self, Stop};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -35,9 +36,8 @@ Examples:
     group = ArgGroup::new("replayed").required(true).args(["build"])
 )]
 pub(in crate::cli) struct Arguments {
-    /// A cache, as for warmkit bake
-    #[arg(required = true, value_name = "CACHE")]
-    caches: Vec<CacheSpec>,
+    #[command(flatten)]
+    caches: Caches,
 
     /// The keys file to write
     #[arg(short, long, value_name = "FILE")]
@@ -68,6 +68,7 @@ pub(in crate::cli) struct Arguments {
 struct Outcome<'a> {
     output: String,
     caches: &'a [BakedCache],
+    missing: &'a [Missing],
     #[serde(flatten)]
     report: &'a Report,
     complete: bool,
@@ -78,12 +79,13 @@ struct Outcome<'a> {
 }
 
 /// Replays and returns the exit code.
-pub(super) fn run(arguments: &Arguments) -> u8 {
+pub(super) fn run(arguments: Arguments) -> u8 {
+    let json = arguments.json;
     match replay(arguments) {
         Ok(code) => code,
         Err((error, code)) => {
             err(render::error(&*error));
-            if arguments.json {
+            if json {
                 out(render::json_error(&*error, code));
             }
             code
@@ -97,7 +99,7 @@ fn failed(code: u8) -> impl FnOnce(Box<dyn Error>) -> Failed {
     move |error| (error, code)
 }
 
-fn replay(arguments: &Arguments) -> Result<u8, Failed> {
+fn replay(arguments: Arguments) -> Result<u8, Failed> {
     let interrupted = signals::interrupted().map_err(|error| failed(exit::FAILURE)(error.into()))?;
     let registry = source::Options {
         insecure: arguments.insecure,
@@ -110,17 +112,18 @@ fn replay(arguments: &Arguments) -> Result<u8, Failed> {
         registry: registry.clone(),
     };
     let console = Console::new(Verbs::BAKE);
-    let mut opened = Vec::new();
-    for spec in &arguments.caches {
-        let found = gather::open(spec, &gathering, &console).map_err(|error| {
-            let code = exit::of_gather(&error);
-            failed(code)(error.into())
-        })?;
-        opened.extend(found);
-    }
+    let skip_missing = arguments.caches.skip_missing;
+    let specs = arguments.caches.read().map_err(|error| {
+        let code = error.exit_code();
+        failed(code)(error.into())
+    })?;
+    let all = gather::open_all(&specs, skip_missing, &gathering, &console).map_err(|error| {
+        let code = exit::of_gather(&error);
+        failed(code)(error.into())
+    })?;
     console.finish();
-    let caches: Vec<&Cache> = opened.iter().map(|opened| &opened.cache).collect();
-    let reports: Vec<BakedCache> = opened.iter().map(|opened| opened.report.clone()).collect();
+    let caches: Vec<&Cache> = all.opened.iter().map(|opened| &opened.cache).collect();
+    let reports: Vec<BakedCache> = all.opened.iter().map(|opened| opened.report.clone()).collect();
 
     let Some(options) = arguments.build.replay(&arguments.platforms, &registry) else {
         return Err(failed(exit::USAGE)("--build CONTEXT is missing".into()));
@@ -141,6 +144,7 @@ fn replay(arguments: &Arguments) -> Result<u8, Failed> {
     let outcome = Outcome {
         output: arguments.output.display().to_string(),
         caches: &reports,
+        missing: &all.missing,
         complete: replayed.report.is_complete(),
         report: &replayed.report,
         candidates: replayed.candidates.len(),

@@ -134,7 +134,13 @@ mod tests {
         let source =
             |source: &str, only| KeySourceReport { source: source.to_owned(), candidates: 9, keyed: 3, only };
         let checked = Check {
-            caches: vec![BakedCache { cache: "r.io/app:cache".into(), digest, platform: None, records: 8 }],
+            caches: vec![BakedCache {
+                cache: "r.io/app:cache".into(),
+                digest,
+                platform: None,
+                records: 8,
+                written_by: None,
+            }],
             missing: Vec::new(),
             keys_from: vec![source("r.io/app:1", 1), source("r.io/app:2", 0)],
             records: 8,

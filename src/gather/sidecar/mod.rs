@@ -127,7 +127,7 @@ struct Found {
 
 impl Cache<'_> {
     fn failed(&self, source: crate::source::Error) -> Error {
-        Error::Sidecar { cache: self.reference.to_string(), source }
+        Error::Sidecar { cache: self.reference.to_string(), source: Box::new(source) }
     }
 
     fn damaged(&self, sidecar: &Digest, problem: impl Into<Problem>) -> Error {

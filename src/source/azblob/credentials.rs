@@ -134,6 +134,11 @@ impl Authority {
         Ok(headers)
     }
 
+    /// Whether requests are signed with the account's key.
+    pub(super) fn has_key(&self) -> bool {
+        self.key.is_some()
+    }
+
     /// For messages: with which credentials the storage was asked.
     pub(super) fn shown(&self) -> String {
         if self.key.is_some() {

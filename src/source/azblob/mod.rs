@@ -116,7 +116,7 @@ impl Azblob {
                     credentials: self.authority.shown(),
                     status,
                     detail,
-                    advice: advice(&code).to_owned(),
+                    advice: advice(&code, self.authority.has_key()).to_owned(),
                 };
                 Error::Denied(Box::new(denied))
             }
@@ -127,12 +127,13 @@ impl Azblob {
 }
 
 /// What to do about a refusal.
-fn advice(code: &str) -> &'static str {
-    match code {
-        "AuthenticationFailed" => {
-            "check account_name and secret_access_key, and this machine's clock: it may be 15 minutes off at most"
+fn advice(code: &str, with_key: bool) -> &'static str {
+    match (code, with_key) {
+        ("AuthenticationFailed" | "AuthorizationFailure", true) => {
+            "check account_name, secret_access_key, the account's network rules, and this machine's clock, which \
+             may be 15 minutes off at most"
         }
-        "AuthorizationPermissionMismatch" | "AuthorizationFailure" => {
+        ("AuthorizationPermissionMismatch" | "AuthorizationFailure", _) => {
             "give the identity the role Storage Blob Data Reader, and let the account's network rules admit it"
         }
         _ => "check that the account may read the container",
