@@ -196,7 +196,7 @@ impl Run<'_> {
         let mut out = Cancellable { inner: &mut writer, cancel: self.cancel };
         source
             .blob(descriptor, &mut out, self.progress)
-            .map_err(|error| gather::Error::Source { what: source.name(), source: error })?;
+            .map_err(|error| gather::Error::Source { what: source.name(), source: Box::new(error) })?;
         writer.finish(&descriptor.digest)?;
         Ok(())
     }

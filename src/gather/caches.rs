@@ -119,7 +119,7 @@ pub fn open_all(
 pub fn open(spec: &CacheSpec, options: &Options, progress: &dyn Progress) -> Result<Vec<Opened>, Error> {
     options.check()?;
     let name = spec.to_string();
-    let wrap = |source| Error::Source { what: name.clone(), source };
+    let wrap = |source| Error::Source { what: name.clone(), source: Box::new(source) };
     let source = spec.open(&options.registry).map_err(wrap)?;
     let mut manifests = source.manifests(progress).map_err(wrap)?;
     if manifests.iter().all(|manifest| manifest.media_type == CACHE_CONFIG) {
@@ -221,7 +221,7 @@ fn read_config(
 ) -> Result<Cache, Error> {
     let bytes = source
         .document(&manifest.config, progress)
-        .map_err(|source| Error::Source { what: name.to_owned(), source })?;
+        .map_err(|source| Error::Source { what: name.to_owned(), source: Box::new(source) })?;
     CacheConfig::parse(&bytes)
         .and_then(|config| config.resolve(manifest))
         .map_err(|source| Error::Cache { cache: name.to_owned(), source })

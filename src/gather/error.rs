@@ -17,7 +17,7 @@ pub enum Error {
         /// As it was asked for.
         what: String,
         /// What went wrong.
-        source: source::Error,
+        source: Box<source::Error>,
     },
     /// What was read is not a cache that can be baked.
     #[error("{cache}: {source}")]
@@ -57,7 +57,7 @@ pub enum Error {
         /// As it was asked for.
         what: String,
         /// What went wrong.
-        source: super::builder::Error,
+        source: Box<super::builder::Error>,
     },
     /// An image without provenance.
     #[error(
@@ -206,7 +206,7 @@ impl Error {
     /// What this means for whoever asked.
     pub fn class(&self) -> ErrorClass {
         match self {
-            Self::Source { source, .. } => source.into(),
+            Self::Source { source, .. } => (&**source).into(),
             Self::Sidecar { source, .. } => source.as_ref().into(),
             Self::NoRegistry { .. } => ErrorClass::Spec,
             Self::NothingProven { .. } => ErrorClass::Unkeyed,

@@ -138,7 +138,9 @@ pub fn open_images(
                 options.check()?;
                 let reason = match &error {
                     Error::Image { source, .. } => source.to_string(),
-                    Error::Source { source: source::Error::NoSuchManifest { .. }, .. } => {
+                    Error::Source { source, .. }
+                        if matches!(**source, source::Error::NoSuchManifest { .. }) =>
+                    {
                         "its registry no longer has it".to_owned()
                     }
                     Error::Source { source, .. } => source.to_string(),
@@ -190,7 +192,7 @@ fn wanted(asked_for: &[Reference], found: Option<&Candidates>, options: &Options
 
 fn open(wanted: &Wanted, options: &Options, progress: &dyn Progress) -> Result<OpenedImage, Error> {
     let what = || wanted.reference.whole();
-    let unavailable = |source| Error::Source { what: what(), source };
+    let unavailable = |source| Error::Source { what: what(), source: Box::new(source) };
     let invalid = |source| Error::Image { image: what(), source };
 
     let source = Registry::open(&wanted.reference, &options.registry).map_err(unavailable)?;

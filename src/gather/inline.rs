@@ -128,7 +128,7 @@ impl Image<'_> {
         let manifest = self
             .source
             .manifest(Some(&listed.digest), self.progress)
-            .map_err(|source| Error::Source { what: self.name.to_owned(), source })?;
+            .map_err(|source| Error::Source { what: self.name.to_owned(), source: Box::new(source) })?;
         let document = Document::parse(&manifest.bytes).map_err(|error| self.invalid(error))?;
         self.document(&document, listed.digest, platform, depth + 1)
     }
@@ -146,7 +146,7 @@ impl Image<'_> {
         let bytes = self
             .source
             .document(config, self.progress)
-            .map_err(|source| Error::Source { what: self.name.to_owned(), source })?;
+            .map_err(|source| Error::Source { what: self.name.to_owned(), source: Box::new(source) })?;
         let image = ImageConfig::parse(&bytes).map_err(|error| self.invalid(error))?;
         self.images += 1;
         let platform = listed_for.or(image.platform()).cloned();

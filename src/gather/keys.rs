@@ -140,9 +140,8 @@ fn read_candidates(spec: &KeySpec, options: &Options, progress: &dyn Progress) -
             Ok(all)
         }
         KeySpec::CacheDb(src) => keys::harvest::candidates(src).map_err(wrap),
-        KeySpec::Builder(name) => {
-            builder::candidates(name).map_err(|source| Error::Builder { what: spec.to_string(), source })
-        }
+        KeySpec::Builder(name) => builder::candidates(name)
+            .map_err(|source| Error::Builder { what: spec.to_string(), source: Box::new(source) }),
         KeySpec::Keys(src) => keys::file::load(src).map(|file| file.candidates()).map_err(wrap),
         KeySpec::Image(reference) => image_candidates(spec, reference, options, progress),
     }
@@ -156,7 +155,7 @@ fn image_candidates(
     progress: &dyn Progress,
 ) -> Result<Candidates, Error> {
     let what = || spec.to_string();
-    let wrap = |source| Error::Source { what: what(), source };
+    let wrap = |source| Error::Source { what: what(), source: Box::new(source) };
     let image = Registry::open(reference, &options.registry).map_err(wrap)?;
     let fetch = |digest: Option<&Digest>| -> Result<Document, Error> {
         let manifest = image.manifest(digest, progress).map_err(wrap)?;

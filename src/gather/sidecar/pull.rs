@@ -49,7 +49,7 @@ pub fn pull(
     if !matches!(spec, CacheSpec::Registry { .. }) {
         return Err(Error::NoRegistry { cache });
     }
-    let wrap = |source| Error::Source { what: cache.clone(), source };
+    let wrap = |source| Error::Source { what: cache.clone(), source: Box::new(source) };
     let source = spec.open(&options.registry).map_err(wrap)?;
     let digest = source.manifest(None, progress).map_err(wrap)?.digest;
     let found = find(spec, &digest, options, progress)?;

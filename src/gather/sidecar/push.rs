@@ -60,7 +60,7 @@ pub fn push(
     };
     let mut registry_options = options.registry.clone();
     registry_options.insecure |= insecure;
-    let wrap = |source| Error::Source { what: name.clone(), source };
+    let wrap = |source| Error::Source { what: name.clone(), source: Box::new(source) };
     let registry = Registry::open_for_push(reference, &registry_options).map_err(wrap)?;
     let manifest = registry.manifest(None, progress).map_err(wrap)?;
     let subject = manifest.digest;
