@@ -166,6 +166,9 @@ fn of_hashes(by_hash: BucketRef<'_>, candidates: &mut Candidates) -> Result<(), 
 struct Link {
     #[serde(rename = "Digest", default)]
     digest: String,
+    /// Left out where it is 0.
+    #[serde(rename = "Output", default)]
+    output: i64,
 }
 
 /// `link` is the link's JSON with what comes after it.
@@ -174,7 +177,7 @@ fn candidates_of_link(link: &[u8], candidates: &mut Candidates) {
     if let Some(Ok(link)) = values.next()
         && !link.digest.is_empty()
     {
-        candidates.add(OpDigest::new(link.digest), None);
+        candidates.add_output(OpDigest::new(link.digest), link.output);
     }
 }
 
@@ -202,8 +205,10 @@ fn candidates_of_text(text: &[u8], candidates: &mut Candidates) {
     let Some((digest, output)) = std::str::from_utf8(text).ok().and_then(|text| text.rsplit_once('@')) else {
         return;
     };
-    if output.parse::<i64>().is_ok() && !digest.is_empty() {
-        candidates.add(OpDigest::new(digest), None);
+    if let Ok(output) = output.parse()
+        && !digest.is_empty()
+    {
+        candidates.add_output(OpDigest::new(digest), output);
     }
 }
 
