@@ -17,8 +17,8 @@ const MAX_LIST: u64 = 16 << 20;
 #[derive(Debug, Args)]
 pub(super) struct Caches {
     /// A cache, as after buildx's --cache-from: a reference, type=registry,ref=REF,
-    /// type=local,src=DIR[,tag=TAG][,digest=DIGEST], type=s3,region=REGION,bucket=BUCKET[,name=NAME], or
-    /// type=azblob or type=gha with buildx's attributes (docs/sources.md); @FILE stands for the caches
+    /// type=local,src=DIR-OR-TAR[,tag=TAG][,digest=DIGEST], type=s3,region=REGION,bucket=BUCKET[,name=NAME],
+    /// or type=azblob or type=gha with buildx's attributes (docs/sources.md); @FILE stands for the caches
     /// that FILE lists
     #[arg(required_unless_present = "from_file", value_name = "CACHE")]
     caches: Vec<Argument>,
