@@ -46,11 +46,11 @@ pub enum CacheSpec {
         digest: Option<Digest>,
     },
     /// In an S3 bucket, as `--cache-to type=s3` writes it.
-    S3(s3::Attributes),
+    S3(Box<s3::Attributes>),
     /// In a container of Azure's blob storage, as `--cache-to type=azblob` writes it.
-    Azblob(azblob::Attributes),
+    Azblob(Box<azblob::Attributes>),
     /// In the cache of GitHub Actions, as `--cache-to type=gha` writes it.
-    Gha(gha::Attributes),
+    Gha(Box<gha::Attributes>),
 }
 
 /// Why a text names no cache.
@@ -298,9 +298,9 @@ impl FromStr for CacheSpec {
                     digest: fields.get("digest").map(str::parse).transpose()?,
                 })
             }
-            "azblob" => Ok(Self::Azblob(azblob::Attributes::parse(values)?)),
-            "gha" => Ok(Self::Gha(gha::Attributes::parse(values)?)),
-            "s3" => Ok(Self::S3(s3::Attributes::parse(values)?)),
+            "azblob" => Ok(Self::Azblob(Box::new(azblob::Attributes::parse(values)?))),
+            "gha" => Ok(Self::Gha(Box::new(gha::Attributes::parse(values)?))),
+            "s3" => Ok(Self::S3(Box::new(s3::Attributes::parse(values)?))),
             _ => Err(SpecError::UnknownType { found: kind }),
         }
     }

@@ -150,7 +150,7 @@ mod tests {
 
     fn parse(text: &str) -> Attributes {
         match text.parse::<CacheSpec>().unwrap() {
-            CacheSpec::Azblob(attributes) => attributes,
+            CacheSpec::Azblob(attributes) => *attributes,
             other => panic!("{other}"),
         }
     }

@@ -87,7 +87,7 @@ fn service(service: &str, reason: impl Into<String>) -> AzureError {
 
 #[derive(Clone)]
 struct Token {
-    token: String,
+    text: String,
     renew_at: Instant,
     /// For messages, after "with".
     origin: String,
@@ -151,12 +151,12 @@ impl Authority {
     fn bearer(&self) -> Result<String, Failure> {
         let mut state = self.token.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(held) = state.as_ref().filter(|held| Instant::now() < held.renew_at) {
-            return Ok(held.token.clone());
+            return Ok(held.text.clone());
         }
         let fetched = self.fetch()?;
-        let token = fetched.token.clone();
+        let text = fetched.text.clone();
         *state = Some(fetched);
-        Ok(token)
+        Ok(text)
     }
 
     fn fetch(&self) -> Result<Token, Failure> {
@@ -169,14 +169,14 @@ impl Authority {
                 vec![("client_id", client), ("grant_type", "client_credentials"), ("scope", &scope)];
             if let Some(secret) = text("AZURE_CLIENT_SECRET") {
                 form.push(("client_secret", secret));
-                return self.from_authority(tenant, &form, &format!("the token of client {client}"));
+                return self.ask_authority(tenant, &form, &format!("the token of client {client}"));
             }
             if let Some(path) = env.path("AZURE_FEDERATED_TOKEN_FILE") {
                 let read = std::fs::read_to_string(&path);
                 let token = read.map_err(|source| AzureError::Read { path, source })?;
                 let kind = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
                 form.extend([("client_assertion_type", kind), ("client_assertion", token.trim())]);
-                return self.from_authority(tenant, &form, &format!("the token of workload {client}"));
+                return self.ask_authority(tenant, &form, &format!("the token of workload {client}"));
             }
         }
         if let (Some(endpoint), Some(secret)) = (text("IDENTITY_ENDPOINT"), text("IDENTITY_HEADER")) {
@@ -200,7 +200,7 @@ impl Authority {
         self.of_cli().map_err(|cli| AzureError::None { metadata, cli }.into())
     }
 
-    fn from_authority(&self, tenant: &str, form: &[(&str, &str)], origin: &str) -> Result<Token, Failure> {
+    fn ask_authority(&self, tenant: &str, form: &[(&str, &str)], origin: &str) -> Result<Token, Failure> {
         let base = self.options.env.text("AZURE_AUTHORITY_HOST").unwrap_or(AUTHORITY);
         let base = base.trim_end_matches('/');
         let transport = Transport::at(&uri(base)?, &self.options)?;
@@ -227,7 +227,7 @@ impl Authority {
         let answer: Answer = serde_json::from_slice(&ended.stdout).map_err(|error| error.to_string())?;
         let left = answer.expires_on.map_or(0, |end| end - Timestamp::now().as_second());
         let origin = "the token of who is logged in with az".to_owned();
-        Ok(Token { token: answer.access_token, renew_at: renewal(u64::try_from(left).unwrap_or(0)), origin })
+        Ok(Token { text: answer.access_token, renew_at: renewal(u64::try_from(left).unwrap_or(0)), origin })
     }
 }
 
@@ -282,7 +282,7 @@ fn token_of(mut reply: Reply, origin: &str) -> Result<Token, Failure> {
     if answer.access_token.is_empty() || !answer.access_token.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(service(&reply.host, "its token is no valid header value").into());
     }
-    Ok(Token { token: answer.access_token, renew_at: renewal(lasts.unwrap_or(0)), origin: origin.to_owned() })
+    Ok(Token { text: answer.access_token, renew_at: renewal(lasts.unwrap_or(0)), origin: origin.to_owned() })
 }
 
 /// What a GET is signed by, from "Authorize with Shared Key", for version 2015-02-21 and later.

@@ -120,7 +120,7 @@ mod tests {
 
     fn parse(text: &str) -> Attributes {
         match text.parse::<CacheSpec>().unwrap() {
-            CacheSpec::Gha(attributes) => attributes,
+            CacheSpec::Gha(attributes) => *attributes,
             other => panic!("{other}"),
         }
     }

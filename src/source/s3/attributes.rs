@@ -126,7 +126,7 @@ mod tests {
 
     fn parse(text: &str) -> Result<Attributes, SpecError> {
         match text.parse::<CacheSpec>()? {
-            CacheSpec::S3(attributes) => Ok(attributes),
+            CacheSpec::S3(attributes) => Ok(*attributes),
             other => panic!("{other}"),
         }
     }

@@ -73,21 +73,18 @@ impl Endpoint {
                     && !label.starts_with('-')
                     && !label.ends_with('-')
             });
-        let (scheme, host, folder, virtual_host) = match endpoint_url {
-            Some(text) => {
-                let uri = parse_endpoint(text)?;
-                let scheme = uri.scheme_str().unwrap_or("https").to_owned();
-                let host = host_header(&uri);
-                let is_address = host_of(&host).parse::<IpAddr>().is_ok();
-                // No certificate is for more than one label before its host.
-                let in_certificate = scheme == "http" || !bucket.contains('.');
-                let virtual_host = !path_style && !is_address && in_host && in_certificate;
-                (scheme, host, uri.path().trim_end_matches('/').to_owned(), virtual_host)
-            }
-            None => {
-                let host = format!("s3.{region}.{}", dns_suffix(region));
-                ("https".to_owned(), host, String::new(), in_host && !bucket.contains('.'))
-            }
+        let (scheme, host, folder, virtual_host) = if let Some(text) = endpoint_url {
+            let uri = parse_endpoint(text)?;
+            let scheme = uri.scheme_str().unwrap_or("https").to_owned();
+            let host = host_header(&uri);
+            let is_address = host_of(&host).parse::<IpAddr>().is_ok();
+            // No certificate is for more than one label before its host.
+            let in_certificate = scheme == "http" || !bucket.contains('.');
+            let virtual_host = !path_style && !is_address && in_host && in_certificate;
+            (scheme, host, uri.path().trim_end_matches('/').to_owned(), virtual_host)
+        } else {
+            let host = format!("s3.{region}.{}", dns_suffix(region));
+            ("https".to_owned(), host, String::new(), in_host && !bucket.contains('.'))
         };
         let url = if virtual_host {
             format!("{scheme}://{bucket}.{host}{folder}")

@@ -28,8 +28,12 @@ impl Server {
                 }
                 let head = String::from_utf8(head).unwrap();
                 let line = head.lines().next().unwrap_or_default().to_owned();
-                let path = line.split(' ').nth(1).unwrap_or_default();
+                let path = line.split(' ').nth(1).unwrap_or_default().to_owned();
                 let answer = answers.iter().find(|(at, _)| *at == path).map(|(_, text)| *text);
+                // Before the answer: who has that may ask at once what was asked.
+                if sender.send(head).is_err() {
+                    return;
+                }
                 let status = if answer.is_some() { "200 OK" } else { "404 Not Found" };
                 let body = answer.unwrap_or_default();
                 let _ = write!(
@@ -37,9 +41,6 @@ impl Server {
                     "HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
                     body.len()
                 );
-                if sender.send(head).is_err() {
-                    return;
-                }
             }
         });
         Self { url, asked }
