@@ -137,7 +137,7 @@ fn tells_what_differs(release: &str) {
 
     // A file that the base image's first step takes.
     let context = copy(&case.request.context, &world.scratch.join("docs"));
-    fs::write(context.join("docs/new.md"), "new\n").unwrap();
+    fs::write(context.join("docs").join("new.md"), "new\n").unwrap();
     let (step, cause) = miss(&case.request.context(&context), &["--target", "docs"]);
     assert_eq!((step.as_str(), cause.as_str()), ("[docs 1/2] COPY docs /docs", "files"));
 

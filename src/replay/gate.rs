@@ -218,7 +218,7 @@ struct Refusal {
 }
 
 impl Refusal {
-    fn new(status: &'static str, code: &'static str, message: impl ToString) -> Self {
+    fn new(status: &'static str, code: &'static str, message: &dyn std::fmt::Display) -> Self {
         Self { status, code, message: message.to_string() }
     }
 
@@ -253,7 +253,7 @@ impl Shared {
         };
         let refusal = match asked(path) {
             _ if !matches!(method, "GET" | "HEAD") => {
-                Refusal::new("405 Method Not Allowed", "UNSUPPORTED", "a replay only reads")
+                Refusal::new("405 Method Not Allowed", "UNSUPPORTED", &"a replay only reads")
             }
             _ if document.is_some() => match document {
                 Some(Ok(Manifest { bytes, digest, media_type })) => {
@@ -271,7 +271,7 @@ impl Shared {
             None if path.trim_end_matches('/') == "/v2" => {
                 return write!(out, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{{}}");
             }
-            None => Refusal::new("404 Not Found", "NAME_UNKNOWN", "no such path"),
+            None => Refusal::new("404 Not Found", "NAME_UNKNOWN", &"no such path"),
             Some(asked) => match self.blob(&asked) {
                 Ok((repository, blob)) => {
                     write!(
@@ -317,9 +317,9 @@ impl Shared {
             ("blobs", name) if name == config.digest.to_string() => Ok(config),
             ("blobs", _) => {
                 lock(&self.state).refused.insert("a cache".to_owned());
-                Err(Refusal::new("403 Forbidden", "DENIED", "a replay downloads no layer"))
+                Err(Refusal::new("403 Forbidden", "DENIED", &"a replay downloads no layer"))
             }
-            _ => Err(Refusal::new("404 Not Found", "MANIFEST_UNKNOWN", "no such manifest")),
+            _ => Err(Refusal::new("404 Not Found", "MANIFEST_UNKNOWN", &"no such manifest")),
         })
     }
 
@@ -380,9 +380,9 @@ impl Shared {
             Some((blob, false)) => Ok((repository, blob)),
             Some((_, true)) => {
                 lock(&self.state).refused.insert(asked.repository.clone());
-                Err(Refusal::new("403 Forbidden", "DENIED", "a replay downloads no layer"))
+                Err(Refusal::new("403 Forbidden", "DENIED", &"a replay downloads no layer"))
             }
-            None => Err(Refusal::new("404 Not Found", "BLOB_UNKNOWN", "no manifest names this blob")),
+            None => Err(Refusal::new("404 Not Found", "BLOB_UNKNOWN", &"no manifest names this blob")),
         }
     }
 }
