@@ -18,7 +18,7 @@ const MAX_LIST: u64 = 16 << 20;
 pub(super) struct Caches {
     /// A cache, as after buildx's --cache-from: a reference, type=registry,ref=REF,
     /// type=local,src=DIR-OR-TAR[,tag=TAG][,digest=DIGEST], type=s3,region=REGION,bucket=BUCKET[,name=NAME],
-    /// type=azblob,account_url=URL[,name=NAME] or type=gha[,scope=SCOPE], with buildx's attributes
+    /// type=azblob,…[,name=NAME] or type=gha[,scope=SCOPE], with buildx's attributes
     /// (docs/sources.md); @FILE stands for the caches that FILE lists
     #[arg(required_unless_present = "from_file", value_name = "CACHE")]
     named: Vec<Argument>,

@@ -57,7 +57,7 @@ pub enum Error {
         /// As it was asked for.
         what: String,
         /// What went wrong.
-        source: super::builder::Error,
+        source: Box<super::builder::Error>,
     },
     /// An image without provenance.
     #[error(

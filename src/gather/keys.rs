@@ -140,9 +140,8 @@ fn read_candidates(spec: &KeySpec, options: &Options, progress: &dyn Progress) -
             Ok(all)
         }
         KeySpec::CacheDb(src) => keys::harvest::candidates(src).map_err(wrap),
-        KeySpec::Builder(name) => {
-            builder::candidates(name).map_err(|source| Error::Builder { what: spec.to_string(), source })
-        }
+        KeySpec::Builder(name) => builder::candidates(name)
+            .map_err(|error| Error::Builder { what: spec.to_string(), source: Box::new(error) }),
         KeySpec::Keys(src) => keys::file::load(src).map(|file| file.candidates()).map_err(wrap),
         KeySpec::Image(reference) => image_candidates(spec, reference, options, progress),
     }
