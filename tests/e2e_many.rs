@@ -120,9 +120,8 @@ fn repositories_that_share_a_base() {
     for (at, order) in [[0, 1, 2], [2, 1, 0], [1, 2, 0]].into_iter().enumerate() {
         let root = world.root(&app, &format!("order-{at}"));
         let report = bake_all(&order.map(|at| caches[at].as_str()), &keys, &root);
-        let blobs = fs::read_dir(root.join("runc-overlayfs/content/blobs/sha256")).unwrap().count() as u64;
-        assert_eq!(report["layers"].as_u64(), Some(blobs));
-        assert!(blobs < apart, "{blobs} layers together, {apart} apart");
+        let together = report["layers"].as_u64().unwrap();
+        assert!(together < apart, "{together} layers together, {apart} apart");
         assert_same(&first, &root);
     }
     let builds = [(&app.request, &one), (&whiteouts.request, &two), (&app.changed, &three)];

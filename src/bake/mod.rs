@@ -195,8 +195,8 @@ fn keys(
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<(Keys, Option<replay::Report>), Error> {
-    let Some(build) = &options.replay else { return Ok((gather::prove(offers, caches), None)) };
-    let keys = gather::prove(offers.clone(), caches);
+    let Some(build) = &options.replay else { return Ok((gather::prove(&offers, caches), None)) };
+    let keys = gather::prove(&offers, caches);
     if Coverage::new(caches, &keys).unkeyed().is_empty() {
         return Ok((keys, None));
     }
@@ -206,7 +206,7 @@ fn keys(
         progress.event(Event::Warning(format!("the replay missed {}: {}", missed.step, missed.cause)));
     }
     offers.push(Offer { source: format!("--build {}", build.build.context.display()), candidates });
-    Ok((gather::prove(offers, caches), Some(report)))
+    Ok((gather::prove(&offers, caches), Some(report)))
 }
 
 fn bake_into(

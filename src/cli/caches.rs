@@ -21,7 +21,7 @@ pub(super) struct Caches {
     /// or type=azblob or type=gha with buildx's attributes (docs/sources.md); @FILE stands for the caches
     /// that FILE lists
     #[arg(required_unless_present = "from_file", value_name = "CACHE")]
-    caches: Vec<Argument>,
+    named: Vec<Argument>,
 
     /// A file that lists caches, one per line, as they are written here; blank lines and lines that begin
     /// with # count for nothing. `-` is standard input
@@ -36,7 +36,7 @@ pub(super) struct Caches {
 /// A cache, or a list of some.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Argument {
-    Cache(CacheSpec),
+    Cache(Box<CacheSpec>),
     List(PathBuf),
 }
 
@@ -46,7 +46,7 @@ impl FromStr for Argument {
     fn from_str(text: &str) -> Result<Self, SpecError> {
         match text.strip_prefix('@') {
             Some(path) if !path.is_empty() => Ok(Self::List(path.into())),
-            _ => text.parse().map(Self::Cache),
+            _ => Ok(Self::Cache(Box::new(text.parse()?))),
         }
     }
 }
@@ -120,10 +120,10 @@ impl Caches {
         let mut caches = Vec::new();
         let mut lists = Vec::new();
         let mut stdin = Some(stdin);
-        for argument in self.caches.into_iter().chain(self.from_file.into_iter().map(Argument::List)) {
+        for argument in self.named.into_iter().chain(self.from_file.into_iter().map(Argument::List)) {
             let path = match argument {
                 Argument::Cache(cache) => {
-                    caches.push(cache);
+                    caches.push(*cache);
                     continue;
                 }
                 Argument::List(path) => path,

@@ -74,7 +74,7 @@ pub fn collect(
 ) -> Result<Keys, Error> {
     let mut offers = offers(specs, options, progress)?;
     offers.extend(found);
-    Ok(prove(offers, caches))
+    Ok(prove(&offers, caches))
 }
 
 /// Reads every key source; what they offer, in their order.
@@ -93,7 +93,7 @@ pub fn offers(specs: &[KeySpec], options: &Options, progress: &dyn Progress) -> 
 /// hashed once, and counts for each.
 ///
 /// Which keys and names there are does not depend on the order of the offers.
-pub fn prove(offers: Vec<Offer>, caches: &[Cache]) -> Keys {
+pub fn prove(offers: &[Offer], caches: &[Cache]) -> Keys {
     // Of two names for one thing the first stays, so the order has to come from what is offered.
     let mut sorted: Vec<&Offer> = offers.iter().collect();
     sorted.sort_by(|a, b| a.source.cmp(&b.source));
@@ -141,7 +141,7 @@ fn read_candidates(spec: &KeySpec, options: &Options, progress: &dyn Progress) -
         }
         KeySpec::CacheDb(src) => keys::harvest::candidates(src).map_err(wrap),
         KeySpec::Builder(name) => builder::candidates(name)
-            .map_err(|source| Error::Builder { what: spec.to_string(), source: Box::new(source) }),
+            .map_err(|error| Error::Builder { what: spec.to_string(), source: Box::new(error) }),
         KeySpec::Keys(src) => keys::file::load(src).map(|file| file.candidates()).map_err(wrap),
         KeySpec::Image(reference) => image_candidates(spec, reference, options, progress),
     }
@@ -216,7 +216,7 @@ mod tests {
     fn each_source_is_worth_what_only_it_has() {
         let caches = [cache(&["a", "b", "c", "d"]), cache(&["b", "e"])];
         let offers = [offer("y", &["a", "b", "root", "other"]), offer("x", &["b", "c"]), offer("z", &[])];
-        let keys = prove(offers.to_vec(), &caches);
+        let keys = prove(&offers, &caches);
         let worth: Vec<_> =
             keys.reports.iter().map(|r| (r.source.as_str(), r.candidates, r.keyed, r.only)).collect();
         assert_eq!(worth, [("y", 4, 2, 1), ("x", 2, 2, 1), ("z", 0, 0, 0)]);
@@ -225,7 +225,7 @@ mod tests {
         let name =
             |keys: &Keys| keys.keyring.get(&op("b").record_digest(0)).unwrap().name().map(str::to_owned);
         let [y, x, z] = offers;
-        for other in [prove(vec![x.clone(), y.clone()], &caches), prove(vec![z, y, x], &caches)] {
+        for other in [prove(&[x.clone(), y.clone()], &caches), prove(&[z, y, x], &caches)] {
             assert_eq!(name(&other), name(&keys));
         }
     }

@@ -14,12 +14,14 @@
 //! should not ship as warm.
 
 mod annotated;
+mod chains;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer};
 
+use self::chains::Chains;
 use super::{CacheManifest, Compression, Descriptor, Error};
 use crate::digest::{DiffId, Digest, RecordDigest};
 
@@ -29,12 +31,6 @@ pub const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 pub const CREATED_AT: &str = "buildkit/createdat";
 /// Annotation of a layer that holds its description; only some exporters write it.
 pub const DESCRIPTION: &str = "buildkit/description";
-
-/// The most layers that overlayfs stacks (`OVL_MAX_STACK`): nothing on more could be mounted.
-const MAX_HEIGHT: usize = 500;
-/// The most layers in the chains of all results together: 128 MiB of indexes. Ten thousand results on
-/// a hundred layers each are a million.
-const MAX_CHAINED: usize = 1 << 24;
 
 /// The JSON document, indexes not yet checked.
 #[derive(Debug, Clone, Deserialize)]
@@ -356,45 +352,6 @@ impl CacheConfig {
     }
 }
 
-/// The config's layers, checked.
-struct Chains<'a> {
-    layers: &'a [RawLayer],
-    /// Per layer an index into the distinct blobs.
-    blobs: Vec<usize>,
-    /// Per layer how many it is with all its parents.
-    heights: Vec<usize>,
-    /// Layers in the chains that were given out.
-    total: usize,
-}
-
-impl Chains<'_> {
-    /// The blobs of a layer and its parents, lowest first.
-    fn of(&mut self, layer: usize) -> Result<Vec<usize>, Error> {
-        self.count(self.heights[layer], i64::try_from(layer).unwrap_or_default())?;
-        let mut chain = vec![0; self.heights[layer]];
-        let mut at = Some(layer);
-        for slot in chain.iter_mut().rev() {
-            if let Some(layer) = at {
-                *slot = self.blobs[layer];
-                at = usize::try_from(self.layers[layer].parent).ok();
-            }
-        }
-        Ok(chain)
-    }
-
-    /// Refuses a chain, of which `index` is the top, that nothing could mount, or one too many of them.
-    fn count(&mut self, height: usize, index: i64) -> Result<(), Error> {
-        if height > MAX_HEIGHT {
-            return Err(Error::TooHigh { index, height, limit: MAX_HEIGHT });
-        }
-        self.total += height;
-        if self.total > MAX_CHAINED {
-            return Err(Error::TooManyLayers { limit: MAX_CHAINED });
-        }
-        Ok(())
-    }
-}
-
 fn check_index(
     index: i64,
     len: usize,
@@ -411,6 +368,7 @@ fn check_index(
 
 #[cfg(test)]
 mod tests {
+    use super::chains::{MAX_CHAINED, MAX_HEIGHT};
     use super::*;
     use crate::oci::media_type::CACHE_CONFIG;
 

@@ -38,7 +38,7 @@ fn keys_of(caches: &[Cache], known: &[&str]) -> Keys {
     for name in known {
         candidates.add(op(name), Some(format!("RUN {name}")));
     }
-    prove(vec![Offer { source: "test".into(), candidates }], caches)
+    prove(&[Offer { source: "test".into(), candidates }], caches)
 }
 
 fn plan_of(caches: &[Cache], known: &[&str]) -> (Plan, Coverage) {
