@@ -66,6 +66,7 @@ impl Pipeline<'_> {
             .replace("123456789012.dkr.ecr.eu-west-1.amazonaws.com", repository.trim_end_matches('/'))
             .replace("/var/lib/buildkit", self.root.to_str().unwrap())
             .replace("/srv/ci/buildkit", self.builder.to_str().unwrap())
+            .replace("/tmp/", &format!("{}-", self.root.display()))
     }
 
     /// Runs a block by the shell.
@@ -115,7 +116,7 @@ fn script_of_job(yaml: &str) -> String {
     script.lines().map(str::trim).collect::<Vec<_>>().join(" ")
 }
 
-/// Puts programs where commands find them: `docker` with its plugin, `buildctl` and `warmkit`.
+/// Puts programs where commands find them: `docker` with its plugin, `buildctl`, `buildkitd` and `warmkit`.
 fn programs(scratch: &Scratch, tools: &Tools, buildx: &Buildx) -> String {
     let put = |name: &str, text: String| {
         let file = scratch.write(Path::new("bin").join(name), text);
@@ -124,6 +125,7 @@ fn programs(scratch: &Scratch, tools: &Tools, buildx: &Buildx) -> String {
     let program = buildx.command().get_program().to_str().unwrap().to_owned();
     put("docker", format!("#!/bin/sh\nset -eu\ntest \"$1\" = buildx\nshift\nexec {program} \"$@\"\n"));
     put("buildctl", format!("#!/bin/sh\nexec {} \"$@\"\n", tools.buildctl.display()));
+    put("buildkitd", format!("#!/bin/sh\nexec {} \"$@\"\n", tools.buildkitd.display()));
     put("warmkit", format!("#!/bin/sh\nexec {} \"$@\"\n", env!("CARGO_BIN_EXE_warmkit")));
     format!("{}:{}", scratch.join("bin").display(), std::env::var("PATH").unwrap())
 }

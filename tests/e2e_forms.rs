@@ -1,6 +1,6 @@
 //! Every form in which an exporter writes a cache, and in which it is kept afterwards: what a real daemon
 //! exported is baked, and the same release then finds on the root what a native import of it finds, with
-//! nothing imported and nothing extracted. tests/e2e_sources.rs has the forms that differ only in their
+//! nothing imported and nothing extracted. `tests/e2e_sources.rs` has the forms that differ only in their
 //! compression or media types.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
@@ -188,7 +188,9 @@ fn inline_caches_of_several_platforms() {
     ];
     for (platforms, message) in refusals {
         let mut arguments = vec![&*image, "--keys-from", &*image];
-        platforms.iter().for_each(|platform| arguments.extend(["--platform", platform]));
+        for platform in platforms {
+            arguments.extend(["--platform", platform]);
+        }
         let root = world.root(&case, "refused");
         let refused = bake(&arguments, &root);
         assert_eq!(refused.status.code(), Some(3), "{}", refused.stderr);

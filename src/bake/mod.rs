@@ -62,8 +62,8 @@ pub struct Options {
     /// Only caches of these platforms, where a cache says which it is for, and the platforms that
     /// operations ran on that name none. Empty: all caches, and this machine's platform.
     pub platforms: Vec<Platform>,
-    /// Seed the images that builds used, by their provenance.
-    pub find_images: bool,
+    /// Which images of builds to seed.
+    pub find_images: FindImages,
     /// Images to seed that nothing needs to name.
     pub with_images: Vec<Reference>,
     /// Bake although some records cannot be keyed.
@@ -72,6 +72,16 @@ pub struct Options {
     pub written_at: Timestamp,
     /// How registries are talked to; its `stop` is replaced by that of the bake.
     pub registry: source::Options,
+}
+
+/// Which images are looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum FindImages {
+    /// Those that builds used, by their provenance; one that cannot be had is a warning.
+    #[default]
+    Auto,
+    /// None.
+    None,
 }
 
 impl Options {
@@ -233,7 +243,7 @@ fn bake_into(
     if !unkeyed.is_empty() && !options.allow_unkeyed {
         return Err(Error::Unkeyed { records: unkeyed, total });
     }
-    let found = options.find_images.then_some(&keys.candidates);
+    let found = (options.find_images == FindImages::Auto).then_some(&keys.candidates);
     let Images { opened, skipped } = gather::open_images(&options.with_images, found, &gathering, progress)?;
     let (of_images, images): (Vec<_>, Vec<_>) =
         opened.into_iter().map(|opened| (opened.source, opened.image)).unzip();

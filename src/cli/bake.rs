@@ -154,7 +154,10 @@ pub(super) fn run(arguments: Arguments) -> u8 {
         no_sidecar: arguments.no_sidecar,
         root: arguments.root,
         platforms: arguments.platforms,
-        find_images: arguments.images == FindImages::Auto,
+        find_images: match arguments.images {
+            FindImages::Auto => bake::FindImages::Auto,
+            FindImages::None => bake::FindImages::None,
+        },
         with_images: arguments.with_images,
         allow_unkeyed: arguments.allow_unkeyed,
         written_at: arguments.source_date_epoch.unwrap_or_else(Timestamp::now),

@@ -19,16 +19,11 @@ pub struct BakedCache {
     /// The digest of its manifest: what the tag meant this time.
     pub digest: Digest,
     /// Of an image with inline cache, the platform; other caches do not tell.
-    #[serde(serialize_with = "as_text")]
     pub platform: Option<Platform>,
     /// Records of its config.
     pub records: usize,
     /// Which `BuildKit` releases write such keys, such as `v0.18 or newer`, where proven keys tell.
     pub written_by: Option<String>,
-}
-
-fn as_text<S: serde::Serializer>(platform: &Option<Platform>, serializer: S) -> Result<S::Ok, S::Error> {
-    platform.as_ref().map(ToString::to_string).serialize(serializer)
 }
 
 /// A cache and where its blobs come from.

@@ -119,7 +119,7 @@ pub enum Error {
         claims: Box<[(String, String); 2]>,
     },
     /// What stands beside a cache could not be read.
-    #[error("sidecar of {cache}: {source}; --no-sidecar does without it")]
+    #[error("sidecar of {cache}: {source}; bake and keys check do without it with --no-sidecar")]
     Sidecar {
         /// The cache, as it was asked for.
         cache: String,
@@ -128,8 +128,8 @@ pub enum Error {
     },
     /// What stands beside a cache is damaged, or not what it says.
     #[error(
-        "sidecar {sidecar} of {cache}: {problem}; push it again with `warmkit keys push --no-sidecar`, \
-         or do without it with --no-sidecar"
+        "sidecar {sidecar} of {cache}: {problem}; push it again with `warmkit keys push --no-sidecar`; \
+         bake and keys check do without it with --no-sidecar"
     )]
     SidecarContent {
         /// The cache, as it was asked for.

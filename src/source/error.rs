@@ -69,6 +69,24 @@ pub struct Denied {
     pub advice: String,
 }
 
+/// A cache that an object store does not have.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "no cache {name:?} in {place} (asked for {key}){}: check name and prefixes, and that the build which \
+     exports the cache has run",
+    parenthesis(detail)
+)]
+pub struct MissingCache {
+    /// The name, or scope, that was asked for.
+    pub name: String,
+    /// Where it was looked for.
+    pub place: String,
+    /// Under which key.
+    pub key: String,
+    /// What the store said; may be empty.
+    pub detail: String,
+}
+
 /// One entry of an OCI layout's index.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
@@ -121,21 +139,8 @@ pub enum Error {
         detail: String,
     },
     /// The object store has no cache of that name.
-    #[error(
-        "no cache {name:?} in {place} (asked for {key}){}: check name and prefixes, and that the build which \
-         exports the cache has run",
-        parenthesis(detail)
-    )]
-    NoSuchCache {
-        /// The name, or scope, that was asked for.
-        name: String,
-        /// Where it was looked for.
-        place: String,
-        /// Under which key.
-        key: String,
-        /// What the store said; may be empty.
-        detail: String,
-    },
+    #[error(transparent)]
+    NoSuchCache(Box<MissingCache>),
     /// No such bucket or container.
     #[error("no {name} at {host}{}: check its name, and the endpoint", parenthesis(detail))]
     NoSuchContainer {
@@ -365,7 +370,7 @@ impl Error {
             Self::NoSuchManifest { .. }
                 | Self::NoSuchTag { .. }
                 | Self::NoSuchLayout { .. }
-                | Self::NoSuchCache { .. }
+                | Self::NoSuchCache(_)
         )
     }
 
@@ -385,7 +390,7 @@ impl Error {
             | Self::Tar { .. } => ErrorClass::Content,
             Self::Write { .. } | Self::Stopped { .. } => ErrorClass::Output,
             Self::NoSuchManifest { .. }
-            | Self::NoSuchCache { .. }
+            | Self::NoSuchCache(_)
             | Self::NoSuchContainer { .. }
             | Self::OtherRegion { .. }
             | Self::NoSuchBlob { .. }

@@ -166,7 +166,9 @@ fn list(path: &Path, file: &File, len: u64) -> Result<HashMap<String, Entry>, Er
     let broken = |error: io::Error, count: usize| match count {
         0 => Error::NotALayout { path: path.to_owned(), reason: "neither a directory nor a tar".to_owned() },
         // A tar is whole blocks of 512 bytes.
-        _ if len % 512 != 0 => fault(format!("it ends in the header of entry {count}: copy it again")),
+        _ if !len.is_multiple_of(512) => {
+            fault(format!("it ends in the header of entry {count}: copy it again"))
+        }
         _ => fault(format!("entry {count}: {error}")),
     };
     for entry in archive.entries_with_seek().map_err(|error| broken(error, 0))? {

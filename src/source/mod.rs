@@ -32,7 +32,7 @@ use crate::progress::{Event, Progress};
 
 pub use azblob::Azblob;
 pub use credentials::Environment;
-pub use error::{Denied, Entry, Error, ErrorClass, Mismatch};
+pub use error::{Denied, Entry, Error, ErrorClass, Mismatch, MissingCache};
 pub use gha::Gha;
 pub use http::{Options, RetryPolicy, Stop};
 pub use oci_layout::OciLayout;

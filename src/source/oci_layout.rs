@@ -95,7 +95,7 @@ impl OciLayout {
     }
 
     /// Opens a blob; gives its size too.
-    fn open_blob(&self, digest: &Digest) -> Result<(Box<dyn Read>, u64), Error> {
+    fn open_blob(&self, digest: &Digest) -> Result<Measured, Error> {
         self.files.open_file(&blob_name(digest))?.ok_or_else(|| Error::NoSuchBlob {
             blob: *digest,
             source_name: self.name(),
@@ -116,6 +116,9 @@ fn blob_name(digest: &Digest) -> String {
     format!("blobs/sha256/{}", digest.hex())
 }
 
+/// A file, and its size.
+type Measured = (Box<dyn Read>, u64);
+
 impl Files {
     fn open(root: &Path) -> Result<Self, Error> {
         match root.metadata() {
@@ -134,7 +137,7 @@ impl Files {
     }
 
     /// Opens a file by its path in the layout; gives its size too.
-    fn open_file(&self, name: &str) -> Result<Option<(Box<dyn Read>, u64)>, Error> {
+    fn open_file(&self, name: &str) -> Result<Option<Measured>, Error> {
         let root = match self {
             Self::Directory(root) => root,
             Self::Tar(tar) => {

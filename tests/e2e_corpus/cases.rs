@@ -32,6 +32,8 @@ pub(crate) struct Case {
     pub(crate) what: &'static str,
     /// Why provenance does not have every key, where it has not.
     pub(crate) lacks: &'static str,
+    /// Why the case is not replayed, where it is not.
+    pub(crate) not_replayed: &'static str,
 }
 
 /// Every case, in the order in which one builder builds them.
@@ -46,20 +48,27 @@ pub(crate) const CASES: [Case; 17] = [
     case("onbuild", "triggers of an image and of a stage"),
     case("remote", "`ADD` of git repositories and of files over http"),
     case("git-context", "a build from a git repository"),
-    case("contexts", "named contexts: an image, a directory, an OCI layout"),
+    Case {
+        not_replayed: "a replay takes no OCI layout as a context.",
+        ..case("contexts", "named contexts: an image, a directory, an OCI layout")
+    },
     Case {
         lacks: "the scan is no step of the Dockerfile, and BuildKit leaves it out of the provenance of its own result.",
+        not_replayed: "BuildKit does not find the scan in an imported cache, so a replay ends there.",
         ..case("attested", "SBOM of the result, a stage and the context")
     },
     case("copies", "links, `--parents`, `--exclude`, `--link`, archives"),
     case("secrets", "secrets, ssh, networks, tmpfs"),
     case("reproducible", "`SOURCE_DATE_EPOCH`, odd quotes, exec form"),
     case("targets", "three targets of one Dockerfile, a cache each"),
-    case("bake", "a bake file: a matrix on a target that is a context"),
+    Case {
+        not_replayed: "contexts that are targets of a bake file are buildx's own, and a replay has none.",
+        ..case("bake", "a bake file: a matrix on a target that is a context")
+    },
 ];
 
 const fn case(name: &'static str, what: &'static str) -> Case {
-    Case { name, what, lacks: "" }
+    Case { name, what, lacks: "", not_replayed: "" }
 }
 
 /// What a case built.
@@ -155,52 +164,10 @@ impl Corpus {
         outcomes
     }
 
-    /// The builds of a case as arguments of `warmkit keys replay`; `None` for a bake file, whose `target:`
-    /// contexts only buildx knows.
-    pub(crate) fn replay_arguments(&self, name: &str) -> Option<Vec<String>> {
-        if name == "bake" {
-            return None;
-        }
+    /// The builds of a case as arguments of `warmkit keys replay`, each with its cache.
+    pub(crate) fn replays(&self, name: &str, built: &Built) -> Vec<Vec<String>> {
         let requests = self.requests(name);
-        let request = requests.first()?;
-        let mut all = Vec::new();
-        let mut add = |flag: &str, value: String| all.extend([flag.to_owned(), value]);
-        let remote = request.opts.iter().find_map(|opt| opt.strip_prefix("context="));
-        add("--build", remote.map_or_else(|| request.context.display().to_string(), str::to_owned));
-        if let Some(platform) = &request.platform {
-            add("--platform", platform.clone());
-        }
-        requests
-            .iter()
-            .filter_map(|request| request.target.clone())
-            .for_each(|target| add("--target", target));
-        request.args.iter().for_each(|(name, value)| add("--build-arg", format!("{name}={value}")));
-        for opt in &request.opts {
-            match opt.strip_prefix("context:").and_then(|context| context.split_once('=')) {
-                Some((name, value)) => {
-                    add("--build-context", format!("{name}={}", self.named(request, value)))
-                }
-                None if remote.is_some() => {}
-                None => add("--opt", opt.clone()),
-            }
-        }
-        // Secrets and agents are left out: no step runs.
-        Some(all)
-    }
-
-    /// A named context as buildx takes it: directories and layouts by their paths.
-    fn named(&self, request: &BuildRequest, value: &str) -> String {
-        let directory = |name: &str, all: &[(String, PathBuf)]| {
-            let found = all.iter().find(|(known, _)| known == name);
-            found.map(|(_, directory)| directory.display().to_string()).unwrap()
-        };
-        if let Some(name) = value.strip_prefix("local:") {
-            return directory(name, &request.locals);
-        }
-        match value.strip_prefix("oci-layout://").and_then(|layout| layout.split_once('@')) {
-            Some((name, digest)) => format!("oci-layout://{}@{digest}", directory(name, &request.layouts)),
-            None => value.to_owned(),
-        }
+        requests.iter().zip(&built.caches).map(|(request, cache)| replay(request, cache)).collect()
     }
 
     fn context(&self, name: &str) -> PathBuf {
@@ -224,7 +191,7 @@ impl Corpus {
     }
 
     /// The builds of a case, as `buildctl` is asked for them.
-    fn requests(&self, name: &str) -> Vec<BuildRequest> {
+    pub(crate) fn requests(&self, name: &str) -> Vec<BuildRequest> {
         let context = self.context(name);
         let request = BuildRequest::new(&context).arg("BASE", &self.base);
         let one = match name {
@@ -312,4 +279,18 @@ impl Corpus {
             images: services.map(|name| reference("", name)).to_vec(),
         }
     }
+}
+
+/// Secrets and agents are left out: no step runs.
+fn replay(request: &BuildRequest, cache: &str) -> Vec<String> {
+    let remote = request.opts.iter().find_map(|opt| opt.strip_prefix("context="));
+    let context = remote.map_or_else(|| request.context.display().to_string(), str::to_owned);
+    let mut all = vec![cache.to_owned(), "--build".to_owned(), context];
+    let mut add = |flag: &str, value: &str| all.extend([flag.to_owned(), value.to_owned()]);
+    for (flag, value) in [("--platform", &request.platform), ("--target", &request.target)] {
+        value.iter().for_each(|value| add(flag, value));
+    }
+    request.args.iter().for_each(|(name, value)| add("--build-arg", &format!("{name}={value}")));
+    request.opts.iter().filter(|opt| !opt.starts_with("context=")).for_each(|opt| add("--opt", opt));
+    all
 }

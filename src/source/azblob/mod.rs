@@ -23,7 +23,7 @@ pub use self::credentials::AzureError;
 use super::http::{
     Download, Failure, Options, Reply, RetryPolicy, Stop, Transport, document, element, percent_encode,
 };
-use super::{Denied, Error, Manifest, Source};
+use super::{Denied, Error, Manifest, MissingCache, Source};
 use crate::digest::Digest;
 use crate::oci::Descriptor;
 use crate::progress::{Event, Progress};
@@ -154,17 +154,16 @@ impl Source for Azblob {
         let mut all_missing = Vec::new();
         for name in &self.names {
             let (what, key) = (format!("cache {name:?}"), join(&[&self.manifests, name]));
-            let missing = |detail| Error::NoSuchCache {
-                name: name.clone(),
-                place: self.place(),
-                key: key.clone(),
-                detail,
+            let missing = |detail| {
+                let missing =
+                    MissingCache { name: name.clone(), place: self.place(), key: key.clone(), detail };
+                Error::NoSuchCache(Box::new(missing))
             };
             let whole = format!("{what} of {}", self.place());
             let ask = || self.get(&what, &key, &[], &missing);
             match document(&whole, &self.name, self.retry, &self.stop, progress, &ask) {
                 Ok(bytes) => found.push(Manifest::of_config(bytes, None, &self.name)?),
-                Err(error @ Error::NoSuchCache { .. }) => all_missing.push(error),
+                Err(error @ Error::NoSuchCache(_)) => all_missing.push(error),
                 Err(error) => return Err(error),
             }
         }

@@ -30,7 +30,7 @@ use self::token::Scope;
 use super::http::{
     Download, Failure, Method, Options, Reply, RetryPolicy, Stop, Transport, document, percent_encode,
 };
-use super::{Denied, Error, Manifest, Source, SpecError};
+use super::{Denied, Error, Manifest, MissingCache, Source, SpecError};
 use crate::digest::Digest;
 use crate::oci::Descriptor;
 use crate::progress::Progress;
@@ -214,18 +214,21 @@ impl Source for Gha {
         let mut first_missing = None;
         for scope in &self.refs {
             let (what, key) = (format!("scope {:?} of {}", self.scope, scope.name), self.index_key(scope));
-            let missing = |detail| Error::NoSuchCache {
-                name: self.scope.clone(),
-                place: format!("{PLACE} for {}", scope.name),
-                key: key.clone(),
-                detail,
+            let missing = |detail| {
+                let missing = MissingCache {
+                    name: self.scope.clone(),
+                    place: format!("{PLACE} for {}", scope.name),
+                    key: key.clone(),
+                    detail,
+                };
+                Error::NoSuchCache(Box::new(missing))
             };
             let whole = format!("{what} of {PLACE}");
             let ask = || self.get(&what, &key, &[], &missing);
             match document(&whole, &self.name, self.retry, &self.stop, progress, &ask) {
                 Ok(bytes) => found.push(Manifest::of_config(bytes, None, &self.name)?),
                 // A branch of which nothing has been built yet takes what the others have.
-                Err(error @ Error::NoSuchCache { .. }) => {
+                Err(error @ Error::NoSuchCache(_)) => {
                     first_missing.get_or_insert(error);
                 }
                 Err(error) => return Err(error),

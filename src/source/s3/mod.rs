@@ -26,7 +26,7 @@ use self::credentials::Provider;
 use self::endpoint::{Endpoint, host_header};
 pub use self::sigv4::Keys;
 use super::http::{Download, Failure, Options, Reply, RetryPolicy, Stop, Transport, document, element};
-use super::{Denied, Error, Manifest, Source, SpecError};
+use super::{Denied, Error, Manifest, MissingCache, Source, SpecError};
 use crate::digest::Digest;
 use crate::oci::Descriptor;
 use crate::progress::Progress;
@@ -207,11 +207,14 @@ impl Source for S3 {
     fn manifest(&self, digest: Option<&Digest>, progress: &dyn Progress) -> Result<Manifest, Error> {
         let what = format!("cache {:?}", self.cache);
         let whole = format!("{what} of {}", self.place());
-        let missing = |detail| Error::NoSuchCache {
-            name: self.cache.clone(),
-            place: self.place(),
-            key: self.manifest_key.clone(),
-            detail,
+        let missing = |detail| {
+            let missing = MissingCache {
+                name: self.cache.clone(),
+                place: self.place(),
+                key: self.manifest_key.clone(),
+                detail,
+            };
+            Error::NoSuchCache(Box::new(missing))
         };
         let bytes = document(&whole, &self.name, self.retry, &self.stop, progress, &|| {
             self.get(&what, &self.manifest_key, &[], &missing)
