@@ -300,10 +300,10 @@ mod tests {
                 exec_forms(exec, step.platform.as_ref(), &["linux/amd64".parse().unwrap()], &mut forms);
             }
             Operation::File(actions) => {
-                forms.add(Writers::ANY, |encoder| file(encoder, actions, step.inputs))
+                forms.add(Writers::ANY, |encoder| file(encoder, actions, step.inputs));
             }
             Operation::Merge(op) => {
-                forms.add(Writers::ANY, |encoder| wrap(encoder, "buildkit.merge.v0", "Merge", op))
+                forms.add(Writers::ANY, |encoder| wrap(encoder, "buildkit.merge.v0", "Merge", op));
             }
             other => panic!("{other:?}"),
         }

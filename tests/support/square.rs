@@ -169,15 +169,14 @@ impl Exporter {
             // already.
             let databases = DATABASES.into_iter().filter(|name| !name.ends_with("metadata_v2.db"));
             let databases: Vec<Vec<u8>> = databases.map(|name| fs::read(root.join(name)).unwrap()).collect();
-            let found = match built.iter().find(|(same, _)| *same == databases) {
-                Some((_, found)) => found.clone(),
-                None => {
-                    let (steps, found) = self.build(&tools, &root, &self.case.request);
-                    assert_eq!(steps, cell.steps, "the steps, baked and imported");
-                    cell.verify.push_str(&judged(&root));
-                    built.push((databases, found.clone()));
-                    found
-                }
+            let found = if let Some((_, found)) = built.iter().find(|(same, _)| *same == databases) {
+                found.clone()
+            } else {
+                let (steps, found) = self.build(&tools, &root, &self.case.request);
+                assert_eq!(steps, cell.steps, "the steps, baked and imported");
+                cell.verify.push_str(&judged(&root));
+                built.push((databases, found.clone()));
+                found
             };
             cell.baked.insert(*keys, found);
             fs::remove_dir_all(&root).unwrap();
