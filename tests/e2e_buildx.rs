@@ -38,8 +38,8 @@ fn blocks(document: &str) -> Vec<(String, Block)> {
         };
         let fence = lines.next().unwrap_or_default();
         let language = fence.strip_prefix("```").unwrap_or_else(|| panic!("no block after {line}"));
-        let text: String =
-            lines.by_ref().take_while(|line| *line != "```").map(|line| format!("{line}\n")).collect();
+        let lines: Vec<&str> = lines.by_ref().take_while(|line| *line != "```").collect();
+        let text = lines.join("\n") + "\n";
         found.push((marker.to_owned(), Block { language: language.to_owned(), text }));
     }
     found
@@ -112,7 +112,8 @@ fn action(yaml: &str) -> String {
 
 /// The folded scalar that is the script of a GitLab job.
 fn script_of_job(yaml: &str) -> String {
-    let script = yaml.split("\n  script:\n    - >\n").nth(1).expect("a script of one folded scalar");
+    let script =
+        yaml.split("\n  script:\n    - >\n").nth(1).unwrap_or_else(|| panic!("no folded script: {yaml}"));
     script.lines().map(str::trim).collect::<Vec<_>>().join(" ")
 }
 

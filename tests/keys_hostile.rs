@@ -1,7 +1,7 @@
 //! The promise: a key source that is damaged, hostile or something else costs candidates or ends in a clear
 //! error; it never crashes the program, never takes its memory, and never gives a wrong key.
 //!
-//! tests/keys_properties.rs has odd values of every kind; here are whole documents and databases.
+//! `tests/keys_properties.rs` has odd values of every kind; here are whole documents and databases.
 
 #![allow(clippy::unwrap_used)] // a test that cannot make its input has failed
 
@@ -146,7 +146,7 @@ fn depth_is_bounded() {
             match provenance::candidates(text.as_bytes(), &amd64()) {
                 Ok(_) => assert!(fits, "{kind} {depth}"),
                 Err(error) => {
-                    assert!(!fits && matches!(error, Error::Json { .. }), "{kind} {depth}: {error}")
+                    assert!(!fits && matches!(error, Error::Json { .. }), "{kind} {depth}: {error}");
                 }
             }
         }

@@ -288,7 +288,9 @@ fn replay(request: &BuildRequest, cache: &str) -> Vec<String> {
     let mut all = vec![cache.to_owned(), "--build".to_owned(), context];
     let mut add = |flag: &str, value: &str| all.extend([flag.to_owned(), value.to_owned()]);
     for (flag, value) in [("--platform", &request.platform), ("--target", &request.target)] {
-        value.iter().for_each(|value| add(flag, value));
+        if let Some(value) = value {
+            add(flag, value);
+        }
     }
     request.args.iter().for_each(|(name, value)| add("--build-arg", &format!("{name}={value}")));
     request.opts.iter().filter(|opt| !opt.starts_with("context=")).for_each(|opt| add("--opt", opt));
