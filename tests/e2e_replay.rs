@@ -103,9 +103,9 @@ fn keys_every_record(release: &str, name: &'static str) {
 /// A changed file ends the replay at the step that takes it.
 fn misses(world: &World, case: &Case, origin: &Origin) {
     let (outcome, _) = replay(world, &origin.cache, &case.changed, &[], 9);
-    let (step, cause) = missed(&outcome);
+    let (step, why) = missed(&outcome);
     assert!(origin.changed.contains(&step), "{step}: {outcome}");
-    assert_eq!(cause, "files", "{outcome}");
+    assert_eq!(why, "files", "{outcome}");
 }
 
 /// The only step that was missed, and why.
@@ -126,28 +126,28 @@ fn tells_what_differs(release: &str) {
     };
 
     // Another argument: the first step that has it in its environment.
-    let (step, cause) = miss(&case.request, &["--build-arg", "VERSION=2"]);
-    assert!(step.contains("RUN mkdir out") && cause == "instruction", "{step}: {cause}");
+    let (step, why) = miss(&case.request, &["--build-arg", "VERSION=2"]);
+    assert!(step.contains("RUN mkdir out") && why == "instruction", "{step}: {why}");
 
     // An instruction right on the base image, which is not to blame for it.
     let context = copy(&case.request.context, &world.scratch.join("other"));
     edit(&context.join("Dockerfile"), "WORKDIR /app", "RUN echo other > /other");
-    let (step, cause) = miss(&case.request.context(&context), &["--target", "deps"]);
-    assert_eq!((step.as_str(), cause.as_str()), ("[deps 1/3] RUN echo other > /other", "instruction"));
+    let (step, why) = miss(&case.request.context(&context), &["--target", "deps"]);
+    assert_eq!((step.as_str(), why.as_str()), ("[deps 1/3] RUN echo other > /other", "instruction"));
 
     // A file that the base image's first step takes.
     let context = copy(&case.request.context, &world.scratch.join("docs"));
     fs::write(context.join("docs").join("new.md"), "new\n").unwrap();
-    let (step, cause) = miss(&case.request.context(&context), &["--target", "docs"]);
-    assert_eq!((step.as_str(), cause.as_str()), ("[docs 1/2] COPY docs /docs", "files"));
+    let (step, why) = miss(&case.request.context(&context), &["--target", "docs"]);
+    assert_eq!((step.as_str(), why.as_str()), ("[docs 1/2] COPY docs /docs", "files"));
 
     // The tag of the base image means another image today.
     let (manifest, media_type) = world.registry.manifest("base", "latest");
     let moved = without_last_layer(&world, &manifest);
     world.registry.put_manifest("base", "latest", &media_type, &moved);
     let (outcome, _) = replay(&world, &origin.cache, &case.request, &["--target", "deps"], 9);
-    let (step, cause) = missed(&outcome);
-    assert_eq!((step.as_str(), cause.as_str()), ("[deps 1/3] WORKDIR /app", "base-moved"));
+    let (step, why) = missed(&outcome);
+    assert_eq!((step.as_str(), why.as_str()), ("[deps 1/3] WORKDIR /app", "base-moved"));
     let digest = Digest::of(&moved).to_string();
     let missed = &outcome["builds"][0]["missed"][0];
     assert_eq!(missed["digest"], digest.as_str(), "{outcome}");

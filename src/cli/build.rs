@@ -73,8 +73,7 @@ impl BuildArguments {
             values.iter().flat_map(move |value| [name.into(), value.into()]).collect::<Vec<OsString>>()
         };
         let platforms: Vec<String> = platforms.iter().map(Platform::to_string).collect();
-        let mut options = Options::default();
-        options.build = Build {
+        let build = Build {
             context,
             dockerfile: self.file.clone(),
             build_args: self.build_arg.clone(),
@@ -84,15 +83,18 @@ impl BuildArguments {
             buildctl_args: [flags("--secret", &self.secret), flags("--ssh", &self.ssh)].concat(),
             ..Build::default()
         };
-        options.targets.clone_from(&self.target);
-        options.search = Search {
+        let search = Search {
             buildkitd: self.buildkitd.clone(),
             image: Some(self.buildkit_image.clone()),
             ..Search::default()
         };
-        options.buildkitd_config.clone_from(&self.buildkitd_config);
-        options.scratch.clone_from(&self.scratch);
-        options.registry = registry.clone();
-        Some(options)
+        Some(Options {
+            build,
+            targets: self.target.clone(),
+            search,
+            buildkitd_config: self.buildkitd_config.clone(),
+            scratch: self.scratch.clone(),
+            registry: registry.clone(),
+        })
     }
 }

@@ -240,7 +240,7 @@ fn configuration(options: &Options, gate: &Gate, run: &Path) -> Result<PathBuf, 
         Some(given) => fs::read_to_string(given).map_err(io_error("read", given))?,
         None => String::new(),
     };
-    text.push_str(&format!("\n[registry.{:?}]\n  http = true\n", gate.host()));
+    text = format!("{text}\n[registry.{:?}]\n  http = true\n", gate.host());
     let path = run.join("replay.toml");
     fs::write(&path, text).map_err(io_error("write", &path))?;
     Ok(path)
