@@ -10,6 +10,7 @@
 
 mod blob;
 mod retry;
+mod text;
 mod transport;
 
 use std::path::PathBuf;
@@ -21,9 +22,8 @@ use super::registry::Pool;
 pub(super) use blob::{Download, document};
 pub(super) use retry::{Attempts, Failure};
 pub use retry::{RetryPolicy, Stop};
-pub(super) use transport::{
-    Method, Reply, Transport, element, host_of, is_loopback, origin, parse_uri, percent_encode,
-};
+pub(super) use text::{element, percent_encode};
+pub(super) use transport::{Method, Reply, Transport, host_of, is_loopback, origin, parse_uri};
 
 /// How to reach sources over a network.
 #[derive(Debug, Clone)]
