@@ -43,12 +43,12 @@ impl Setup {
     }
 
     #[track_caller]
-    fn bake(&self, cache: &str, images: &[&str], root: &Path) -> Ended {
+    fn bake(cache: &str, images: &[&str], root: &Path) -> Ended {
         let mut command = warmkit();
         command.args(["bake", cache, "--root"]).arg(root);
-        images.iter().for_each(|image| {
+        for image in images {
             command.args(["--keys-from", image]);
-        });
+        }
         command::run(&mut command, Duration::from_secs(120))
     }
 
@@ -72,12 +72,12 @@ fn a_container_warms_and_says_what_is_wrong() {
     let origin = setup.export("origin", &case.request, "");
     let root = setup.world.root(case, "baked");
     let key = format!(",secret_access_key={KEY}");
-    setup.bake(&format!("{}{key}", origin.cache), &[&origin.image], &root).expect_success("bake");
+    Setup::bake(&format!("{}{key}", origin.cache), &[&origin.image], &root).expect_success("bake");
     setup.warms(&case.request, &origin, &root);
 
     let refused = |cache: &str, code: i32, words: &[&str]| {
         let root = setup.world.root(case, "refused");
-        let ended = setup.bake(cache, &[&origin.image], &root);
+        let ended = Setup::bake(cache, &[&origin.image], &root);
         assert_eq!(ended.status.code(), Some(code), "{cache}\n{}", ended.stderr);
         for word in words {
             assert!(ended.stderr.contains(word), "no {word:?} in: {}", ended.stderr);
@@ -104,7 +104,7 @@ fn names_and_prefixes() {
     let two = setup.export("two", &case.changed, &format!("{place},name=branch"));
     let cache = setup.azurite.cache(&format!("{place},name=branch;gone;main/2,secret_access_key={KEY}"));
     let root = setup.world.root(case, "baked");
-    let ended = setup.bake(&cache, &[&one.image, &two.image], &root).expect_success("bake");
+    let ended = Setup::bake(&cache, &[&one.image, &two.image], &root).expect_success("bake");
     assert!(ended.stderr.contains("no cache \"gone\""), "{}", ended.stderr);
     setup.warms(&case.request, &one, &root);
     setup.warms(&case.changed, &two, &root);

@@ -62,7 +62,7 @@ impl Setup {
 
     /// Bakes as a step of a workflow does: with these variables.
     #[track_caller]
-    fn bake(&self, cache: &str, images: &[&str], root: &Path, variables: &[(&str, &str)]) -> Ended {
+    fn bake(cache: &str, images: &[&str], root: &Path, variables: &[(&str, &str)]) -> Ended {
         let mut command = warmkit();
         for name in
             ["ACTIONS_CACHE_SERVICE_V2", "ACTIONS_RESULTS_URL", "ACTIONS_CACHE_URL", "ACTIONS_RUNTIME_TOKEN"]
@@ -70,9 +70,9 @@ impl Setup {
             command.env_remove(name);
         }
         command.envs(variables.iter().copied()).args(["bake", cache, "--root"]).arg(root);
-        images.iter().for_each(|image| {
+        for image in images {
             command.args(["--keys-from", image]);
-        });
+        }
         command::run(&mut command, Duration::from_secs(120))
     }
 
@@ -109,13 +109,13 @@ fn every_ref_that_the_token_names() {
 
     // Of the branch nothing has been built yet.
     let root = world.root(case, "before");
-    setup.bake("type=gha", &[&main.image], &root, &setup.runner(&token)).expect_success("bake");
+    Setup::bake("type=gha", &[&main.image], &root, &setup.runner(&token)).expect_success("bake");
     setup.warms(&case.request, &main, &root);
 
     let branch = setup.export("branch", &case.changed, &setup.v2(&token));
     let root = world.root(case, "both");
     let images = [main.image.as_str(), &branch.image];
-    setup.bake("type=gha", &images, &root, &setup.runner(&token)).expect_success("bake");
+    Setup::bake("type=gha", &images, &root, &setup.runner(&token)).expect_success("bake");
     setup.warms(&case.changed, &branch, &root);
     setup.warms(&case.request, &main, &root);
 }
@@ -130,7 +130,7 @@ fn version_1() {
     setup.native_import(&attributes);
     let root = setup.world.root(&setup.case, "baked");
     let cache = format!("type=gha,{attributes}");
-    setup.bake(&cache, &[&origin.image], &root, &[]).expect_success("bake");
+    Setup::bake(&cache, &[&origin.image], &root, &[]).expect_success("bake");
     setup.warms(&setup.case.request, &origin, &root);
 }
 
@@ -141,7 +141,7 @@ fn says_what_is_wrong() {
     let origin = setup.export("main", &setup.case.request, &setup.v2(&token));
     let refused = |cache: &str, variables: &[(&str, &str)], code: i32, words: &[&str]| {
         let root = setup.world.root(&setup.case, "refused");
-        let ended = setup.bake(cache, &[&origin.image], &root, variables);
+        let ended = Setup::bake(cache, &[&origin.image], &root, variables);
         assert_eq!(ended.status.code(), Some(code), "{cache}\n{}", ended.stderr);
         for word in words {
             assert!(ended.stderr.contains(word), "no {word:?} in: {}", ended.stderr);

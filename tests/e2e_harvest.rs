@@ -54,7 +54,7 @@ impl Docker {
             std::os::unix::fs::symlink(root, state.join("buildkit")).unwrap();
         }
         let instance = json!({"Name": name, "Driver": driver, "Nodes": nodes, "Dynamic": false});
-        self.scratch.write(&format!("buildx/instances/{name}"), instance.to_string());
+        self.scratch.write(format!("buildx/instances/{name}"), instance.to_string());
     }
 
     fn warmkit(&self) -> Command {

@@ -55,7 +55,7 @@ impl Setting {
     }
 
     fn context(&self, name: &str, dockerfile: &str) -> BuildRequest {
-        let file = self.scratch.write(&format!("{name}/Dockerfile"), dockerfile);
+        let file = self.scratch.write(format!("{name}/Dockerfile"), dockerfile);
         BuildRequest::new(file.parent().unwrap())
     }
 

@@ -44,15 +44,15 @@ impl Setup {
 
     /// Bakes with these variables, and no others of AWS.
     #[track_caller]
-    fn bake(&self, cache: &str, image: &str, root: &Path, variables: &[(&str, &str)]) -> Ended {
+    fn bake(cache: &str, image: &str, root: &Path, variables: &[(&str, &str)]) -> Ended {
         let mut command = warmkit();
         let own: Vec<_> = std::env::vars_os()
             .filter(|(name, _)| name.to_string_lossy().starts_with("AWS_"))
             .map(|(name, _)| name)
             .collect();
-        own.iter().for_each(|name| {
+        for name in own {
             command.env_remove(name);
-        });
+        }
         command.env("HOME", "/nonexistent").env("AWS_EC2_METADATA_DISABLED", "true");
         command.envs(variables.iter().copied());
         command.args(["bake", cache, "--keys-from", image, "--root"]).arg(root);
@@ -81,12 +81,12 @@ fn a_bucket_warms_and_says_what_is_wrong() {
     let Some(setup) = Setup::start(tools::NEWEST) else { return };
     let origin = setup.export("");
     let root = setup.world.root(&setup.case, "baked");
-    setup.bake(&origin.cache, &origin.image, &root, &setup.keys()).expect_success("bake");
+    Setup::bake(&origin.cache, &origin.image, &root, &setup.keys()).expect_success("bake");
     setup.warms(&origin, &root);
 
     let refused = |cache: &str, variables: &[(&str, &str)], code: i32, words: &[&str]| {
         let root = setup.world.root(&setup.case, "refused");
-        let ended = setup.bake(cache, &origin.image, &root, variables);
+        let ended = Setup::bake(cache, &origin.image, &root, variables);
         assert_eq!(ended.status.code(), Some(code), "{cache}\n{}", ended.stderr);
         for word in words {
             assert!(ended.stderr.contains(word), "no {word:?} in: {}", ended.stderr);
@@ -130,7 +130,7 @@ fn names_prefixes_and_credentials() {
 
     let warms = |name: &str, cache: &str, variables: &[(&str, &str)]| {
         let root = world.root(&setup.case, name);
-        setup.bake(cache, &origin.image, &root, variables).expect_success(name);
+        Setup::bake(cache, &origin.image, &root, variables).expect_success(name);
         setup.warms(&origin, &root);
     };
     // Of several names the first counts, as it does for the daemon's own import.
@@ -176,6 +176,6 @@ fn a_bucket_that_an_old_release_wrote() {
     let Some(setup) = Setup::start("v0.17.3") else { return };
     let origin = setup.export("");
     let root = setup.world.root(&setup.case, "baked");
-    setup.bake(&origin.cache, &origin.image, &root, &setup.keys()).expect_success("bake");
+    Setup::bake(&origin.cache, &origin.image, &root, &setup.keys()).expect_success("bake");
     setup.warms(&origin, &root);
 }

@@ -102,8 +102,7 @@ impl Arguments {
         let flags = |name: &'static str, values: &[String]| {
             values.iter().flat_map(move |value| [name.into(), value.into()]).collect::<Vec<OsString>>()
         };
-        let mut options = LiveOptions::default();
-        options.build = Build {
+        let build = Build {
             context,
             dockerfile: self.file.clone(),
             target: self.target.clone(),
@@ -114,13 +113,12 @@ impl Arguments {
             contexts: Vec::new(),
             buildctl_args: [flags("--secret", &self.secret), flags("--ssh", &self.ssh)].concat(),
         };
-        options.search = Search {
+        let search = Search {
             buildkitd: self.buildkitd.clone(),
             image: Some(self.buildkit_image.clone()),
             ..Search::default()
         };
-        options.buildkitd_config.clone_from(&self.buildkitd_config);
-        options
+        LiveOptions { build, search, buildkitd_config: self.buildkitd_config.clone(), scratch: None }
     }
 }
 

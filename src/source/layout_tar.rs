@@ -261,7 +261,9 @@ mod tests {
     /// Files with these contents, in this order.
     fn files(entries: &[(&str, &str)]) -> Vec<u8> {
         let mut tar = Builder::new(Vec::new());
-        entries.iter().for_each(|(name, content)| entry(&mut tar, EntryType::Regular, name, content));
+        for (name, content) in entries {
+            entry(&mut tar, EntryType::Regular, name, content);
+        }
         tar.into_inner().unwrap()
     }
 

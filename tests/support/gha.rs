@@ -12,6 +12,7 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -138,7 +139,9 @@ impl Actions {
         while let Some(request) = read_request(&mut reader, stream) {
             let Answer { status, headers, body } = self.answer(&request);
             let mut head = format!("HTTP/1.1 {status} -\r\ncontent-length: {}\r\n", body.len());
-            headers.iter().for_each(|(name, value)| head.push_str(&format!("{name}: {value}\r\n")));
+            for (name, value) in &headers {
+                write!(head, "{name}: {value}\r\n").unwrap();
+            }
             head.push_str("\r\n");
             if writer.write_all(head.as_bytes()).and_then(|()| writer.write_all(&body)).is_err() {
                 return;
@@ -203,13 +206,14 @@ impl Actions {
                     None => Answer::new(204, ""),
                 }
             }
-            ("POST", None) if path == "caches" => match state.reserve(text("key"), text("version")) {
-                Some(entry) => Answer::json(201, &json!({ "cacheID": entry + 1 })),
-                None => {
+            ("POST", None) if path == "caches" => {
+                if let Some(entry) = state.reserve(text("key"), text("version")) {
+                    Answer::json(201, &json!({ "cacheID": entry + 1 }))
+                } else {
                     let key = "ArtifactCacheItemAlreadyExistsException";
                     Answer::json(409, &json!({ "message": "already exists", "typeKey": key }))
                 }
-            },
+            }
             ("PATCH", Some(id)) => {
                 let range = request.headers["content-range"].strip_prefix("bytes ").unwrap();
                 let start = range.split('-').next().unwrap().parse::<usize>().unwrap();

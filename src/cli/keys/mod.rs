@@ -16,7 +16,7 @@ pub(super) enum Command {
     Harvest(harvest::Arguments),
     Pull(pull::Arguments),
     Push(push::Arguments),
-    Replay(replay::Arguments),
+    Replay(Box<replay::Arguments>),
 }
 
 /// Runs a command and returns the exit code.
@@ -26,6 +26,6 @@ pub(super) fn run(command: Command) -> u8 {
         Command::Harvest(arguments) => harvest::run(&arguments),
         Command::Pull(arguments) => pull::run(&arguments),
         Command::Push(arguments) => push::run(&arguments),
-        Command::Replay(arguments) => replay::run(arguments),
+        Command::Replay(arguments) => replay::run(*arguments),
     }
 }
