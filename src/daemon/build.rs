@@ -26,7 +26,8 @@ pub struct Build {
     pub platform: Option<String>,
     /// Caches to import, as `buildctl --import-cache` takes them.
     pub import_caches: Vec<String>,
-    /// Named contexts as `NAME=VALUE`; a value without a scheme is a local directory, as for buildx.
+    /// Named contexts as `NAME=VALUE`; a value without a scheme is a local directory, as for buildx, and
+    /// `oci-layout://DIR@DIGEST` an OCI layout.
     pub contexts: Vec<String>,
     /// Further arguments of `buildctl build`: `--secret …`, `--ssh …`, `--allow …`.
     pub buildctl_args: Vec<OsString>,
@@ -144,8 +145,15 @@ impl Build {
         opts.extend(self.platform.iter().map(|platform| format!("platform={platform}")));
         opts.extend(self.build_args.iter().map(|arg| format!("build-arg:{arg}")));
         opts.extend(self.opts.iter().cloned());
-        for (name, value) in self.contexts.iter().filter_map(|context| context.split_once('=')) {
-            if is_remote(value) || value.starts_with("target:") {
+        let contexts = self.contexts.iter().filter_map(|context| context.split_once('='));
+        for (at, (name, value)) in contexts.enumerate() {
+            if let Some((path, digest)) = layout(value) {
+                // The daemon asks its client for what it needs of it, by this name.
+                let mut store = OsString::from(format!("layout{at}="));
+                store.push(path);
+                command.arg("--oci-layout").arg(store);
+                opts.push(format!("context:{name}=oci-layout://layout{at}@{digest}"));
+            } else if is_remote(value) || value.starts_with("target:") {
                 opts.push(format!("context:{name}={value}"));
             } else {
                 command.arg("--local").arg(local(&format!("context:{name}"), Path::new(value)));
@@ -160,6 +168,11 @@ impl Build {
         }
         command.args(&self.buildctl_args);
     }
+}
+
+/// Directory and digest of a context that is an OCI layout.
+fn layout(context: &str) -> Option<(&str, &str)> {
+    context.strip_prefix("oci-layout://")?.rsplit_once('@')
 }
 
 /// Whether a context is one that the daemon gets by itself.

@@ -34,7 +34,7 @@ use crate::daemon::{self, Build, Daemon, Graph, Search, Start, StepStatus, Watch
 use crate::digest::{Digest, RecordDigest};
 use crate::keys::{self, Candidates, harvest};
 use crate::oci::{Cache, Platform, Reference};
-use crate::source;
+use crate::source::{self, OciLayout};
 
 use gate::Gate;
 use runtime::Runtime;
@@ -147,6 +147,14 @@ pub enum Error {
         /// What a daemon reads.
         limit: usize,
     },
+    /// A named context that is an OCI layout, and the image cannot be found in it.
+    #[error("--build-context {name}: {source}")]
+    Layout {
+        /// The context's name.
+        name: String,
+        /// What is wrong.
+        source: Box<source::Error>,
+    },
     /// The daemon left no database that can be read.
     #[error("the replay left no keys: {0}")]
     Harvest(#[source] keys::Error),
@@ -195,6 +203,7 @@ pub fn replay(caches: &[&Cache], options: &Options) -> Result<Replay, Error> {
     };
     let daemon = Daemon::start(&tools, &start, || Ok::<(), Error>(()))?;
     let mut builds = Vec::new();
+    let contexts = pinned(&options.build.contexts)?;
     let targets: Vec<Option<String>> = match options.targets.as_slice() {
         [] => vec![options.build.target.clone()],
         targets => targets.iter().cloned().map(Some).collect(),
@@ -202,6 +211,7 @@ pub fn replay(caches: &[&Cache], options: &Options) -> Result<Replay, Error> {
     for target in targets {
         let mut build = options.build.clone();
         build.target.clone_from(&target);
+        build.contexts.clone_from(&contexts);
         build.import_caches = gate.imports();
         build.opts.push(runtime.option.clone());
         build.buildctl_args.extend(["--source-policy-file".into(), (&policy).into()]);
@@ -224,6 +234,30 @@ pub fn replay(caches: &[&Cache], options: &Options) -> Result<Replay, Error> {
     let seconds = started.elapsed().as_secs_f64();
     let report = Report { buildkitd: tools.version, builds, images, runs_refused, layers_refused, seconds };
     Ok(Replay { candidates, report })
+}
+
+/// The named contexts, those that are OCI layouts with their digest: as for buildx, that of `DIR:TAG`, or of the
+/// tag `latest`, where none is written. A layout with one image needs no tag either.
+fn pinned(contexts: &[String]) -> Result<Vec<String>, Error> {
+    let pin = |context: &String| {
+        let Some((name, layout)) = context.split_once("=oci-layout://") else { return Ok(context.clone()) };
+        if layout.contains('@') {
+            return Ok(context.clone());
+        }
+        let (path, tag) = match layout.rsplit_once(':') {
+            Some((path, tag)) if !tag.contains('/') => (path, Some(tag)),
+            _ => (layout, None),
+        };
+        let open = |tag| OciLayout::open(Path::new(path), tag, None);
+        let opened = match tag {
+            Some(tag) => open(Some(tag)),
+            None => open(Some("latest")).or_else(|_| open(None)),
+        };
+        let failed = |source| Error::Layout { name: name.to_owned(), source: Box::new(source) };
+        let digest = opened.map_err(failed)?.digest();
+        Ok(format!("{name}=oci-layout://{path}@{digest}"))
+    };
+    contexts.iter().map(pin).collect()
 }
 
 /// What a step may ask for that a daemon does not allow by itself.

@@ -89,6 +89,11 @@ impl OciLayout {
         Ok(Self { root: root.to_owned(), files, tag: tag.map(str::to_owned), manifest, listed })
     }
 
+    /// The digest of the manifest that was found.
+    pub fn digest(&self) -> Digest {
+        self.manifest
+    }
+
     /// Where a blob is, for messages.
     fn blob_path(&self, digest: &Digest) -> PathBuf {
         self.root.join(blob_name(digest))

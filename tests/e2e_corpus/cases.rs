@@ -48,10 +48,7 @@ pub(crate) const CASES: [Case; 17] = [
     case("onbuild", "triggers of an image and of a stage"),
     case("remote", "`ADD` of git repositories and of files over http"),
     case("git-context", "a build from a git repository"),
-    Case {
-        not_replayed: "a replay takes no OCI layout as a context.",
-        ..case("contexts", "named contexts: an image, a directory, an OCI layout")
-    },
+    case("contexts", "named contexts: an image, a directory, an OCI layout"),
     Case {
         lacks: "the scan is no step of the Dockerfile, and BuildKit leaves it out of the provenance of its own result.",
         not_replayed: "BuildKit does not find the scan in an imported cache, so a replay ends there.",
@@ -292,7 +289,32 @@ fn replay(request: &BuildRequest, cache: &str) -> Vec<String> {
             add(flag, value);
         }
     }
-    request.args.iter().for_each(|(name, value)| add("--build-arg", &format!("{name}={value}")));
-    request.opts.iter().filter(|opt| !opt.starts_with("context=")).for_each(|opt| add("--opt", opt));
+    for (name, value) in &request.args {
+        add("--build-arg", &format!("{name}={value}"));
+    }
+    for opt in request.opts.iter().filter(|opt| !opt.starts_with("context=")) {
+        match opt.strip_prefix("context:") {
+            Some(context) => add("--build-context", &named(request, context)),
+            None => add("--opt", opt),
+        }
+    }
     all
+}
+
+/// A named context as buildx has it, where its client's directory is written instead of the name that
+/// stands for it.
+fn named(request: &BuildRequest, context: &str) -> String {
+    let directory = |among: &[(String, PathBuf)], name: &str| {
+        let (_, directory) = among.iter().find(|(known, _)| known == name).unwrap();
+        directory.display().to_string()
+    };
+    let (name, value) = context.split_once('=').unwrap();
+    match value.split_once(':') {
+        Some(("local", local)) => format!("{name}={}", directory(&request.locals, local)),
+        Some(("oci-layout", layout)) => {
+            let (layout, digest) = layout.trim_start_matches('/').split_once('@').unwrap();
+            format!("{name}=oci-layout://{}@{digest}", directory(&request.layouts, layout))
+        }
+        _ => context.to_owned(),
+    }
 }
