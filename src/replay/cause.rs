@@ -66,6 +66,20 @@ pub(super) fn is_missed(vertex: &Vertex) -> bool {
     vertex.started && !vertex.cached && !vertex.inputs.is_empty() && !is_merge
 }
 
+/// Whether anything that a vertex stands on missed, directly or through merges and steps that wait for it.
+fn stands_on_missed(graph: &Graph, vertex: &Vertex) -> bool {
+    let mut seen = BTreeSet::new();
+    let mut pending: Vec<&str> = vertex.inputs.iter().map(String::as_str).collect();
+    while let Some(id) = pending.pop() {
+        let Some(input) = seen.insert(id).then(|| graph.get(id)).flatten() else { continue };
+        if is_missed(input) {
+            return true;
+        }
+        pending.extend(input.inputs.iter().map(String::as_str));
+    }
+    false
+}
+
 /// The steps that missed and stand on nothing that missed, in the order of the build.
 pub(super) fn missed(graph: &Graph, caches: &[&Cache], gate: &Gate, platforms: &[Platform]) -> Vec<Missed> {
     let roots: BTreeSet<&str> = caches
@@ -76,10 +90,10 @@ pub(super) fn missed(graph: &Graph, caches: &[&Cache], gate: &Gate, platforms: &
         .collect();
     let mut all: Vec<Missed> = Vec::new();
     for vertex in graph.vertices().into_iter().filter(|vertex| is_missed(vertex)) {
-        let inputs: Vec<&Vertex> = vertex.inputs.iter().filter_map(|id| graph.get(id)).collect();
-        if inputs.iter().any(|input| is_missed(input)) {
+        if stands_on_missed(graph, vertex) {
             continue;
         }
+        let inputs: Vec<&Vertex> = vertex.inputs.iter().filter_map(|id| graph.get(id)).collect();
         let moved =
             inputs.iter().find_map(|input| moved(&gate.real_name(&input.own_name), &roots, platforms));
         let takes_files = inputs.iter().any(|input| input.inputs.is_empty() && is_context(&input.own_name));
