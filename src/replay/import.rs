@@ -58,30 +58,41 @@ struct Size {
 }
 
 /// A set of records that fits into one import, and what it takes.
+#[derive(Clone)]
 struct Part {
     has: Vec<bool>,
+    placed: Vec<bool>,
     layers: Vec<bool>,
     size: Size,
 }
 
 impl Part {
-    fn new(cache: &Cache) -> Self {
-        let size = Size { config: FRAME, manifest: FRAME };
-        Self { has: vec![false; cache.records.len()], layers: vec![false; cache.layers.len()], size }
+    fn new(weights: &Weights) -> Self {
+        Self {
+            has: vec![false; weights.records.len()],
+            placed: vec![false; weights.places.len()],
+            layers: vec![false; weights.layers.len()],
+            size: Size { config: FRAME, manifest: FRAME },
+        }
     }
 
     /// Adds records with their layers, and counts the bytes.
-    fn add(&mut self, cache: &Cache, records: &[usize], weights: &Weights) {
+    fn add(&mut self, records: &[usize], weights: &Weights) {
         for &record in records {
             if std::mem::replace(&mut self.has[record], true) {
                 continue;
             }
             self.size.config += weights.records[record];
-            for &layer in cache.records[record].results.iter().flat_map(|chain| &chain.layers) {
-                // One blob on several parents has an entry for each.
-                self.size.config += CONFIG_LAYER;
-                if !std::mem::replace(&mut self.layers[layer], true) {
-                    self.size.manifest += weights.layers[layer];
+            for &top in &weights.tops[record] {
+                let mut next = Some(top);
+                while let Some(place) = next.filter(|&place| !self.placed[place]) {
+                    let (layer, below) = weights.places[place];
+                    self.placed[place] = true;
+                    self.size.config += CONFIG_LAYER;
+                    if !std::mem::replace(&mut self.layers[layer], true) {
+                        self.size.manifest += weights.layers[layer];
+                    }
+                    next = below;
                 }
             }
         }
@@ -92,6 +103,10 @@ impl Part {
 struct Weights {
     records: Vec<usize>,
     layers: Vec<usize>,
+    /// Each layer on each other that it stands on, which is what a config lists: with the place below.
+    places: Vec<(usize, Option<usize>)>,
+    /// Of each record, the places of its results.
+    tops: Vec<Vec<usize>>,
 }
 
 impl Weights {
@@ -103,7 +118,24 @@ impl Weights {
                 + 4 * record.inputs.len()
                 + 96 * record.results.len()
         };
+        let mut places = Vec::new();
+        let mut known: HashMap<(usize, Option<usize>), usize> = HashMap::new();
+        let mut top_of = |layers: &[usize]| {
+            layers.iter().fold(None, |below, &layer| {
+                Some(*known.entry((layer, below)).or_insert_with(|| {
+                    places.push((layer, below));
+                    places.len() - 1
+                }))
+            })
+        };
+        let tops = cache
+            .records
+            .iter()
+            .map(|record| record.results.iter().filter_map(|chain| top_of(&chain.layers)).collect())
+            .collect();
         Self {
+            places,
+            tops,
             records: cache.records.iter().map(of_record).collect(),
             layers: cache.layers.iter().map(|layer| descriptor(layer).to_string().len() + 1).collect(),
         }
@@ -119,16 +151,16 @@ fn parts(cache: &Cache, limit: usize) -> Result<Vec<Vec<usize>>, Error> {
     }
     let fits = |size: Size| size.config <= limit && size.manifest <= limit;
     let mut done: Vec<Part> = Vec::new();
-    let mut part = Part::new(cache);
+    let mut part = Part::new(&weights);
     for last in (0..cache.records.len()).filter(|&record| !is_input[record]) {
         let below = ancestry(cache, last);
-        let before = Part { has: part.has.clone(), layers: part.layers.clone(), size: part.size };
-        part.add(cache, &below, &weights);
+        let before = part.clone();
+        part.add(&below, &weights);
         if fits(part.size) {
             continue;
         }
-        let mut alone = Part::new(cache);
-        alone.add(cache, &below, &weights);
+        let mut alone = Part::new(&weights);
+        alone.add(&below, &weights);
         if !fits(alone.size) {
             return Err(Error::TooLarge {
                 digest: cache.records[last].digest.clone(),
