@@ -59,8 +59,10 @@ impl Stalling {
                     let mut stream = stream;
                     while let Some(request) = lines.next() {
                         while lines.next().is_some_and(|line| !line.is_empty()) {}
+                        let config_path = Digest::of(config.as_bytes()).to_string();
                         let body = match request.split(' ').nth(1).unwrap_or_default() {
-                            path if path.contains("/manifests/") => &manifest,
+                            path if path.ends_with("/manifests/cache") => &manifest,
+                            path if path.ends_with(&config_path) => &config,
                             path if path.ends_with(&layer.to_string()) => {
                                 let head =
                                     format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\npart", 1 << 20);
@@ -69,7 +71,11 @@ impl Stalling {
                                 thread::sleep(LIMIT);
                                 return;
                             }
-                            _ => &config,
+                            // No sidecar is beside it.
+                            _ => {
+                                stream.write_all(b"HTTP/1.1 404 -\r\nContent-Length: 0\r\n\r\n").unwrap();
+                                continue;
+                            }
                         };
                         let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
                         stream.write_all(head.as_bytes()).unwrap();

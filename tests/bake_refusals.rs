@@ -211,7 +211,7 @@ fn caches_that_are_none() {
     refused(
         &image,
         5,
-        "error: type=local,src=<dir>/cache: an image manifest, not a build cache: its config has media type \"application/vnd.oci.image.config.v1+json\", a cache has \"application/vnd.buildkit.cacheconfig.v0\"",
+        "error: type=local,src=<dir>/cache: an image, not a build cache, and it carries no inline cache: name what --cache-to type=registry,ref=REF exported, or push the image with --cache-to type=inline",
     );
 
     let mut empty = Fixture::new();

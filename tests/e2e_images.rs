@@ -10,10 +10,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use support::cases::cache_to;
+use support::command;
 use support::daemon::{DiskUsage, check_databases};
-use support::warmkit::{bake, verify};
+use support::warmkit::{bake, verify, warmkit};
 use support::{BuildOutcome, BuildRequest, Daemon, Registry, Scratch, Tools, image, tools};
 use warmkit::bolt::{BucketRef, Database, Item};
 use warmkit::digest::Digest;
@@ -115,7 +116,7 @@ fn seeds(release: &str) {
     let root = setting.root("seeded");
     let baked = bake(&[&origin.cache, "--keys-from", &origin.image, "--json"], &root).expect_success("bake");
     let report: Value = serde_json::from_str(&baked.stdout).unwrap();
-    assert_eq!(report["images_skipped"], serde_json::json!([]));
+    assert_eq!(report["images_skipped"], json!([]));
     let seeded: Vec<(&str, bool, u64)> = report["images"]
         .as_array()
         .unwrap()
@@ -141,7 +142,24 @@ fn seeds(release: &str) {
     check_databases(&setting.tools, &root);
 
     without_seeding(&setting, &origin);
+    replayed(&setting, &origin);
     base_is_gone(&setting, &origin);
+}
+
+/// A replay runs the frontend, which has to come whole, and no step; it has all keys.
+fn replayed(setting: &Setting, origin: &Origin) {
+    let keys = setting.scratch.join("keys.json");
+    let context = setting.build().context;
+    let mut command = warmkit();
+    command.args(["keys", "replay", &origin.cache, "--json", "-o"]).arg(&keys).arg("--build").arg(context);
+    command.arg("--buildkitd").arg(&setting.tools.buildkitd);
+    let ended = command::run(&mut command, Duration::from_secs(120)).expect_success("keys replay");
+    let report: Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!((&report["runs_refused"], &report["layers_refused"]), (&json!(0), &json!([])), "{report:#}");
+    let keys = format!("type=keys,src={}", keys.display());
+    let mut command = warmkit();
+    command.args(["keys", "check", &origin.cache, "--no-sidecar", "--keys-from", &keys]);
+    command::run(&mut command, Duration::from_secs(60)).expect_success("keys check");
 }
 
 /// The build that the cache is of: each tag is looked up, and that is all.
