@@ -99,12 +99,8 @@ fn coverage(corpus: &Corpus, case: &Case, built: &Built, failures: &mut String) 
 
     // The build itself, solved once more.
     let replayed = case.not_replayed.is_empty().then(|| {
-        let sources: Vec<String> = corpus
-            .replays(case.name, built)
-            .iter()
-            .enumerate()
-            .filter_map(|(i, arguments)| replay(corpus, &format!("{}-{i}", case.name), arguments, failures))
-            .collect();
+        let arguments = corpus.replayed(case.name, built);
+        let sources: Vec<String> = replay(corpus, case.name, &arguments, failures).into_iter().collect();
         let report = baked(built, &sources, &root);
         fs::remove_dir_all(&root).unwrap();
         if report["unkeyed"] != serde_json::json!([]) {

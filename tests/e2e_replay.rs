@@ -103,9 +103,13 @@ fn keys_every_record(release: &str, name: &'static str) {
 /// A changed file ends the replay at the step that takes it.
 fn misses(world: &World, case: &Case, origin: &Origin) {
     let (outcome, _) = replay(world, &origin.cache, &case.changed, &[], 9);
-    let (step, why) = missed(&outcome);
-    assert!(origin.changed.contains(&step), "{step}: {outcome}");
-    assert_eq!(why, "files", "{outcome}");
+    // Several steps may take it, and the daemon comes to some of them at the same time.
+    let all = outcome["builds"][0]["missed"].as_array().unwrap();
+    assert!(!all.is_empty(), "{outcome}");
+    for missed in all {
+        assert!(origin.changed.contains(missed["step"].as_str().unwrap()), "{outcome}");
+        assert_eq!(missed["cause"], "files", "{outcome}");
+    }
 }
 
 /// The only step that was missed, and why.

@@ -59,11 +59,26 @@ pub struct Missed {
     pub cause: Cause,
 }
 
-/// Whether a vertex was to run: it stands on others, and no cache had it.
-pub(super) fn is_missed(vertex: &Vertex) -> bool {
-    // A merge of what is in the cache costs nothing, and no cache need have it.
-    let is_merge = vertex.own_name.contains("] LINK ");
-    vertex.started && !vertex.cached && !vertex.inputs.is_empty() && !is_merge
+/// A merge of what is in the cache costs nothing, and no cache need have it.
+fn is_merge(vertex: &Vertex) -> bool {
+    vertex.own_name.contains("] LINK ")
+}
+
+/// Whether a vertex was begun: it stands on others, and no cache had it.
+fn is_missed(vertex: &Vertex) -> bool {
+    vertex.started && !vertex.cached && !vertex.inputs.is_empty() && !is_merge(vertex)
+}
+
+/// Whether a vertex was to run, for which all that it stands on had to be there. A daemon also begins with one
+/// to look at the files of an input, while it does not know yet whether another input will be found.
+pub(super) fn is_first_missed(graph: &Graph, vertex: &Vertex) -> bool {
+    is_missed(vertex)
+        && vertex.inputs.iter().all(|id| graph.get(id).is_some_and(|input| is_found(graph, input)))
+}
+
+fn is_found(graph: &Graph, vertex: &Vertex) -> bool {
+    let inputs = || vertex.inputs.iter().all(|id| graph.get(id).is_some_and(|input| is_found(graph, input)));
+    vertex.cached || vertex.inputs.is_empty() || (is_merge(vertex) && inputs())
 }
 
 /// Whether anything that a vertex stands on missed, directly or through merges and steps that wait for it.
@@ -88,11 +103,15 @@ pub(super) fn missed(graph: &Graph, caches: &[&Cache], gate: &Gate, platforms: &
         .filter(|record| record.inputs.is_empty())
         .map(|record| record.digest.as_str())
         .collect();
+    let begun: Vec<&Vertex> = graph.vertices().into_iter().filter(|vertex| is_missed(vertex)).collect();
+    let mut first: Vec<&Vertex> =
+        begun.iter().copied().filter(|vertex| is_first_missed(graph, vertex)).collect();
+    if first.is_empty() {
+        // It ended before one was to run.
+        first = begun.into_iter().filter(|vertex| !stands_on_missed(graph, vertex)).collect();
+    }
     let mut all: Vec<Missed> = Vec::new();
-    for vertex in graph.vertices().into_iter().filter(|vertex| is_missed(vertex)) {
-        if stands_on_missed(graph, vertex) {
-            continue;
-        }
+    for vertex in first {
         let inputs: Vec<&Vertex> = vertex.inputs.iter().filter_map(|id| graph.get(id)).collect();
         let moved =
             inputs.iter().find_map(|input| moved(&gate.real_name(&input.own_name), &roots, platforms));

@@ -19,7 +19,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::import::Import;
 use crate::digest::Digest;
@@ -30,6 +30,9 @@ use crate::source::{self, Manifest, Registry, Source};
 
 /// The longest request head that is read, in bytes.
 const MAX_HEAD: u64 = 64 << 10;
+
+/// How long a layer that is asked for is not refused yet.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// What is known of one repository.
 struct Repository {
@@ -315,12 +318,21 @@ impl Shared {
         Some(match rest.split_once('/')? {
             ("manifests", name) if name == "cache" || name == manifest.digest.to_string() => Ok(manifest),
             ("blobs", name) if name == config.digest.to_string() => Ok(config),
-            ("blobs", _) => {
-                lock(&self.state).refused.insert("a cache".to_owned());
-                Err(Refusal::new("403 Forbidden", "DENIED", &"a replay downloads no layer"))
-            }
+            ("blobs", _) => Err(self.refuse("a cache")),
             _ => Err(Refusal::new("404 Not Found", "MANIFEST_UNKNOWN", &"no such manifest")),
         })
+    }
+
+    /// Refuses a layer, after some time. A daemon asks for one where a step was not found by what it stands on, to
+    /// look for it by the files that it takes; at once refused, the build would end there, often before the step
+    /// is known that really misses.
+    fn refuse(&self, what: &str) -> Refusal {
+        lock(&self.state).refused.insert(what.to_owned());
+        let asked = Instant::now();
+        while asked.elapsed() < GRACE && !self.ended.load(Ordering::Relaxed) {
+            thread::sleep(Duration::from_millis(50));
+        }
+        Refusal::new("403 Forbidden", "DENIED", &"a replay downloads no layer")
     }
 
     fn repository(&self, name: &str) -> Result<Arc<Mutex<Repository>>, Refusal> {
@@ -378,10 +390,7 @@ impl Shared {
         });
         match known {
             Some((blob, false)) => Ok((repository, blob)),
-            Some((_, true)) => {
-                lock(&self.state).refused.insert(asked.repository.clone());
-                Err(Refusal::new("403 Forbidden", "DENIED", &"a replay downloads no layer"))
-            }
+            Some((_, true)) => Err(self.refuse(&asked.repository)),
             None => Err(Refusal::new("404 Not Found", "BLOB_UNKNOWN", &"no manifest names this blob")),
         }
     }

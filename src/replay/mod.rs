@@ -292,7 +292,8 @@ fn one(
 ) -> Result<Replayed, Error> {
     let stop = &options.registry.stop;
     let mut watch = |graph: &Graph| {
-        let over = stop.is_stopped() || graph.vertices().into_iter().any(cause::is_missed);
+        let over = stop.is_stopped()
+            || graph.vertices().into_iter().any(|vertex| cause::is_first_missed(graph, vertex));
         if over { Watch::Stop } else { Watch::GoOn }
     };
     let (graph, failure) = build.run(tools, &daemon.address(), &mut watch)?;

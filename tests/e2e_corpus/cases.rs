@@ -161,10 +161,14 @@ impl Corpus {
         outcomes
     }
 
-    /// The builds of a case as arguments of `warmkit keys replay`, each with its cache.
-    pub(crate) fn replays(&self, name: &str, built: &Built) -> Vec<Vec<String>> {
+    /// The builds of a case as arguments of one `warmkit keys replay`: all targets, with the caches of all.
+    pub(crate) fn replayed(&self, name: &str, built: &Built) -> Vec<String> {
         let requests = self.requests(name);
-        requests.iter().zip(&built.caches).map(|(request, cache)| replay(request, cache)).collect()
+        let mut arguments = replay(&requests[0], &built.caches);
+        for request in &requests[1..] {
+            arguments.extend(["--target".to_owned(), request.target.clone().unwrap()]);
+        }
+        arguments
     }
 
     fn context(&self, name: &str) -> PathBuf {
@@ -279,10 +283,11 @@ impl Corpus {
 }
 
 /// Secrets and agents are left out: no step runs.
-fn replay(request: &BuildRequest, cache: &str) -> Vec<String> {
+fn replay(request: &BuildRequest, caches: &[String]) -> Vec<String> {
     let remote = request.opts.iter().find_map(|opt| opt.strip_prefix("context="));
     let context = remote.map_or_else(|| request.context.display().to_string(), str::to_owned);
-    let mut all = vec![cache.to_owned(), "--build".to_owned(), context];
+    let mut all = caches.to_vec();
+    all.extend(["--build".to_owned(), context]);
     let mut add = |flag: &str, value: &str| all.extend([flag.to_owned(), value.to_owned()]);
     for (flag, value) in [("--platform", &request.platform), ("--target", &request.target)] {
         if let Some(value) = value {
