@@ -74,6 +74,7 @@ fn is_missed(vertex: &Vertex) -> bool {
 pub(super) fn is_first_missed(graph: &Graph, vertex: &Vertex) -> bool {
     is_missed(vertex)
         && vertex.inputs.iter().all(|id| graph.get(id).is_some_and(|input| is_found(graph, input)))
+        && !stands_on_missed(graph, vertex)
 }
 
 fn is_found(graph: &Graph, vertex: &Vertex) -> bool {
