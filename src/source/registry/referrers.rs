@@ -44,16 +44,13 @@ impl Registry {
         }
         let what = format!("referrers of {subject}");
         let path = format!("referrers/{subject}?artifactType={}", percent_encode(artifact_type));
-        let mut attempts =
-            Attempts::new(format!("{what} in {}", self.repository_name()), self.retry, &self.stop, progress);
-        let list = loop {
-            match self.try_referrers(&what, &path) {
-                Ok(list) => break list,
-                // The cache itself could be read: it is only this that there is not.
-                Err(Failure::Final(Error::Denied(_))) => break None,
-                Err(failure) => attempts.failed(failure)?,
-            }
-        };
+        let whole = format!("{what} in {}", self.repository_name());
+        let attempts = Attempts::new(whole, self.retry, &self.stop, progress);
+        let list = attempts.run(|| match self.try_referrers(&what, &path) {
+            // The cache itself could be read: it is only this that there is not.
+            Err(Failure::Final(Error::Denied(_))) => Ok(None),
+            result => result,
+        })?;
         without.store(list.is_none(), Ordering::Relaxed);
         let of_type = |list: ReferrersList| list.referrers().filter(|r| r.may_be(artifact_type)).collect();
         Ok(list.map(of_type))
@@ -92,16 +89,14 @@ impl Registry {
     /// The manifest under a tag; `None` where there is none.
     pub fn tagged(&self, tag: &str, progress: &dyn Progress) -> Result<Option<Manifest>, Error> {
         let what = format!("tag {tag:?}");
-        let mut attempts =
-            Attempts::new(format!("{what} of {}", self.repository_name()), self.retry, &self.stop, progress);
-        let (bytes, media_type) = loop {
+        let whole = format!("{what} of {}", self.repository_name());
+        let found = Attempts::new(whole, self.retry, &self.stop, progress).run(|| {
             match self.try_manifest(&what, tag) {
-                Ok(found) => break found,
-                Err(Failure::Final(Error::NoSuchManifest { .. })) => return Ok(None),
-                Err(failure) => attempts.failed(failure)?,
+                Err(Failure::Final(Error::NoSuchManifest { .. })) => Ok(None),
+                result => result.map(Some),
             }
-        };
-        Ok(Some(Manifest { digest: Digest::of(&bytes), bytes, media_type }))
+        })?;
+        Ok(found.map(|(bytes, media_type)| Manifest { digest: Digest::of(&bytes), bytes, media_type }))
     }
 
     /// What the tag that stands in for the referrers API lists, as far as it may be of this type.
@@ -143,11 +138,10 @@ impl Registry {
         let tag = fallback_tag(subject);
         let what = format!("update of tag {tag:?}");
         let policy = RetryPolicy { failures: WRITES, ..self.retry };
-        let mut attempts = Attempts::new(self.whole(&what), policy, &self.stop, progress);
-        loop {
+        Attempts::new(self.whole(&what), policy, &self.stop, progress).run(|| {
             let mut list = self.tagged_list(subject, progress)?.unwrap_or_default();
             if !list.replace(added, superseded) {
-                return Ok(tag);
+                return Ok(tag.clone());
             }
             let bytes = list.to_bytes().map_err(|error| Error::BadAnswer {
                 what: what.clone(),
@@ -157,9 +151,9 @@ impl Registry {
             self.put_manifest(&tag, OCI_INDEX, &bytes, progress)?;
             let stays = |list: ReferrersList| !list.clone().replace(added, &[]);
             if self.tagged_list(subject, progress)?.is_some_and(stays) {
-                return Ok(tag);
+                return Ok(tag.clone());
             }
-            attempts.failed(Failure::again("somebody else wrote it at the same time"))?;
-        }
+            Err(Failure::again("somebody else wrote it at the same time"))
+        })
     }
 }
