@@ -148,7 +148,7 @@ fn tokens() {
 
     let cache: CacheSpec = azurite.cache("").parse().unwrap();
     let manifest = |variables: &[(&str, &str)]| {
-        let env = Environment::from_iter(variables.iter().copied());
+        let env: Environment = variables.iter().copied().collect();
         let options = Options { env, certs_dirs: vec![azurite.certs_dir()], ..Options::default() };
         cache.open(&options).unwrap().manifest(None, &Silent).map(|manifest| manifest.bytes)
     };
