@@ -30,6 +30,7 @@ mod llb;
 mod names;
 pub mod provenance;
 mod spec;
+mod wire;
 mod writers;
 
 use std::io;

@@ -16,7 +16,8 @@ use serde_json::{Map, Value};
 
 use super::dockerfile::{Dockerfile, Heredoc, Instruction, Stage};
 use super::expand::{Mode, Variable, expand, split_words};
-use super::llb::{Action, Bytes, Locations, Operation, Step, Wire, get};
+use super::llb::{Action, Locations, Operation, Step};
+use super::wire::{Bytes, Wire, get};
 use crate::oci::Platform;
 
 /// Longer Dockerfiles are not read for names, in bytes.

@@ -24,7 +24,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::llb::{Operation, Step, get};
+use super::llb::{Operation, Step};
+use super::wire::get;
 use super::{
     Candidates, Error, cachemap, images,
     names::{self, Names, Platforms},
