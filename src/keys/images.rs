@@ -15,7 +15,7 @@
 use serde_json::{Map, Value};
 
 use super::llb::{Operation, Step};
-use super::names::Platforms;
+use super::variables::Platforms;
 use super::wire::get;
 use crate::digest::{ChainId, Digest, OpDigest, RecordDigest};
 use crate::oci::{Platform, Reference};

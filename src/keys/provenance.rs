@@ -28,7 +28,8 @@ use super::llb::{Operation, Step};
 use super::wire::get;
 use super::{
     Candidates, Error, cachemap, images,
-    names::{self, Names, Platforms},
+    names::{self, Names},
+    variables::Platforms,
     writers::Writers,
 };
 use crate::digest::{Digest, OpDigest};
