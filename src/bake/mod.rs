@@ -244,7 +244,8 @@ fn bake_into(
         return Err(Error::Unkeyed { records: unkeyed, total });
     }
     let found = (options.find_images == FindImages::Auto).then_some(&keys.candidates);
-    let Images { opened, skipped } = gather::open_images(&options.with_images, found, &gathering, progress)?;
+    let Images { opened, skipped } =
+        gather::open_images(&options.with_images, found, &blobs, &gathering, progress)?;
     let (of_images, images): (Vec<_>, Vec<_>) =
         opened.into_iter().map(|opened| (opened.source, opened.image)).unzip();
     gather::add_images(&mut blobs, &images, |at| baked[at].cache.clone(), caches.len())?;
