@@ -223,6 +223,47 @@ fn caches_of_two_releases() {
     daemon.stop();
 }
 
+/// A build whose steps give something else each time, on two builders: equal keys lead to two results, and
+/// those that are found by the content of another one fit only that of the same builder.
+#[test]
+fn builds_that_nobody_can_repeat() {
+    let Some(tools) = Tools::find(tools::NEWEST) else { return };
+    let world = World::start(tools);
+    let app = world.case("app").request;
+    let context = world.scratch.join("random/context");
+    fs::create_dir_all(&context).unwrap();
+    let dockerfile = "ARG BASE\n\
+                      FROM ${BASE} AS base\n\
+                      FROM base AS one\n\
+                      RUN cat /proc/sys/kernel/random/uuid > /one\n\
+                      FROM base AS two\n\
+                      RUN cat /proc/sys/kernel/random/uuid > /two\n\
+                      FROM base\n\
+                      COPY --from=one /one /one\n\
+                      COPY --from=two /two /two\n\
+                      RUN --mount=from=one,target=/mnt cat /mnt/one /one /two > /all\n";
+    fs::write(context.join("Dockerfile"), dockerfile).unwrap();
+    let longer = format!("{dockerfile}RUN --mount=from=two,target=/mnt cmp /mnt/two /two\n");
+    fs::write(context.join("longer.Dockerfile"), longer).unwrap();
+    let request = app.context(&context);
+    let case = Case { name: "random", changed: request.clone(), request };
+    let [one, two] = ["one", "two"].map(|tag| export(&world, &case, &case.request, tag, ""));
+    let root = |name: &str| world.root(&case, name);
+    let keys = [one.image.as_str()];
+    let all = bake_all(&[&one.cache, &two.cache], &keys, &root("both"));
+    bake_all(&[&two.cache, &one.cache], &keys, &root("turned"));
+    assert_same(&root("both"), &root("turned"));
+    let alone = bake_all(&[&one.cache], &keys, &root("alone"));
+    assert!(all["layers"].as_u64() > alone["layers"].as_u64(), "{all:#}");
+    assert_builds_warm(&world, &root("both"), &[(&case.request, &one)]);
+    // A step more: what it stands on, and what it takes from beside it, are of one builder.
+    let daemon = world.daemon(&root("turned"));
+    let outcome = daemon.build(&case.request.dockerfile("longer.Dockerfile").tar(&root("longer.tar")));
+    assert_eq!(outcome.ran().len(), 1, "{}", outcome.log);
+    assert_eq!((outcome.downloads, outcome.extractions), (0, 0), "{}", outcome.log);
+    daemon.stop();
+}
+
 /// A cache whose records have no results, beside a whole one.
 #[test]
 fn a_cache_that_brings_nothing() {
