@@ -150,7 +150,7 @@ pub fn bake(options: &Options, cancel: &Cancel, progress: &dyn Progress) -> Resu
 
 fn bake_watched(options: &Options, cancel: &Cancel, progress: &dyn Progress) -> Result<Report, Error> {
     let staging = Staging::new(&options.root)?;
-    let leftovers = staging.leftovers();
+    let leftovers = staging.leftovers().to_vec();
     for left in &leftovers {
         let left = left.display();
         progress.event(Event::Warning(format!(
