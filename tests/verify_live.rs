@@ -230,6 +230,19 @@ fn what_is_missing_is_said() {
     assert_eq!(leftovers(scratch.path()), [""; 0]);
 }
 
+/// A daemon makes the database of snapshots with its first one.
+#[test]
+fn builds_on_a_view_of_a_root_that_nothing_was_built_on() {
+    let Some(tools) = Tools::find("v0.34.2") else { return };
+    let world = World::start(tools);
+    let case = world.case("whiteouts");
+    let root = world.root(&case, "new");
+    world.daemon(&root).stop();
+    assert!(!root.join("runc-overlayfs/snapshots/metadata.db").exists());
+    let report = live(&root, &options(&world, &case.request)).unwrap();
+    assert_eq!((ran(&report).len(), &report.failure), (report.steps.len(), &None));
+}
+
 /// What [`a_killed_verification_leaves_no_daemon`] runs in a process of its own, and kills. Nothing where
 /// it does not say so.
 #[test]
