@@ -178,8 +178,7 @@ fn docker_gives_what_is_not_installed() {
         log = log.display(),
         bin = bin.display()
     );
-    let docker = world.scratch.write("docker", script);
-    fs::set_permissions(&docker, fs::Permissions::from_mode(0o755)).unwrap();
+    let docker = world.scratch.program("docker", script);
     let mut request = options(&world, &case.request);
     request.search.buildkitd = None;
     request.search.docker = Some(docker);
@@ -199,8 +198,7 @@ fn docker_gives_what_is_not_installed() {
         ]
     );
     // A docker that fails says so.
-    let docker = world.scratch.write("no-docker", "#!/bin/sh\necho no daemon >&2\nexit 1\n");
-    fs::set_permissions(&docker, fs::Permissions::from_mode(0o755)).unwrap();
+    let docker = world.scratch.program("no-docker", "#!/bin/sh\necho no daemon >&2\nexit 1\n");
     request.search.docker = Some(docker);
     let error = live(&origin.root, &request).unwrap_err();
     assert!(error.to_string().contains("no daemon"), "{error}");
