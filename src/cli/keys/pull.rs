@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde::Serialize;
 
+use super::super::caches::discreet;
 use super::super::progress::{Console, Verbs};
 use super::super::{err, exit, out, render};
 use super::table;
@@ -24,6 +25,7 @@ Examples:
 #[command(after_help = format!("{}\n\n{EXAMPLES}", exit::HELP))]
 pub(in crate::cli) struct Arguments {
     /// A cache in a registry: a reference, or type=registry,ref=REF
+    #[arg(value_parser = discreet::<CacheSpec>())]
     cache: CacheSpec,
 
     /// The keys file to write; one that is there is replaced

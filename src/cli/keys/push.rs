@@ -2,6 +2,7 @@
 
 use clap::Args;
 
+use super::super::caches::discreet;
 use super::super::progress::{Console, Verbs};
 use super::super::{err, exit, out, render};
 use super::table;
@@ -33,6 +34,7 @@ Examples:
 #[command(after_help = format!("{}\n\n{EXAMPLES}", exit::HELP))]
 pub(in crate::cli) struct Arguments {
     /// A cache in a registry: a reference, or type=registry,ref=REF
+    #[arg(value_parser = discreet::<CacheSpec>())]
     cache: CacheSpec,
 
     /// Where operation digests may come from, as for warmkit bake
