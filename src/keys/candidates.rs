@@ -34,9 +34,10 @@ impl Hints {
     }
 }
 
-/// Text of somebody else's document that people will see: it must not steer their terminal.
+/// Text of somebody else's document that people will see: it must not steer their terminal. A tab does not.
 fn printable(text: String) -> String {
-    if text.contains(char::is_control) { text.replace(char::is_control, "\u{fffd}") } else { text }
+    let steers = |c: char| c.is_control() && c != '\t';
+    if text.contains(steers) { text.replace(steers, "\u{fffd}") } else { text }
 }
 
 impl Candidates {

@@ -26,6 +26,7 @@ pub mod file;
 pub mod harvest;
 pub mod images;
 mod keyring;
+mod known;
 mod llb;
 mod names;
 pub mod provenance;
