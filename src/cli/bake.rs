@@ -78,9 +78,9 @@ pub(super) struct Arguments {
     #[arg(long = "with-image", value_name = "REF", value_parser = parse_reference)]
     with_images: Vec<Reference>,
 
-    /// A platform to bake, of an image with inline cache for several; also what the builder ran on
-    /// that exported the caches, for operations that name no platform. May be repeated; default:
-    /// every platform of the image, and this machine's
+    /// Leave out what only builds for other platforms use, as far as an image with inline cache, or
+    /// provenance, tells. Also what the builder ran on that exported the caches, for operations that
+    /// name no platform. May be repeated; default: everything, and this machine's platform
     #[arg(long = "platform", value_name = "OS/ARCH[/VARIANT]", value_delimiter = ',')]
     platforms: Vec<Platform>,
 
