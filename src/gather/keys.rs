@@ -54,6 +54,20 @@ impl Keys {
         self.proven_by.get(record).map_or(&[], Vec::as_slice)
     }
 
+    /// Says in the reports what each source is worth for `caches`, all of whose records were among those that
+    /// were proven.
+    pub(super) fn count(&mut self, caches: &[Cache]) {
+        for report in &mut self.reports {
+            (report.keyed, report.only) = (0, 0);
+        }
+        for sources in Coverage::wanted(caches).into_iter().filter_map(|record| self.proven_by.get(record)) {
+            for &source in sources {
+                self.reports[source].keyed += 1;
+                self.reports[source].only += usize::from(sources.len() == 1);
+            }
+        }
+    }
+
     /// Which `BuildKit` releases wrote a cache, as far as its proven keys tell; see [`Keyring::written_by`].
     pub fn written_by(&self, cache: &Cache) -> Option<String> {
         self.keyring.written_by(cache.records.iter().map(|record| &record.digest))
@@ -105,7 +119,7 @@ pub fn prove(offers: &[Offer], caches: &[Cache]) -> Keys {
     let records = caches.iter().flat_map(|cache| &cache.records);
     let keyring = Keyring::prove(&candidates, records.map(|record| &record.digest));
 
-    let mut reports: Vec<KeySourceReport> = offers
+    let reports = offers
         .iter()
         .map(|offer| KeySourceReport {
             source: offer.source.clone(),
@@ -120,13 +134,11 @@ pub fn prove(offers: &[Offer], caches: &[Cache]) -> Keys {
         let able = |offer: &Offer| proven.follows_from(&offer.candidates);
         let sources: Vec<usize> =
             offers.iter().enumerate().filter(|(_, offer)| able(offer)).map(|(at, _)| at).collect();
-        for &source in &sources {
-            reports[source].keyed += 1;
-            reports[source].only += usize::from(sources.len() == 1);
-        }
         proven_by.insert(record.clone(), sources);
     }
-    Keys { candidates, keyring, reports, proven_by }
+    let mut keys = Keys { candidates, keyring, reports, proven_by };
+    keys.count(caches);
+    keys
 }
 
 fn read_candidates(spec: &KeySpec, options: &Options, progress: &dyn Progress) -> Result<Candidates, Error> {
