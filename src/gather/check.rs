@@ -6,8 +6,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::{
-    BakedCache, Coverage, Covered, Error, KeySourceReport, Keys, Missing, Options, Status, Unkeyed, blobs,
-    collect, open_all,
+    BakedCache, Error, KeySourceReport, Keys, Missing, Options, Status, Unkeyed, blobs, collect, open_all,
 };
 use crate::digest::{Digest, RecordDigest};
 use crate::keys::KeySpec;
@@ -78,18 +77,18 @@ pub fn check(
     progress.event(Event::Started(Phase::Keys));
     let collecting = Instant::now();
     let keys = collect(keys_from, all.sidecars, &caches, options, progress)?;
-    let coverage = Coverage::new(&caches, &keys);
     progress.event(Event::Finished(Phase::Keys, collecting.elapsed()));
-    let records = coverage.records().len();
     for (report, cache) in reports.iter_mut().zip(&caches) {
         report.written_by = keys.written_by(cache);
     }
+    let coverage = &keys.coverage;
+    let records = coverage.records().len();
     Ok(Check {
         records,
         keyed: records - coverage.lost(),
         roots: coverage.count(Status::Root),
         unkeyed: coverage.unkeyed(),
-        steps: steps(coverage.records(), &keys),
+        steps: steps(&keys),
         caches: reports,
         missing: all.missing,
         keys_from: keys.reports,
@@ -105,10 +104,10 @@ enum Label<'a> {
     Digest(&'a RecordDigest),
 }
 
-fn steps(records: &[Covered], keys: &Keys) -> Vec<StepReport> {
+fn steps(keys: &Keys) -> Vec<StepReport> {
     let mut steps: Vec<(StepReport, BTreeSet<Digest>)> = Vec::new();
     let mut known: HashMap<(Label<'_>, Status, &[usize]), usize> = HashMap::new();
-    for record in records.iter().filter(|record| record.status != Status::Root) {
+    for record in keys.coverage.need_key() {
         let label = match (&record.name, record.layer) {
             (Some(name), _) => Label::Name(name),
             (None, Some((layer, _))) => Label::Layer(layer),
