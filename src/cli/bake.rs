@@ -1,6 +1,5 @@
 //! `warmkit bake`.
 
-use std::error::Error;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
@@ -8,12 +7,14 @@ use jiff::Timestamp;
 
 use super::build::BuildArguments;
 use super::caches::Caches;
+use super::exit::{self, Failure};
+use super::options::KeySources;
+use super::output::Output;
 use super::progress::{Console, Verbs};
-use super::{err, exit, out, render, signals};
+use super::{render, signals};
 use crate::bake::{self, Cancel, Options};
-use crate::keys::KeySpec;
-use crate::oci::{Platform, Reference};
-use crate::source;
+use crate::oci::Reference;
+use crate::source::Stop;
 use crate::source::spec::parse_reference;
 
 const EXAMPLES: &str = "\
@@ -49,7 +50,6 @@ Examples:
 /// Pull caches and write them into a BuildKit state directory
 #[derive(Debug, Args)]
 #[command(after_help = format!("{}\n\n{EXAMPLES}", exit::HELP))]
-#[allow(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 pub(super) struct Arguments {
     #[command(flatten)]
     caches: Caches,
@@ -58,15 +58,8 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "DIR", default_value = "/var/lib/buildkit")]
     root: PathBuf,
 
-    /// Where operation digests may come from: an image reference or type=image,ref=REF (its
-    /// provenance), type=provenance,src=FILE, type=cachedb,src=FILE-OR-ROOT, type=builder,name=NAME
-    /// (a running builder of buildx), or type=keys,src=FILE
-    #[arg(long, value_name = "SRC")]
-    keys_from: Vec<KeySpec>,
-
-    /// Leave aside the sidecars that `warmkit keys push` put beside caches
-    #[arg(long)]
-    no_sidecar: bool,
+    #[command(flatten)]
+    keys: KeySources,
 
     /// Whether to seed the images that the builds used, their frontends included, as provenance tells:
     /// a build then pulls and extracts no layer of them
@@ -78,24 +71,13 @@ pub(super) struct Arguments {
     #[arg(long = "with-image", value_name = "REF", value_parser = parse_reference)]
     with_images: Vec<Reference>,
 
-    /// A platform to bake, of an image with inline cache for several; also what the builder ran on
-    /// that exported the caches, for operations that name no platform. May be repeated; default:
-    /// every platform of the image, and this machine's
-    #[arg(long = "platform", value_name = "OS/ARCH[/VARIANT]", value_delimiter = ',')]
-    platforms: Vec<Platform>,
-
     /// Bake although some records have no key; their layers are there, their steps are not CACHED
     /// without an import
     #[arg(long)]
     allow_unkeyed: bool,
 
-    /// Talk http to registries on other hosts than this one too
-    #[arg(long)]
-    insecure: bool,
-
-    /// Print one JSON object instead of a table
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    pub(super) output: Output,
 
     /// Seconds since 1970 to write where a cache tells no time: the same caches and the same value
     /// give the same databases, byte for byte
@@ -125,35 +107,17 @@ fn parse_epoch(text: &str) -> Result<Timestamp, String> {
 }
 
 /// Bakes and returns the exit code.
-pub(super) fn run(arguments: Arguments) -> u8 {
-    let failed = |error: &(dyn Error + 'static), code| {
-        err(render::error(error));
-        if arguments.json {
-            out(render::json_error(error, code));
-        }
-        code
-    };
-    let skip_missing = arguments.caches.skip_missing;
-    let caches = match arguments.caches.read() {
-        Ok(caches) => caches,
-        Err(error) => return failed(&error, error.exit_code()),
-    };
-    let interrupted = match signals::interrupted() {
-        Ok(interrupted) => interrupted,
-        Err(error) => {
-            err(format_args!("error: cannot handle signals: {error}"));
-            return exit::FAILURE;
-        }
-    };
-    let registry = source::Options { insecure: arguments.insecure, ..source::Options::default() };
+pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
+    let cancel = Cancel::new(signals::interrupted()?);
+    let registry = arguments.keys.registries.options(Stop::default());
     let options = Options {
-        caches,
-        replay: arguments.build.replay(&arguments.platforms, &registry),
-        skip_missing,
-        keys_from: arguments.keys_from,
-        no_sidecar: arguments.no_sidecar,
+        skip_missing: arguments.caches.skip_missing,
+        caches: arguments.caches.read()?,
+        replay: arguments.build.replay(&arguments.keys.platforms, &registry),
+        keys_from: arguments.keys.keys_from(),
+        no_sidecar: arguments.keys.no_sidecar,
         root: arguments.root,
-        platforms: arguments.platforms,
+        platforms: arguments.keys.platforms,
         find_images: match arguments.images {
             FindImages::Auto => bake::FindImages::Auto,
             FindImages::None => bake::FindImages::None,
@@ -163,20 +127,7 @@ pub(super) fn run(arguments: Arguments) -> u8 {
         written_at: arguments.source_date_epoch.unwrap_or_else(Timestamp::now),
         registry,
     };
-    let console = Console::new(Verbs::BAKE);
-    let result = bake::bake(&options, &Cancel::new(interrupted), &console);
-    console.finish();
-    match result {
-        Ok(report) => {
-            out(if arguments.json { render::json(&report) } else { render::bake(&report) });
-            exit::OK
-        }
-        Err(error) => {
-            let code = exit::of_bake(&error);
-            if let bake::Error::Unkeyed { records, .. } = &error {
-                err(render::unkeyed(records));
-            }
-            failed(&error, code)
-        }
-    }
+    let report = bake::bake(&options, &cancel, &Console::new(Verbs::BAKE))?;
+    arguments.output.report(&report, render::bake)?;
+    Ok(exit::OK)
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 
-use super::err;
+use super::output::err;
 use crate::progress::{Event, Phase, Progress};
 
 /// How often a log gets a line while layers come in.
@@ -57,13 +57,6 @@ impl Console {
         Self { bar, verbs, state: Mutex::default() }
     }
 
-    /// Takes the bar off the screen.
-    pub(super) fn finish(&self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
-    }
-
     fn line(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.suspend(|| err(text)),
@@ -84,10 +77,19 @@ impl Console {
             let (fetched, bytes) = (HumanBytes(state.fetched), HumanBytes(state.bytes));
             let bytes = format!("{fetched} of {bytes} {}", self.verbs.bytes);
             if state.unpacks > 0 {
-                err(format_args!("{layers} {}, {bytes}", self.verbs.layers));
+                err(format!("{layers} {}, {bytes}", self.verbs.layers));
             } else {
                 err(bytes);
             }
+        }
+    }
+}
+
+impl Drop for Console {
+    /// Takes the bar off the screen.
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
         }
     }
 }
@@ -118,7 +120,11 @@ impl Progress for Console {
                     bar.set_style(style(BAR));
                     bar.set_length(bytes);
                 }
-                self.show(&mut state, true);
+                if self.bar.is_none() {
+                    state.last_line = Some(Instant::now());
+                    let bytes = HumanBytes(bytes);
+                    err(format!("{layers} layers, {bytes} to be {}", self.verbs.bytes));
+                }
             }
             // Documents come before the layers are planned, and count for nothing.
             Event::Fetched { bytes, .. } if state.layers > 0 => {
