@@ -267,6 +267,28 @@ fn pushing_twice_merges() {
     }
 }
 
+/// A list that does not tell what replaces what: then the manifests do.
+#[test]
+fn many_pushes_leave_one_sidecar() {
+    let Some(demo) = Demo::start() else { return };
+    let halves = demo.halves();
+    let mut entries = Vec::new();
+    for half in halves.iter().cycle().take(20) {
+        // Each names the one before, so each is another one.
+        let pushed = json_of(&["push", &demo.cache, "--no-sidecar", "--keys-from", half]);
+        entries.push(json!({"mediaType": OCI_MANIFEST, "digest": pushed["sidecar"], "size": 1000, "artifactType": ARTIFACT}));
+    }
+    let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}).to_string();
+    let list = format!("sha256-{}", demo.subject.hex());
+    demo.registry.put_manifest("demo", &list, OCI_INDEX, index.as_bytes());
+
+    let checked = check(&demo.cache);
+    assert_eq!(checked["keys_from"].as_array().unwrap().len(), 1, "{checked}");
+    let pushed = json_of(&["push", &demo.cache, "--keys-from", &halves[0]]);
+    assert_eq!(pushed["keyed"], pushed["records"], "{pushed}");
+    assert_eq!(check(&demo.cache)["unkeyed"], json!([]));
+}
+
 #[test]
 fn a_sidecar_of_another_cache_is_harmless() {
     let Some(demo) = Demo::start() else { return };

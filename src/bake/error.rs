@@ -34,6 +34,12 @@ pub enum Error {
         /// The target.
         path: PathBuf,
     },
+    /// Another bake is at work on it.
+    #[error("another bake is writing {path}, nothing was changed: wait until it is done")]
+    TargetBeingBaked {
+        /// The target.
+        path: PathBuf,
+    },
     /// A cache or key source could not be read.
     #[error(transparent)]
     Gather(Box<gather::Error>),
@@ -139,9 +145,10 @@ impl Error {
                 ErrorClass::Content
             }
             Self::Unkeyed { .. } => ErrorClass::Unkeyed,
-            Self::TargetNotEmpty { .. } | Self::TargetBusy { .. } | Self::TargetNotDirectory { .. } => {
-                ErrorClass::Target
-            }
+            Self::TargetNotEmpty { .. }
+            | Self::TargetBusy { .. }
+            | Self::TargetBeingBaked { .. }
+            | Self::TargetNotDirectory { .. } => ErrorClass::Target,
             Self::NotRoot
             | Self::Replay(_)
             | Self::Layer { .. }

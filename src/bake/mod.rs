@@ -150,7 +150,7 @@ pub fn bake(options: &Options, cancel: &Cancel, progress: &dyn Progress) -> Resu
 
 fn bake_watched(options: &Options, cancel: &Cancel, progress: &dyn Progress) -> Result<Report, Error> {
     let staging = Staging::new(&options.root)?;
-    let leftovers = staging.leftovers();
+    let leftovers = staging.leftovers().to_vec();
     for left in &leftovers {
         let left = left.display();
         progress.event(Event::Warning(format!(
@@ -244,7 +244,8 @@ fn bake_into(
         return Err(Error::Unkeyed { records: unkeyed, total });
     }
     let found = (options.find_images == FindImages::Auto).then_some(&keys.candidates);
-    let Images { opened, skipped } = gather::open_images(&options.with_images, found, &gathering, progress)?;
+    let Images { opened, skipped } =
+        gather::open_images(&options.with_images, found, &blobs, &gathering, progress)?;
     let (of_images, images): (Vec<_>, Vec<_>) =
         opened.into_iter().map(|opened| (opened.source, opened.image)).unzip();
     gather::add_images(&mut blobs, &images, |at| baked[at].cache.clone(), caches.len())?;

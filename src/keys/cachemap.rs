@@ -8,7 +8,8 @@
 use std::collections::BTreeMap;
 
 use super::dialects::{Dialect, Encoder, Escapes};
-use super::llb::{Action, ExecOp, FileAction, Mount, OpPlatform, Operation, Step, Wire};
+use super::llb::{Action, ExecOp, FileAction, Mount, OpPlatform, Operation, Step};
+use super::wire::Wire;
 use super::writers::Writers;
 use crate::digest::OpDigest;
 use crate::oci::Platform;

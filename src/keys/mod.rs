@@ -30,6 +30,8 @@ mod llb;
 mod names;
 pub mod provenance;
 mod spec;
+mod variables;
+mod wire;
 mod writers;
 
 use std::io;

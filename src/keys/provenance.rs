@@ -24,10 +24,12 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::llb::{Operation, Step, get};
+use super::llb::{Operation, Step};
+use super::wire::get;
 use super::{
     Candidates, Error, cachemap, images,
-    names::{self, Names, Platforms},
+    names::{self, Names},
+    variables::Platforms,
     writers::Writers,
 };
 use crate::digest::{Digest, OpDigest};

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::azblob::AzureError;
 use super::credentials::CredentialError;
+use super::fields::SpecError;
 use super::s3::AwsError;
-use super::spec::SpecError;
 use crate::digest::Digest;
 
 /// What an [`Error`] means for whoever started the run.

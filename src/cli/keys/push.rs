@@ -2,6 +2,7 @@
 
 use clap::Args;
 
+use super::super::caches::discreet;
 use super::super::exit::{self, Failure};
 use super::super::options::KeySources;
 use super::super::output::Output;
@@ -35,6 +36,7 @@ Examples:
 #[command(after_help = format!("{}\n\n{EXAMPLES}", exit::HELP))]
 pub(in crate::cli) struct Arguments {
     /// A cache in a registry: a reference, or type=registry,ref=REF
+    #[arg(value_parser = discreet::<CacheSpec>())]
     cache: CacheSpec,
 
     #[command(flatten)]

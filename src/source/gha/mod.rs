@@ -22,7 +22,6 @@ use std::io::Write;
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::json;
-use ureq::http::Uri;
 
 pub use self::attributes::Attributes;
 use self::attributes::{Protocol, Settings};
@@ -30,7 +29,7 @@ use self::token::Scope;
 use super::http::{
     Download, Failure, Method, Options, Reply, RetryPolicy, Stop, Transport, document, percent_encode,
 };
-use super::{Denied, Error, Manifest, MissingCache, Source, SpecError};
+use super::{Denied, Error, Manifest, MissingCache, Source};
 use crate::digest::Digest;
 use crate::oci::Descriptor;
 use crate::progress::Progress;
@@ -81,18 +80,12 @@ impl Gha {
     /// [`Error::JobToken`] where the token has ended, or is none.
     pub fn open(attributes: &Attributes, options: &Options) -> Result<Self, Error> {
         let settings = attributes.settings(&options.env)?;
-        let (value, expected) = (settings.url.clone(), "a URL of http or https");
-        let invalid = || SpecError::Value { key: "url_v2", value: value.clone(), expected };
-        let url: Uri = settings.url.parse().map_err(|_| invalid())?;
-        if !matches!(url.scheme_str(), Some("http" | "https")) || url.query().is_some() {
-            return Err(invalid().into());
-        }
         let refs = token::scopes(settings.token.expose(), Timestamp::now())
             .map_err(|reason| Error::JobToken { origin: settings.origin, reason })?;
         Ok(Self {
-            name: attributes.to_string(),
+            name: attributes.written.to_string(),
             scope: attributes.scope.clone(),
-            transport: Transport::at(&url, options)?,
+            transport: Transport::at(&settings.url, options)?,
             settings,
             refs,
             retry: options.retry,
