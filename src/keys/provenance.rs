@@ -92,7 +92,9 @@ pub fn candidates(json: &[u8], platform: &Platform) -> Result<Candidates, Error>
     let mut candidates = Candidates::new();
     let mut any = false;
     for predicate in &predicates {
-        any |= predicate.add_candidates(platform, &mut candidates);
+        let found = predicate.candidates(platform);
+        any |= found.is_some();
+        candidates.merge(found.unwrap_or_default());
     }
     if any { Ok(candidates) } else { Err(Error::NoOperations) }
 }
@@ -150,12 +152,10 @@ struct Predicate<'a> {
     metadata: Option<&'a Map<String, Value>>,
     /// Arguments of the frontend, build arguments among them.
     args: Option<&'a Map<String, Value>>,
-    /// What the builder runs on and what it built for.
+    /// What the builder runs on and what it built for, by the predicate or by what it is wrapped in.
     platforms: Platforms,
     /// What went into the build: images and other sources.
     dependencies: Option<&'a Value>,
-    /// What the build was for, by what the predicate is wrapped in.
-    target: Option<Platform>,
 }
 
 fn path<'a>(object: &'a Map<String, Value>, names: &[&str]) -> Option<&'a Value> {
@@ -204,14 +204,13 @@ impl<'a> Predicate<'a> {
             args: args.and_then(Value::as_object),
             platforms,
             dependencies,
-            target: None,
         })
     }
 
-    /// Adds what the predicate tells; false where it tells of no operations.
-    fn add_candidates(&self, platform: &Platform, candidates: &mut Candidates) -> bool {
-        let steps = self.build_config.and_then(|config| get(config, "llbDefinition"));
-        let Some(steps) = steps.and_then(Value::as_array) else { return false };
+    /// What the predicate tells; `None` where it tells of no operations.
+    fn candidates(&self, platform: &Platform) -> Option<Candidates> {
+        let steps = get(self.build_config?, "llbDefinition")?.as_array()?;
+        let mut candidates = Candidates::new();
         let mut platforms = vec![platform.clone()];
         platforms.extend(self.platforms.builder.clone());
         platforms.dedup();
@@ -220,7 +219,7 @@ impl<'a> Predicate<'a> {
             is_small(step, &mut left)
         });
         let steps: Vec<Step> = small.filter_map(Step::read).collect();
-        self.add_images(&steps, platform, candidates);
+        self.add_images(&steps, platform, &mut candidates);
         let source = self.metadata.and_then(|metadata| get(metadata, "source")).and_then(Value::as_object);
         let names = names::of_steps(&steps, source, self.args, &self.platforms);
         // Equal operations at two places have one digest, so it has no name; their layers have.
@@ -239,14 +238,13 @@ impl<'a> Predicate<'a> {
             candidates.add(digest.clone(), name.map(str::to_owned));
             candidates.add_writers(&digest, writers);
         }
-        self.name_layers(&steps, &names, candidates);
-        true
+        candidates.set_target(self.platforms.target.as_ref());
+        self.name_layers(&steps, &names, &mut candidates);
+        Some(candidates)
     }
 
     fn add_images(&self, steps: &[Step], platform: &Platform, candidates: &mut Candidates) {
-        let mut platforms = self.platforms.clone();
-        platforms.target = platforms.target.or_else(|| self.target.clone());
-        let found = images::find(self.dependencies, steps, self.args, &platforms, platform);
+        let found = images::find(self.dependencies, steps, self.args, &self.platforms, platform);
         found.images.into_iter().for_each(|image| candidates.add_image(image));
         found.local.into_iter().for_each(|name| candidates.add_local_image(name));
     }
@@ -296,7 +294,7 @@ fn find_predicates<'a>(
 ) {
     let Value::Object(object) = value else { return };
     if let Some(mut predicate) = Predicate::new(object) {
-        predicate.target = target.cloned();
+        predicate.platforms.target = predicate.platforms.target.or_else(|| target.cloned());
         found.push(predicate);
     } else if depth > 0 {
         let subject = || object.get("subject")?.get(0)?.get("name")?.as_str();

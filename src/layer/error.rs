@@ -53,7 +53,7 @@ pub enum Error {
 
 impl Error {
     pub(super) fn entry(action: &'static str, path: &[u8], source: impl Into<io::Error>) -> Self {
-        Self::Entry { action, path: super::sys::path(path).to_owned(), source: source.into() }
+        Self::Entry { action, path: super::entry::path(path).to_owned(), source: source.into() }
     }
 
     /// The disk is full, or a quota used up.
