@@ -405,7 +405,7 @@ fn records_without_a_key_are_named_and_nothing_is_baked() {
     refused(
         &fixture,
         6,
-        "error: 1 of 2 records have no key, so their steps would not be CACHED without an import; give --keys-from a source that knows them, or --allow-unkeyed to bake only their layers",
+        "error: 1 of 2 records have no key, so their steps would not be CACHED without an import; give --keys-from a source that knows them, or --build the sources of the build, or --allow-unkeyed to bake only their layers",
     );
     let output = fixture.bake();
     let text = String::from_utf8(output.stderr).unwrap();
@@ -466,7 +466,10 @@ fn nobody_but_root_may_bake() {
     // Another user must reach the binary: a checkout may lie where only its owner may go.
     let copy = tempfile::Builder::new().prefix("warmkit-").tempdir_in("/tmp").unwrap();
     let binary = copy.path().join("warmkit");
-    fs::copy(env!("CARGO_BIN_EXE_warmkit"), &binary).unwrap();
+    // By a process of its own: what this one writes may be open in a child of another test's, and is then too
+    // busy to run.
+    let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_warmkit")).arg(&binary).status().unwrap();
+    assert!(copied.success());
     for path in [copy.path(), fixture.dir.path()] {
         fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     }

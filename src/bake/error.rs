@@ -49,7 +49,8 @@ pub enum Error {
     /// Some records would never be found.
     #[error(
         "{} of {total} records have no key, so their steps would not be CACHED without an import; \
-         give --keys-from a source that knows them, or --allow-unkeyed to bake only their layers",
+         give --keys-from a source that knows them, or --build the sources of the build, \
+         or --allow-unkeyed to bake only their layers",
         records.len()
     )]
     Unkeyed {

@@ -59,8 +59,8 @@ pub struct Options {
     pub replay: Option<replay::Options>,
     /// The root to make; must be absent or empty.
     pub root: PathBuf,
-    /// Only caches of these platforms, where a cache says which it is for, and the platforms that
-    /// operations ran on that name none. Empty: all caches, and this machine's platform.
+    /// Only what builds for these platforms use, as far as caches and key sources tell, and the platforms
+    /// that operations ran on that name none. Empty: everything, and this machine's platform.
     pub platforms: Vec<Platform>,
     /// Which images of builds to seed.
     pub find_images: FindImages,
@@ -228,13 +228,14 @@ fn bake_into(
         caches.push(opened.cache);
         baked.push(opened.report);
     }
-    let mut blobs = gather::blobs(&caches, |at| baked[at].cache.clone())?;
     seconds.set(Phase::Resolve, end(progress, Phase::Resolve, started));
 
     let started = begin(progress, Phase::Keys);
     let mut offers = gather::offers(&options.keys_from, &gathering, progress)?;
     offers.extend(all.sidecars);
-    let (keys, replayed) = keys(offers, &caches, options, progress)?;
+    let (mut keys, replayed) = keys(offers, &caches, options, progress)?;
+    let left_out = gather::keep_platforms(&mut caches, &baked, &mut keys, &gathering, progress)?;
+    let mut blobs = gather::blobs(&caches, |at| baked[at].cache.clone())?;
     let (total, unkeyed) = (keys.coverage.records().len(), keys.coverage.unkeyed());
     for (report, cache) in baked.iter_mut().zip(&caches) {
         report.written_by = keys.written_by(cache);
@@ -243,7 +244,8 @@ fn bake_into(
         return Err(Error::Unkeyed { records: unkeyed, total });
     }
     let found = (options.find_images == FindImages::Auto).then_some(&keys.candidates);
-    let Images { opened, skipped } = gather::open_images(&options.with_images, found, &gathering, progress)?;
+    let Images { opened, skipped } =
+        gather::open_images(&options.with_images, found, &blobs, &gathering, progress)?;
     let (of_images, images): (Vec<_>, Vec<_>) =
         opened.into_iter().map(|opened| (opened.source, opened.image)).unzip();
     gather::add_images(&mut blobs, &images, |at| baked[at].cache.clone(), caches.len())?;
@@ -281,6 +283,7 @@ fn bake_into(
         images: images.into_iter().map(|image| image.report).collect(),
         images_skipped: skipped,
         records: total,
+        left_out,
         keyed: total - unkeyed.len(),
         layers: plan.blobs.len(),
         snapshots: plan.snapshots.len(),

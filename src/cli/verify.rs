@@ -1,28 +1,29 @@
 //! `warmkit verify`.
 
-use std::error::Error;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Args;
 use serde::Serialize;
 
+use super::exit::{self, Failure};
+use super::output::{Output, err, out};
 use super::progress::{Console, Verbs};
-use super::{err, exit, out, render};
-
+use super::{render, signals};
 use crate::daemon::{Build, DEFAULT_IMAGE, Search};
 use crate::verify::{self, LiveOptions, LiveReport};
 
 const EXAMPLES: &str = "\
 Examples:
-  # before the image ships: every database, every blob, and each against the others
+  # before the image ships: every database and blob, each against the others
   warmkit verify --root /var/lib/buildkit
 
   # also unpack every layer in memory and compare it with its snapshot
   warmkit verify --root /var/lib/buildkit --read-data
 
-  # run the real build on a throwaway view of the root: is every step CACHED?
-  warmkit verify --root /var/lib/buildkit --build . -f docker/Dockerfile --build-arg VERSION=1.2
+  # the real build, on a throwaway view of the root: is every step CACHED?
+  warmkit verify --root /var/lib/buildkit --build . \\
+    -f docker/Dockerfile --build-arg VERSION=1.2
 ";
 
 /// Check that a root is whole and warm
@@ -37,9 +38,8 @@ pub(super) struct Arguments {
     #[arg(long)]
     read_data: bool,
 
-    /// Print one JSON object instead of text
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    pub(super) output: Output,
 
     /// Also run this build on a throwaway view of the root, which stays untouched: is every step CACHED?
     #[arg(long, value_name = "CONTEXT", help_heading = "Live verification")]
@@ -135,34 +135,22 @@ struct Outcome<'a> {
 }
 
 /// Verifies and returns the exit code.
-pub(super) fn run(arguments: &Arguments) -> u8 {
-    let failed = |error: &(dyn Error + 'static), code| {
-        err(render::error(error));
-        if arguments.json {
-            out(render::json_error(error, code));
-        }
-        code
-    };
-    let console = Console::new(Verbs::VERIFY);
+pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
+    signals::end_on_signal()?;
+    let output = arguments.output;
     let options = verify::Options { read_data: arguments.read_data, ..verify::Options::default() };
-    let result = verify::offline(&arguments.root, &options, &console);
-    console.finish();
-    let report = match result {
-        Ok(report) => report,
-        Err(error) => return failed(&error, exit::of_verify(&error)),
-    };
-    if !arguments.json {
-        out(render::verify(&arguments.root, &report));
+    let report = verify::offline(&arguments.root, &options, &Console::new(Verbs::VERIFY))?;
+    if !output.is_json() {
+        out(render::verify(&arguments.root, &report))?;
     }
-    let live = match arguments.build.clone().map(|context| {
-        err("building on a throwaway view of the root");
-        verify::live(&arguments.root, &arguments.live(context))
-    }) {
+    let live = match &arguments.build {
         None => None,
-        Some(Ok(live)) => Some(live),
-        Some(Err(error)) => return failed(&error, exit::of_live(&error)),
+        Some(context) => {
+            err("building on a throwaway view of the root");
+            Some(verify::live(&arguments.root, &arguments.live(context.clone()))?)
+        }
     };
-    if arguments.json {
+    if output.is_json() {
         let outcome = Outcome {
             root: arguments.root.display().to_string(),
             healthy: report.is_healthy(),
@@ -170,15 +158,9 @@ pub(super) fn run(arguments: &Arguments) -> u8 {
             live: live.as_ref(),
             all_cached: live.as_ref().map(LiveReport::all_cached),
         };
-        out(render::json(&outcome));
+        out(render::json(&outcome))?;
     } else if let Some(live) = &live {
-        out(render::live(live));
+        out(render::live(live))?;
     }
-    if !report.is_healthy() {
-        exit::FINDINGS
-    } else if live.is_some_and(|live| !live.all_cached()) {
-        exit::NOT_CACHED
-    } else {
-        exit::OK
-    }
+    Ok(if report.is_healthy() { live.as_ref().map_or(exit::OK, exit::of_build) } else { exit::FINDINGS })
 }

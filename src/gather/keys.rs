@@ -56,6 +56,22 @@ impl Keys {
         self.proven_by.get(record).map_or(&[], Vec::as_slice)
     }
 
+    /// Decides which records of `caches` a build finds, and what each source is worth for them. All of these
+    /// records were among those that were proven.
+    pub(super) fn count(&mut self, caches: &[Cache]) {
+        self.coverage = Coverage::new(caches, &self.keyring, &self.candidates);
+        for report in &mut self.reports {
+            (report.keyed, report.only) = (0, 0);
+        }
+        for record in self.coverage.need_key() {
+            let Some(sources) = self.proven_by.get(&record.digest) else { continue };
+            for &source in sources {
+                self.reports[source].keyed += 1;
+                self.reports[source].only += usize::from(sources.len() == 1);
+            }
+        }
+    }
+
     /// Which `BuildKit` releases wrote a cache, as far as its proven keys tell; see [`Keyring::written_by`].
     pub fn written_by(&self, cache: &Cache) -> Option<String> {
         self.keyring.written_by(cache.records.iter().map(|record| &record.digest))
@@ -116,8 +132,7 @@ pub fn prove(offers: &[Offer], caches: &[Cache]) -> Keys {
         proven_by.insert(record.clone(), sources);
     }
 
-    let coverage = Coverage::new(caches, &keyring, &candidates);
-    let mut reports: Vec<KeySourceReport> = offers
+    let reports = offers
         .iter()
         .map(|offer| KeySourceReport {
             source: offer.source.clone(),
@@ -126,14 +141,9 @@ pub fn prove(offers: &[Offer], caches: &[Cache]) -> Keys {
             only: 0,
         })
         .collect();
-    for record in coverage.need_key() {
-        let sources = proven_by.get(&record.digest).map_or(&[] as &[usize], Vec::as_slice);
-        for &source in sources {
-            reports[source].keyed += 1;
-            reports[source].only += usize::from(sources.len() == 1);
-        }
-    }
-    Keys { candidates, keyring, coverage, reports, proven_by }
+    let mut keys = Keys { candidates, keyring, coverage: Coverage::default(), reports, proven_by };
+    keys.count(caches);
+    keys
 }
 
 fn read_candidates(spec: &KeySpec, options: &Options, progress: &dyn Progress) -> Result<Candidates, Error> {

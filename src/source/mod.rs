@@ -12,6 +12,7 @@
 pub mod azblob;
 pub mod credentials;
 mod error;
+mod fields;
 pub mod gha;
 mod hmac;
 pub mod http;
@@ -33,12 +34,13 @@ use crate::progress::{Event, Progress};
 pub use azblob::Azblob;
 pub use credentials::Environment;
 pub use error::{Denied, Entry, Error, ErrorClass, Mismatch, MissingCache};
+pub use fields::SpecError;
 pub use gha::Gha;
 pub use http::{Options, RetryPolicy, Stop};
 pub use oci_layout::OciLayout;
 pub use registry::{Pool, Pushed, Registry};
 pub use s3::S3;
-pub use spec::{CacheSpec, SpecError};
+pub use spec::CacheSpec;
 
 /// The largest manifest or index that is read, in bytes; registries refuse more than 4 MiB.
 pub const MAX_MANIFEST: u64 = 8 << 20;

@@ -39,6 +39,9 @@ const MAX_TAG: usize = 128;
 /// The most sidecars of one cache that are read. Each push replaces those before, so there is one, or
 /// some few where several were pushed at the same time.
 const MAX_SIDECARS: usize = 16;
+/// The most manifests that are read to find them. Registries tell in their list what replaces what; of one
+/// that does not, each manifest that was ever pushed has to be asked.
+const MAX_LISTED: usize = 256;
 
 /// Why something that is listed as a sidecar is none that can be read.
 #[derive(Debug, thiserror::Error)]
@@ -60,8 +63,13 @@ pub enum Problem {
     #[error(transparent)]
     Keys(#[from] file::Error),
     /// There are too many of them.
-    #[error("the registry lists more than {MAX_SIDECARS} sidecars for it")]
-    TooMany,
+    #[error("the registry lists {found} sidecars for it, and no more than {limit} are read")]
+    TooMany {
+        /// How many there are.
+        found: usize,
+        /// The most that are read.
+        limit: usize,
+    },
 }
 
 /// A sidecar that was read.
@@ -145,11 +153,8 @@ impl Cache<'_> {
             return Ok(Found { api, listed: digests, sidecars: Vec::new() });
         }
         let mut read = Vec::new();
-        for referrer in live(listed.iter().map(|referrer| &referrer.manifest)) {
+        for referrer in self.few(live(listed.iter().map(|referrer| &referrer.manifest)), MAX_LISTED)? {
             self.options.check()?;
-            if read.len() == MAX_SIDECARS {
-                return Err(self.damaged(&referrer.digest, Problem::TooMany));
-            }
             let manifest =
                 registry.manifest(Some(&referrer.digest), progress).map_err(|source| self.failed(source))?;
             read.extend(self.artifact(&manifest)?.map(|artifact| (manifest.digest, artifact)));
@@ -164,7 +169,7 @@ impl Cache<'_> {
             })
             .collect();
         let mut sidecars = Vec::new();
-        for live in live(described.iter()) {
+        for live in self.few(live(described.iter()), MAX_SIDECARS)? {
             let Some((digest, artifact)) = read.iter().find(|(digest, _)| *digest == live.digest) else {
                 continue;
             };
@@ -176,6 +181,14 @@ impl Cache<'_> {
             sidecars.extend(self.earlier(registry, progress)?);
         }
         Ok(Found { api, listed: digests, sidecars })
+    }
+
+    /// `all` of them, unless they are more than `limit`.
+    fn few<'a>(&self, all: Vec<&'a Descriptor>, limit: usize) -> Result<Vec<&'a Descriptor>, Error> {
+        match all.get(limit) {
+            Some(first) => Err(self.damaged(&first.digest, Problem::TooMany { found: all.len(), limit })),
+            None => Ok(all),
+        }
     }
 
     /// What refers to the cache, and whether the registry has an API to say so.

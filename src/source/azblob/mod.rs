@@ -61,7 +61,7 @@ impl Azblob {
         let url = &settings.url;
         let authority = url.authority().map_or("", |authority| authority.as_str());
         Ok(Self {
-            name: attributes.to_string(),
+            name: attributes.written.to_string(),
             names: attributes.names.clone(),
             manifests: join(&[&settings.prefix, &attributes.manifests_prefix]),
             blobs: join(&[&settings.prefix, &attributes.blobs_prefix]),

@@ -22,7 +22,6 @@ use std::io::Write;
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::json;
-use ureq::http::Uri;
 
 pub use self::attributes::Attributes;
 use self::attributes::{Protocol, Settings};
@@ -30,7 +29,7 @@ use self::token::Scope;
 use super::http::{
     Download, Failure, Method, Options, Reply, RetryPolicy, Stop, Transport, document, percent_encode,
 };
-use super::{Denied, Error, Manifest, MissingCache, Source, SpecError};
+use super::{Denied, Error, Manifest, MissingCache, Source};
 use crate::digest::Digest;
 use crate::oci::Descriptor;
 use crate::progress::Progress;
@@ -39,7 +38,6 @@ const SERVICE: &str = "twirp/github.actions.results.api.v1.CacheService/GetCache
 /// What go-actions-cache hashes for the `version` of every entry.
 const ENTRY_VERSION: &str = "|go-actionscache-1.0";
 const PLACE: &str = "the cache of GitHub Actions";
-const MAX_ANSWER: u64 = 1 << 20;
 
 /// The caches of one scope, one for each ref that the token may read.
 pub struct Gha {
@@ -81,18 +79,12 @@ impl Gha {
     /// [`Error::JobToken`] where the token has ended, or is none.
     pub fn open(attributes: &Attributes, options: &Options) -> Result<Self, Error> {
         let settings = attributes.settings(&options.env)?;
-        let (value, expected) = (settings.url.clone(), "a URL of http or https");
-        let invalid = || SpecError::Value { key: "url_v2", value: value.clone(), expected };
-        let url: Uri = settings.url.parse().map_err(|_| invalid())?;
-        if !matches!(url.scheme_str(), Some("http" | "https")) || url.query().is_some() {
-            return Err(invalid().into());
-        }
         let refs = token::scopes(settings.token.expose(), Timestamp::now())
             .map_err(|reason| Error::JobToken { origin: settings.origin, reason })?;
         Ok(Self {
-            name: attributes.to_string(),
+            name: attributes.written.to_string(),
             scope: attributes.scope.clone(),
-            transport: Transport::at(&url, options)?,
+            transport: Transport::at(&settings.url, options)?,
             settings,
             refs,
             retry: options.retry,
@@ -177,7 +169,7 @@ impl Gha {
             let denied = Denied { host, what: what(), credentials, status, detail, advice };
             return Err(Error::Denied(Box::new(denied)).into());
         }
-        let bytes = reply.read(MAX_ANSWER)?.unwrap_or_default();
+        let bytes = reply.answer()?;
         let bad = |reason: String| Error::BadAnswer { what: what(), host: reply.host.clone(), reason };
         let json = |error| bad(format!("sent an answer that is not valid: {error}"));
         let url = match self.settings.protocol {

@@ -21,10 +21,12 @@ use std::io::Write;
 use jiff::Timestamp;
 
 pub use self::attributes::Attributes;
+use self::attributes::ENDPOINT;
 pub use self::credentials::AwsError;
 use self::credentials::Provider;
 use self::endpoint::{Endpoint, host_header};
 pub use self::sigv4::Keys;
+use super::fields::parse_url;
 use super::http::{Download, Failure, Options, Reply, RetryPolicy, Stop, Transport, document, element};
 use super::{Denied, Error, Manifest, MissingCache, Source, SpecError};
 use crate::digest::Digest;
@@ -64,15 +66,19 @@ impl S3 {
         };
         let bucket = set(&attributes.bucket, "bucket", "AWS_BUCKET")?;
         let region = set(&attributes.region, "region", "AWS_REGION")?;
-        let url = attributes.endpoint_url.as_deref();
-        let endpoint = Endpoint::new(&bucket, &region, url, attributes.use_path_style)?;
+        let set = |variable| Some(parse_url(variable, options.env.text(variable)?, ENDPOINT));
+        let url = match &attributes.endpoint_url {
+            Some(url) => Some(url.clone()),
+            None => set("AWS_ENDPOINT_URL_S3").or_else(|| set("AWS_ENDPOINT_URL")).transpose()?,
+        };
+        let endpoint = Endpoint::new(&bucket, &region, url.as_ref(), attributes.use_path_style)?;
         let mut retry = options.retry;
         if let Some(attempts) = attributes.retry_max_attempts {
             retry.failures = attempts;
             retry.failures_before_first_answer = retry.failures_before_first_answer.min(attempts);
         }
         Ok(Self {
-            name: attributes.to_string(),
+            name: attributes.written.to_string(),
             cache: attributes.name.clone(),
             manifest_key: format!("{}{}{}", attributes.prefix, attributes.manifests_prefix, attributes.name),
             blobs: format!("{}{}", attributes.prefix, attributes.blobs_prefix),
@@ -195,7 +201,9 @@ impl Refusal {
         let header = reply.header("x-amz-bucket-region").map(str::to_owned);
         let (body, detail) = reply.error_body();
         let code = element(&body, "Code").unwrap_or_default();
-        Self { code, detail, region: header.or_else(|| element(&body, "Region")) }
+        let region = header.or_else(|| element(&body, "Region"));
+        // It goes into an advice.
+        Self { code, detail, region: region.filter(|region| endpoint::is_region(region)) }
     }
 }
 
