@@ -405,7 +405,7 @@ fn records_without_a_key_are_named_and_nothing_is_baked() {
     refused(
         &fixture,
         6,
-        "error: 1 of 2 records have no key, so their steps would not be CACHED without an import; give --keys-from a source that knows them, or --allow-unkeyed to bake only their layers",
+        "error: 1 of 2 records have no key, so their steps would not be CACHED without an import; give --keys-from a source that knows them, or --build the sources of the build, or --allow-unkeyed to bake only their layers",
     );
     let output = fixture.bake();
     let text = String::from_utf8(output.stderr).unwrap();

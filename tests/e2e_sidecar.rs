@@ -83,7 +83,7 @@ fn a_pushed_sidecar_warms() {
     let builder = format!("type=cachedb,src={}", origin.root.display());
 
     refused(&keys(&["push", cache]), 6, "give --keys-from a source");
-    refused(&keys(&["pull", cache, "-o", "/nonexistent/keys"]), 3, "there is no sidecar of");
+    refused(&keys(&["pull", cache, "-o", "/dev/null"]), 3, "there is no sidecar of");
 
     let pushed = json_of(&["push", cache, "--keys-from", &builder]);
     let subject = Digest::of(&world.registry.manifest("app", "cache").0);
@@ -128,6 +128,10 @@ fn a_pushed_sidecar_warms() {
         keys(&arguments).expect_success(&format!("keys {arguments:?}"));
     }
     refused(&keys(&["check", cache, "--no-sidecar"]), 6, "");
+    // The same cache under two names: one source of keys, and without it there would be none.
+    let twice = json_of(&["check", cache, &format!("{repository}@{subject}")]);
+    assert_eq!(twice["keys_from"].as_array().unwrap().len(), 1, "{}", twice["keys_from"]);
+    assert_eq!(twice["keys_from"][0]["only"], twice["keys_from"][0]["keyed"]);
 
     let root = world.root(&case, "sidecar");
     bake(&[cache], &root).expect_success("a bake with nothing but the sidecar");
@@ -331,7 +335,7 @@ fn a_damaged_sidecar_is_an_error_that_has_a_way_out() {
     ];
     for (layer, code, says) in cases {
         let digest = demo.put_sidecar(&layer);
-        for arguments in [&["check"][..], &["pull", "-o", "/nonexistent/keys"], &["push"]] {
+        for arguments in [&["check"][..], &["pull", "-o", "/dev/null"], &["push"]] {
             let ended = keys(&[arguments, &[demo.cache.as_str()]].concat());
             refused(&ended, code, says);
             refused(&ended, code, "--no-sidecar");

@@ -19,32 +19,37 @@ use crate::source::spec::parse_reference;
 
 const EXAMPLES: &str = "\
 Examples:
-  # what CI exported with --cache-to type=registry,ref=ghcr.io/acme/app:cache,mode=max,
-  # with keys from the image that the same build pushed with --provenance mode=max
+  # what CI exported with --cache-to type=registry,ref=ghcr.io/acme/app:cache,
+  # mode=max, with keys from the image that it pushed with --provenance=mode=max
   warmkit bake ghcr.io/acme/app:cache --keys-from ghcr.io/acme/app:main
 
   # a local export and a metadata file, into a root that is shipped elsewhere
-  warmkit bake type=local,src=./cache --keys-from type=provenance,src=metadata.json --root ./root
+  warmkit bake type=local,src=./cache \\
+    --keys-from type=provenance,src=metadata.json --root ./root
 
   # a bucket, with credentials from where AWS's own tools have them
-  warmkit bake type=s3,region=eu-central-1,bucket=acme-cache,name=app --keys-from ghcr.io/acme/app:main
+  warmkit bake type=s3,region=eu-central-1,bucket=acme-cache,name=app \\
+    --keys-from ghcr.io/acme/app:main
 
   # with an image that builds on this host will start from
-  warmkit bake ghcr.io/acme/app:cache --keys-from ghcr.io/acme/app:main --with-image alpine:3.22
+  warmkit bake ghcr.io/acme/app:cache --keys-from ghcr.io/acme/app:main \\
+    --with-image alpine:3.22
 
-  # images that were pushed with --cache-to type=inline, of two stages of one Dockerfile
-  warmkit bake ghcr.io/acme/app:deps ghcr.io/acme/app:main --platform linux/amd64 \
-    --keys-from ghcr.io/acme/app:deps --keys-from ghcr.io/acme/app:main
+  # images that were pushed with --cache-to type=inline, of two stages
+  warmkit bake ghcr.io/acme/app:deps ghcr.io/acme/app:main \\
+    --platform linux/amd64 --keys-from ghcr.io/acme/app:deps \\
+    --keys-from ghcr.io/acme/app:main
 
-  # keys from the sources of the build, where CI left none: no step runs, no layer is downloaded for them
+  # keys from the sources of the build, where CI left none; no step runs
   warmkit bake ghcr.io/acme/app:cache --build . --build-arg VERSION=1.2
 
   # every branch that has a cache, in one root, with the keys of each
-  warmkit bake ghcr.io/acme/app:cache-main --from-file branches.txt --skip-missing \
-    --keys-from ghcr.io/acme/app:main --keys-from ghcr.io/acme/app:next
+  warmkit bake ghcr.io/acme/app:cache-main --from-file branches.txt \\
+    --skip-missing --keys-from ghcr.io/acme/app:main \\
+    --keys-from ghcr.io/acme/app:next
 
   # only the layers: builds find them with --cache-from, and extract nothing
-  warmkit bake 123456789012.dkr.ecr.eu-west-1.amazonaws.com/app:cache --allow-unkeyed
+  warmkit bake ghcr.io/acme/app:cache --allow-unkeyed
 ";
 
 /// Pull caches and write them into a BuildKit state directory

@@ -1,6 +1,5 @@
 //! Progress on standard error: a bar on a terminal, plain lines elsewhere.
 
-use std::io::IsTerminal;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -11,6 +10,9 @@ use crate::progress::{Event, Phase, Progress};
 
 /// How often a log gets a line while layers come in.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How often the bar moves while a server is slow.
+const TICK: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Default)]
 struct State {
@@ -53,7 +55,11 @@ pub(super) struct Console {
 
 impl Console {
     pub(super) fn new(verbs: Verbs) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| ProgressBar::new(0).with_style(style(SPINNER)));
+        // Hidden where standard error is no terminal, or one that cannot go back in a line.
+        let bar = Some(ProgressBar::new(0).with_style(style(SPINNER))).filter(|bar| !bar.is_hidden());
+        if let Some(bar) = &bar {
+            bar.enable_steady_tick(TICK);
+        }
         Self { bar, verbs, state: Mutex::default() }
     }
 
@@ -109,7 +115,6 @@ impl Progress for Console {
                     Some(bar) => {
                         bar.set_style(style(SPINNER));
                         bar.set_message(message);
-                        bar.tick();
                     }
                     None => err(message),
                 }

@@ -93,6 +93,9 @@ pub(super) fn bake(report: &Report) -> String {
     row(&mut text, "records", &report.records.to_string());
     row(&mut text, "  keyed", &report.keyed.to_string());
     row(&mut text, "  unkeyed", &report.unkeyed.len().to_string());
+    if report.left_out > 0 {
+        row(&mut text, "left out", &format!("{} records of other platforms", report.left_out));
+    }
     row(&mut text, "layers", &format!("{} in {} snapshots", report.layers, report.snapshots));
     row(&mut text, "downloaded", &HumanBytes(report.bytes_down).to_string());
     row(&mut text, "on disk", &HumanBytes(report.bytes_on_disk).to_string());
@@ -206,21 +209,46 @@ pub(super) fn replay(report: &crate::replay::Report) -> String {
     text
 }
 
-/// The records that no build will find by their keys.
+/// The records that no build will find by their keys: those first that keep others from being found.
 pub(super) fn unkeyed(records: &[Unkeyed]) -> String {
     let mut text = String::from("without a key:");
-    for record in records.iter().take(LISTED) {
+    let (consequences, causes): (Vec<_>, Vec<_>) = records.iter().partition(|record| record.only_inputs);
+    for record in causes.into_iter().chain(consequences).take(LISTED) {
         let what = match (&record.name, &record.layer) {
             (Some(name), _) => one_line(name).into_owned(),
             (None, Some(layer)) => format!("layer {layer}"),
             (None, None) => format!("record {} without a layer", record.digest),
         };
         let size = record.size.map(|size| format!(", {}", HumanBytes(size))).unwrap_or_default();
-        let why = if record.only_inputs { " (only an input of it)" } else { "" };
+        let why = if record.only_inputs { " (its own is known, but an input has none)" } else { "" };
         let _ = write!(text, "\n  {what}{size}{why}");
     }
     if records.len() > LISTED {
         let _ = write!(text, "\n  and {} more; --json lists all", records.len() - LISTED);
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::OpDigest;
+
+    #[test]
+    fn what_keeps_others_from_being_found_is_listed_first() {
+        let record = |name: &str, only_inputs| Unkeyed {
+            digest: OpDigest::of(b"").record_digest(0),
+            name: Some(name.to_owned()),
+            layer: None,
+            size: None,
+            only_inputs,
+        };
+        let mut records = vec![record("on top", true); LISTED + 5];
+        records.push(record("RUN\nthis", false));
+        let text = unkeyed(&records);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[..2], ["without a key:", "  RUN\\nthis"]);
+        assert_eq!(lines[2], "  on top (its own is known, but an input has none)");
+        assert_eq!(lines[LISTED + 1..], ["  and 6 more; --json lists all"]);
+    }
 }

@@ -15,14 +15,15 @@ use crate::verify::{self, LiveOptions, LiveReport};
 
 const EXAMPLES: &str = "\
 Examples:
-  # before the image ships: every database, every blob, and each against the others
+  # before the image ships: every database and blob, each against the others
   warmkit verify --root /var/lib/buildkit
 
   # also unpack every layer in memory and compare it with its snapshot
   warmkit verify --root /var/lib/buildkit --read-data
 
-  # run the real build on a throwaway view of the root: is every step CACHED?
-  warmkit verify --root /var/lib/buildkit --build . -f docker/Dockerfile --build-arg VERSION=1.2
+  # the real build, on a throwaway view of the root: is every step CACHED?
+  warmkit verify --root /var/lib/buildkit --build . \\
+    -f docker/Dockerfile --build-arg VERSION=1.2
 ";
 
 /// Check that a root is whole and warm

@@ -13,12 +13,12 @@ use crate::gather;
 
 const EXAMPLES: &str = "\
 Examples:
-  # would a bake of this cache be warm? exits with 0 if so, with 6 if a step has no key
+  # would a bake of this cache be warm? 0 if so, 6 if a step has no key
   warmkit keys check ghcr.io/acme/app:cache --keys-from ghcr.io/acme/app:main
 
-  # which of the images is needed: one that keys 0 records by itself can be left out
-  warmkit keys check --from-file branches.txt --keys-from ghcr.io/acme/app:main \\
-    --keys-from ghcr.io/acme/app:next
+  # which image is needed? one that keys 0 records by itself can be left out
+  warmkit keys check --from-file branches.txt \\
+    --keys-from ghcr.io/acme/app:main --keys-from ghcr.io/acme/app:next
 
   # the steps without a key, for a script
   warmkit keys check ghcr.io/acme/app:cache --json | jq -r '.unkeyed[].name'

@@ -18,11 +18,13 @@ Examples:
   # from a running builder of buildx, by its name, without stopping it
   warmkit keys harvest type=builder,name=ci -o keys.json
 
-  # from the root of a buildkitd, and from the image that another build pushed with provenance
-  warmkit keys harvest type=cachedb,src=/var/lib/buildkit ghcr.io/acme/app:main -o keys.json
+  # from the root of a buildkitd, and from an image with provenance
+  warmkit keys harvest type=cachedb,src=/var/lib/buildkit \\
+    ghcr.io/acme/app:main -o keys.json
 
   # keys files of several builders as one
-  warmkit keys harvest type=keys,src=amd64.json type=keys,src=arm64.json -o keys.json
+  warmkit keys harvest type=keys,src=amd64.json type=keys,src=arm64.json \\
+    -o keys.json
 ";
 
 /// Write the keys that builders, images and files have to one file

@@ -18,7 +18,8 @@ const EXAMPLES: &str = "\
 Examples:
   # get the keys once, and bake where the registry cannot be reached
   warmkit keys pull ghcr.io/acme/app:cache -o app.keys.json
-  warmkit bake type=local,src=./cache --keys-from type=keys,src=app.keys.json --root ./root
+  warmkit bake type=local,src=./cache \\
+    --keys-from type=keys,src=app.keys.json --root ./root
 ";
 
 /// Get the sidecar of a cache as a keys file

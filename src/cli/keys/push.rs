@@ -14,16 +14,17 @@ use crate::source::CacheSpec;
 
 const EXAMPLES: &str = "\
 Examples:
-  # in CI, after the build that exported the cache: from the builder that ran it
+  # in CI, after the build that exported the cache: from the builder's database
   warmkit keys push ghcr.io/acme/app:cache --keys-from type=cachedb,src=cache.db
 
-  # from the provenance that the build wrote, which then need not be pushed anywhere
-  warmkit keys push ghcr.io/acme/app:cache --keys-from type=provenance,src=metadata.json
+  # from the provenance of the build, which then need not be pushed anywhere
+  warmkit keys push ghcr.io/acme/app:cache \\
+    --keys-from type=provenance,src=metadata.json
 
   # a bake finds the sidecar by itself
   warmkit bake ghcr.io/acme/app:cache
 
-  # the cache was exported again, and most of its steps are the same: carry their keys over
+  # the cache was exported again: carry over the keys of the steps that stayed
   warmkit keys push ghcr.io/acme/app:cache
 ";
 

@@ -26,7 +26,8 @@ Examples:
   warmkit bake ghcr.io/acme/app:cache --keys-from type=keys,src=keys.json
 
   # the build as CI runs it, for two platforms and two stages
-  warmkit keys replay ghcr.io/acme/app:cache --build . -f docker/Dockerfile --target test --target app \\
+  warmkit keys replay ghcr.io/acme/app:cache --build . \\
+    -f docker/Dockerfile --target test --target app \\
     --platform linux/amd64,linux/arm64 --build-arg VERSION=1.2 -o keys.json
 ";
 
