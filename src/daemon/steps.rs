@@ -264,6 +264,8 @@ mod tests {
              "progressGroup":{"id":"g","name":"[2/3] COPY --link a /"}},
             {"digest":"sha256:3","name":"[3/3] RUN true","started":"x","cached":true}]}"#;
         assert!(graph.raw(line));
+        // Said once, as the messages that follow need not say it again.
+        assert!(graph.raw(r#"{"vertexes":[{"digest":"sha256:3","name":"[3/3] RUN true","started":"x"}]}"#));
         let outcome = graph.outcome();
         // The copy was CACHED, the merge onto what stands below ran.
         let expected = [("[2/3] COPY --link a /", &StepStatus::Ran), ("[3/3] RUN true", &StepStatus::Cached)];

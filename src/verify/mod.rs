@@ -256,9 +256,8 @@ fn worker(
 ) -> Result<Worker, Error> {
     let snapshotter = path.to_string_lossy().trim_start_matches("runc-").to_owned();
     files::check(tree, path, directory(0o700), owner, findings);
-    // Releases before v0.18 make the content directory with 0777.
-    for (name, mode) in [("content", 0o777), ("snapshots", 0o700), ("snapshots/snapshots", 0o700)] {
-        files::check(tree, &path.join(name), directory(mode), owner, findings);
+    for name in ["snapshots", "snapshots/snapshots"] {
+        files::check(tree, &path.join(name), directory(0o700), owner, findings);
     }
     let open = |name: &str, mode: u32, findings: &mut Findings| {
         let path = path.join(name);
@@ -283,6 +282,13 @@ fn worker(
     if let Some(found) = containerd.as_ref().and_then(|containerd| containerd.version) {
         schema::containerd_version(found, &containerd_path)?;
         versions.insert(containerd_path.display().to_string(), found);
+    }
+
+    // Some releases make it with the first blob, those before v0.18 with 0777.
+    let content = path.join("content");
+    let has_blobs = containerd.as_ref().is_none_or(|containerd| !containerd.sizes.is_empty());
+    if has_blobs || tree.stat(&content).is_ok() {
+        files::check(tree, &content, directory(0o777), owner, findings);
     }
 
     // A daemon makes it with its first snapshot.
