@@ -128,6 +128,10 @@ fn a_pushed_sidecar_warms() {
         keys(&arguments).expect_success(&format!("keys {arguments:?}"));
     }
     refused(&keys(&["check", cache, "--no-sidecar"]), 6, "");
+    // The same cache under two names: one source of keys, and without it there would be none.
+    let twice = json_of(&["check", cache, &format!("{repository}@{subject}")]);
+    assert_eq!(twice["keys_from"].as_array().unwrap().len(), 1, "{}", twice["keys_from"]);
+    assert_eq!(twice["keys_from"][0]["only"], twice["keys_from"][0]["keyed"]);
 
     let root = world.root(&case, "sidecar");
     bake(&[cache], &root).expect_success("a bake with nothing but the sidecar");

@@ -39,9 +39,9 @@ pub(super) struct KeySources {
     #[arg(long)]
     pub(super) no_sidecar: bool,
 
-    /// Of images with inline cache, only these platforms; also what the builder ran on that exported the
-    /// caches, for operations that name no platform. May be repeated; default: every platform of the image,
-    /// and this machine's
+    /// Leave out what only builds for other platforms use, as far as an image with inline cache, or
+    /// provenance, tells; also what the builder ran on that exported the caches, for operations that name no
+    /// platform. May be repeated; default: everything, and this machine's platform
     #[arg(long = "platform", value_name = "OS/ARCH[/VARIANT]", value_delimiter = ',')]
     pub(super) platforms: Vec<Platform>,
 

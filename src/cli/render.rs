@@ -93,6 +93,9 @@ pub(super) fn bake(report: &Report) -> String {
     row(&mut text, "records", &report.records.to_string());
     row(&mut text, "  keyed", &report.keyed.to_string());
     row(&mut text, "  unkeyed", &report.unkeyed.len().to_string());
+    if report.left_out > 0 {
+        row(&mut text, "left out", &format!("{} records of other platforms", report.left_out));
+    }
     row(&mut text, "layers", &format!("{} in {} snapshots", report.layers, report.snapshots));
     row(&mut text, "downloaded", &HumanBytes(report.bytes_down).to_string());
     row(&mut text, "on disk", &HumanBytes(report.bytes_on_disk).to_string());

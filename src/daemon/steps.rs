@@ -281,6 +281,28 @@ mod tests {
     }
 
     #[test]
+    fn a_step_is_what_the_worst_of_its_parts_is() {
+        let parts = [
+            (r#""started":"x","error":"no","#, StepStatus::Error { message: "no".to_owned() }),
+            (r#""started":"x","#, StepStatus::Ran),
+            ("", StepStatus::NotReached),
+            (r#""started":"x","cached":true,"#, StepStatus::Cached),
+        ];
+        for (a, one) in parts.iter().enumerate() {
+            for (b, other) in parts.iter().enumerate() {
+                let mut graph = Graph::default();
+                for (digest, (part, _)) in [one, other].iter().enumerate() {
+                    assert!(graph.raw(&format!(
+                        r#"{{"vertexes":[{{{part}"digest":"{digest}","inputs":["i"],"name":"[1/1] RUN a"}}]}}"#
+                    )));
+                }
+                let (_, worst) = &parts[a.min(b)];
+                assert_eq!(steps(&graph.outcome()), [("[1/1] RUN a", worst)], "{one:?} {other:?}");
+            }
+        }
+    }
+
+    #[test]
     fn plain_output_is_read_as_raw_output_is() {
         let mut graph = Graph::default();
         let log = "#1 [1/2] FROM a\n#1 DONE 0.0s\n#2 importing cache manifest from a\n#2 DONE 0.1s\n\

@@ -19,6 +19,7 @@ mod images;
 mod inline;
 mod keys;
 mod parallel;
+mod platforms;
 pub mod sidecar;
 
 use crate::oci::Platform;
@@ -31,12 +32,13 @@ pub use coverage::{Coverage, Covered, Status, Unkeyed};
 pub use error::{Error, ErrorClass};
 pub use images::{Image, ImageDocument, Images, OpenedImage, SeededImage, SkippedImage, open_images};
 pub use keys::{KeySourceReport, Keys, Offer, collect, offers, prove};
+pub use platforms::keep_platforms;
 
 /// How caches and key sources are read.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// Only caches of these platforms, where a cache says which it is for, and the platforms that
-    /// operations ran on that name none. Empty: all caches, and this machine's platform.
+    /// Only what builds for these platforms use, as far as caches and key sources tell, and the platforms
+    /// that operations ran on that name none. Empty: everything, and this machine's platform.
     pub platforms: Vec<Platform>,
     /// Leave aside the sidecars that stand beside caches.
     pub no_sidecar: bool,

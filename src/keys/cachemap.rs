@@ -508,6 +508,14 @@ mod tests {
     }
 
     #[test]
+    fn optional_devices_are_tried_without() {
+        let op = json!({"cdiDevices": [{"name": "needed"}, {"name": "wanted", "optional": true}]});
+        let texts = exec(&op, &Value::Null);
+        let having = |name: &str| texts.iter().filter(|text| text.contains(name)).count();
+        assert_eq!((texts.len(), having("needed"), having("wanted")), (2, 2, 1), "{texts:?}");
+    }
+
+    #[test]
     fn symlinks_are_hashed_where_they_are_told() {
         let symlink = json!({"secondaryInput": -1, "Action": {"symlink": {"oldpath": "a", "newpath": "/b"}}});
         assert_eq!(file_texts(&json!([symlink]), 1).remove(0).0, [r#"{"oldpath":"a","newpath":"/b"}"#]);

@@ -26,6 +26,7 @@ pub mod file;
 pub mod harvest;
 pub mod images;
 mod keyring;
+mod known;
 mod llb;
 mod names;
 pub mod provenance;
@@ -37,7 +38,7 @@ mod writers;
 use std::io;
 use std::path::PathBuf;
 
-pub use candidates::Candidates;
+pub use candidates::{Candidates, Targets};
 pub use images::UsedImage;
 pub use keyring::{Keyring, ProvenKey};
 pub use spec::{KeySpec, SpecProblem};

@@ -99,7 +99,7 @@ pub struct Entry {
 impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.tag {
-            Some(tag) => write!(f, "tag={tag} ({})", self.digest),
+            Some(tag) => write!(f, "tag={} ({})", tag.escape_debug(), self.digest),
             None => write!(f, "digest={}", self.digest),
         }
     }

@@ -152,6 +152,9 @@ fn sum(check: &Check) -> String {
     if only_inputs > 0 {
         let _ = write!(text, " ({only_inputs} of them only because an input has none)");
     }
+    if check.left_out > 0 {
+        let _ = write!(text, "; {} of other platforms are left out", check.left_out);
+    }
     text
 }
 
@@ -194,6 +197,7 @@ mod tests {
             missing: Vec::new(),
             keys_from: vec![source("r.io/app:1", 1), source("r.io/app:2", 0)],
             records: 8,
+            left_out: 3,
             keyed: 6,
             roots: 2,
             unkeyed: vec![lost(false), lost(true)],
@@ -218,7 +222,7 @@ mod tests {
         none                9 B  layer <digest>
         input missing         -  record <record>, without a layer
 
-        8 records: 2 need no key, 4 have one, 2 have none (1 of them only because an input has none)
+        8 records: 2 need no key, 4 have one, 2 have none (1 of them only because an input has none); 3 of other platforms are left out
 
         give --keys-from a source that knows them, or make one: warmkit keys replay
         ");

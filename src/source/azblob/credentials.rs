@@ -36,7 +36,6 @@ const AUTHORITY: &str = "https://login.microsoftonline.com";
 const METADATA: &str = "http://169.254.169.254/metadata/identity/oauth2/token";
 /// How long before its end a token is fetched anew.
 const AHEAD: Duration = Duration::from_secs(300);
-const MAX_ANSWER: u64 = 1 << 20;
 
 /// Why Azure credentials cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -275,7 +274,7 @@ fn token_of(mut reply: Reply, origin: &str) -> Result<Token, Failure> {
         let detail = reply.error_detail();
         return Err(service(&reply.host, format!("status {} ({detail})", reply.status)).into());
     }
-    let bytes = reply.read(MAX_ANSWER)?.unwrap_or_default();
+    let bytes = reply.answer()?;
     let answer: Answer =
         serde_json::from_slice(&bytes).map_err(|error| service(&reply.host, error.to_string()))?;
     let lasts = answer.expires_in.as_u64().or_else(|| answer.expires_in.as_str()?.parse().ok());

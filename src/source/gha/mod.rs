@@ -38,7 +38,6 @@ const SERVICE: &str = "twirp/github.actions.results.api.v1.CacheService/GetCache
 /// What go-actions-cache hashes for the `version` of every entry.
 const ENTRY_VERSION: &str = "|go-actionscache-1.0";
 const PLACE: &str = "the cache of GitHub Actions";
-const MAX_ANSWER: u64 = 1 << 20;
 
 /// The caches of one scope, one for each ref that the token may read.
 pub struct Gha {
@@ -170,7 +169,7 @@ impl Gha {
             let denied = Denied { host, what: what(), credentials, status, detail, advice };
             return Err(Error::Denied(Box::new(denied)).into());
         }
-        let bytes = reply.read(MAX_ANSWER)?.unwrap_or_default();
+        let bytes = reply.answer()?;
         let bad = |reason: String| Error::BadAnswer { what: what(), host: reply.host.clone(), reason };
         let json = |error| bad(format!("sent an answer that is not valid: {error}"));
         let url = match self.settings.protocol {

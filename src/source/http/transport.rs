@@ -21,6 +21,8 @@ use super::text::error_detail;
 use crate::source::Error;
 
 const MAX_REDIRECTS: usize = 10;
+/// The longest answer of a service that gives tokens, keys or addresses.
+const MAX_ANSWER: u64 = 1 << 20;
 /// As much of an error's body as is read.
 const MAX_ERROR_BODY: u64 = 64 << 10;
 
@@ -183,8 +185,10 @@ impl Transport {
     ) -> Result<Reply, Failure> {
         let mut at: Uri = parse_uri(url, &self.authority)?;
         let asked = origin(&at);
+        let mut authorization = authorization;
         for _ in 0..MAX_REDIRECTS {
-            let authorization = authorization.filter(|_| origin(&at) == asked);
+            // Nor does it come back: where to ask then is what another host has said.
+            authorization = authorization.filter(|_| origin(&at) == asked);
             let (response, host) = self.get_at(&at, headers, authorization)?;
             if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
                 return Ok(Reply::new(response, host, authorization.is_some()));
@@ -321,6 +325,9 @@ impl Transport {
             ureq::Error::Timeout(ureq::Timeout::PerRead) => again("sent nothing for too long".to_owned()),
             ureq::Error::Timeout(kind) => again(format!("timed out ({kind})")),
             ureq::Error::HostNotFound => again("no such host".to_owned()),
+            ureq::Error::LargeResponseHeader(_, limit) => {
+                bad(format!("sent more than {limit} bytes of headers"))
+            }
             ureq::Error::BadUri(_) | ureq::Error::Http(_) => bad(format!("cannot be asked: {error}")),
             other => again(other.to_string()),
         }
@@ -373,6 +380,15 @@ impl Reply {
         let mut reader = self.body.as_reader().take(limit + 1);
         reader.read_to_end(&mut bytes).map_err(|error| read_failure(&self.host, &error))?;
         Ok(Some(bytes).filter(|bytes| bytes.len() as u64 <= limit))
+    }
+
+    /// Reads the body of an answer that is never long, such as a token.
+    pub(in crate::source) fn answer(&mut self) -> Result<Vec<u8>, Failure> {
+        let read = self.read(MAX_ANSWER)?;
+        read.ok_or_else(|| {
+            let reason = format!("sent more than {MAX_ANSWER} bytes where a few were expected");
+            Error::BadAnswer { what: "request".to_owned(), host: self.host.clone(), reason }.into()
+        })
     }
 
     /// What the body of an error says, in one line; reading it also frees the connection.

@@ -42,6 +42,11 @@ pub(super) fn host_header(uri: &Uri) -> String {
     }
 }
 
+/// Whether this may be the name of a region.
+pub(super) fn is_region(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'))
+}
+
 /// The URL that all keys of a bucket stand below.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Endpoint {
@@ -63,7 +68,7 @@ impl Endpoint {
         if bucket.is_empty() || matches!(bucket, "." | "..") || !bucket.chars().all(in_path) {
             return Err(value("bucket", bucket, "the name of a bucket"));
         }
-        if region.is_empty() || !region.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_')) {
+        if !is_region(region) {
             return Err(value("region", region, "the name of a region, such as eu-central-1"));
         }
         let is_label = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';

@@ -201,7 +201,9 @@ impl Refusal {
         let header = reply.header("x-amz-bucket-region").map(str::to_owned);
         let (body, detail) = reply.error_body();
         let code = element(&body, "Code").unwrap_or_default();
-        Self { code, detail, region: header.or_else(|| element(&body, "Region")) }
+        let region = header.or_else(|| element(&body, "Region"));
+        // It goes into an advice.
+        Self { code, detail, region: region.filter(|region| endpoint::is_region(region)) }
     }
 }
 
