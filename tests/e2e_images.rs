@@ -110,6 +110,22 @@ fn moved(outcome: &BuildOutcome) -> (usize, usize, usize) {
     (outcome.imports, outcome.downloads, outcome.extractions)
 }
 
+/// A replay runs the frontend of the `# syntax=` line, whose image it pulls, and nothing else.
+#[test]
+fn is_replayed_by_its_frontend() {
+    let Some(setting) = Setting::start(tools::NEWEST) else { return };
+    let origin = setting.export();
+    let mut command = warmkit();
+    command.args(["keys", "replay", &origin.cache, "--json", "-o"]).arg(setting.root("keys.json"));
+    command.arg("--buildkitd").arg(&setting.tools.buildkitd).arg("--build").arg(setting.build().context);
+    let ended = command::run(&mut command, Duration::from_secs(120)).expect_success("keys replay");
+    let outcome: Value = serde_json::from_str(&ended.stdout).unwrap();
+    let found: Vec<&Value> = ["complete", "records", "keyed", "runs_refused", "layers_refused"]
+        .map(|name| &outcome[name])
+        .to_vec();
+    assert_eq!(json!(found), json!([true, 2, 2, 0, []]), "{}", ended.stdout);
+}
+
 fn seeds(release: &str) {
     let Some(setting) = Setting::start(release) else { return };
     let origin = setting.export();
@@ -143,6 +159,7 @@ fn seeds(release: &str) {
 
     without_seeding(&setting, &origin);
     replayed(&setting, &origin);
+    layer_is_gone(&setting, &origin);
     base_is_gone(&setting, &origin);
 }
 
@@ -247,6 +264,40 @@ fn without_seeding(setting: &Setting, origin: &Origin) {
     daemon.stop();
 }
 
+/// An image of which only a layer is gone: no layer of it comes, and what else there is, is whole.
+fn layer_is_gone(setting: &Setting, origin: &Origin) {
+    let manifest: Value = serde_json::from_slice(&setting.registry.manifest("files", "latest").0).unwrap();
+    let layers = manifest["layers"].as_array().unwrap();
+    let layers: Vec<&str> = layers.iter().map(|layer| layer["digest"].as_str().unwrap()).collect();
+    setting.registry.lose_blob("files", layers[1]);
+    let root = setting.root("layer-gone");
+    let arguments = [origin.cache.as_str(), "--keys-from", &origin.image, "--json"];
+    let baked = bake(&arguments, &root).expect_success("bake without a layer of an image");
+    let report: Value = serde_json::from_str(&baked.stdout).unwrap();
+    let [_, files, _] = setting.pinned();
+    let reason = format!("its registry no longer has layer {}", layers[1]);
+    assert_eq!(report["images_skipped"], json!([{ "image": files, "reason": reason }]));
+    assert_eq!(report["images"].as_array().unwrap().len(), 2, "{}", baked.stdout);
+    assert!(baked.stderr.contains(&format!("image {files} is not seeded: {reason}")), "{}", baked.stderr);
+    let blobs = root.join("runc-overlayfs/content/blobs/sha256");
+    for layer in layers {
+        assert!(!blobs.join(&layer["sha256:".len()..]).exists(), "{layer} of an image that is not seeded");
+    }
+    check_databases(&setting.tools, &root);
+    verify(&["--read-data"], &root).expect_success("verify");
+    let daemon = setting.daemon(&root);
+    let outcome = daemon.build(&setting.build());
+    assert_eq!(outcome.not_cached(), BTreeSet::new(), "{}", outcome.log);
+    assert_eq!(moved(&outcome), (0, 0, 0), "(imports, downloads, extractions)\n{}", outcome.log);
+    daemon.stop();
+
+    let root = setting.root("refused");
+    let refused = bake(&[&arguments[..3], &["--with-image", &setting.files]].concat(), &root);
+    assert_eq!(refused.status.code(), Some(3), "{}", refused.stderr);
+    assert!(refused.stderr.contains(&format!("{}: its registry no longer has layer", setting.files)));
+    assert!(refused.stderr.contains("push the image again") && !root.exists(), "{}", refused.stderr);
+}
+
 /// A base that is no longer there is worth a warning, unless somebody asked for it.
 fn base_is_gone(setting: &Setting, origin: &Origin) {
     let digest = setting.digest("base", "latest").to_string();
@@ -255,9 +306,9 @@ fn base_is_gone(setting: &Setting, origin: &Origin) {
     let arguments = [origin.cache.as_str(), "--keys-from", &origin.image, "--json"];
     let baked = bake(&arguments, &root).expect_success("bake without the base");
     let report: Value = serde_json::from_str(&baked.stdout).unwrap();
-    assert_eq!(report["images"].as_array().unwrap().len(), 2, "{}", baked.stdout);
+    assert_eq!(report["images"].as_array().unwrap().len(), 1, "{}", baked.stdout);
     let skipped = report["images_skipped"].as_array().unwrap();
-    assert_eq!(skipped.len(), 1, "{}", baked.stdout);
+    assert_eq!(skipped.len(), 2, "the one that lost a layer is still not there: {}", baked.stdout);
     assert_eq!(skipped[0]["image"], format!("{}@{digest}", setting.base));
     assert!(skipped[0]["reason"].as_str().unwrap().contains("no longer has it"), "{}", baked.stdout);
     assert!(baked.stderr.contains("is not seeded"), "{}", baked.stderr);

@@ -11,7 +11,7 @@ use clap::Args;
 use clap::builder::TypedValueParser;
 use clap::error::ErrorKind;
 
-use super::exit;
+use super::options::distinct;
 use crate::source::{CacheSpec, SpecError};
 
 /// The largest list that is read, in bytes.
@@ -133,20 +133,13 @@ pub(super) enum Error {
     StandardInputTwice,
 }
 
-impl Error {
-    /// The exit code of a command that ends with it.
-    pub(super) fn exit_code(&self) -> u8 {
-        if matches!(self, Self::Read { .. }) { exit::FAILURE } else { exit::USAGE }
-    }
-}
-
 fn have(lists: &[String]) -> String {
     format!("{} {}", lists.join(", "), if lists.len() == 1 { "has" } else { "have" })
 }
 
 impl Caches {
-    /// The caches of all arguments and lists: arguments first, each list in the place of the argument that
-    /// names it.
+    /// The caches of all arguments and lists, each once: arguments first, each list in the place of the
+    /// argument that names it.
     pub(super) fn read(self) -> Result<Vec<CacheSpec>, Error> {
         self.read_with(&mut io::stdin())
     }
@@ -181,7 +174,7 @@ impl Caches {
             caches.extend(parse(&bytes, &list)?);
             lists.push(list);
         }
-        if caches.is_empty() { Err(Error::Empty { lists }) } else { Ok(caches) }
+        if caches.is_empty() { Err(Error::Empty { lists }) } else { Ok(distinct(caches)) }
     }
 }
 
@@ -215,6 +208,7 @@ fn parse(bytes: &[u8], list: &str) -> Result<Vec<CacheSpec>, Error> {
 mod tests {
     use clap::Parser;
 
+    use super::super::exit::Failure;
     use super::*;
 
     #[derive(Debug, Parser)]
@@ -234,7 +228,10 @@ mod tests {
         let command = Command::try_parse_from(["warmkit".to_owned()].into_iter().chain(arguments)).unwrap();
         match command.caches.read_with(&mut stdin.as_bytes()) {
             Ok(caches) => Ok(caches.iter().map(ToString::to_string).collect()),
-            Err(error) => Err(format!("{} {}", error.exit_code(), error.to_string().replace(&at, "{}"))),
+            Err(error) => {
+                let text = error.to_string().replace(&at, "{}");
+                Err(format!("{} {text}", Failure::from(error).code))
+            }
         }
     }
 

@@ -35,6 +35,16 @@ pub enum Error {
         /// What is wrong with it.
         source: oci::Error,
     },
+    /// A registry lost a layer of an image.
+    #[error(
+        "image {image}: its registry no longer has layer {layer}, which its manifest lists: push the image again"
+    )]
+    ImageLayer {
+        /// As it was asked for.
+        image: String,
+        /// The layer's blob.
+        layer: Digest,
+    },
     /// A key source could not be used.
     #[error("--keys-from {what}: {source}")]
     Keys {
@@ -211,6 +221,7 @@ impl Error {
             Self::NoRegistry { .. } => ErrorClass::Spec,
             Self::NothingProven { .. } => ErrorClass::Unkeyed,
             Self::NoSidecar { .. }
+            | Self::ImageLayer { .. }
             | Self::Keys { .. }
             | Self::Builder { .. }
             | Self::NoAttestation { .. }

@@ -257,14 +257,29 @@ fn put(
     })
 }
 
-/// Pushes one image of these layers for both architectures; the files in it are those of this machine.
-fn push_index(registry: &Registry, repository: &str, layers: &[Layer], extra: &Value) -> String {
-    let of = |architecture| put(registry, repository, architecture, architecture, layers, extra);
+/// As [`push_base`], for both architectures, each with a last layer of its own; gives the reference.
+pub fn push_base_of_both(tools: &Tools, registry: &Registry, repository: &str) -> String {
+    let of = |architecture: &str| {
+        let mut tar = Tar::new();
+        tar.add(Entry::new("etc/architecture", Kind::File(architecture.as_bytes())));
+        let mut layers = base_layers(tools);
+        layers.push(layer("architecture", &tar.finish()));
+        put(registry, repository, architecture, architecture, &layers, &json!({}))
+    };
+    put_index(registry, repository, &["amd64", "arm64"].map(of))
+}
+
+fn put_index(registry: &Registry, repository: &str, manifests: &[Value]) -> String {
     let media_type = "application/vnd.oci.image.index.v1+json";
-    let manifests = ["amd64", "arm64"].map(of);
     let index = json!({ "schemaVersion": 2, "mediaType": media_type, "manifests": manifests });
     registry.put_manifest(repository, "latest", media_type, &serde_json::to_vec(&index).unwrap());
     registry.reference(repository, "latest")
+}
+
+/// Pushes one image of these layers for both architectures; the files in it are those of this machine.
+fn push_index(registry: &Registry, repository: &str, layers: &[Layer], extra: &Value) -> String {
+    let of = |architecture| put(registry, repository, architecture, architecture, layers, extra);
+    put_index(registry, repository, &["amd64", "arm64"].map(of))
 }
 
 /// Pushes a small system with the programs of `scripts` in `/usr/bin`; returns its reference.

@@ -182,6 +182,10 @@ impl<'a> Attempts<'a> {
             Failure::Final(error) => return Err(error),
             Failure::Again { reason, after, answered } => (reason, after, answered),
         };
+        // A connection that was cut to end the waiting is no failure of the server.
+        if self.stop.is_stopped() {
+            return Err(Error::Stopped { what: self.what.clone() });
+        }
         self.failures += 1;
         let limit = if answered { self.policy.failures } else { self.policy.failures_before_first_answer };
         if self.failures >= limit.max(1) {

@@ -171,6 +171,25 @@ impl Registry {
     }
 }
 
+impl Registry {
+    /// Whether it would hand out a blob: asks for the first byte, as a download would. A `HEAD` tells less
+    /// where the registry redirects to a storage host.
+    ///
+    /// # Errors
+    /// As for reading, but that a blob which is not there is an answer.
+    pub fn has_blob(&self, blob: &Digest, progress: &dyn Progress) -> Result<bool, Error> {
+        let what = format!("blob {blob}");
+        let whole = format!("{what} of {}", self.repository_name());
+        let mut attempts = Attempts::new(whole, self.retry, &self.stop, progress);
+        loop {
+            match self.get(&what, &format!("blobs/{blob}"), &[("range", "bytes=0-0".to_owned())]) {
+                Ok(reply) => return Ok(reply.status != 404),
+                Err(failure) => attempts.failed(failure)?,
+            }
+        }
+    }
+}
+
 impl Source for Registry {
     fn name(&self) -> String {
         self.name.clone()
