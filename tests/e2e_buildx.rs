@@ -10,7 +10,6 @@ mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -120,8 +119,7 @@ fn script_of_job(yaml: &str) -> String {
 /// Puts programs where commands find them: `docker` with its plugin, `buildctl`, `buildkitd` and `warmkit`.
 fn programs(scratch: &Scratch, tools: &Tools, buildx: &Buildx) -> String {
     let put = |name: &str, text: String| {
-        let file = scratch.write(Path::new("bin").join(name), text);
-        fs::set_permissions(file, fs::Permissions::from_mode(0o755)).unwrap();
+        scratch.program(Path::new("bin").join(name), text);
     };
     let program = buildx.command().get_program().to_str().unwrap().to_owned();
     put("docker", format!("#!/bin/sh\nset -eu\ntest \"$1\" = buildx\nshift\nexec {program} \"$@\"\n"));

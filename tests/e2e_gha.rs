@@ -161,4 +161,7 @@ fn says_what_is_wrong() {
     assert!(setup.actions.keys().iter().any(|key| key.starts_with("buildkit-blob-1-sha256:")));
     setup.actions.forget("buildkit-blob-1-");
     refused("type=gha", &runner, 3, &["buildkit-blob-1-sha256:", "export the cache again"]);
+    // A service on http may name storage on http, and nothing else.
+    setup.actions.lead_to("ftp://192.0.2.1");
+    refused("type=gha", &runner, 3, &["may not be asked, since it is not on https"]);
 }

@@ -34,6 +34,12 @@ pub enum Error {
         /// The target.
         path: PathBuf,
     },
+    /// Another bake is at work on it.
+    #[error("another bake is writing {path}, nothing was changed: wait until it is done")]
+    TargetBeingBaked {
+        /// The target.
+        path: PathBuf,
+    },
     /// A cache or key source could not be read.
     #[error(transparent)]
     Gather(Box<gather::Error>),
@@ -43,7 +49,8 @@ pub enum Error {
     /// Some records would never be found.
     #[error(
         "{} of {total} records have no key, so their steps would not be CACHED without an import; \
-         give --keys-from a source that knows them, or --allow-unkeyed to bake only their layers",
+         give --keys-from a source that knows them, or --build the sources of the build, \
+         or --allow-unkeyed to bake only their layers",
         records.len()
     )]
     Unkeyed {
@@ -138,9 +145,10 @@ impl Error {
                 ErrorClass::Content
             }
             Self::Unkeyed { .. } => ErrorClass::Unkeyed,
-            Self::TargetNotEmpty { .. } | Self::TargetBusy { .. } | Self::TargetNotDirectory { .. } => {
-                ErrorClass::Target
-            }
+            Self::TargetNotEmpty { .. }
+            | Self::TargetBusy { .. }
+            | Self::TargetBeingBaked { .. }
+            | Self::TargetNotDirectory { .. } => ErrorClass::Target,
             Self::NotRoot
             | Self::Replay(_)
             | Self::Layer { .. }

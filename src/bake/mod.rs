@@ -32,7 +32,7 @@ pub use error::{Error, ErrorClass};
 pub use report::{Report, Unkeyed};
 
 use crate::fsutil;
-use crate::gather::{self, Coverage, Images, Keys, Offer};
+use crate::gather::{self, Images, Keys, Offer};
 use crate::keys::KeySpec;
 use crate::oci::{Cache, Platform, Reference};
 use crate::progress::{Event, Phase, Progress};
@@ -150,7 +150,7 @@ pub fn bake(options: &Options, cancel: &Cancel, progress: &dyn Progress) -> Resu
 
 fn bake_watched(options: &Options, cancel: &Cancel, progress: &dyn Progress) -> Result<Report, Error> {
     let staging = Staging::new(&options.root)?;
-    let leftovers = staging.leftovers();
+    let leftovers = staging.leftovers().to_vec();
     for left in &leftovers {
         let left = left.display();
         progress.event(Event::Warning(format!(
@@ -197,7 +197,7 @@ fn keys(
 ) -> Result<(Keys, Option<replay::Report>), Error> {
     let Some(build) = &options.replay else { return Ok((gather::prove(&offers, caches), None)) };
     let keys = gather::prove(&offers, caches);
-    if Coverage::new(caches, &keys).unkeyed().is_empty() {
+    if keys.coverage.lost() == 0 {
         return Ok((keys, None));
     }
     let build = replay::Options { registry: options.registry.clone(), ..build.clone() };
@@ -236,8 +236,7 @@ fn bake_into(
     let (mut keys, replayed) = keys(offers, &caches, options, progress)?;
     let left_out = gather::keep_platforms(&mut caches, &baked, &mut keys, &gathering, progress)?;
     let mut blobs = gather::blobs(&caches, |at| baked[at].cache.clone())?;
-    let coverage = Coverage::new(&caches, &keys);
-    let (total, unkeyed) = (coverage.records().len(), coverage.unkeyed());
+    let (total, unkeyed) = (keys.coverage.records().len(), keys.coverage.unkeyed());
     for (report, cache) in baked.iter_mut().zip(&caches) {
         report.written_by = keys.written_by(cache);
     }
@@ -251,8 +250,8 @@ fn bake_into(
         opened.into_iter().map(|opened| (opened.source, opened.image)).unzip();
     gather::add_images(&mut blobs, &images, |at| baked[at].cache.clone(), caches.len())?;
     sources.extend(of_images);
-    let plan = plan::plan(&caches, &images, blobs, &coverage, &keys);
-    drop((caches, coverage));
+    let plan = plan::plan(&caches, &images, blobs, &keys);
+    drop(caches);
     seconds.set(Phase::Keys, end(progress, Phase::Keys, started));
 
     let bytes_down = plan.bytes();

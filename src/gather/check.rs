@@ -6,8 +6,8 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::{
-    BakedCache, Coverage, Covered, Error, KeySourceReport, Keys, Missing, Options, Status, Unkeyed, blobs,
-    collect, keep_platforms, open_all,
+    BakedCache, Error, KeySourceReport, Keys, Missing, Options, Status, Unkeyed, blobs, collect,
+    keep_platforms, open_all,
 };
 use crate::digest::{Digest, RecordDigest};
 use crate::keys::KeySpec;
@@ -81,19 +81,19 @@ pub fn check(
     let mut keys = collect(keys_from, all.sidecars, &caches, options, progress)?;
     let left_out = keep_platforms(&mut caches, &reports, &mut keys, options, progress)?;
     blobs(&caches, |at| reports[at].cache.clone())?;
-    let coverage = Coverage::new(&caches, &keys);
     progress.event(Event::Finished(Phase::Keys, collecting.elapsed()));
-    let records = coverage.records().len();
     for (report, cache) in reports.iter_mut().zip(&caches) {
         report.written_by = keys.written_by(cache);
     }
+    let coverage = &keys.coverage;
+    let records = coverage.records().len();
     Ok(Check {
         records,
         left_out,
         keyed: records - coverage.lost(),
         roots: coverage.count(Status::Root),
         unkeyed: coverage.unkeyed(),
-        steps: steps(coverage.records(), &keys),
+        steps: steps(&keys),
         caches: reports,
         missing: all.missing,
         keys_from: keys.reports,
@@ -109,10 +109,10 @@ enum Label<'a> {
     Digest(&'a RecordDigest),
 }
 
-fn steps(records: &[Covered], keys: &Keys) -> Vec<StepReport> {
+fn steps(keys: &Keys) -> Vec<StepReport> {
     let mut steps: Vec<(StepReport, BTreeSet<Digest>)> = Vec::new();
     let mut known: HashMap<(Label<'_>, Status, &[usize]), usize> = HashMap::new();
-    for record in records.iter().filter(|record| record.status != Status::Root) {
+    for record in keys.coverage.need_key() {
         let label = match (&record.name, record.layer) {
             (Some(name), _) => Label::Name(name),
             (None, Some((layer, _))) => Label::Layer(layer),

@@ -13,7 +13,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use super::{BakedCache, Coverage, Covered, Error, Keys, Options};
+use super::{BakedCache, Covered, Error, Keys, Options};
 use crate::digest::RecordDigest;
 use crate::keys::images::image_keys;
 use crate::keys::{ProvenKey, Targets};
@@ -38,7 +38,7 @@ pub fn keep_platforms(
     if wanted.is_empty() {
         return Ok(0);
     }
-    let coverage = Coverage::new(caches, keys);
+    let coverage = &keys.coverage;
     let records = coverage.records();
     // What an image with inline cache has is for its platform, whoever else uses it.
     let mut pinned = vec![false; records.len()];

@@ -57,6 +57,12 @@ impl Hints {
     }
 }
 
+/// Text of somebody else's document that people will see: it must not steer their terminal. A tab does not.
+fn printable(text: String) -> String {
+    let steers = |c: char| c.is_control() && c != '\t';
+    if text.contains(steers) { text.replace(steers, "\u{fffd}") } else { text }
+}
+
 impl Candidates {
     /// No candidates.
     pub fn new() -> Self {
@@ -66,6 +72,7 @@ impl Candidates {
     /// Adds an operation digest and, where it is known, the name of the step as a daemon shows it.
     /// A name that is there already stays.
     pub fn add(&mut self, digest: OpDigest, name: Option<String>) {
+        let name = name.map(printable);
         match self.ops.entry(digest) {
             Entry::Occupied(mut entry) => {
                 let hints = entry.get_mut();
@@ -112,7 +119,7 @@ impl Candidates {
 
     /// Says which step made a layer, by the layer's blob. A name that is there already stays.
     pub fn name_layer(&mut self, layer: Digest, name: String) {
-        self.layers.entry(layer).or_insert(name);
+        self.layers.entry(layer).or_insert_with(|| printable(name));
     }
 
     /// Adds an image that a build used.
@@ -129,7 +136,7 @@ impl Candidates {
 
     /// Adds an image that a build took from where no registry is, as the build named it.
     pub fn add_local_image(&mut self, name: String) {
-        self.local_images.insert(name);
+        self.local_images.insert(printable(name));
     }
 
     /// Takes over all that `other` has; where both name something, the name here stays.
@@ -210,6 +217,19 @@ impl Candidates {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_do_not_steer_a_terminal() {
+        let mut candidates = Candidates::new();
+        let op = OpDigest::new("op");
+        candidates.add(op.clone(), Some("[1/1] RUN \u{1b}[2J\r\n\u{9b}31m é".into()));
+        candidates.name_layer(Digest::of(b"x"), "\u{7}".into());
+        candidates.add_local_image("oci-layout://\u{1b}".into());
+        let expected = "[1/1] RUN \u{fffd}[2J\u{fffd}\u{fffd}\u{fffd}31m é";
+        assert_eq!(candidates.name(&op), Some(expected));
+        assert_eq!(candidates.layer_name(&Digest::of(b"x")), Some("\u{fffd}"));
+        assert_eq!(candidates.local_images().collect::<Vec<_>>(), ["oci-layout://\u{fffd}"]);
+    }
 
     #[test]
     fn merging_keeps_names_and_fills_gaps() {

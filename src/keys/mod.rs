@@ -26,10 +26,13 @@ pub mod file;
 pub mod harvest;
 pub mod images;
 mod keyring;
+mod known;
 mod llb;
 mod names;
 pub mod provenance;
 mod spec;
+mod variables;
+mod wire;
 mod writers;
 
 use std::io;

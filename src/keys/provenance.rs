@@ -6,6 +6,8 @@
 //!                        "buildx.build.provenance/linux/arm64": P}     one for each platform
 //!   of a bake           {"<target>": {… the same …}}
 //! inspection            {"SLSA": P} or {"linux/arm64": {"SLSA": P}}
+//! signed, DSSE          {"payloadType": "application/vnd.in-toto+json", "payload": base64 of a statement}
+//!   of Sigstore         {"dsseEnvelope": {… the same …}}
 //!
 //! P, SLSA 0.2   buildConfig                                     C
 //!               metadata."https://mobyproject.org/buildkit@v1#metadata"   M
@@ -22,12 +24,16 @@ use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE};
 use serde_json::{Map, Value};
 
-use super::llb::{Operation, Step, get};
+use super::llb::{Operation, Step};
+use super::wire::get;
 use super::{
     Candidates, Error, cachemap, images,
-    names::{self, Names, Platforms},
+    names::{self, Names},
+    variables::Platforms,
     writers::Writers,
 };
 use crate::digest::{Digest, OpDigest};
@@ -75,13 +81,10 @@ pub fn read(path: &Path, platform: &Platform) -> Result<Candidates, Error> {
 /// document is something else, [`Error::NoOperations`] where it tells of no operations. What is odd
 /// inside an operation is no error: it gives a candidate that proves nothing.
 pub fn candidates(json: &[u8], platform: &Platform) -> Result<Candidates, Error> {
-    if json.len() as u64 > MAX_BYTES {
-        return Err(Error::TooLarge { size: json.len() as u64, limit: MAX_BYTES });
+    let mut document = parse(json)?;
+    if let Some(statement) = signed(&document) {
+        document = parse(&statement)?;
     }
-    if count_values(json) > MAX_VALUES {
-        return Err(Error::TooManyValues { limit: MAX_VALUES });
-    }
-    let document: Value = serde_json::from_slice(json).map_err(|source| Error::Json { source })?;
     let mut predicates = Vec::new();
     find_predicates(&document, None, MAX_DEPTH, &mut predicates);
     if predicates.is_empty() {
@@ -95,6 +98,26 @@ pub fn candidates(json: &[u8], platform: &Platform) -> Result<Candidates, Error>
         candidates.merge(found.unwrap_or_default());
     }
     if any { Ok(candidates) } else { Err(Error::NoOperations) }
+}
+
+fn parse(json: &[u8]) -> Result<Value, Error> {
+    if json.len() as u64 > MAX_BYTES {
+        return Err(Error::TooLarge { size: json.len() as u64, limit: MAX_BYTES });
+    }
+    if count_values(json) > MAX_VALUES {
+        return Err(Error::TooManyValues { limit: MAX_VALUES });
+    }
+    serde_json::from_slice(json).map_err(|source| Error::Json { source })
+}
+
+/// What an envelope holds; `None` for any other document. Who signed it does not matter: nothing of it is
+/// believed.
+fn signed(document: &Value) -> Option<Vec<u8>> {
+    let document = document.as_object()?;
+    let envelope = document.get("dsseEnvelope").and_then(Value::as_object).unwrap_or(document);
+    envelope.get("payloadType")?;
+    let payload = envelope.get("payload")?.as_str()?;
+    STANDARD.decode(payload).or_else(|_| URL_SAFE.decode(payload)).ok()
 }
 
 /// Whether `value` holds no more than `left` values; takes what it holds from `left`.
