@@ -110,6 +110,22 @@ fn moved(outcome: &BuildOutcome) -> (usize, usize, usize) {
     (outcome.imports, outcome.downloads, outcome.extractions)
 }
 
+/// A replay runs the frontend of the `# syntax=` line, whose image it pulls, and nothing else.
+#[test]
+fn is_replayed_by_its_frontend() {
+    let Some(setting) = Setting::start(tools::NEWEST) else { return };
+    let origin = setting.export();
+    let mut command = warmkit();
+    command.args(["keys", "replay", &origin.cache, "--json", "-o"]).arg(setting.root("keys.json"));
+    command.arg("--buildkitd").arg(&setting.tools.buildkitd).arg("--build").arg(setting.build().context);
+    let ended = command::run(&mut command, Duration::from_secs(120)).expect_success("keys replay");
+    let outcome: Value = serde_json::from_str(&ended.stdout).unwrap();
+    let found: Vec<&Value> = ["complete", "records", "keyed", "runs_refused", "layers_refused"]
+        .map(|name| &outcome[name])
+        .to_vec();
+    assert_eq!(json!(found), json!([true, 2, 2, 0, []]), "{}", ended.stdout);
+}
+
 fn seeds(release: &str) {
     let Some(setting) = Setting::start(release) else { return };
     let origin = setting.export();
