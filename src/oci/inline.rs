@@ -18,7 +18,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 
 use super::cacheconfig::{CREATED_AT, DESCRIPTION, UNCOMPRESSED};
-use super::{Cache, CacheConfig, CacheManifest, Descriptor, Error, Platform, media_type};
+use super::{Cache, CacheConfig, CacheManifest, Descriptor, Error, Platform, json, media_type};
 use crate::digest::Digest;
 
 /// Whether a blob of this media type is the config of an image.
@@ -67,8 +67,7 @@ struct History {
 impl ImageConfig {
     /// Parses the JSON.
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
-        let json = |source| Error::Json { what: "the image config", source };
-        let raw: RawConfig = serde_json::from_slice(bytes).map_err(json)?;
+        let raw: RawConfig = json::parse("the image config", bytes)?;
         let named = !raw.os.is_empty() && !raw.architecture.is_empty();
         let platform = named.then(|| Platform::new(&raw.os, &raw.architecture, &raw.variant));
         Ok(Self { platform, raw })

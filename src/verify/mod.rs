@@ -171,6 +171,12 @@ pub fn offline(root: &Path, options: &Options, progress: &dyn Progress) -> Resul
     let open = |source| Error::Open { path: root.to_owned(), source };
     let tree = Tree::open(root).map_err(open)?;
     let owner = tree.stat(Path::new("")).map_err(|fault| open(io::Error::other(fault.detail)))?.st_uid;
+    // Who may not read it would find it damaged.
+    let user = rustix::process::geteuid();
+    if !user.is_root() && user.as_raw() != owner {
+        let reason = "it belongs to another user; run verify as root";
+        return Err(open(io::Error::new(io::ErrorKind::PermissionDenied, reason)));
+    }
     let jobs = options.jobs.or_else(|| thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get);
     let mut findings = Findings::default();
     let names = worker_directories(&tree)?;

@@ -8,7 +8,7 @@ use warmkit::digest::Digest;
 use warmkit::oci::media_type::{OCI_INDEX, OCI_MANIFEST};
 use warmkit::oci::{Descriptor, Referrer, ReferrersList};
 use warmkit::progress::Silent;
-use warmkit::source::{Error, ErrorClass, Options, Registry};
+use warmkit::source::{Error, ErrorClass, Options, Registry, Source as _};
 
 use crate::server::{Answer, Request, Server};
 use crate::{Log, options};
@@ -218,6 +218,30 @@ fn lists_referrers_or_says_that_there_is_no_api() {
         let error = crate::registry(&server, &options()).referrers(&subject, TYPE, &Silent).unwrap_err();
         assert!(error.to_string().contains(reason), "{error}");
     }
+}
+
+/// A registry whose tokens are good for reading, whatever was asked for.
+#[test]
+fn who_gets_a_token_to_read_only_is_told_what_to_do() {
+    let server = Server::start(|request| {
+        if is(request, "GET", "/token") {
+            return Answer::new(200, r#"{"token":"t"}"#);
+        }
+        if request.method == "GET" && request.header("authorization") == Some("Bearer t") {
+            return Answer::new(200, "{}").header("content-type", OCI_MANIFEST);
+        }
+        let host = request.header("host").unwrap();
+        let scope = "scope=\"repository:acme/app:pull,push\",error=\"insufficient_scope\"";
+        Answer::new(401, r#"{"errors":[{"code":"UNAUTHORIZED","message":"no push for you"}]}"#)
+            .header("www-authenticate", format!("Bearer realm=\"http://{host}/token\",{scope}"))
+    });
+    let registry = writable(&server, &options());
+    registry.manifest(None, &Silent).unwrap();
+    let error = registry.put_manifest("tag", OCI_MANIFEST, b"{}", &Silent).unwrap_err();
+    assert_eq!(error.class(), ErrorClass::Auth, "{error}");
+    let text = error.to_string();
+    assert!(text.contains("no push for you") && text.contains("may push to acme/app"), "{text}");
+    assert!(server.requests().len() < 10, "{:?}", server.targets());
 }
 
 /// A registry that gives `count` referrers, `size` on each page; the last page leads to `after`.

@@ -53,8 +53,8 @@ pub enum Problem {
     /// Its manifest is one of something else.
     #[error("its manifest has no layer of media type {LAYER_TYPE} alone")]
     Layers,
-    /// Its keys file is too long.
-    #[error("its keys file is said to have {size} bytes; more than {limit} are not read", limit = file::MAX_BYTES)]
+    /// Its keys file is too long, or those of all sidecars of a cache are: a push could not put them into one.
+    #[error("its keys file is said to have {size} bytes; of all together no more than {limit} are read", limit = file::MAX_BYTES)]
     TooLarge {
         /// As its manifest says.
         size: u64,
@@ -169,11 +169,12 @@ impl Cache<'_> {
             })
             .collect();
         let mut sidecars = Vec::new();
+        let mut left = file::MAX_BYTES;
         for live in self.few(live(described.iter()), MAX_SIDECARS)? {
             let Some((digest, artifact)) = read.iter().find(|(digest, _)| *digest == live.digest) else {
                 continue;
             };
-            let keys = self.keys(registry, digest, artifact, progress)?;
+            let keys = self.keys(registry, digest, artifact, &mut left, progress)?;
             let name = format!("sidecar of {}", self.reference);
             sidecars.push(Sidecar { name, digest: *digest, current: true, keys });
         }
@@ -208,20 +209,21 @@ impl Cache<'_> {
         Ok(Some(artifact).filter(|artifact| artifact.artifact_type == ARTIFACT_TYPE))
     }
 
+    /// What a sidecar holds; its size is taken from `left`, in bytes.
     fn keys(
         &self,
         registry: &Registry,
         digest: &Digest,
         artifact: &Artifact,
+        left: &mut u64,
         progress: &dyn Progress,
     ) -> Result<KeysFile, Error> {
         let [layer] = artifact.layers.as_slice() else { return Err(self.damaged(digest, Problem::Layers)) };
         if layer.media_type != LAYER_TYPE {
             return Err(self.damaged(digest, Problem::Layers));
         }
-        if layer.size > file::MAX_BYTES {
-            return Err(self.damaged(digest, Problem::TooLarge { size: layer.size }));
-        }
+        let rest = left.checked_sub(layer.size);
+        *left = rest.ok_or_else(|| self.damaged(digest, Problem::TooLarge { size: layer.size }))?;
         let bytes = registry.document(layer, progress).map_err(|source| self.failed(source))?;
         KeysFile::parse(&bytes).map_err(|error| self.damaged(digest, error))
     }
@@ -240,7 +242,8 @@ impl Cache<'_> {
             )));
             return Ok(None);
         };
-        let keys = self.keys(registry, &manifest.digest, &artifact, progress)?;
+        let mut left = file::MAX_BYTES;
+        let keys = self.keys(registry, &manifest.digest, &artifact, &mut left, progress)?;
         let current = artifact.subject.is_some_and(|subject| subject.digest == *self.subject);
         let earlier = if current { "" } else { "earlier " };
         let name = format!("{earlier}sidecar of {}", self.reference);
