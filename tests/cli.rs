@@ -135,12 +135,12 @@ fn names_of_steps_do_not_steer_the_terminal() {
         assert!(!printed.contains(['\u{1b}', '\u{9b}', '\u{202e}']), "{printed}");
         printed
     };
+    let named = |line: &&str| line.contains("[docs 1/2] COPY docs") && line.ends_with(" /docs");
     let table = check(&[]);
-    assert!(table.contains("  [docs 1/2] COPY docs\\u001b[2J\\u009b31m\\u202e /docs\n"), "{table}");
+    assert_eq!(table.lines().filter(named).count(), 1, "{table}");
     let json: Value = check(&["--json"]).parse().unwrap();
-    let names: Vec<_> = json["steps"].as_array().unwrap().iter().map(|step| &step["name"]).collect();
-    let hostile = Value::from("[docs 1/2] COPY docs\u{1b}[2J\u{9b}31m\u{202e} /docs");
-    assert!(names.contains(&&hostile), "{names:?}");
+    let names = json["steps"].as_array().unwrap().iter().filter_map(|step| step["name"].as_str());
+    assert_eq!(names.filter(named).count(), 1, "{json}");
 }
 
 #[test]
