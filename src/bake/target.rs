@@ -13,6 +13,7 @@
 //! A bake holds a lock on the directory it builds in: one that nobody holds was left by a bake that
 //! was killed.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -120,14 +121,11 @@ impl Staging {
         // Somebody may have been busy here while the layers came in.
         if self.in_place {
             require_empty_but(&self.target, staged)?;
-            let mut names: Vec<_> = fs::read_dir(staged)
+            let names = fs::read_dir(staged)
                 .and_then(|entries| entries.map(|e| e.map(|e| e.file_name())).collect::<io::Result<_>>())
                 .at("list", staged)?;
-            names.sort_by_key(|name| {
-                (last.iter().position(|l| name == l).map_or(0, |at| at + 1), name.clone())
-            });
             let mut moved: Vec<PathBuf> = Vec::new();
-            for name in names {
+            for name in in_order(names, last) {
                 let to = self.target.join(&name);
                 if let Err(error) = fs::rename(staged.join(&name), &to) {
                     for back in moved.iter().rev() {
@@ -166,6 +164,14 @@ impl Staging {
         let path = self.dir.path().to_owned();
         self.dir.close().at("remove", &path)
     }
+}
+
+/// `names` with `last` after all others.
+fn in_order(mut names: Vec<OsString>, last: &[&str]) -> Vec<OsString> {
+    names.sort_by_cached_key(|name| {
+        (last.iter().position(|l| name == l).map_or(0, |at| at + 1), name.clone())
+    });
+    names
 }
 
 /// Staging directories of `target` in `parent` that nobody is at work in.
@@ -236,4 +242,39 @@ fn require_empty_but(target: &Path, own: &Path) -> Result<(), Error> {
     }
     found.sort();
     Err(Error::TargetNotEmpty { path: target.to_owned(), found })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_must_come_last_comes_last() {
+        let names = |names: &[&str]| names.iter().map(OsString::from).collect::<Vec<_>>();
+        let ordered = in_order(names(&["cache.db", "runc-overlayfs", "a", "b"]), &["b", "cache.db"]);
+        assert_eq!(ordered, names(&["a", "runc-overlayfs", "b", "cache.db"]));
+    }
+
+    /// Needs root, as a bake does.
+    #[test]
+    fn what_appears_at_the_target_meanwhile_stays() {
+        if !fsutil::is_root() {
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        for (name, exists) in [("there", true), ("absent", false)] {
+            let target = directory.path().join(name);
+            if exists {
+                fs::create_dir(&target).unwrap();
+            }
+            let staging = Staging::new(&target).unwrap();
+            fs::write(staging.path().join("cache.db"), "ours").unwrap();
+            fs::create_dir_all(&target).unwrap();
+            fs::write(target.join("cache.db"), "theirs").unwrap();
+            let error = staging.commit(&[]).unwrap_err();
+            assert!(matches!(error, Error::TargetNotEmpty { .. }), "{name}: {error}");
+            assert_eq!(fs::read_to_string(target.join("cache.db")).unwrap(), "theirs", "{name}");
+            assert_eq!(fs::read_dir(&target).unwrap().count(), 1, "{name}");
+        }
+    }
 }

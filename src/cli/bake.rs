@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use jiff::Timestamp;
 
-use super::build::BuildArguments;
+use super::build::ReplayArguments;
 use super::caches::Caches;
 use super::exit::{self, Failure};
 use super::options::KeySources;
@@ -90,7 +90,7 @@ pub(super) struct Arguments {
     source_date_epoch: Option<Timestamp>,
 
     #[command(flatten)]
-    build: BuildArguments,
+    build: ReplayArguments,
 }
 
 /// Which images are looked for.

@@ -1,16 +1,16 @@
 //! `warmkit verify`.
 
-use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Args;
 use serde::Serialize;
 
+use super::build::Solve;
 use super::exit::{self, Failure};
 use super::output::{Output, err, out};
 use super::progress::{Console, Verbs};
 use super::{render, signals};
-use crate::daemon::{Build, DEFAULT_IMAGE, Search};
+use crate::daemon::Build;
 use crate::verify::{self, LiveOptions, LiveReport};
 
 const EXAMPLES: &str = "\
@@ -42,83 +42,36 @@ pub(super) struct Arguments {
     pub(super) output: Output,
 
     /// Also run this build on a throwaway view of the root, which stays untouched: is every step CACHED?
-    #[arg(long, value_name = "CONTEXT", help_heading = "Live verification")]
+    #[arg(long, value_name = "CONTEXT", help_heading = "Build")]
     build: Option<PathBuf>,
 
-    /// The Dockerfile; default: Dockerfile in the context
-    #[arg(
-        short = 'f',
-        long,
-        value_name = "DOCKERFILE",
-        requires = "build",
-        help_heading = "Live verification"
-    )]
-    file: Option<PathBuf>,
-
     /// The stage to build; default: the last
-    #[arg(long, value_name = "STAGE", requires = "build", help_heading = "Live verification")]
+    #[arg(long, value_name = "STAGE", requires = "build", help_heading = "Build")]
     target: Option<String>,
 
-    /// A build argument
-    #[arg(long, value_name = "KEY=VALUE", requires = "build", help_heading = "Live verification")]
-    build_arg: Vec<String>,
-
-    /// An option of the frontend
-    #[arg(long, value_name = "KEY=VALUE", requires = "build", help_heading = "Live verification")]
-    opt: Vec<String>,
-
     /// The platforms to build for; default: the daemon's own
-    #[arg(long, value_name = "OS/ARCH[/VARIANT]", requires = "build", help_heading = "Live verification")]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]", requires = "build", help_heading = "Build")]
     platform: Option<String>,
-
-    /// A secret of the build, as buildctl takes it: id=ID,src=FILE
-    #[arg(long, value_name = "SECRET", requires = "build", help_heading = "Live verification")]
-    secret: Vec<String>,
-
-    /// An ssh agent or key of the build, as buildctl takes it: default, or ID=PATH
-    #[arg(long, value_name = "SSH", requires = "build", help_heading = "Live verification")]
-    ssh: Vec<String>,
 
     /// A cache that the build imports, as buildctl takes it: type=registry,ref=REF; for roots baked
     /// with --allow-unkeyed
-    #[arg(long, value_name = "CACHE", requires = "build", help_heading = "Live verification")]
+    #[arg(long, value_name = "CACHE", requires = "build", help_heading = "Build")]
     import_cache: Vec<String>,
 
-    /// The daemon; default: the one in $PATH, else the one in --buildkit-image, taken out with docker
-    #[arg(long, value_name = "PATH", requires = "build", help_heading = "Live verification")]
-    buildkitd: Option<PathBuf>,
-
-    /// The image to take the daemon from where none is installed
-    #[arg(long, value_name = "IMAGE", requires = "build", default_value = DEFAULT_IMAGE, help_heading = "Live verification")]
-    buildkit_image: String,
-
-    /// The daemon's buildkitd.toml; default: an empty one
-    #[arg(long, value_name = "FILE", requires = "build", help_heading = "Live verification")]
-    buildkitd_config: Option<PathBuf>,
+    #[command(flatten)]
+    solve: Solve,
 }
 
 impl Arguments {
     fn live(&self, context: PathBuf) -> LiveOptions {
-        let flags = |name: &'static str, values: &[String]| {
-            values.iter().flat_map(move |value| [name.into(), value.into()]).collect::<Vec<OsString>>()
-        };
         let build = Build {
-            context,
-            dockerfile: self.file.clone(),
             target: self.target.clone(),
-            build_args: self.build_arg.clone(),
-            opts: self.opt.clone(),
             platform: self.platform.clone(),
             import_caches: self.import_cache.clone(),
-            contexts: Vec::new(),
-            buildctl_args: [flags("--secret", &self.secret), flags("--ssh", &self.ssh)].concat(),
+            ..self.solve.build(context)
         };
-        let search = Search {
-            buildkitd: self.buildkitd.clone(),
-            image: Some(self.buildkit_image.clone()),
-            ..Search::default()
-        };
-        LiveOptions { build, search, buildkitd_config: self.buildkitd_config.clone(), scratch: None }
+        let buildkitd_config = self.solve.buildkitd_config.clone();
+        LiveOptions { build, search: self.solve.search(), buildkitd_config, scratch: None }
     }
 }
 

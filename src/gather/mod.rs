@@ -1,13 +1,16 @@
 //! Reads caches and key sources: every small document, not a single layer.
 //!
 //! ```text
-//! caches      ──> manifest, config ──────────> Opened: the cache, and where its blobs are
-//! key sources ──> candidates ── prove ───────> Keys: what each source was worth, and the keyring
-//! sidecars   ───────┘
-//! both        ──> Coverage: which records a build will find by their keys
+//! CACHE         caches, inline ──> records, layers ───────┬──> coverage: which records a build finds
+//!               sidecar ─────────> operation digests ─┐   │    by their keys
+//! --keys-from   keys, builder ───> operation digests ─┴─> keys: what is proven, and by which source
+//! --platform    platforms ───────> without what only builds for others use
+//! provenance    images ──────────> images that builds start from
+//!                                  blobs: the layers of all of these, each once
 //! ```
 //!
-//! `bake` goes on from here to the layers; what only asks after keys ends here.
+//! `bake` goes on from here to the layers; `check` is what only asks after keys, and ends here. `parallel`
+//! does several of a kind at a time.
 
 mod blobs;
 pub mod builder;

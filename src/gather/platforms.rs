@@ -15,8 +15,8 @@ use std::collections::{BTreeSet, HashMap};
 
 use super::{BakedCache, Covered, Error, Keys, Options};
 use crate::digest::RecordDigest;
-use crate::keys::Targets;
 use crate::keys::images::image_keys;
+use crate::keys::{ProvenKey, Targets};
 use crate::oci::{Cache, Platform};
 use crate::progress::{Event, Progress};
 
@@ -66,7 +66,7 @@ pub fn keep_platforms(
 
 /// What the builds were for that have each record's operation; `None` where nothing proves its key.
 fn targets(records: &[Covered], keys: &Keys) -> Vec<Option<Targets>> {
-    let proven = |record: &Covered| keys.keyring.get(&record.digest).map(|proven| proven.digest());
+    let proven = |record: &Covered| keys.keyring.get(&record.digest).map(ProvenKey::digest);
     let mut all: Vec<Option<Targets>> = records
         .iter()
         .map(|record| proven(record).and_then(|digest| keys.candidates.targets(digest)).cloned())
@@ -139,8 +139,7 @@ fn left_out(
                 && alternatives.iter().all(|&(input, _)| left_out[input] || (is_told && is_content(input)))
         };
         let of_others = is_told && own.is_some_and(|targets| is_of_others(targets, wanted));
-        let on_others = || record.inputs.iter().any(is_out);
-        left_out.push(!pinned[at] && (of_others || on_others()));
+        left_out.push(!pinned[at] && (of_others || record.inputs.iter().any(is_out)));
     }
     // Of a content nobody tells whose it is: it is there for what stands on it.
     let mut is_used = vec![false; records.len()];
@@ -181,6 +180,8 @@ fn remove(cache: &mut Cache, is_out: impl Fn(usize) -> bool) {
 
 #[cfg(test)]
 mod tests {
+    use std::slice;
+
     use super::*;
     use crate::digest::{Digest, OpDigest};
     use crate::gather::{Offer, prove};
@@ -228,11 +229,15 @@ mod tests {
 
     fn offer(names: &[&str], target: Option<&str>) -> Offer {
         let mut candidates = Candidates::new();
-        names.iter().for_each(|name| candidates.add(OpDigest::of(name.as_bytes()), None));
+        for name in names {
+            candidates.add(OpDigest::of(name.as_bytes()), None);
+        }
         candidates.set_target(target.map(platform).as_ref());
         // The builder is an amd64.
-        for target in target.into_iter() {
-            [AMD64, target].into_iter().for_each(|name| candidates.add_image(image(name, target)));
+        if let Some(target) = target {
+            for name in [AMD64, target] {
+                candidates.add_image(image(name, target));
+            }
         }
         Offer { source: format!("{target:?}"), candidates }
     }
@@ -318,12 +323,12 @@ mod tests {
         let records: &[(&str, &[&[&str]])] = &[("root", &[]), ("a", &[&["root"]]), ("b", &[&["a"]])];
         let arm64 = offer(&["a", "b"], Some(ARM64));
         for platforms in [&[AMD64][..], &[ARM64, AMD64]] {
-            let text = kept(records, &[arm64.clone()], platforms).unwrap_err().to_string();
+            let text = kept(records, slice::from_ref(&arm64), platforms).unwrap_err().to_string();
             assert_eq!(text, "no cache is for --platform linux/amd64: they are for linux/arm64");
         }
         // What has no key, or one from who knows where, may be for it.
         let only_a = offer(&["a"], Some(ARM64));
-        assert_eq!(kept(records, &[only_a.clone()], &[AMD64]).unwrap().1, 3, "b stands on a");
+        assert_eq!(kept(records, slice::from_ref(&only_a), &[AMD64]).unwrap().1, 3, "b stands on a");
         assert_eq!(kept(records, &[only_a, offer(&["a", "b"], None)], &[AMD64]).unwrap().1, 0);
         assert_eq!(kept(records, &[], &[AMD64]).unwrap().1, 0);
     }

@@ -261,7 +261,9 @@ mod tests {
         let (one, two) = (OpDigest::new("one"), OpDigest::new("two"));
         let of = |ops: &[&OpDigest], target: Option<&str>| {
             let mut candidates = Candidates::new();
-            ops.iter().for_each(|op| candidates.add((*op).clone(), None));
+            for op in ops {
+                candidates.add((*op).clone(), None);
+            }
             candidates.set_target(target.map(|text| text.parse().unwrap()).as_ref());
             candidates
         };

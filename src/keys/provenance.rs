@@ -38,6 +38,7 @@ use super::{
 };
 use crate::digest::{Digest, OpDigest};
 use crate::oci::Platform;
+use crate::oci::json::count_values;
 
 /// The longest document that is read, in bytes.
 ///
@@ -117,22 +118,6 @@ fn signed(document: &Value) -> Option<Vec<u8>> {
     envelope.get("payloadType")?;
     let payload = envelope.get("payload")?.as_str()?;
     STANDARD.decode(payload).or_else(|_| URL_SAFE.decode(payload)).ok()
-}
-
-/// How many values a JSON text holds at most: each but the first of an object or array follows a comma, and
-/// the first its bracket.
-fn count_values(json: &[u8]) -> usize {
-    let (mut count, mut quoted, mut escaped) = (0, false, false);
-    for byte in json {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' => escaped = quoted,
-            b'"' => quoted = !quoted,
-            b',' | b'[' | b'{' if !quoted => count += 1,
-            _ => {}
-        }
-    }
-    count
 }
 
 /// Whether `value` holds no more than `left` values; takes what it holds from `left`.

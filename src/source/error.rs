@@ -172,9 +172,9 @@ pub enum Error {
         reason: String,
     },
     /// A bucket that is in another region.
-    #[error("bucket {bucket} is not in region {asked} but in {region}: write region={region}")]
+    #[error("{bucket} is not in region {asked} but in {region}: write region={region}")]
     OtherRegion {
-        /// The bucket.
+        /// `bucket …`.
         bucket: String,
         /// Where it was looked for.
         asked: String,

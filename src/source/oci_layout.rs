@@ -152,9 +152,11 @@ impl Files {
         };
         let path = root.join(name);
         // Looked at first, since opening a pipe waits for who writes to it.
-        let found = path.metadata().and_then(|found| match found.is_file() {
-            true => Ok((File::open(&path)?, found.len())),
-            false => Err(io::Error::other("not a regular file")),
+        let found = path.metadata().and_then(|found| {
+            if !found.is_file() {
+                return Err(io::Error::other("not a regular file"));
+            }
+            Ok((File::open(&path)?, found.len()))
         });
         match found {
             Ok((file, size)) => Ok(Some((Box::new(file), size))),

@@ -144,9 +144,9 @@ impl FromStr for CacheSpec {
 impl fmt::Display for CacheSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Registry { reference, insecure } => {
-                write!(f, "type=registry,ref={reference}")?;
-                if *insecure { f.write_str(",registry.insecure=true") } else { Ok(()) }
+            Self::Registry { reference, insecure: false } => reference.fmt(f),
+            Self::Registry { reference, insecure: true } => {
+                write!(f, "type=registry,ref={reference},registry.insecure=true")
             }
             Self::Azblob(attributes) => attributes.written.fmt(f),
             Self::Gha(attributes) => attributes.written.fmt(f),

@@ -26,7 +26,8 @@ pub struct Exporter {
     case: Case,
     cache: String,
     sources: BTreeMap<Keys, String>,
-    /// What `warmkit verify` says of the root that its daemon built on; nothing where it is healthy.
+    /// What `warmkit verify` says of the root that its daemon built on, and of one on which nothing was built;
+    /// nothing where both are healthy.
     pub own_root: String,
 }
 
@@ -131,6 +132,8 @@ impl Exporter {
         let tools = Tools::find(release)?;
         let world = World::start(tools.clone());
         let case = world.case(CASE);
+        let fresh = world.root(&case, "fresh");
+        world.daemon(&fresh).stop();
         let root = world.root(&case, "origin");
         let reference = |tag: &str| world.registry.reference(CASE, tag);
         let (cache, image) = (reference("cache"), reference("image"));
@@ -142,7 +145,7 @@ impl Exporter {
             (Keys::Provenance, image),
             (Keys::CacheDb, format!("type=cachedb,src={}", root.display())),
         ]);
-        Some(Self { own_root: judged(&root), tools, world, case, cache, sources })
+        Some(Self { own_root: judged(&fresh) + &judged(&root), tools, world, case, cache, sources })
     }
 
     /// The release.

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use clap::{ArgGroup, Args};
 use serde::Serialize;
 
-use super::super::build::BuildArguments;
+use super::super::build::ReplayArguments;
 use super::super::caches::Caches;
 use super::super::exit::{self, Failure};
 use super::super::options::Registries;
@@ -59,7 +59,7 @@ pub(in crate::cli) struct Arguments {
     pub(super) output: Output,
 
     #[command(flatten)]
-    build: BuildArguments,
+    build: ReplayArguments,
 }
 
 /// What `--json` prints.

@@ -73,16 +73,15 @@ impl Registry {
         let (mut asked, mut left) = (BTreeSet::new(), MAX_LIST);
         loop {
             let place = format!("{what} in {}", self.repository_name());
-            let mut attempts = Attempts::new(place, self.retry, &self.stop, progress);
             let first = asked.is_empty();
-            let page = loop {
+            let attempts = Attempts::new(place, self.retry, &self.stop, progress);
+            let page = attempts.run(|| {
                 match self.try_referrers(&what, &format!("{path}{query}"), left, first) {
-                    Ok(page) => break page,
                     // The cache itself could be read: it is only this that there is not.
-                    Err(Failure::Final(Error::Denied(_))) if first => break None,
-                    Err(failure) => attempts.failed(failure)?,
+                    Err(Failure::Final(Error::Denied(_))) if first => Ok(None),
+                    result => result,
                 }
-            };
+            })?;
             if first {
                 without.store(page.is_none(), Ordering::Relaxed);
             }
@@ -141,16 +140,14 @@ impl Registry {
     /// The manifest under a tag; `None` where there is none.
     pub fn tagged(&self, tag: &str, progress: &dyn Progress) -> Result<Option<Manifest>, Error> {
         let what = format!("tag {tag:?}");
-        let mut attempts =
-            Attempts::new(format!("{what} of {}", self.repository_name()), self.retry, &self.stop, progress);
-        let (bytes, media_type) = loop {
+        let whole = format!("{what} of {}", self.repository_name());
+        let found = Attempts::new(whole, self.retry, &self.stop, progress).run(|| {
             match self.try_manifest(&what, tag) {
-                Ok(found) => break found,
-                Err(Failure::Final(Error::NoSuchManifest { .. })) => return Ok(None),
-                Err(failure) => attempts.failed(failure)?,
+                Err(Failure::Final(Error::NoSuchManifest { .. })) => Ok(None),
+                result => result.map(Some),
             }
-        };
-        Ok(Some(Manifest { digest: Digest::of(&bytes), bytes, media_type }))
+        })?;
+        Ok(found.map(|(bytes, media_type)| Manifest { digest: Digest::of(&bytes), bytes, media_type }))
     }
 
     /// What the tag that stands in for the referrers API lists, as far as it may be of this type.
@@ -192,11 +189,10 @@ impl Registry {
         let tag = fallback_tag(subject);
         let what = format!("update of tag {tag:?}");
         let policy = RetryPolicy { failures: WRITES, ..self.retry };
-        let mut attempts = Attempts::new(self.whole(&what), policy, &self.stop, progress);
-        loop {
+        Attempts::new(self.whole(&what), policy, &self.stop, progress).run(|| {
             let mut list = self.tagged_list(subject, progress)?.unwrap_or_default();
             if !list.replace(added, superseded) {
-                return Ok(tag);
+                return Ok(tag.clone());
             }
             let bytes = list.to_bytes().map_err(|error| Error::BadAnswer {
                 what: what.clone(),
@@ -206,9 +202,9 @@ impl Registry {
             self.put_manifest(&tag, OCI_INDEX, &bytes, progress)?;
             let stays = |list: ReferrersList| !list.clone().replace(added, &[]);
             if self.tagged_list(subject, progress)?.is_some_and(stays) {
-                return Ok(tag);
+                return Ok(tag.clone());
             }
-            attempts.failed(Failure::again("somebody else wrote it at the same time"))?;
-        }
+            Err(Failure::again("somebody else wrote it at the same time"))
+        })
     }
 }

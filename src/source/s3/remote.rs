@@ -13,8 +13,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use ureq::http::Uri;
 
-use super::credentials::{Answer, AwsError, Held};
 use super::endpoint::{dns_suffix, host_header};
+use super::error::AwsError;
+use super::held::{Answer, Held};
 use super::sigv4::{self, Keys};
 use crate::source::http::{Failure, Method, Options, Reply, Transport, element, is_loopback, percent_encode};
 
