@@ -278,7 +278,10 @@ fn a_cell_that_is_not_as_it_should_be_says_so() {
         native: found(steps, 1),
         baked: both(found(steps, 0)),
         unkeyed: BTreeMap::from([(Keys::Provenance, 0), (Keys::CacheDb, 0)]),
-        written_by: BTreeMap::from([(Keys::Provenance, Some("v0.17".to_owned())), (Keys::CacheDb, None)]),
+        written_by: BTreeMap::from([
+            (Keys::Provenance, Some("v0.17".to_owned())),
+            (Keys::CacheDb, Some("v0.17 or newer".to_owned())),
+        ]),
         verify: String::new(),
     };
     let own = || sound("v0.17.3", &["a", "b"]);
