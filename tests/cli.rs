@@ -2,6 +2,9 @@
 //! steer the terminal.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
+#[path = "support/skip.rs"]
+mod skip;
+
 use std::fs::{self, OpenOptions};
 use std::io::Read as _;
 use std::net::{TcpListener, TcpStream};
@@ -10,6 +13,7 @@ use std::process::{Child, Command, Output, Stdio};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -77,6 +81,41 @@ fn commands_that_wait_for_a_server_end_on_a_signal() {
     }
 }
 
+/// A verification has nothing to undo, so it ends wherever it is: here while it waits for a `buildkitd` to say
+/// which it is.
+#[test]
+fn a_verification_ends_on_a_signal() {
+    if !skip::is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (root, fifo, buildkitd) =
+        (dir.path().join("root"), dir.path().join("fifo"), dir.path().join("buildkitd"));
+    let cache = format!("type=local,src={}", demo("cache").display());
+    let bake = ["bake", &cache, "--allow-unkeyed", "--root", root.to_str().unwrap()];
+    assert!(warmkit(&bake).output().unwrap().status.success());
+    mknodat(CWD, &fifo, FileType::Fifo, Mode::RWXU, 0).unwrap();
+    // By a process of its own: what this one writes may be open in a child of another test's, and is then too
+    // busy to run.
+    let script = "printf '#!/bin/sh\\necho asked >\"%s\"\\nread -r end <\"%s\"\\n' \"$1\" \"$1\" >\"$2\"
+        chmod 755 \"$2\"
+        cp \"$2\" \"$3\"";
+    let mut write = Command::new("sh");
+    write.args(["-euc", script, "sh"]).arg(&fifo).arg(&buildkitd).arg(dir.path().join("buildctl"));
+    assert!(write.status().unwrap().success());
+
+    let verify = ["verify", "--root", root.to_str().unwrap(), "--build", "."];
+    let mut command = warmkit(&verify);
+    command.arg("--buildkitd").arg(&buildkitd).env("TMPDIR", dir.path());
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    assert_eq!(fs::read_to_string(&fifo).unwrap(), "asked\n");
+    let output = interrupted(child, Signal::INT);
+    fs::write(&fifo, "end\n").unwrap();
+    let errors = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    assert!(errors.ends_with("error: interrupted\n"), "{errors}");
+}
+
 #[test]
 fn a_report_that_cannot_be_written_is_a_failure() {
     let cache = format!("type=local,src={}", demo("cache").display());
@@ -135,12 +174,12 @@ fn names_of_steps_do_not_steer_the_terminal() {
         assert!(!printed.contains(['\u{1b}', '\u{9b}', '\u{202e}']), "{printed}");
         printed
     };
+    let named = |line: &&str| line.contains("[docs 1/2] COPY docs") && line.ends_with(" /docs");
     let table = check(&[]);
-    assert!(table.contains("  [docs 1/2] COPY docs\\u001b[2J\\u009b31m\\u202e /docs\n"), "{table}");
+    assert_eq!(table.lines().filter(named).count(), 1, "{table}");
     let json: Value = check(&["--json"]).parse().unwrap();
-    let names: Vec<_> = json["steps"].as_array().unwrap().iter().map(|step| &step["name"]).collect();
-    let hostile = Value::from("[docs 1/2] COPY docs\u{1b}[2J\u{9b}31m\u{202e} /docs");
-    assert!(names.contains(&&hostile), "{names:?}");
+    let steps = json["steps"].as_array().unwrap().iter().filter_map(|step| step["name"].as_str());
+    assert_eq!(steps.filter(named).count(), 1, "{json}");
 }
 
 #[test]

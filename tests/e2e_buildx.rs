@@ -1,7 +1,7 @@
 //! The promise: what docs/ci.md tells a pipeline to do works with the real buildx and the real buildctl, word
 //! for word, and the root that is baked from it is warm.
 //!
-//! A block of docs/ci.md that comes after `<!-- tried: NAME -->` is run; those of one name belong
+//! A block of docs/ci.md that comes after `<!-- tried: NAME, … -->` is run; those of one name belong
 //! together, in their order. One after `<!-- file: NAME -->` is a file in the context. Replaced are only
 //! the names of registries, the builder's root and the root that is baked.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
@@ -39,7 +39,11 @@ fn blocks(document: &str) -> Vec<(String, Block)> {
         let language = fence.strip_prefix("```").unwrap_or_else(|| panic!("no block after {line}"));
         let lines: Vec<&str> = lines.by_ref().take_while(|line| *line != "```").collect();
         let text = lines.join("\n") + "\n";
-        found.push((marker.to_owned(), Block { language: language.to_owned(), text }));
+        let (kind, names) = marker.split_once(": ").unwrap_or((marker, ""));
+        for name in names.split(", ") {
+            let block = Block { language: language.to_owned(), text: text.clone() };
+            found.push((format!("{kind}: {name}"), block));
+        }
     }
     found
 }

@@ -410,6 +410,96 @@ mod v0_17_3 {
     }
 }
 
+/// Every way in which a build names images, one of them in a registry with a password. A seeded root is as a
+/// daemon keeps its own: what it holds outlives restarts, and a prune that spares what was just used.
+fn ways_to_name_images(release: &str) {
+    let Some(setting) = Setting::start(release) else { return };
+    let Setting { tools, registry, frontend, .. } = &setting;
+    let locked = Registry::start_with_password(tools);
+    locked.copy(registry, "files", "latest");
+    image::push_base_of_both(tools, registry, "base");
+    let listed = image::push_as_docker(registry, "base");
+    image::push_onbuild_base(tools, registry);
+    let frontend = format!("{frontend}@{}", setting.digest("frontend", "1"));
+    let onbuild = format!("{}/onbuild@{}", registry.host(), setting.digest("onbuild", "latest"));
+    let files = locked.reference("files", "latest");
+    let repository = listed.strip_suffix(":docker").unwrap();
+    let text = format!(
+        "# syntax={frontend}\nARG TAG=none\nFROM {repository}:${{TAG}} AS build\nRUN echo made > /made\n\
+         FROM {onbuild}\nCOPY --from=build /made /made\nCOPY --from={files} /file /file\n"
+    );
+    let mut request = setting.context("ways", &text).arg("TAG", "docker");
+    setting.scratch.write("ways/onbuild.txt", "onbuild\n");
+    request.docker_config = Some(locked.docker_config());
+
+    let daemon = |root: &Path| Daemon::start_with(tools, root, &[registry, &locked]);
+    let [cache, image] = ["cache", "image"].map(|tag| registry.reference("ways", tag));
+    let origin = daemon(&setting.root("origin"));
+    let first = origin.build(&request.push(&image).export_to(&cache_to(&cache, "")));
+    origin.stop();
+    let asked = || -> BTreeSet<String> { registry.requests_of_daemons().into_iter().collect() };
+    asked();
+    let origin = daemon(&setting.root("origin"));
+    origin.build(&request);
+    origin.stop();
+    let of_native = asked();
+    assert!(of_native.iter().all(|request| request.starts_with("HEAD ")), "{of_native:?}");
+
+    let bake = |name: &str, docker_config: &Path| {
+        let root = setting.root(name);
+        let mut command = warmkit();
+        command.args(["bake", &cache, "--keys-from", &image, "--json", "--root"]).arg(&root);
+        let ended = command::run(command.env("DOCKER_CONFIG", docker_config), Duration::from_secs(180));
+        let ended = ended.expect_success("bake");
+        (root, serde_json::from_str::<Value>(&ended.stdout).unwrap())
+    };
+    let (root, report) = bake("seeded", &locked.docker_config());
+    assert_eq!(report["images_skipped"], json!([]), "{report:#}");
+    assert_eq!(report["images"].as_array().unwrap().len(), 4, "{report:#}");
+    verify(&["--read-data"], &root).expect_success("verify");
+
+    asked();
+    for restart in 0..2 {
+        let daemon = daemon(&root);
+        daemon.wait_for_collection();
+        let outcome = daemon.build(&request.tar(&root.with_extension("tar")));
+        assert_eq!(outcome.names(), first.names(), "{}", outcome.log);
+        assert_eq!(outcome.not_cached(), BTreeSet::new(), "start {restart}\n{}", outcome.log);
+        assert_eq!(moved(&outcome), (0, 0, 0), "start {restart}\n{}", outcome.log);
+        assert_eq!(asked(), of_native, "start {restart}: what a daemon asks that pulled the images itself");
+        let mut prune = daemon.buildctl();
+        prune.args(["prune", "--keep-duration", "1h"]);
+        command::run(&mut prune, Duration::from_secs(60)).expect_success("buildctl prune");
+        daemon.stop();
+        check_databases(tools, &root);
+    }
+    let daemon = daemon(&root);
+    let text = format!("# syntax={frontend}\nFROM {files}\nCOPY --from={listed} /etc/architecture /\n");
+    let mut other = setting.context("other", &text);
+    other.docker_config = Some(locked.docker_config());
+    let outcome = daemon.build(&other);
+    assert_eq!((outcome.ran().len(), moved(&outcome)), (1, (0, 0, 0)), "{}", outcome.log);
+    daemon.stop();
+
+    // Without the password it is one image fewer.
+    let (root, report) = bake("without-password", Path::new("/nonexistent"));
+    let skipped = report["images_skipped"].as_array().unwrap();
+    assert_eq!(skipped.len(), 1, "{report:#}");
+    assert!(skipped[0]["image"].as_str().unwrap().starts_with(&files), "{report:#}");
+    assert!(skipped[0]["reason"].as_str().unwrap().contains("denies access"), "{report:#}");
+    verify(&[], &root).expect_success("verify");
+}
+
+#[test]
+fn every_way_to_name_an_image() {
+    ways_to_name_images(tools::NEWEST);
+}
+
+#[test]
+fn every_way_to_name_an_image_with_an_old_release() {
+    ways_to_name_images("v0.17.3");
+}
+
 /// An image that no provenance names, of the platform that is asked for.
 #[test]
 fn takes_images_by_name() {

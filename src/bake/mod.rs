@@ -27,9 +27,11 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use jiff::Timestamp;
 
+pub use error::Error;
 pub(crate) use error::IoContext;
-pub use error::{Error, ErrorClass};
 pub use report::{Report, Unkeyed};
+
+pub use crate::gather::ErrorClass;
 
 use crate::fsutil;
 use crate::gather::{self, Images, Keys, Offer};

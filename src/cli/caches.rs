@@ -22,7 +22,7 @@ const MAX_LIST: u64 = 16 << 20;
 pub(super) struct Caches {
     /// A cache, as after buildx's --cache-from: a reference, type=registry,ref=REF,
     /// type=local,src=DIR-OR-TAR[,tag=TAG][,digest=DIGEST], type=s3,region=REGION,bucket=BUCKET[,name=NAME],
-    /// or type=azblob or type=gha with buildx's attributes (docs/sources.md); @FILE stands for the caches
+    /// or type=azblob or type=gha with buildx's attributes (docs/caches.md); @FILE stands for the caches
     /// that FILE lists
     #[arg(required_unless_present = "from_file", value_name = "CACHE", value_parser = discreet::<Argument>())]
     named: Vec<Argument>,

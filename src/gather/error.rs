@@ -183,7 +183,7 @@ pub enum Error {
     Interrupted,
 }
 
-/// What an [`Error`] means for whoever asked.
+/// What an [`Error`], or that of a bake, means for whoever asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorClass {
     /// A cache or key source was not written as it has to be.
@@ -196,7 +196,9 @@ pub enum ErrorClass {
     Content,
     /// Records have no key.
     Unkeyed,
-    /// The machine: a file, a signal.
+    /// What a bake would write is taken.
+    Target,
+    /// The machine: not root, no space, a file, a signal.
     Other,
 }
 

@@ -68,6 +68,7 @@ impl Error {
 }
 
 /// A path in quotes. A layer may have one of a mebibyte; no message needs more than its beginning.
+#[expect(clippy::unnecessary_debug_formatting, reason = "a terminal would obey what it escapes")]
 fn shown(path: &Path) -> String {
     let text = format!("{path:?}");
     match text.char_indices().nth(300) {

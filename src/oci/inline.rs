@@ -243,6 +243,8 @@ mod tests {
             image
         };
         let encoded = |json: &str| with(&STANDARD.encode(json));
+        let with_input =
+            |link: i64| json!([{"digest": Digest::of(b"x"), "inputs": [[{"link": link}]]}]).to_string();
         let mut no_diff_id = good.clone();
         no_diff_id["rootfs"]["diff_ids"] = json!(["sha512:00"]);
         let cases = [
@@ -255,6 +257,10 @@ mod tests {
                 encoded(&json!([{"digest": Digest::of(b"x"), "layers": [{"layer": 1}]}]).to_string()),
                 "points at layer 1",
             ),
+            (encoded(&with_input(0)), "cycle through record 0"),
+            (encoded(&with_input(7)), "points at record 7"),
+            (encoded(&with_input(-1)), "points at record -1"),
+            (encoded(&"[".repeat(10_000)), "the inline cache is not valid"),
             (no_diff_id, "diff ID is unknown"),
         ];
         for (image, expected) in cases {

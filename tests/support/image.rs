@@ -276,6 +276,40 @@ fn put_index(registry: &Registry, repository: &str, manifests: &[Value]) -> Stri
     registry.reference(repository, "latest")
 }
 
+/// Pushes what is at `latest`, an index, again as Docker wrote it before there was OCI; gives the reference.
+pub fn push_as_docker(registry: &Registry, repository: &str) -> String {
+    let renamed = [
+        (
+            "application/vnd.oci.image.index.v1+json",
+            "application/vnd.docker.distribution.manifest.list.v2+json",
+        ),
+        (
+            "application/vnd.oci.image.manifest.v1+json",
+            "application/vnd.docker.distribution.manifest.v2+json",
+        ),
+        ("application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"),
+        ("application/vnd.oci.image.layer.v1.tar+gzip", "application/vnd.docker.image.rootfs.diff.tar.gzip"),
+    ];
+    let rename = |bytes: Vec<u8>| {
+        let text = String::from_utf8(bytes).unwrap();
+        renamed.iter().fold(text, |text, (oci, docker)| text.replace(oci, docker))
+    };
+    let mut index = rename(registry.manifest(repository, "latest").0);
+    let listed: Value = serde_json::from_str(&index).unwrap();
+    for digest in
+        listed["manifests"].as_array().unwrap().iter().map(|listed| listed["digest"].as_str().unwrap())
+    {
+        let before = registry.manifest(repository, digest).0;
+        let size = before.len();
+        let manifest = rename(before);
+        let now = Digest::of(manifest.as_bytes()).to_string();
+        registry.put_manifest(repository, &now, renamed[1].1, manifest.as_bytes());
+        index = index.replace(digest, &now).replace(&format!("{size}"), &format!("{}", manifest.len()));
+    }
+    registry.put_manifest(repository, "docker", renamed[0].1, index.as_bytes());
+    registry.reference(repository, "docker")
+}
+
 /// Pushes one image of these layers for both architectures; the files in it are those of this machine.
 fn push_index(registry: &Registry, repository: &str, layers: &[Layer], extra: &Value) -> String {
     let of = |architecture| put(registry, repository, architecture, architecture, layers, extra);
