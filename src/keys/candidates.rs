@@ -262,7 +262,9 @@ mod tests {
         let of = |writers: Option<Writers>| {
             let mut candidates = Candidates::new();
             candidates.add(op.clone(), None);
-            writers.into_iter().for_each(|writers| candidates.add_writers(&op, writers));
+            if let Some(writers) = writers {
+                candidates.add_writers(&op, writers);
+            }
             candidates
         };
         let (old, new) = (Writers::TO_V0_12, Writers::V0_17);
