@@ -133,7 +133,6 @@ impl Error {
                 gather::ErrorClass::Other => ErrorClass::Other,
             },
             Self::DiffIdMismatch { .. }
-            | Self::Replay(replay::Error::TooLarge { .. })
             | Self::Layer { source: L::Decompress { .. } | L::Archive { .. } | L::Refused { .. }, .. } => {
                 ErrorClass::Content
             }

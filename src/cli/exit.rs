@@ -1,7 +1,7 @@
 //! Exit codes: few, documented, and the same for every command.
 
 use crate::bake::{self, ErrorClass};
-use crate::{gather, replay, verify};
+use crate::{gather, verify};
 
 /// Everything went well.
 pub const OK: u8 = 0;
@@ -60,14 +60,6 @@ pub fn of_gather(error: &gather::Error) -> u8 {
         gather::ErrorClass::Content => CONTENT,
         gather::ErrorClass::Unkeyed => UNKEYED,
         gather::ErrorClass::Other => FAILURE,
-    }
-}
-
-/// The exit code for a build that could not be replayed.
-pub fn of_replay(error: &replay::Error) -> u8 {
-    match error {
-        replay::Error::TooLarge { .. } => CONTENT,
-        _ => FAILURE,
     }
 }
 

@@ -9,7 +9,7 @@ use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{Error, Tools, io_error, tail};
+use super::{Error, Tools, io_error, output, tail};
 
 /// How long a daemon may take until it answers: it reads its databases, and a slow disk is slow.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -62,6 +62,8 @@ pub struct Start<'a> {
     pub snapshotter: &'a str,
     /// Further arguments of buildkitd.
     pub arguments: &'a [OsString],
+    /// Variables of its environment that differ from those of this process; `None`: not there.
+    pub environment: &'a [(OsString, Option<OsString>)],
 }
 
 /// A running daemon; ended when dropped.
@@ -95,17 +97,27 @@ impl Daemon {
             fs::write(&path, "").map_err(io_error("write", &path))?;
             path
         };
-        let output = File::create(&log).map_err(io_error("make", &log))?;
-        let errors = output.try_clone().map_err(io_error("open", &log))?;
+        let logged = File::create(&log).map_err(io_error("make", &log))?;
+        let errors = logged.try_clone().map_err(io_error("open", &log))?;
         let mut command = Command::new("sh");
         command.args(["-c", GUARD, "sh"]).arg(run).arg(scratch).arg(&tools.buildkitd);
         command.arg("--config").arg(&config).arg("--root").arg(root);
         command.arg("--addr").arg(format!("unix://{}", socket.display()));
-        command.arg("--otel-socket-path").arg(run.join("otel.sock"));
+        // From v0.13 on; before, that socket is there only where tracing was asked for.
+        const TRACES: &str = "--otel-socket-path";
+        if output(Command::new(&tools.buildkitd).arg("--help"))?.contains(TRACES) {
+            command.arg(TRACES).arg(run.join("otel.sock"));
+        }
         // Nothing here lives long enough to be collected.
         command.args(["--oci-worker=true", "--containerd-worker=false", "--oci-worker-gc=false"]);
         command.args(["--oci-worker-snapshotter", start.snapshotter]).args(start.arguments);
-        command.env("PATH", &tools.path).stdin(Stdio::piped()).stdout(output).stderr(errors);
+        for (name, value) in start.environment {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        command.env("PATH", &tools.path).stdin(Stdio::piped()).stdout(logged).stderr(errors);
         // An interrupt from the terminal ends us; the daemon then ends as it should, by the guard.
         command.process_group(0);
         // A thread of its own, so that its namespaces are not those of this process.

@@ -129,10 +129,7 @@ fn replay(arguments: Arguments) -> Result<u8, Failed> {
         return Err(failed(exit::USAGE)("--build CONTEXT is missing".into()));
     };
     err("replaying the build; no step runs, and no layer is downloaded");
-    let replayed = replay::replay(&caches, &options).map_err(|error| {
-        let code = exit::of_replay(&error);
-        failed(code)(error.into())
-    })?;
+    let replayed = replay::replay(&caches, &options).map_err(|error| failed(exit::FAILURE)(error.into()))?;
     let bytes =
         keys::file::write(&replayed.candidates).map_err(|error| failed(exit::FAILURE)(error.into()))?;
     fs::write(&arguments.output, bytes).map_err(|error| {
