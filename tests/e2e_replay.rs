@@ -403,8 +403,8 @@ fn names_the_step_that_differs_on_v0_12_5() {
 }
 
 #[test]
-fn everything_on_v0_12_5() {
-    keys_every_record("v0.12.5", "everything");
+fn app_on_v0_12_5() {
+    keys_every_record("v0.12.5", "app");
 }
 
 #[test]

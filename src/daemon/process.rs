@@ -14,6 +14,9 @@ use super::{Error, Tools, io_error, output, tail};
 /// How long a daemon may take until it answers: it reads its databases, and a slow disk is slow.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// The option that says where the socket for traces goes, which daemons may not share.
+const TRACES: &str = "--otel-socket-path";
+
 /// Runs the daemon (`$3…`) and ends it when its input says so, or ends: then whoever started it was
 /// killed, and the directories `$1` and `$2` go too.
 const GUARD: &str = r#"
@@ -104,7 +107,6 @@ impl Daemon {
         command.arg("--config").arg(&config).arg("--root").arg(root);
         command.arg("--addr").arg(format!("unix://{}", socket.display()));
         // From v0.13 on; before, that socket is there only where tracing was asked for.
-        const TRACES: &str = "--otel-socket-path";
         if output(Command::new(&tools.buildkitd).arg("--help"))?.contains(TRACES) {
             command.arg(TRACES).arg(run.join("otel.sock"));
         }

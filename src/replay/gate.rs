@@ -19,7 +19,7 @@
 //! of them is refused then differs from build to build: see [`Gate::begin`].
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,8 +29,9 @@ use std::time::{Duration, Instant};
 
 use crate::daemon::Graph;
 use crate::digest::Digest;
+use crate::oci::manifest::media_type;
 use crate::oci::media_type::OCI_MANIFEST;
-use crate::oci::{Descriptor, Document};
+use crate::oci::{Descriptor, Document, Platform};
 use crate::progress::Silent;
 use crate::source::{self, Manifest, Registry, Source};
 
@@ -47,6 +48,61 @@ struct Repository {
     registry: Registry,
     /// Blobs that its manifests name: what they are, and whether they are layers.
     blobs: HashMap<Digest, (Descriptor, bool)>,
+    /// The tags that manifests and indexes were asked for by.
+    tags: HashMap<Digest, String>,
+    /// What indexes list: in which index, and for which platform.
+    listed: HashMap<Digest, (Digest, Platform)>,
+    /// The images that were asked for: manifests, or indexes with a platform.
+    used: HashSet<(Digest, Option<Platform>)>,
+}
+
+impl Repository {
+    fn new(registry: Registry) -> Self {
+        Self {
+            registry,
+            blobs: HashMap::new(),
+            tags: HashMap::new(),
+            listed: HashMap::new(),
+            used: HashSet::new(),
+        }
+    }
+
+    /// Takes down what a document names, and what it is for.
+    fn learn(&mut self, digest: Digest, tag: Option<&str>, document: &Document) {
+        if let Some(tag) = tag {
+            self.tags.insert(digest, tag.to_owned());
+        }
+        match document {
+            Document::Manifest { config, layers } => {
+                self.blobs.insert(config.digest, (config.clone(), false));
+                for layer in layers {
+                    self.blobs.entry(layer.digest).or_insert_with(|| (layer.clone(), true));
+                }
+                self.used.insert(match self.listed.get(&digest) {
+                    Some((index, platform)) => (*index, Some(platform.clone())),
+                    None => (digest, None),
+                });
+            }
+            Document::Index { manifests } => {
+                for manifest in manifests {
+                    if let Some(platform) = &manifest.platform {
+                        self.listed.insert(manifest.digest, (digest, platform.clone()));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// An image that the daemon asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Used {
+    /// `<host>[:<port>]/<repository>[:<tag>]@<digest>`; the digest is that of an index, where there is one.
+    pub(super) image: String,
+    /// Which of an index; `None`: it is no index.
+    pub(super) platform: Option<Platform>,
+    /// Whether it is that of a frontend.
+    pub(super) frontend: bool,
 }
 
 #[derive(Default)]
@@ -277,6 +333,25 @@ impl Gate {
         lock(&self.shared.state).resolved.clone()
     }
 
+    /// The images that the daemon asked for, in no order.
+    pub(super) fn used(&self) -> Vec<Used> {
+        let State { repositories, frontends, .. } = &*lock(&self.shared.state);
+        let (repositories, frontends) = (repositories.clone(), frontends.clone());
+        let mut all = Vec::new();
+        for (name, repository) in repositories {
+            let repository = lock(&repository);
+            for (digest, platform) in &repository.used {
+                let tag = repository.tags.get(digest).map(|tag| format!(":{tag}")).unwrap_or_default();
+                all.push(Used {
+                    image: format!("{name}{tag}@{digest}"),
+                    platform: platform.clone(),
+                    frontend: frontends.contains(&name),
+                });
+            }
+        }
+        all
+    }
+
     /// Why images could not be resolved: what registries said.
     pub(super) fn problems(&self) -> Vec<String> {
         lock(&self.shared.state).problems.iter().cloned().collect()
@@ -479,7 +554,7 @@ impl Shared {
         let invalid = |error: &dyn std::fmt::Display| Refusal::new("400 Bad Request", "NAME_INVALID", error);
         let reference = source::spec::parse_reference(name).map_err(|error| invalid(&error))?;
         let registry = Registry::open(&reference, &self.options).map_err(|error| Refusal::of(&error))?;
-        let made = Arc::new(Mutex::new(Repository { registry, blobs: HashMap::new() }));
+        let made = Arc::new(Mutex::new(Repository::new(registry)));
         Ok(Arc::clone(lock(&self.state).repositories.entry(name.to_owned()).or_insert(made)))
     }
 
@@ -500,18 +575,16 @@ impl Shared {
             lock(&self.state).problems.insert(format!("{}: {error}", asked.repository));
             Refusal::of(&error)
         })?;
-        let document = Document::parse(&manifest.bytes);
-        if let Ok(Document::Manifest { config, layers }) = &document {
-            repository.blobs.insert(config.digest, (config.clone(), false));
-            for layer in layers {
-                repository.blobs.entry(layer.digest).or_insert_with(|| (layer.clone(), true));
-            }
+        let tag = asked.name.parse::<Digest>().is_err().then_some(asked.name);
+        if let Ok(document) = Document::parse(&manifest.bytes) {
+            repository.learn(manifest.digest, tag, &document);
         }
         if manifest.media_type.is_empty() {
-            manifest.media_type = media_type(&manifest.bytes);
+            let said = media_type(&manifest.bytes);
+            manifest.media_type = said.unwrap_or_else(|| OCI_MANIFEST.to_owned());
         }
-        if asked.name.parse::<Digest>().is_err() {
-            let name = format!("{}:{}", asked.repository, asked.name);
+        if let Some(tag) = tag {
+            let name = format!("{}:{tag}", asked.repository);
             lock(&self.state).resolved.insert(name, manifest.digest);
         }
         Ok(manifest)
@@ -532,18 +605,6 @@ impl Shared {
         }
         Ok((repository, blob))
     }
-}
-
-/// What a document says that it is; registries send it along, layouts do not.
-fn media_type(bytes: &[u8]) -> String {
-    #[derive(serde::Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Typed {
-        #[serde(default)]
-        media_type: String,
-    }
-    let said = serde_json::from_slice::<Typed>(bytes).map(|typed| typed.media_type).unwrap_or_default();
-    if said.is_empty() { OCI_MANIFEST.to_owned() } else { said }
 }
 
 /// Reads the head of a request, and gives its method and path; `None` when there is none.

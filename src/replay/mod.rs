@@ -33,12 +33,12 @@ use serde::Serialize;
 
 use crate::daemon::{self, Build, Daemon, Graph, Search, Start, Step, StepStatus, Watch, io_error};
 use crate::digest::Digest;
-use crate::keys::{self, Candidates, harvest};
-use crate::oci::{Cache, Platform};
+use crate::keys::{self, Candidates, UsedImage, harvest};
+use crate::oci::{Cache, Platform, Reference};
 use crate::source::{self, OciLayout, Stop};
 
 use cause::Causes;
-use gate::{Gate, Refused};
+use gate::{Gate, Refused, Used};
 use runtime::Runtime;
 
 pub use cause::{Cause, Missed};
@@ -113,7 +113,8 @@ impl Report {
 /// What a replay gives.
 #[derive(Debug, Clone)]
 pub struct Replay {
-    /// The operation digests that the daemon computed; nothing here is proven.
+    /// The operation digests that the daemon computed, of which nothing is proven here, and the images that it
+    /// asked for.
     pub candidates: Candidates,
     /// What it did.
     pub report: Report,
@@ -224,7 +225,10 @@ pub fn replay(caches: &[&Cache], options: &Options) -> Result<Replay, Error> {
     }
     drop(rounds);
     daemon.stop();
-    let candidates = harvest::candidates(&root).map_err(Error::Harvest)?;
+    let mut candidates = harvest::candidates(&root).map_err(Error::Harvest)?;
+    for image in images(&gate, &options.build) {
+        candidates.add_image(image);
+    }
     let images = gate.resolved().into_iter().map(|(image, digest)| Resolved { image, digest }).collect();
     let layers_refused = gate.refused().into_iter().collect();
     let runs_refused = runtime.refused();
@@ -355,6 +359,22 @@ impl Rounds<'_> {
     }
 }
 
+/// The images that the daemon asked for; one without an index is used on every platform of the build.
+fn images(gate: &Gate, build: &Build) -> Vec<UsedImage> {
+    let mut all = Vec::new();
+    for Used { image, platform, frontend } in gate.used() {
+        let Ok(reference) = image.parse::<Reference>() else { continue };
+        let on = match platform {
+            Some(platform) => vec![platform],
+            None if frontend || build.platform.is_none() => vec![Platform::host()],
+            None => named_platforms(build),
+        };
+        let used = |platform| UsedImage { reference: reference.clone(), platform, target: None, frontend };
+        all.extend(on.into_iter().map(used));
+    }
+    all
+}
+
 fn replayed(target: Option<String>, graph: &Graph, missed: Vec<Missed>) -> Replayed {
     let steps = graph.outcome().steps;
     let found: BTreeSet<&str> =
@@ -368,6 +388,11 @@ fn replayed(target: Option<String>, graph: &Graph, missed: Vec<Missed>) -> Repla
 
 /// What the build is for, and what it may run on.
 fn platforms(build: &Build) -> Vec<Platform> {
+    named_platforms(build).into_iter().chain([Platform::host()]).collect()
+}
+
+/// What the build is for, where it is said.
+fn named_platforms(build: &Build) -> Vec<Platform> {
     let named = build.platform.iter().flat_map(|all| all.split(','));
-    named.filter_map(|platform| platform.trim().parse().ok()).chain([Platform::host()]).collect()
+    named.filter_map(|platform| platform.trim().parse().ok()).collect()
 }
