@@ -2,10 +2,10 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -51,7 +51,6 @@ exit "$status"
 "#;
 
 /// What a daemon is started on.
-#[derive(Debug, Clone)]
 pub struct Start<'a> {
     /// Its root.
     pub root: &'a Path,
@@ -65,6 +64,8 @@ pub struct Start<'a> {
     pub snapshotter: &'a str,
     /// Further arguments of buildkitd.
     pub arguments: &'a [OsString],
+    /// Asked while its first answer is waited for: whether to give up.
+    pub is_stopped: &'a dyn Fn() -> bool,
     /// Variables of its environment that differ from those of this process; `None`: not there.
     pub environment: &'a [(OsString, Option<OsString>)],
 }
@@ -139,27 +140,44 @@ impl Daemon {
         };
         let word = guard.stdin.take();
         let mut daemon = Self { guard, word, socket, log };
-        daemon.wait_for_answer(tools)?;
+        daemon.wait_for_answer(tools, start.is_stopped)?;
         Ok(daemon)
     }
 
-    fn wait_for_answer(&mut self, tools: &Tools) -> Result<(), Error> {
+    fn wait_for_answer(&mut self, tools: &Tools, is_stopped: &dyn Fn() -> bool) -> Result<(), Error> {
         let begin = Instant::now();
-        loop {
+        let mut asking: Option<Child> = None;
+        let answer = loop {
             if let Ok(Some(status)) = self.guard.try_wait() {
-                return Err(Error::Ended { status, log: self.log_tail() });
+                break Err(Error::Ended { status, log: self.log_tail() });
             }
-            let mut client = Command::new(&tools.buildctl);
-            client.arg("--addr").arg(self.address()).args(["debug", "workers"]);
-            client.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-            if self.socket.exists() && client.status().as_ref().is_ok_and(ExitStatus::success) {
-                return Ok(());
+            if is_stopped() {
+                break Err(Error::Stopped);
             }
             if begin.elapsed() > PATIENCE {
-                return Err(Error::NoAnswer { seconds: PATIENCE.as_secs(), log: self.log_tail() });
+                break Err(Error::NoAnswer { seconds: PATIENCE.as_secs(), log: self.log_tail() });
             }
-            thread::sleep(Duration::from_millis(50));
+            // A client of a daemon that hangs does so too, so it is not waited for.
+            match asking.as_mut().map(Child::try_wait) {
+                Some(Ok(None)) => {}
+                Some(Ok(Some(status))) if status.success() => return Ok(()),
+                _ if !self.socket.exists() => {}
+                _ => asking = self.ask(tools).ok(),
+            }
+            thread::sleep(Duration::from_millis(20));
+        };
+        if let Some(mut client) = asking {
+            let _ = client.kill();
+            let _ = client.wait();
         }
+        answer
+    }
+
+    fn ask(&self, tools: &Tools) -> io::Result<Child> {
+        let mut client = Command::new(&tools.buildctl);
+        client.arg("--addr").arg(self.address()).args(["debug", "workers"]);
+        client.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        client.spawn()
     }
 
     /// Where it listens.

@@ -194,6 +194,7 @@ pub fn replay(caches: &[&Cache], options: &Options) -> Result<Replay, Error> {
         // Serves on every file system; there is nothing to be fast with.
         snapshotter: "native",
         arguments: &arguments,
+        is_stopped: &|| options.registry.stop.is_stopped(),
         environment: &environment(std::env::vars_os()),
     };
     let daemon = Daemon::start(&tools, &start, || Ok::<(), Error>(()))?;

@@ -132,6 +132,7 @@ pub fn live(root: &Path, options: &LiveOptions) -> Result<LiveReport, LiveError>
         snapshotter: "overlayfs",
         arguments: &[],
         environment: &[],
+        is_stopped: &|| false,
     };
     let daemon = Daemon::start(&tools, &start, || view.enter())?;
     let outcome = options.build.outcome(&tools, &daemon.address());
