@@ -224,6 +224,8 @@ mod tests {
             ("next", "began", &["[2/3] LINK copy", "deps"]),
         ];
         assert_eq!(names(&graph(&below)), ["next"]);
+        // Sources are asked for in each build.
+        assert_eq!(names(&graph(&[("image", "began", &[]), ("run", "began", &["image"])])), ["run"]);
     }
 
     /// What the replay says of `step`, which missed: the cause, where the caches know the image `known`.
@@ -266,12 +268,50 @@ mod tests {
             assert_eq!(cause("today", &graph, "copy"), known, "{source}");
             assert_eq!(cause("yesterday", &graph, "run"), Cause::Instruction, "{source} is not right below");
         }
+        // A download has a source and a step of the same name.
+        let name = "[2/3] ADD https://r.io/a /";
+        let below =
+            graph(&[("source", "began", &[]), (name, "began", &["source"]), ("run", "began", &[name])]);
+        assert_eq!(cause("today", &below, "run"), Cause::Instruction);
         // A moved image explains what files cannot.
         let image = format!("[1/2] FROM r.io/a:1@{digest}");
         let both = ["[internal] load build context", &image];
         let graph = graph(&[(both[0], "began", &[]), (both[1], "began", &[]), ("copy", "began", &both)]);
         assert_eq!(cause("yesterday", &graph, "copy"), moved("r.io/a:1"));
         assert_eq!(cause("today", &graph, "copy"), Cause::Files);
+    }
+
+    #[test]
+    fn what_begins_in_several_builds_is_told_apart_by_what_it_stands_on() {
+        let gate = Gate::open(&Default::default(), Vec::new()).unwrap();
+        let causes = Causes { roots: HashSet::new(), gate: &gate, platforms: Vec::new() };
+        let first = [
+            ("deps", "shown", &[][..]),
+            ("run", "shown", &["deps"]),
+            ("more", "shown", &["run"]),
+            ("copy", "began", &["more"]),
+        ];
+        let mut second = first;
+        (second[1].1, second[3].1) = ("began", "shown");
+        let mut suspects = causes.suspects(&graph(&first));
+        suspects.extend(causes.suspects(&graph(&second)));
+        let lowest = lowest(&suspects);
+        assert_eq!(lowest.iter().map(|missed| missed.step.as_str()).collect::<Vec<_>>(), ["run"]);
+    }
+
+    #[test]
+    fn a_step_of_two_platforms_is_named_once() {
+        let gate = Gate::open(&Default::default(), Vec::new()).unwrap();
+        let causes = Causes { roots: HashSet::new(), gate: &gate, platforms: Vec::new() };
+        let mut graph = graph(&[("base", "loaded", &[])]);
+        for (digest, name) in [("1", "[2/3] RUN a"), ("2", "[2/3] RUN a"), ("3", "[2/2] RUN b")] {
+            let vertex =
+                serde_json::json!({"digest": digest, "name": name, "inputs": ["base"], "started": "1"});
+            assert!(graph.read(serde_json::json!({"vertexes": [vertex]}).to_string().as_bytes()));
+        }
+        let missed = causes.of(&graph, &certain(&graph));
+        let steps: Vec<&str> = missed.iter().map(|missed| missed.step.as_str()).collect();
+        assert_eq!(steps, ["[2/3] RUN a", "[2/2] RUN b"]);
     }
 
     #[test]

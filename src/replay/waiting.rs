@@ -211,7 +211,8 @@ mod tests {
         let (mut round, start) = first();
         assert!(!round.refuse("a", start + QUIET / 2) && round.outcome() == Refused::None);
         assert!(round.refuse("a", start + QUIET));
-        assert!(round.refuse("b", start + QUIET), "with the other");
+        round.heard(1, false, start + QUIET);
+        assert!(round.refuse("b", start + QUIET), "with the other, of which the daemon said something");
         assert_eq!(round.outcome(), Refused::Some);
     }
 
@@ -243,6 +244,7 @@ mod tests {
             now += QUIET;
             assert!(round.refuse(refused, now), "{refused}: only builds that refuse one count");
             assert!(!round.refuse(waits, now), "{waits} waits: the other may end the build");
+            assert!(round.refuse(refused, now), "{refused} is asked for once more");
             assert_eq!(round.outcome(), Refused::Some);
         }
         now += PATIENCE;
