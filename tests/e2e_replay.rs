@@ -340,7 +340,8 @@ fn a_cache_of_many_more_records_than_a_registry_import_takes() {
 
     let other = |index: u64| {
         let digest = Digest::of(format!("of another build {index}").as_bytes()).to_string();
-        let inputs = if index % CHAIN == 0 { vec![] } else { vec![[serde_json::json!({"link": index - 1})]] };
+        let inputs =
+            if index.is_multiple_of(CHAIN) { vec![] } else { vec![[serde_json::json!({"link": index - 1})]] };
         serde_json::json!({"digest": digest, "inputs": inputs, "layers": [{"layer": 0}]})
     };
     let mut records: Vec<Value> = (0..OTHERS).map(other).collect();

@@ -228,11 +228,15 @@ mod tests {
         assert_eq!(names(&graph(&[("image", "began", &[]), ("run", "began", &["image"])])), ["run"]);
     }
 
+    fn gate() -> Gate {
+        Gate::open(&crate::source::Options::default(), Vec::new()).unwrap()
+    }
+
     /// What the replay says of `step`, which missed: the cause, where the caches know the image `known`.
     fn cause(known: &str, graph: &Graph, step: &str) -> Cause {
         let platform: Platform = "linux/amd64".parse().unwrap();
         let keys = image_keys(&Digest::of(known.as_bytes()), &platform, None);
-        let gate = Gate::open(&Default::default(), Vec::new()).unwrap();
+        let gate = gate();
         let platforms = vec!["linux/s390x".parse().unwrap(), platform];
         let causes = Causes { roots: keys.iter().collect(), gate: &gate, platforms };
         let steps: Vec<&Vertex> = graph.begun().filter(|vertex| vertex.name == step).collect();
@@ -283,7 +287,7 @@ mod tests {
 
     #[test]
     fn what_begins_in_several_builds_is_told_apart_by_what_it_stands_on() {
-        let gate = Gate::open(&Default::default(), Vec::new()).unwrap();
+        let gate = gate();
         let causes = Causes { roots: HashSet::new(), gate: &gate, platforms: Vec::new() };
         let first = [
             ("deps", "shown", &[][..]),
@@ -301,7 +305,7 @@ mod tests {
 
     #[test]
     fn a_step_of_two_platforms_is_named_once() {
-        let gate = Gate::open(&Default::default(), Vec::new()).unwrap();
+        let gate = gate();
         let causes = Causes { roots: HashSet::new(), gate: &gate, platforms: Vec::new() };
         let mut graph = graph(&[("base", "loaded", &[])]);
         for (digest, name) in [("1", "[2/3] RUN a"), ("2", "[2/3] RUN a"), ("3", "[2/2] RUN b")] {

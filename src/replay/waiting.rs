@@ -85,7 +85,7 @@ impl Waiting {
 
     /// How layers were refused since the build began.
     pub(super) fn refused(&self) -> Refused {
-        self.lock().outcome()
+        self.lock().outcome
     }
 
     /// Nobody waits any more.
@@ -120,8 +120,7 @@ struct Round {
     tried: BTreeSet<String>,
     /// Those that were refused in this one.
     refused: BTreeSet<String>,
-    /// Whether none was left that was not tried before.
-    exhausted: bool,
+    outcome: Refused,
     /// When the daemon last said anything of a step, or asked for anything.
     heard: Instant,
     /// How much it had said then.
@@ -141,7 +140,7 @@ impl Round {
             together: true,
             tried: BTreeSet::new(),
             refused: BTreeSet::new(),
-            exhausted: false,
+            outcome: Refused::None,
             heard: now,
             told: 0,
             asking: false,
@@ -175,7 +174,11 @@ impl Round {
         if self.asking || self.answering > 0 || silence < if is_new { QUIET } else { PATIENCE } {
             return false;
         }
-        self.exhausted |= !is_new;
+        if is_new && self.outcome != Refused::Exhausted {
+            self.outcome = Refused::Some;
+        } else {
+            self.outcome = Refused::Exhausted;
+        }
         self.refused.insert(path.to_owned());
         if !self.together {
             self.tried.insert(path.to_owned());
@@ -183,14 +186,6 @@ impl Round {
             self.heard = now;
         }
         true
-    }
-
-    fn outcome(&self) -> Refused {
-        match (self.exhausted, self.refused.is_empty()) {
-            (true, _) => Refused::Exhausted,
-            (false, true) => Refused::None,
-            (false, false) => Refused::Some,
-        }
     }
 }
 
@@ -209,11 +204,11 @@ mod tests {
     #[test]
     fn the_first_build_refuses_all_together_once_the_daemon_is_quiet() {
         let (mut round, start) = first();
-        assert!(!round.refuse("a", start + QUIET / 2) && round.outcome() == Refused::None);
+        assert!(!round.refuse("a", start + QUIET / 2) && round.outcome == Refused::None);
         assert!(round.refuse("a", start + QUIET));
         round.heard(1, false, start + QUIET);
         assert!(round.refuse("b", start + QUIET), "with the other, of which the daemon said something");
-        assert_eq!(round.outcome(), Refused::Some);
+        assert_eq!(round.outcome, Refused::Some);
     }
 
     #[test]
@@ -240,22 +235,22 @@ mod tests {
         for (refused, waits) in [("a", "b"), ("b", "a")] {
             now += PATIENCE;
             round.begin(false, now);
-            assert_eq!(round.outcome(), Refused::None);
+            assert_eq!(round.outcome, Refused::None);
             now += QUIET;
             assert!(round.refuse(refused, now), "{refused}: only builds that refuse one count");
             assert!(!round.refuse(waits, now), "{waits} waits: the other may end the build");
             assert!(round.refuse(refused, now), "{refused} is asked for once more");
-            assert_eq!(round.outcome(), Refused::Some);
+            assert_eq!(round.outcome, Refused::Some);
         }
         now += PATIENCE;
         round.begin(false, now);
         assert!(!round.refuse("a", now + QUIET) && !round.refuse("b", now + QUIET), "both were before");
         assert!(round.refuse("a", now + PATIENCE));
-        assert_eq!(round.outcome(), Refused::Exhausted);
+        assert_eq!(round.outcome, Refused::Exhausted);
 
         round.begin(true, now);
         assert!(round.refuse("a", now + QUIET), "another target");
-        assert_eq!(round.outcome(), Refused::Some);
+        assert_eq!(round.outcome, Refused::Some);
     }
 
     #[test]
