@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use super::cases::{Case, Origin, World};
@@ -11,6 +12,9 @@ use super::{BuildRequest, Tools};
 
 /// What the variables of stores begin with.
 const VARIABLES: [&str; 4] = ["AWS_", "AZURE_", "BUILDKIT_AZURE_", "ACTIONS_"];
+
+/// How long a bake may take.
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// One case, and where it is built.
 pub struct Stored {
@@ -43,6 +47,10 @@ impl Stored {
     /// Bakes with these variables, and no others of any store.
     #[track_caller]
     pub fn bake(cache: &str, images: &[&str], root: &Path, variables: &[(&str, &str)]) -> Ended {
+        command::run(&mut Self::command(cache, images, root, variables), LIMIT)
+    }
+
+    fn command(cache: &str, images: &[&str], root: &Path, variables: &[(&str, &str)]) -> Command {
         let mut command = warmkit();
         for (name, _) in std::env::vars_os() {
             if VARIABLES.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
@@ -54,7 +62,7 @@ impl Stored {
         for image in images {
             command.args(["--keys-from", image]);
         }
-        command::run(&mut command, Duration::from_secs(120))
+        command
     }
 
     /// Asserts that the build of `origin` is warm on a baked root.
@@ -63,7 +71,7 @@ impl Stored {
         self.world.warms(request, origin, root);
     }
 
-    /// Asserts that a bake ends with this code and these words, says none of these secrets, and leaves nothing.
+    /// Asserts that a bake, of no image beside the cache, ends with this code and these words, says none of these secrets, and leaves nothing.
     #[track_caller]
     pub fn refused(
         &self,
@@ -74,7 +82,9 @@ impl Stored {
         secrets: &[&str],
     ) {
         let root = self.world.root(&self.case, "refused");
-        let ended = Self::bake(cache, &[&origin.image], &root, variables);
+        // A blob that the base image has too would be fetched from there.
+        let mut command = Self::command(cache, &[&origin.image], &root, variables);
+        let ended = command::run(command.args(["--images", "none"]), LIMIT);
         assert_eq!(ended.status.code(), Some(code), "{cache}\n{}", ended.stderr);
         for word in words {
             assert!(ended.stderr.contains(word), "no {word:?} in: {}", ended.stderr);
