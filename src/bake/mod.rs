@@ -79,7 +79,7 @@ pub struct Options {
 /// Which images are looked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum FindImages {
-    /// Those that builds used, by their provenance; one that cannot be had is a warning.
+    /// Those that builds used, by their provenance or a replay; one that cannot be had is a warning.
     #[default]
     Auto,
     /// None.

@@ -96,7 +96,7 @@ pub(super) struct Arguments {
 /// Which images are looked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum FindImages {
-    /// Those that provenance names; one that cannot be had is a warning
+    /// Those that provenance or a replay names; one that cannot be had is a warning
     Auto,
     /// None but those of --with-image
     None,

@@ -9,7 +9,8 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{Error, Tools, io_error, output, tail};
+use super::tools::output_until;
+use super::{Error, Tools, io_error, tail};
 
 /// How long a daemon may take until it answers: it reads its databases, and a slow disk is slow.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -64,7 +65,7 @@ pub struct Start<'a> {
     pub snapshotter: &'a str,
     /// Further arguments of buildkitd.
     pub arguments: &'a [OsString],
-    /// Asked while its first answer is waited for: whether to give up.
+    /// Asked while it is waited for, until its first answer: whether to give up.
     pub is_stopped: &'a dyn Fn() -> bool,
     /// Variables of its environment that differ from those of this process; `None`: not there.
     pub environment: &'a [(OsString, Option<OsString>)],
@@ -110,7 +111,8 @@ impl Daemon {
         command.arg("--config").arg(&config).arg("--root").arg(root);
         command.arg("--addr").arg(format!("unix://{}", socket.display()));
         // From v0.13 on; before, that socket is there only where tracing was asked for.
-        if output(Command::new(&tools.buildkitd).arg("--help"))?.contains(TRACES) {
+        let mut help = Command::new(&tools.buildkitd);
+        if output_until(help.arg("--help"), start.is_stopped)?.contains(TRACES) {
             command.arg(TRACES).arg(run.join("otel.sock"));
         }
         // Nothing here lives long enough to be collected.

@@ -116,7 +116,7 @@ pub fn output(command: &mut Command) -> Result<String, Error> {
 }
 
 /// As [`output`], but the program is killed once it `is_stopped`.
-fn output_until(command: &mut Command, is_stopped: &dyn Fn() -> bool) -> Result<String, Error> {
+pub(super) fn output_until(command: &mut Command, is_stopped: &dyn Fn() -> bool) -> Result<String, Error> {
     let shown = shown(command);
     let failed = |error: io::Error| Error::Program { command: shown.clone(), detail: error.to_string() };
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -40,7 +40,7 @@ pub struct SeededImage {
 /// An image that could not be seeded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SkippedImage {
-    /// Its name, as provenance has it.
+    /// Its name, as provenance or a replay has it.
     pub image: String,
     /// Why.
     pub reason: String,
