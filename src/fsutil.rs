@@ -22,19 +22,24 @@ pub fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
-/// Whether some process holds a `flock` on `path`. A file that is absent is not locked.
+/// Takes the `flock` of a file or directory, until what is returned is dropped; `None` where some
+/// process holds it.
+pub fn try_lock(path: &Path) -> io::Result<Option<File>> {
+    let file = File::open(path)?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether some process holds a `flock` on `path`. What is absent is not locked.
 ///
 /// A daemon leaves its lock file behind when it is killed, so only the lock itself counts.
 pub fn is_locked(path: &Path) -> io::Result<bool> {
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        Err(error) => return Err(error),
-    };
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(false),
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
-        Err(error) => Err(error.into()),
+    match try_lock(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        lock => Ok(lock?.is_none()),
     }
 }
 
@@ -52,11 +57,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("buildkitd.lock");
         assert!(!is_locked(&path).unwrap());
-        let file = File::create(&path).unwrap();
-        assert!(!is_locked(&path).unwrap());
-        rustix::fs::flock(&file, FlockOperation::LockExclusive).unwrap();
-        assert!(is_locked(&path).unwrap());
-        drop(file);
-        assert!(!is_locked(&path).unwrap());
+        File::create(&path).unwrap();
+        for path in [path.as_path(), dir.path()] {
+            assert!(!is_locked(path).unwrap());
+            let lock = try_lock(path).unwrap();
+            assert!(lock.is_some() && is_locked(path).unwrap());
+            drop(lock);
+            assert!(!is_locked(path).unwrap());
+        }
     }
 }

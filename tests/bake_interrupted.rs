@@ -87,17 +87,16 @@ impl Stalling {
         Self { port, stalled }
     }
 
+    fn command(&self, root: &Path) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_warmkit"));
+        command.arg("bake").arg(format!("127.0.0.1:{}/app:cache", self.port)).arg("--root").arg(root);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
     /// Starts a bake and waits until it is in the middle of the layer.
     fn bake(&self, root: &Path) -> Child {
-        let child = Command::new(env!("CARGO_BIN_EXE_warmkit"))
-            .arg("bake")
-            .arg(format!("127.0.0.1:{}/app:cache", self.port))
-            .arg("--root")
-            .arg(root)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let child = self.command(root).spawn().unwrap();
         self.stalled.recv_timeout(LIMIT).unwrap();
         // Long enough for it to wait for a byte that never comes.
         thread::sleep(Duration::from_millis(300));
@@ -160,4 +159,42 @@ fn killed_it_leaves_a_directory_that_the_next_bake_names() {
     let hint = format!("remove it with `rm -rf {}`", dir.path().join(&left[0]).display());
     assert!(text.contains(&hint), "{text}");
     assert_eq!(names(dir.path()), left, "somebody may still want to look at it");
+}
+
+/// Two bakes of one target at a time: the second does not take the first for one that was killed, nor for a
+/// bake of another target whose name goes on where this one's ends.
+#[test]
+fn a_second_bake_of_one_target_is_refused_while_the_first_is_at_work() {
+    if !is_root() {
+        return;
+    }
+    let registry = Stalling::start();
+    for existing in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, other) = (dir.path().join("root"), dir.path().join("root-2"));
+        if existing {
+            fs::create_dir(&root).unwrap();
+        }
+        let (first, of_other) = (registry.bake(&root), registry.bake(&other));
+        let refused = |expected: &str| {
+            let output = registry.command(&root).output().unwrap();
+            let text = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(7), "{text}");
+            assert!(text.contains(expected), "{text}");
+        };
+        let at_work =
+            format!("error: another bake is writing {}, nothing was changed: wait until", root.display());
+        refused(&at_work);
+
+        // The lock goes with the process, however it ends.
+        end(first, Signal::KILL);
+        if existing {
+            refused("left by a bake that was killed: remove it with");
+        } else {
+            let text = String::from_utf8(end(registry.bake(&root), Signal::TERM).stderr).unwrap();
+            assert_eq!(text.matches("a bake of this root that was killed left").count(), 1, "{text}");
+            assert!(!text.contains(".warmkit-root-2-"), "{text}");
+        }
+        end(of_other, Signal::TERM);
+    }
 }

@@ -405,7 +405,7 @@ fn records_without_a_key_are_named_and_nothing_is_baked() {
     refused(
         &fixture,
         6,
-        "error: 1 of 2 records have no key, so their steps would not be CACHED without an import; give --keys-from a source that knows them, or --allow-unkeyed to bake only their layers",
+        "error: 1 of 2 records have no key, so their steps would not be CACHED without an import; give --keys-from a source that knows them, or --build the sources of the build, or --allow-unkeyed to bake only their layers",
     );
     let output = fixture.bake();
     let text = String::from_utf8(output.stderr).unwrap();
@@ -457,27 +457,38 @@ fn targets_that_are_taken() {
 }
 
 #[test]
-fn nobody_but_root_may_bake() {
+fn nobody_but_root_may_bake_or_verify() {
     if !is_root() {
         return;
     }
     let fixture = Fixture::new();
-    fixture.write();
+    assert!(fixture.bake().status.success());
     // Another user must reach the binary: a checkout may lie where only its owner may go.
     let copy = tempfile::Builder::new().prefix("warmkit-").tempdir_in("/tmp").unwrap();
     let binary = copy.path().join("warmkit");
-    fs::copy(env!("CARGO_BIN_EXE_warmkit"), &binary).unwrap();
-    for path in [copy.path(), fixture.dir.path()] {
+    // By a process of its own: what this one writes may be open in a child of another test's, and is then too
+    // busy to run.
+    let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_warmkit")).arg(&binary).status().unwrap();
+    assert!(copied.success());
+    for path in [copy.path(), fixture.dir.path(), &fixture.root()] {
         fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     }
-    let mut command = Command::new(binary);
-    command.arg("bake").arg(format!("type=local,src={}", fixture.cache().display()));
-    let output = command.arg("--root").arg(fixture.root()).uid(65534).gid(65534).output().unwrap();
-    assert_eq!(
-        message(&fixture, &output),
-        "error: baking needs root: layers hold owners, devices and overlay attributes; run it under sudo"
-    );
-    assert_eq!(output.status.code(), Some(1));
+    let cache = format!("type=local,src={}", fixture.cache().display());
+    let cases: [(&[&str], &str); 2] = [
+        (
+            &["bake", &cache],
+            "error: baking needs root: layers hold owners, devices and overlay attributes; run it under sudo",
+        ),
+        // What nobody may read is no damage.
+        (&["verify"], "error: cannot open <dir>/root: it belongs to another user; run verify as root"),
+    ];
+    for (arguments, expected) in cases {
+        let mut command = Command::new(&binary);
+        command.args(arguments).arg("--root").arg(fixture.root()).uid(65534).gid(65534);
+        let output = command.output().unwrap();
+        assert_eq!(message(&fixture, &output), expected);
+        assert_eq!(output.status.code(), Some(1), "{expected}");
+    }
 }
 
 /// A small tmpfs, unmounted in the end.

@@ -1,7 +1,7 @@
 //! The promise: what docs/ci.md tells a pipeline to do works with the real buildx and the real buildctl, word
 //! for word, and the root that is baked from it is warm.
 //!
-//! A block of docs/ci.md that comes after `<!-- tried: NAME -->` is run; those of one name belong
+//! A block of docs/ci.md that comes after `<!-- tried: NAME, … -->` is run; those of one name belong
 //! together, in their order. One after `<!-- file: NAME -->` is a file in the context. Replaced are only
 //! the names of registries, the builder's root and the root that is baked.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
@@ -10,7 +10,6 @@ mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -40,7 +39,11 @@ fn blocks(document: &str) -> Vec<(String, Block)> {
         let language = fence.strip_prefix("```").unwrap_or_else(|| panic!("no block after {line}"));
         let lines: Vec<&str> = lines.by_ref().take_while(|line| *line != "```").collect();
         let text = lines.join("\n") + "\n";
-        found.push((marker.to_owned(), Block { language: language.to_owned(), text }));
+        let (kind, names) = marker.split_once(": ").unwrap_or((marker, ""));
+        for name in names.split(", ") {
+            let block = Block { language: language.to_owned(), text: text.clone() };
+            found.push((format!("{kind}: {name}"), block));
+        }
     }
     found
 }
@@ -120,8 +123,7 @@ fn script_of_job(yaml: &str) -> String {
 /// Puts programs where commands find them: `docker` with its plugin, `buildctl`, `buildkitd` and `warmkit`.
 fn programs(scratch: &Scratch, tools: &Tools, buildx: &Buildx) -> String {
     let put = |name: &str, text: String| {
-        let file = scratch.write(Path::new("bin").join(name), text);
-        fs::set_permissions(file, fs::Permissions::from_mode(0o755)).unwrap();
+        scratch.program(Path::new("bin").join(name), text);
     };
     let program = buildx.command().get_program().to_str().unwrap().to_owned();
     put("docker", format!("#!/bin/sh\nset -eu\ntest \"$1\" = buildx\nshift\nexec {program} \"$@\"\n"));

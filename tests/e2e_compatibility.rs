@@ -84,6 +84,10 @@ fn undocumented(cell: &Cell, document: &str) -> Option<String> {
 #[test]
 fn a_baked_root_has_what_an_import_finds() {
     let plan = plan();
+    assert!(
+        !plan.is_empty() && plan.iter().all(|(_, daemons)| !daemons.is_empty()),
+        "{plan:?}: nothing to try"
+    );
     let threads = env::var("RUST_TEST_THREADS").ok().and_then(|n| n.parse().ok()).unwrap_or(2);
     let expected = plan.len();
     let queue = Mutex::new(VecDeque::from(plan));

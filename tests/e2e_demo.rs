@@ -7,6 +7,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
+use support::command::Ended;
 use support::files::copy_tree;
 use support::warmkit::{bake, verify};
 use support::{BuildRequest, Daemon, Registry, Scratch, Tools, tools};
@@ -44,6 +45,17 @@ fn bakes_and_is_warm() {
     let buildkitd = tools.buildkitd.display().to_string();
     let live = ["--build", &context_path, "--opt", "platform=linux/amd64", "--buildkitd", &buildkitd];
     verify(&live, &root).expect_success("verify --build");
+    // A build that cannot begin says nothing of the root.
+    let none = scratch.join("none").display().to_string();
+    for wrong in [["--build", &none], ["--buildkitd-config", &none]] {
+        let mut arguments = vec!["--buildkitd", &buildkitd, wrong[0], wrong[1]];
+        if wrong[0] != "--build" {
+            arguments.extend(["--build", &context_path]);
+        }
+        let Ended { status, stdout, stderr } = verify(&arguments, &root);
+        assert_eq!(status.code(), Some(1), "{wrong:?}: {stdout}{stderr}");
+        assert!(format!("{stdout}{stderr}").contains(&none), "{wrong:?}: {stdout}{stderr}");
+    }
 
     let daemon = Daemon::start(&tools, &root, &registry);
     let mut request = BuildRequest::new(&context).tar(&scratch.join("result.tar"));

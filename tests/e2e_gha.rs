@@ -4,43 +4,28 @@
 
 mod support;
 
-use std::collections::BTreeSet;
-use std::path::Path;
-use std::time::Duration;
-
-use support::cases::{Case, Origin, assert_warm};
-use support::command::{self, Ended};
-use support::daemon::check_databases;
+use support::cases::Origin;
 use support::gha::Actions;
-use support::warmkit::warmkit;
-use support::{BuildRequest, Tools, World, tools};
+use support::stored::Stored;
+use support::{BuildRequest, tools};
 
 const MAIN: &str = "refs/heads/main";
 const BRANCH: &str = "refs/pull/7/merge";
 
 struct Setup {
-    world: World,
-    case: Case,
+    stored: Stored,
     actions: Actions,
 }
 
 impl Setup {
     fn start(release: &str) -> Option<Self> {
-        let world = World::start(Tools::find(release)?);
-        let case = world.case("app");
-        Some(Self { world, case, actions: Actions::start() })
+        Some(Self { stored: Stored::start(release)?, actions: Actions::start() })
     }
 
     /// Builds on an empty daemon, and exports with these attributes.
     #[track_caller]
     fn export(&self, name: &str, request: &BuildRequest, attributes: &str) -> Origin {
-        let root = self.world.root(&self.case, name);
-        let image = self.world.registry.reference(self.case.name, name);
-        let daemon = self.world.daemon(&root);
-        let to = format!("type=gha,mode=max,{attributes}");
-        let outcome = daemon.build(&request.push(&image).export_to(&to));
-        daemon.stop();
-        Origin { cache: "type=gha".to_owned(), image, outcome, changed: BTreeSet::new(), root }
+        self.stored.export(name, request, "type=gha", &format!("type=gha,{attributes}"))
     }
 
     fn v2(&self, token: &str) -> String {
@@ -50,30 +35,15 @@ impl Setup {
     /// Builds on an empty daemon that imports with these attributes: every step comes from the cache.
     #[track_caller]
     fn native_import(&self, attributes: &str) {
-        let root = self.world.root(&self.case, "native");
-        let daemon = self.world.daemon(&root);
-        let mut request = self.case.request.tar(&root.with_extension("tar"));
+        let Stored { world, case } = &self.stored;
+        let root = world.root(case, "native");
+        let daemon = world.daemon(&root);
+        let mut request = case.request.tar(&root.with_extension("tar"));
         request.import_cache = Some(format!("type=gha,{attributes}"));
         let outcome = daemon.build(&request);
         assert!(outcome.extractions > 0 && outcome.ran().is_empty(), "a native import\n{}", outcome.log);
         daemon.stop();
         std::fs::remove_dir_all(root).unwrap();
-    }
-
-    /// Bakes as a step of a workflow does: with these variables.
-    #[track_caller]
-    fn bake(cache: &str, images: &[&str], root: &Path, variables: &[(&str, &str)]) -> Ended {
-        let mut command = warmkit();
-        for name in
-            ["ACTIONS_CACHE_SERVICE_V2", "ACTIONS_RESULTS_URL", "ACTIONS_CACHE_URL", "ACTIONS_RUNTIME_TOKEN"]
-        {
-            command.env_remove(name);
-        }
-        command.envs(variables.iter().copied()).args(["bake", cache, "--root"]).arg(root);
-        for image in images {
-            command.args(["--keys-from", image]);
-        }
-        command::run(&mut command, Duration::from_secs(120))
     }
 
     fn runner<'a>(&'a self, token: &'a str) -> [(&'a str, &'a str); 3] {
@@ -83,17 +53,6 @@ impl Setup {
             ("ACTIONS_RUNTIME_TOKEN", token),
         ]
     }
-
-    #[track_caller]
-    fn warms(&self, request: &BuildRequest, origin: &Origin, root: &Path) {
-        check_databases(&self.world.tools, root);
-        let daemon = self.world.daemon(root);
-        // The tar reads every layer of the result.
-        let outcome = daemon.build(&request.tar(&root.with_extension("tar")));
-        assert_warm(&outcome, origin);
-        assert_eq!(daemon.logged_errors(), [""; 0]);
-        daemon.stop();
-    }
 }
 
 /// A pull request's job sees the caches of its branch and of the main one, and a bake takes both: each
@@ -101,7 +60,8 @@ impl Setup {
 #[test]
 fn every_ref_that_the_token_names() {
     let Some(setup) = Setup::start(tools::NEWEST) else { return };
-    let Setup { case, actions, world, .. } = &setup;
+    let Setup { stored, actions } = &setup;
+    let Stored { world, case } = stored;
     let main = setup.export("main", &case.request, &setup.v2(&actions.token(&[MAIN])));
     let token = actions.token(&[BRANCH, MAIN]);
     setup.native_import(&setup.v2(&token));
@@ -109,15 +69,15 @@ fn every_ref_that_the_token_names() {
 
     // Of the branch nothing has been built yet.
     let root = world.root(case, "before");
-    Setup::bake("type=gha", &[&main.image], &root, &setup.runner(&token)).expect_success("bake");
-    setup.warms(&case.request, &main, &root);
+    Stored::bake("type=gha", &[&main.image], &root, &setup.runner(&token)).expect_success("bake");
+    setup.stored.warms(&case.request, &main, &root);
 
     let branch = setup.export("branch", &case.changed, &setup.v2(&token));
     let root = world.root(case, "both");
     let images = [main.image.as_str(), &branch.image];
-    Setup::bake("type=gha", &images, &root, &setup.runner(&token)).expect_success("bake");
-    setup.warms(&case.changed, &branch, &root);
-    setup.warms(&case.request, &main, &root);
+    Stored::bake("type=gha", &images, &root, &setup.runner(&token)).expect_success("bake");
+    setup.stored.warms(&case.changed, &branch, &root);
+    setup.stored.warms(&case.request, &main, &root);
 }
 
 /// GitHub Enterprise Server's version of the protocol; and a scope.
@@ -126,28 +86,21 @@ fn version_1() {
     let Some(setup) = Setup::start("v0.17.3") else { return };
     let token = setup.actions.token(&[MAIN]);
     let attributes = format!("url={}/,token={token},scope=app", setup.actions.url());
-    let origin = setup.export("main", &setup.case.request, &attributes);
+    let origin = setup.export("main", &setup.stored.case.request, &attributes);
     setup.native_import(&attributes);
-    let root = setup.world.root(&setup.case, "baked");
+    let root = setup.stored.world.root(&setup.stored.case, "baked");
     let cache = format!("type=gha,{attributes}");
-    Setup::bake(&cache, &[&origin.image], &root, &[]).expect_success("bake");
-    setup.warms(&setup.case.request, &origin, &root);
+    Stored::bake(&cache, &[&origin.image], &root, &[]).expect_success("bake");
+    setup.stored.warms(&setup.stored.case.request, &origin, &root);
 }
 
 #[test]
 fn says_what_is_wrong() {
     let Some(setup) = Setup::start(tools::NEWEST) else { return };
     let token = setup.actions.token(&[MAIN]);
-    let origin = setup.export("main", &setup.case.request, &setup.v2(&token));
+    let origin = setup.export("main", &setup.stored.case.request, &setup.v2(&token));
     let refused = |cache: &str, variables: &[(&str, &str)], code: i32, words: &[&str]| {
-        let root = setup.world.root(&setup.case, "refused");
-        let ended = Setup::bake(cache, &[&origin.image], &root, variables);
-        assert_eq!(ended.status.code(), Some(code), "{cache}\n{}", ended.stderr);
-        for word in words {
-            assert!(ended.stderr.contains(word), "no {word:?} in: {}", ended.stderr);
-        }
-        assert!(!ended.stderr.contains(&token), "the token is shown: {}", ended.stderr);
-        assert!(!root.exists());
+        setup.stored.refused(&origin, cache, variables, (code, words), &[&token]);
     };
     let runner = setup.runner(&token);
     refused("type=gha", &[], 4, &["$ACTIONS_RESULTS_URL", "--cache-to type=registry"]);
@@ -161,4 +114,7 @@ fn says_what_is_wrong() {
     assert!(setup.actions.keys().iter().any(|key| key.starts_with("buildkit-blob-1-sha256:")));
     setup.actions.forget("buildkit-blob-1-");
     refused("type=gha", &runner, 3, &["buildkit-blob-1-sha256:", "export the cache again"]);
+    // A service on http may name storage on http, and nothing else.
+    setup.actions.lead_to("ftp://192.0.2.1");
+    refused("type=gha", &runner, 3, &["may not be asked, since it is not on https"]);
 }

@@ -7,7 +7,6 @@
 mod support;
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
@@ -37,8 +36,7 @@ impl Docker {
                 cat \"$from\" >\"$2\"\n\
                 if [ -s \"$here/torn\" ]; then sed -i 1d \"$here/torn\"; truncate -s -8192 \"$2\"; fi ;;\n\
             *) echo \"unknown: $*\" >&2; exit 1 ;;\nesac\n";
-        let docker = scratch.write("docker", script);
-        fs::set_permissions(docker, fs::Permissions::from_mode(0o755)).unwrap();
+        scratch.program("docker", script);
         fs::create_dir_all(scratch.join("buildx/instances")).unwrap();
         Self { scratch }
     }

@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
@@ -11,9 +12,10 @@ use serde_json::Value;
 use support::cases::{Case, Origin, assert_warm, cache_to};
 use support::daemon::{DATABASES, check_databases};
 use support::handmade::{Handmade, blob_path, write_keys};
+use support::moto::Moto;
 use support::skip::is_root;
 use support::warmkit::{bake, bake_at, verify};
-use support::{BuildRequest, Scratch, Tools, World, tools};
+use support::{BuildRequest, Daemon, Scratch, Tools, World, tools};
 
 const EPOCH: u64 = 1_700_000_000;
 
@@ -117,7 +119,8 @@ fn repositories_that_share_a_base() {
     };
     let apart: u64 = (0..3).map(layers).sum();
     let first = world.root(&app, "order-0");
-    for (at, order) in [[0, 1, 2], [2, 1, 0], [1, 2, 0]].into_iter().enumerate() {
+    let orders = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
+    for (at, order) in orders.into_iter().enumerate() {
         let root = world.root(&app, &format!("order-{at}"));
         let report = bake_all(&order.map(|at| caches[at].as_str()), &keys, &root);
         let together = report["layers"].as_u64().unwrap();
@@ -151,6 +154,148 @@ fn two_compressions_of_one_build() {
     assert!(both["layers"].as_u64() > alone["layers"].as_u64());
     assert_eq!(both["records"], alone["records"]);
     assert_builds_warm(&world, &root("both"), &[(&case.request, &gzip)]);
+}
+
+/// One build in a registry, in a folder, in a bucket and in its image: whatever the order, a root of all of them
+/// has what that of the registry's cache alone has.
+#[test]
+fn every_form_of_one_build() {
+    let (Some(tools), Some(moto)) = (Tools::find(tools::NEWEST), Moto::start()) else { return };
+    let world = World::start(tools);
+    let case = world.case("app");
+    let origin = world.export(&case);
+    let (folder, inline) = (world.root(&case, "folder"), world.registry.reference(case.name, "inline"));
+    let bucket = moto.cache(&moto.key_attributes());
+    let daemon = world.daemon(&origin.root);
+    for request in [
+        case.request.export_to(&format!("type=local,dest={},mode=max", folder.display())),
+        case.request.export_to(&format!("{bucket},mode=max")),
+        case.request.push(&inline).export_to("type=inline"),
+    ] {
+        assert_warm(&daemon.build(&request), &origin);
+    }
+    daemon.stop();
+
+    let folder = format!("type=local,src={}", folder.display());
+    let caches = [origin.cache.as_str(), &folder, &bucket, &inline];
+    let keys = [origin.image.as_str()];
+    let alone = bake_all(&caches[..1], &keys, &world.root(&case, "alone"));
+    let root = |at: usize| world.root(&case, &format!("order-{at}"));
+    for first in 0..caches.len() {
+        let mut order = caches;
+        order.rotate_left(first);
+        let all = bake_all(&order, &keys, &root(first));
+        for count in ["layers", "snapshots", "bytes_down"] {
+            assert_eq!(all[count], alone[count], "{count}");
+        }
+        assert_same(&root(0), &root(first));
+    }
+    assert_builds_warm(&world, &root(0), &[(&case.request, &origin)]);
+}
+
+/// Caches of the oldest release and of the newest, which speak different dialects, in one root: each release
+/// finds on it what it finds on a root of its own cache.
+#[test]
+fn caches_of_two_releases() {
+    let (Some(tools), Some(old)) = (Tools::find(tools::NEWEST), Tools::find("v0.12.5")) else { return };
+    let world = World::start(tools);
+    let case = world.case("square");
+    let newest = world.export(&case);
+    let old_root = world.root(&case, "origin-old");
+    let [cache, image] = ["old", "old-image"].map(|tag| world.registry.reference(case.name, tag));
+    let daemon = Daemon::start(&old, &old_root, &world.registry);
+    let outcome = daemon.build(&case.request.push(&image).export_to(&cache_to(&cache, "")));
+    daemon.stop();
+    let oldest = Origin { cache, image, outcome, changed: BTreeSet::new(), root: old_root };
+
+    let root = |name: &str| world.root(&case, name);
+    let keys = [newest.image.as_str(), &oldest.image];
+    let both = bake_all(&[&newest.cache, &oldest.cache], &keys, &root("both"));
+    bake_all(&[&oldest.cache, &newest.cache], &keys, &root("turned"));
+    assert_same(&root("both"), &root("turned"));
+    let written_by: Vec<_> = both["caches"].as_array().unwrap().iter().map(|c| &c["written_by"]).collect();
+    assert!(written_by[0] != written_by[1], "{written_by:?}");
+
+    assert_builds_warm(&world, &root("both"), &[(&case.request, &newest)]);
+    let daemon = Daemon::start(&old, &root("turned"), &world.registry);
+    assert_warm(&daemon.build(&case.request.tar(&root("old.tar"))), &oldest);
+    assert_eq!(daemon.logged_errors(), [""; 0]);
+    daemon.stop();
+}
+
+/// A build whose steps give something else each time, on two builders: equal keys lead to two results, and
+/// those that are found by the content of another one fit only that of the same builder.
+#[test]
+fn builds_that_nobody_can_repeat() {
+    let Some(tools) = Tools::find(tools::NEWEST) else { return };
+    let world = World::start(tools);
+    let app = world.case("app").request;
+    let context = world.scratch.join("random/context");
+    fs::create_dir_all(&context).unwrap();
+    let dockerfile = "ARG BASE\n\
+                      FROM ${BASE} AS base\n\
+                      FROM base AS one\n\
+                      RUN cat /proc/sys/kernel/random/uuid > /one\n\
+                      FROM base AS two\n\
+                      RUN cat /proc/sys/kernel/random/uuid > /two\n\
+                      FROM base\n\
+                      COPY --from=one /one /one\n\
+                      COPY --from=two /two /two\n\
+                      RUN --mount=from=one,target=/mnt cat /mnt/one /one /two > /all\n";
+    fs::write(context.join("Dockerfile"), dockerfile).unwrap();
+    let longer = format!("{dockerfile}RUN --mount=from=two,target=/mnt cmp /mnt/two /two\n");
+    fs::write(context.join("longer.Dockerfile"), longer).unwrap();
+    let request = app.context(&context);
+    let case = Case { name: "random", changed: request.clone(), request };
+    let [one, two] = ["one", "two"].map(|tag| export(&world, &case, &case.request, tag, ""));
+    let root = |name: &str| world.root(&case, name);
+    let keys = [one.image.as_str()];
+    let all = bake_all(&[&one.cache, &two.cache], &keys, &root("both"));
+    bake_all(&[&two.cache, &one.cache], &keys, &root("turned"));
+    assert_same(&root("both"), &root("turned"));
+    let alone = bake_all(&[&one.cache], &keys, &root("alone"));
+    assert!(all["layers"].as_u64() > alone["layers"].as_u64(), "{all:#}");
+    assert_builds_warm(&world, &root("both"), &[(&case.request, &one)]);
+    // A step more: what it stands on, and what it takes from beside it, are of one builder.
+    let daemon = world.daemon(&root("turned"));
+    let outcome = daemon.build(&case.request.dockerfile("longer.Dockerfile").tar(&root("longer.tar")));
+    assert_eq!(outcome.ran().len(), 1, "{}", outcome.log);
+    assert_eq!((outcome.downloads, outcome.extractions), (0, 0), "{}", outcome.log);
+    daemon.stop();
+}
+
+/// A cache whose records have no results, beside a whole one.
+#[test]
+fn a_cache_that_brings_nothing() {
+    if !is_root() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let mut whole = Handmade::default();
+    let (base, top) = (whole.layer("base", None), whole.layer("top", Some(0)));
+    let root = whole.record("root", &[], &[base]);
+    whole.record("step", &[&[root]], &[top]);
+    let mut without_results = Handmade::default();
+    let root = without_results.record("root", &[], &[]);
+    without_results.record("step", &[&[root]], &[]);
+    let caches =
+        [whole.write(&scratch.join("whole")), without_results.write(&scratch.join("without-results"))];
+    let keys = write_keys(&scratch.join("keys.db"), ["step"]);
+    let run = |order: &[usize], root: &str| {
+        let order: Vec<&str> = order.iter().map(|&at| caches[at].as_str()).collect();
+        bake_all(&order, &[&keys], &scratch.join(root))
+    };
+    run(&[0], "alone");
+    let all = run(&[0, 1], "all");
+    assert_eq!((&all["records"], &all["keyed"]), (&Value::from(2), &Value::from(2)));
+    run(&[1, 0], "turned");
+    for root in ["all", "turned"] {
+        assert_same(&scratch.join("alone"), &scratch.join(root));
+    }
+    // By itself it is a root without layers.
+    let report = run(&[1], "only");
+    assert_eq!((&report["records"], &report["layers"]), (&Value::from(2), &Value::from(0)));
+    verify(&["--read-data"], &scratch.join("only")).expect_success("verify");
 }
 
 /// A layer that one cache lists but has lost comes from another one that has it.

@@ -4,70 +4,35 @@
 
 mod support;
 
-use std::collections::BTreeSet;
-use std::path::Path;
-use std::time::Duration;
-
-use support::cases::{Case, Origin, assert_warm};
-use support::command::{self, Ended};
-use support::daemon::check_databases;
+use support::cases::Origin;
 use support::moto::{self, Moto};
-use support::warmkit::warmkit;
-use support::{Tools, World, tools};
+use support::stored::Stored;
+use support::tools;
 
 struct Setup {
-    world: World,
-    case: Case,
+    stored: Stored,
     moto: Moto,
 }
 
 impl Setup {
     fn start(release: &str) -> Option<Self> {
-        let moto = Moto::start()?;
-        let world = World::start(Tools::find(release)?);
-        let case = world.case("app");
-        Some(Self { world, case, moto })
+        Some(Self { moto: Moto::start()?, stored: Stored::start(release)? })
     }
 
     /// Builds on an empty daemon, and exports to the bucket with these attributes.
     #[track_caller]
     fn export(&self, attributes: &str) -> Origin {
-        let root = self.world.root(&self.case, "origin");
-        let image = self.world.registry.reference(self.case.name, "image");
         let cache = self.moto.cache(attributes);
-        let daemon = self.world.daemon(&root);
-        let to = format!("{cache},mode=max{}", self.moto.key_attributes());
-        let outcome = daemon.build(&self.case.request.push(&image).export_to(&to));
-        daemon.stop();
-        Origin { cache, image, outcome, changed: BTreeSet::new(), root }
+        let to = format!("{cache}{}", self.moto.key_attributes());
+        self.stored.export("origin", &self.stored.case.request, &cache, &to)
     }
 
-    /// Bakes with these variables, and no others of AWS.
+    /// Bakes with these variables of AWS, and asserts that the root is warm.
     #[track_caller]
-    fn bake(cache: &str, image: &str, root: &Path, variables: &[(&str, &str)]) -> Ended {
-        let mut command = warmkit();
-        let own: Vec<_> = std::env::vars_os()
-            .filter(|(name, _)| name.to_string_lossy().starts_with("AWS_"))
-            .map(|(name, _)| name)
-            .collect();
-        for name in own {
-            command.env_remove(name);
-        }
-        command.env("HOME", "/nonexistent").env("AWS_EC2_METADATA_DISABLED", "true");
-        command.envs(variables.iter().copied());
-        command.args(["bake", cache, "--keys-from", image, "--root"]).arg(root);
-        command::run(&mut command, Duration::from_secs(120))
-    }
-
-    #[track_caller]
-    fn warms(&self, origin: &Origin, root: &Path) {
-        check_databases(&self.world.tools, root);
-        let daemon = self.world.daemon(root);
-        // The tar reads every layer of the result.
-        let outcome = daemon.build(&self.case.request.tar(&root.with_extension("tar")));
-        assert_warm(&outcome, origin);
-        assert_eq!(daemon.logged_errors(), [""; 0]);
-        daemon.stop();
+    fn warms(&self, name: &str, cache: &str, origin: &Origin, variables: &[(&str, &str)]) {
+        let root = self.stored.world.root(&self.stored.case, name);
+        Stored::bake(cache, &[&origin.image], &root, variables).expect_success(name);
+        self.stored.warms(&self.stored.case.request, origin, &root);
     }
 
     fn keys(&self) -> [(&str, &str); 2] {
@@ -80,21 +45,11 @@ impl Setup {
 fn a_bucket_warms_and_says_what_is_wrong() {
     let Some(setup) = Setup::start(tools::NEWEST) else { return };
     let origin = setup.export("");
-    let root = setup.world.root(&setup.case, "baked");
-    Setup::bake(&origin.cache, &origin.image, &root, &setup.keys()).expect_success("bake");
-    setup.warms(&origin, &root);
+    setup.warms("baked", &origin.cache, &origin, &setup.keys());
 
     let refused = |cache: &str, variables: &[(&str, &str)], code: i32, words: &[&str]| {
-        let root = setup.world.root(&setup.case, "refused");
-        let ended = Setup::bake(cache, &origin.image, &root, variables);
-        assert_eq!(ended.status.code(), Some(code), "{cache}\n{}", ended.stderr);
-        for word in words {
-            assert!(ended.stderr.contains(word), "no {word:?} in: {}", ended.stderr);
-        }
-        for secret in [&*setup.moto.secret, "hidden"] {
-            assert!(!ended.stderr.contains(secret), "a secret is shown: {}", ended.stderr);
-        }
-        assert!(!root.exists());
+        let secrets = [&*setup.moto.secret, "hidden"];
+        setup.stored.refused(&origin, cache, variables, (code, words), &secrets);
     };
     let (keys, id) = (setup.keys(), setup.moto.key_id.as_str());
     let named = setup.moto.cache(",name=other");
@@ -123,16 +78,12 @@ fn names_prefixes_and_credentials() {
     let Some(setup) = Setup::start(tools::NEWEST) else { return };
     let prefixes = ",prefix=team a/,manifests_prefix=m/,blobs_prefix=b/";
     let origin = setup.export(&format!("{prefixes},name=main;feature/ä"));
-    let world = &setup.world;
+    let world = &setup.stored.world;
     let cache = |name: &str| setup.moto.cache(&format!("{prefixes},name={name}"));
     let found = setup.moto.keys();
     assert!(found.contains(&"team a/m/feature/ä".to_owned()), "{found:?}");
 
-    let warms = |name: &str, cache: &str, variables: &[(&str, &str)]| {
-        let root = world.root(&setup.case, name);
-        Setup::bake(cache, &origin.image, &root, variables).expect_success(name);
-        setup.warms(&origin, &root);
-    };
+    let warms = |name: &str, cache: &str, variables: &[_]| setup.warms(name, cache, &origin, variables);
     // Of several names the first counts, as it does for the daemon's own import.
     warms("attributes", &format!("{}{}", cache("feature/ä;none"), setup.moto.key_attributes()), &[]);
 
@@ -151,8 +102,7 @@ fn names_prefixes_and_credentials() {
     ];
     warms("profile", &cache, &profile);
 
-    // A role, for the keys of a profile, and for a token in a file (moto does not know the signatures of
-    // the latter).
+    // A role, for the keys of a profile, and for a token in a file.
     let config = format!("[profile role]\nrole_arn = {}\nsource_profile = ci\n", moto::ROLE);
     let config = world.scratch.write("aws/config", config);
     let role = [
@@ -167,7 +117,8 @@ fn names_prefixes_and_credentials() {
         ("AWS_ROLE_ARN", moto::ROLE),
         ("AWS_ENDPOINT_URL_STS", setup.moto.url()),
     ];
-    setup.moto.require_signatures(false);
+    // It is the token that shows who asks for the role; with the role's keys everything has to be signed.
+    setup.moto.let_in_unsigned(1);
     warms("identity", &cache, &[&profile[2..], &identity].concat());
 }
 
@@ -175,7 +126,5 @@ fn names_prefixes_and_credentials() {
 fn a_bucket_that_an_old_release_wrote() {
     let Some(setup) = Setup::start("v0.17.3") else { return };
     let origin = setup.export("");
-    let root = setup.world.root(&setup.case, "baked");
-    Setup::bake(&origin.cache, &origin.image, &root, &setup.keys()).expect_success("bake");
-    setup.warms(&origin, &root);
+    setup.warms("baked", &origin.cache, &origin, &setup.keys());
 }

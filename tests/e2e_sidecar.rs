@@ -83,7 +83,7 @@ fn a_pushed_sidecar_warms() {
     let builder = format!("type=cachedb,src={}", origin.root.display());
 
     refused(&keys(&["push", cache]), 6, "give --keys-from a source");
-    refused(&keys(&["pull", cache, "-o", "/nonexistent/keys"]), 3, "there is no sidecar of");
+    refused(&keys(&["pull", cache, "-o", "/dev/null"]), 3, "there is no sidecar of");
 
     let pushed = json_of(&["push", cache, "--keys-from", &builder]);
     let subject = Digest::of(&world.registry.manifest("app", "cache").0);
@@ -128,6 +128,10 @@ fn a_pushed_sidecar_warms() {
         keys(&arguments).expect_success(&format!("keys {arguments:?}"));
     }
     refused(&keys(&["check", cache, "--no-sidecar"]), 6, "");
+    // The same cache under two names: one source of keys, and without it there would be none.
+    let twice = json_of(&["check", cache, &format!("{repository}@{subject}")]);
+    assert_eq!(twice["keys_from"].as_array().unwrap().len(), 1, "{}", twice["keys_from"]);
+    assert_eq!(twice["keys_from"][0]["only"], twice["keys_from"][0]["keyed"]);
 
     let root = world.root(&case, "sidecar");
     bake(&[cache], &root).expect_success("a bake with nothing but the sidecar");
@@ -267,6 +271,28 @@ fn pushing_twice_merges() {
     }
 }
 
+/// A list that does not tell what replaces what: then the manifests do.
+#[test]
+fn many_pushes_leave_one_sidecar() {
+    let Some(demo) = Demo::start() else { return };
+    let halves = demo.halves();
+    let mut entries = Vec::new();
+    for half in halves.iter().cycle().take(20) {
+        // Each names the one before, so each is another one.
+        let pushed = json_of(&["push", &demo.cache, "--no-sidecar", "--keys-from", half]);
+        entries.push(json!({"mediaType": OCI_MANIFEST, "digest": pushed["sidecar"], "size": 1000, "artifactType": ARTIFACT}));
+    }
+    let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}).to_string();
+    let list = format!("sha256-{}", demo.subject.hex());
+    demo.registry.put_manifest("demo", &list, OCI_INDEX, index.as_bytes());
+
+    let checked = check(&demo.cache);
+    assert_eq!(checked["keys_from"].as_array().unwrap().len(), 1, "{checked}");
+    let pushed = json_of(&["push", &demo.cache, "--keys-from", &halves[0]]);
+    assert_eq!(pushed["keyed"], pushed["records"], "{pushed}");
+    assert_eq!(check(&demo.cache)["unkeyed"], json!([]));
+}
+
 #[test]
 fn a_sidecar_of_another_cache_is_harmless() {
     let Some(demo) = Demo::start() else { return };
@@ -309,7 +335,7 @@ fn a_damaged_sidecar_is_an_error_that_has_a_way_out() {
     ];
     for (layer, code, says) in cases {
         let digest = demo.put_sidecar(&layer);
-        for arguments in [&["check"][..], &["pull", "-o", "/nonexistent/keys"], &["push"]] {
+        for arguments in [&["check"][..], &["pull", "-o", "/dev/null"], &["push"]] {
             let ended = keys(&[arguments, &[demo.cache.as_str()]].concat());
             refused(&ended, code, says);
             refused(&ended, code, "--no-sidecar");

@@ -9,29 +9,16 @@ use std::path::Path;
 
 use support::cases::{Case, Origin, assert_warm, cache_to};
 use support::command::Ended;
-use support::daemon::check_databases;
 use support::warmkit::{bake, warmkit};
 use support::{Daemon, Registry, Tools, World, command, tools};
 use warmkit::digest::Digest;
-
-/// Starts a daemon on what was baked, builds to a tar, and asserts that all was there.
-#[track_caller]
-fn warms(world: &World, case: &Case, origin: &Origin, root: &Path) {
-    check_databases(&world.tools, root);
-    let daemon = world.daemon(root);
-    // The tar reads every layer of the result.
-    let outcome = daemon.build(&case.request.tar(&root.with_extension("tar")));
-    assert_warm(&outcome, origin);
-    assert_eq!(daemon.logged_errors(), [""; 0]);
-    daemon.stop();
-}
 
 /// Bakes with these arguments and asserts that the root is warm.
 #[track_caller]
 fn bake_warms(world: &World, case: &Case, origin: &Origin, name: &str, arguments: &[&str]) {
     let root = world.root(case, name);
     bake(arguments, &root).expect_success(&format!("{name}: bake {arguments:?}"));
-    warms(world, case, origin, &root);
+    world.warms(&case.request, origin, &root);
 }
 
 fn setup(release: &str) -> Option<(World, Case)> {
@@ -174,8 +161,8 @@ fn two_caches_in_one_root() {
         &*check_origin.image,
     ];
     bake(&arguments, &root).expect_success("bake of two caches");
-    warms(&world, &case, &last, &root);
-    warms(&world, &check, &check_origin, &root);
+    world.warms(&case.request, &last, &root);
+    world.warms(&check.request, &check_origin, &root);
 }
 
 /// A cache of one release serves another; keys differ between some releases, not between these.
@@ -217,5 +204,5 @@ fn registry_with_a_password() {
     bake(&locked.docker_config()).expect_success("bake with a password");
 
     let origin = Origin { cache, image, outcome, changed: std::collections::BTreeSet::new(), root: builder };
-    warms(&world, &case, &origin, &root);
+    world.warms(&case.request, &origin, &root);
 }

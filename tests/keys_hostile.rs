@@ -375,6 +375,12 @@ fn what_is_no_file_is_not_read() {
     // It has no end.
     let error = harvest::candidates(Path::new("/dev/zero")).unwrap_err();
     assert_eq!(error.to_string(), "cannot read /dev/zero: it is no regular file");
+    // Nor has this one, as good as.
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("cache.db");
+    fs::File::create(&path).unwrap().set_len(1 << 40).unwrap();
+    let error = harvest::candidates(&path).unwrap_err().to_string();
+    assert!(error.ends_with("it has 1099511627776 bytes, and no more than 4294967296 are read"), "{error}");
     let error = provenance::read(Path::new("/dev/zero"), &amd64()).unwrap_err();
     assert!(matches!(error, Error::TooLarge { .. }), "{error}");
     let document = json!({"buildConfig": {"llbDefinition": []}});

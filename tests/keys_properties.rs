@@ -153,6 +153,42 @@ proptest! {
     }
 }
 
+/// What may be an operation digest, or be taken for one: hashes, texts with outputs in them, JSON of v0.12.
+fn any_op() -> impl Strategy<Value = OpDigest> {
+    prop_oneof![
+        3 => (0..12_u8).prop_map(|n| OpDigest::of(&[n])),
+        1 => (0..12_u8, -1..3_i64).prop_map(|(n, output)| OpDigest::new(format!("{}@{output}", OpDigest::of(&[n])))),
+        1 => (0..3_i64).prop_map(|n| OpDigest::new(format!("{{\"Type\":\"buildkit.merge.v0\",\"Merge\":{{\"inputs\":[{{\"input\":{n}}}]}}}}"))),
+        1 => "(random:|sha256:)?[0-9a-f@-]{0,8}".prop_map(OpDigest::new),
+    ]
+}
+
+proptest! {
+    /// A daemon has a key by digest and output (`rootKey`). Whatever else is offered, in whatever order, each record has
+    /// the key that it was made of, or none; and it has one as soon as its own operation is offered.
+    #[test]
+    fn a_record_has_its_own_key_or_none(
+        made_of in proptest::collection::btree_set((any_op().prop_map(|op| op.to_string()), -1..17_i64), 1..12),
+        offered in proptest::collection::vec((any_op(), proptest::collection::vec(-2..2000_i64, 0..3)), 0..24),
+    ) {
+        let made_of: Vec<(OpDigest, i64)> =
+            made_of.into_iter().map(|(op, output)| (OpDigest::new(op), output)).collect();
+        let mut candidates = warmkit::keys::Candidates::new();
+        for (op, outputs) in &offered {
+            candidates.add(op.clone(), None);
+            outputs.iter().for_each(|output| candidates.add_output(op.clone(), *output));
+        }
+        let records: Vec<_> = made_of.iter().map(|(op, output)| op.record_digest(*output)).collect();
+        let keyring = Keyring::prove(&candidates, &records);
+        for ((op, output), record) in made_of.iter().zip(&records) {
+            let key = keyring.get(record).map(|key| (key.digest(), key.output()));
+            let is_offered = offered.iter().any(|(offered, _)| offered == op);
+            let is_hash = record.as_str().starts_with("sha256:");
+            prop_assert_eq!(key, (is_offered && is_hash).then_some((op, *output)));
+        }
+    }
+}
+
 #[test]
 fn variables_that_grow_without_end_are_cut() {
     let mut text = String::from("FROM scratch AS a\nENV a=xxxxxxxxxxxxxxxx\n");

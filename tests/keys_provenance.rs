@@ -9,6 +9,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use warmkit::digest::{Digest, RecordDigest};
 use warmkit::keys::images::image_keys;
@@ -262,7 +264,14 @@ fn every_wrapping_gives_the_same() {
     for name in ["v0.12.5/plain", "v0.34.2/plain"] {
         let statement: Value = serde_json::from_slice(&statement(name)).unwrap();
         let predicate = &statement["predicate"];
+        let envelope = json!({
+            "payloadType": "application/vnd.in-toto+json",
+            "payload": STANDARD.encode(statement.to_string()),
+            "signatures": [{"sig": "bm8="}],
+        });
         let wrappings = [
+            envelope.clone(),
+            json!({"mediaType": "application/vnd.dev.sigstore.bundle.v0.3+json", "dsseEnvelope": envelope}),
             predicate.clone(),
             json!({"containerimage.digest": "sha256:0", "buildx.build.provenance": predicate}),
             json!({
@@ -351,6 +360,13 @@ fn says_what_is_wrong() {
     for other in ["{}", "[]", "1", "{\"config\":{},\"layers\":[]}"] {
         assert!(matches!(read(other), Error::NoProvenance), "{other}");
     }
+    let signed = |json: &str| format!("{{\"payloadType\":\"x\",\"payload\":\"{}\"}}", STANDARD.encode(json));
+    assert!(matches!(read(&signed("no json")), Error::Json { .. }));
+    assert!(matches!(read(&signed("{}")), Error::NoProvenance));
+    assert!(matches!(read(&signed(&signed("{}"))), Error::NoProvenance));
+    assert!(matches!(read("{\"payloadType\":\"x\",\"payload\":\"§\"}"), Error::NoProvenance));
+    let many = format!("[{}0]", "0,".repeat(provenance::MAX_VALUES));
+    assert!(matches!(read(&signed(&many)), Error::TooManyValues { .. }));
     // mode=min, in both versions.
     let mut slsa1: Value = serde_json::from_slice(&statement("v0.34.2/plain")).unwrap();
     let parameters = slsa1["predicate"]["buildDefinition"]["internalParameters"].as_object_mut().unwrap();

@@ -178,8 +178,7 @@ fn docker_gives_what_is_not_installed() {
         log = log.display(),
         bin = bin.display()
     );
-    let docker = world.scratch.write("docker", script);
-    fs::set_permissions(&docker, fs::Permissions::from_mode(0o755)).unwrap();
+    let docker = world.scratch.program("docker", script);
     let mut request = options(&world, &case.request);
     request.search.buildkitd = None;
     request.search.docker = Some(docker);
@@ -199,8 +198,7 @@ fn docker_gives_what_is_not_installed() {
         ]
     );
     // A docker that fails says so.
-    let docker = world.scratch.write("no-docker", "#!/bin/sh\necho no daemon >&2\nexit 1\n");
-    fs::set_permissions(&docker, fs::Permissions::from_mode(0o755)).unwrap();
+    let docker = world.scratch.program("no-docker", "#!/bin/sh\necho no daemon >&2\nexit 1\n");
     request.search.docker = Some(docker);
     let error = live(&origin.root, &request).unwrap_err();
     assert!(error.to_string().contains("no daemon"), "{error}");
@@ -228,6 +226,19 @@ fn what_is_missing_is_said() {
         "{error}"
     );
     assert_eq!(leftovers(scratch.path()), [""; 0]);
+}
+
+/// A daemon makes the database of snapshots with its first one.
+#[test]
+fn builds_on_a_view_of_a_root_that_nothing_was_built_on() {
+    let Some(tools) = Tools::find("v0.34.2") else { return };
+    let world = World::start(tools);
+    let case = world.case("whiteouts");
+    let root = world.root(&case, "new");
+    world.daemon(&root).stop();
+    assert!(!root.join("runc-overlayfs/snapshots/metadata.db").exists());
+    let report = live(&root, &options(&world, &case.request)).unwrap();
+    assert_eq!((ran(&report).len(), &report.failure), (report.steps.len(), &None));
 }
 
 /// What [`a_killed_verification_leaves_no_daemon`] runs in a process of its own, and kills. Nothing where

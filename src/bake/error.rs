@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::report::Unkeyed;
 use crate::digest::{DiffId, Digest};
+use crate::gather::ErrorClass;
 use crate::{gather, layer, replay, store};
 
 /// A bake that failed; the target is as it was.
@@ -34,6 +35,12 @@ pub enum Error {
         /// The target.
         path: PathBuf,
     },
+    /// Another bake is at work on it.
+    #[error("another bake is writing {path}, nothing was changed: wait until it is done")]
+    TargetBeingBaked {
+        /// The target.
+        path: PathBuf,
+    },
     /// A cache or key source could not be read.
     #[error(transparent)]
     Gather(Box<gather::Error>),
@@ -43,7 +50,8 @@ pub enum Error {
     /// Some records would never be found.
     #[error(
         "{} of {total} records have no key, so their steps would not be CACHED without an import; \
-         give --keys-from a source that knows them, or --allow-unkeyed to bake only their layers",
+         give --keys-from a source that knows them, or --build the sources of the build, \
+         or --allow-unkeyed to bake only their layers",
         records.len()
     )]
     Unkeyed {
@@ -100,47 +108,22 @@ pub enum Error {
     Interrupted,
 }
 
-/// What an [`Error`] means for whoever started the bake.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ErrorClass {
-    /// A cache or key source was not written as it has to be.
-    Spec,
-    /// A cache or key source could not be read.
-    Source,
-    /// A registry refused the credentials.
-    Authentication,
-    /// What was read is not what its digest says, or not a cache.
-    Content,
-    /// Records have no key.
-    Unkeyed,
-    /// The target is taken.
-    Target,
-    /// The machine: not root, no space, a file, a signal.
-    Other,
-}
-
 impl Error {
     /// What this means for whoever started the bake.
     pub fn class(&self) -> ErrorClass {
         use layer::Error as L;
         match self {
-            Self::Gather(error) => match error.class() {
-                gather::ErrorClass::Spec => ErrorClass::Spec,
-                gather::ErrorClass::Source => ErrorClass::Source,
-                gather::ErrorClass::Authentication => ErrorClass::Authentication,
-                gather::ErrorClass::Content => ErrorClass::Content,
-                gather::ErrorClass::Unkeyed => ErrorClass::Unkeyed,
-                gather::ErrorClass::Other => ErrorClass::Other,
-            },
+            Self::Gather(error) => error.class(),
             Self::DiffIdMismatch { .. }
             | Self::Replay(replay::Error::TooLarge { .. })
             | Self::Layer { source: L::Decompress { .. } | L::Archive { .. } | L::Refused { .. }, .. } => {
                 ErrorClass::Content
             }
             Self::Unkeyed { .. } => ErrorClass::Unkeyed,
-            Self::TargetNotEmpty { .. } | Self::TargetBusy { .. } | Self::TargetNotDirectory { .. } => {
-                ErrorClass::Target
-            }
+            Self::TargetNotEmpty { .. }
+            | Self::TargetBusy { .. }
+            | Self::TargetBeingBaked { .. }
+            | Self::TargetNotDirectory { .. } => ErrorClass::Target,
             Self::NotRoot
             | Self::Replay(_)
             | Self::Layer { .. }

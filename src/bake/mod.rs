@@ -27,12 +27,14 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use jiff::Timestamp;
 
+pub use error::Error;
 pub(crate) use error::IoContext;
-pub use error::{Error, ErrorClass};
 pub use report::{Report, Unkeyed};
 
+pub use crate::gather::ErrorClass;
+
 use crate::fsutil;
-use crate::gather::{self, Coverage, Images, Keys, Offer};
+use crate::gather::{self, Images, Keys, Offer};
 use crate::keys::KeySpec;
 use crate::oci::{Cache, Platform, Reference};
 use crate::progress::{Event, Phase, Progress};
@@ -59,8 +61,8 @@ pub struct Options {
     pub replay: Option<replay::Options>,
     /// The root to make; must be absent or empty.
     pub root: PathBuf,
-    /// Only caches of these platforms, where a cache says which it is for, and the platforms that
-    /// operations ran on that name none. Empty: all caches, and this machine's platform.
+    /// Only what builds for these platforms use, as far as caches and key sources tell, and the platforms
+    /// that operations ran on that name none. Empty: everything, and this machine's platform.
     pub platforms: Vec<Platform>,
     /// Which images of builds to seed.
     pub find_images: FindImages,
@@ -150,7 +152,7 @@ pub fn bake(options: &Options, cancel: &Cancel, progress: &dyn Progress) -> Resu
 
 fn bake_watched(options: &Options, cancel: &Cancel, progress: &dyn Progress) -> Result<Report, Error> {
     let staging = Staging::new(&options.root)?;
-    let leftovers = staging.leftovers();
+    let leftovers = staging.leftovers().to_vec();
     for left in &leftovers {
         let left = left.display();
         progress.event(Event::Warning(format!(
@@ -197,7 +199,7 @@ fn keys(
 ) -> Result<(Keys, Option<replay::Report>), Error> {
     let Some(build) = &options.replay else { return Ok((gather::prove(&offers, caches), None)) };
     let keys = gather::prove(&offers, caches);
-    if Coverage::new(caches, &keys).unkeyed().is_empty() {
+    if keys.coverage.lost() == 0 {
         return Ok((keys, None));
     }
     let build = replay::Options { registry: options.registry.clone(), ..build.clone() };
@@ -228,15 +230,15 @@ fn bake_into(
         caches.push(opened.cache);
         baked.push(opened.report);
     }
-    let mut blobs = gather::blobs(&caches, |at| baked[at].cache.clone())?;
     seconds.set(Phase::Resolve, end(progress, Phase::Resolve, started));
 
     let started = begin(progress, Phase::Keys);
     let mut offers = gather::offers(&options.keys_from, &gathering, progress)?;
     offers.extend(all.sidecars);
-    let (keys, replayed) = keys(offers, &caches, options, progress)?;
-    let coverage = Coverage::new(&caches, &keys);
-    let (total, unkeyed) = (coverage.records().len(), coverage.unkeyed());
+    let (mut keys, replayed) = keys(offers, &caches, options, progress)?;
+    let left_out = gather::keep_platforms(&mut caches, &baked, &mut keys, &gathering, progress)?;
+    let mut blobs = gather::blobs(&caches, |at| baked[at].cache.clone())?;
+    let (total, unkeyed) = (keys.coverage.records().len(), keys.coverage.unkeyed());
     for (report, cache) in baked.iter_mut().zip(&caches) {
         report.written_by = keys.written_by(cache);
     }
@@ -244,13 +246,14 @@ fn bake_into(
         return Err(Error::Unkeyed { records: unkeyed, total });
     }
     let found = (options.find_images == FindImages::Auto).then_some(&keys.candidates);
-    let Images { opened, skipped } = gather::open_images(&options.with_images, found, &gathering, progress)?;
+    let Images { opened, skipped } =
+        gather::open_images(&options.with_images, found, &blobs, &gathering, progress)?;
     let (of_images, images): (Vec<_>, Vec<_>) =
         opened.into_iter().map(|opened| (opened.source, opened.image)).unzip();
     gather::add_images(&mut blobs, &images, |at| baked[at].cache.clone(), caches.len())?;
     sources.extend(of_images);
-    let plan = plan::plan(&caches, &images, blobs, &coverage, &keys);
-    drop((caches, coverage));
+    let plan = plan::plan(&caches, &images, blobs, &keys);
+    drop(caches);
     seconds.set(Phase::Keys, end(progress, Phase::Keys, started));
 
     let bytes_down = plan.bytes();
@@ -282,6 +285,7 @@ fn bake_into(
         images: images.into_iter().map(|image| image.report).collect(),
         images_skipped: skipped,
         records: total,
+        left_out,
         keyed: total - unkeyed.len(),
         layers: plan.blobs.len(),
         snapshots: plan.snapshots.len(),

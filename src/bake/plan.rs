@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use jiff::Timestamp;
 
 use crate::digest::{BlobChainId, ChainId, Digest, OpDigest};
-use crate::gather::{Blob, Coverage, Covered, Image, Keys, earliest};
+use crate::gather::{Blob, Covered, Image, Keys, earliest};
 use crate::keys::Candidates;
 use crate::oci::{Cache, Layer};
 use crate::store::KeyId;
@@ -137,14 +137,9 @@ impl Chains {
 type Results = BTreeMap<usize, Option<Timestamp>>;
 
 /// Works out what a root for all of `caches` and `images` holds: all their layers, and the keys of those
-/// records that a build will find. `blobs` are those of both, `coverage` that of the caches.
-pub(crate) fn plan(
-    caches: &[Cache],
-    images: &[Image],
-    blobs: BTreeMap<Digest, Blob>,
-    coverage: &Coverage,
-    keys: &Keys,
-) -> Plan {
+/// records that a build will find. `blobs` are those of both, `keys` those of the caches.
+pub(crate) fn plan(caches: &[Cache], images: &[Image], blobs: BTreeMap<Digest, Blob>, keys: &Keys) -> Plan {
+    let coverage = &keys.coverage;
     let mut chains = Chains::default();
     let mut results: Vec<Results> = coverage.records().iter().map(|_| Results::new()).collect();
     for (at, cache) in caches.iter().enumerate() {

@@ -61,6 +61,9 @@ pub struct Report {
     /// Distinct records of the caches: those of several caches with one digest and the same inputs
     /// count once.
     pub records: usize,
+    /// Those that are not among them, since only builds for other platforms than those that were asked for
+    /// use them.
+    pub left_out: usize,
     /// Records whose key was proven and written.
     pub keyed: usize,
     /// The other ones.

@@ -9,8 +9,12 @@
 //! An existing directory keeps its inode, owner and mode, since it may be a mount point or the
 //! volume of a container. A root whose `cache.db` is missing is cold but sound, so a crash between
 //! the last two renames costs warmth, never a build. Until the first rename the target is as it was.
+//!
+//! A bake holds a lock on the directory it builds in: one that nobody holds was left by a bake that
+//! was killed.
 
-use std::fs;
+use std::ffi::OsString;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -31,6 +35,10 @@ pub(crate) struct Staging {
     target: PathBuf,
     in_place: bool,
     dir: TempDir,
+    /// Staging directories that earlier bakes of this target left because they were killed.
+    leftovers: Vec<PathBuf>,
+    /// Only dropped: tells other bakes that this one lives.
+    _lock: Option<File>,
     /// Only dropped, and after `dir`.
     _created_parents: CreatedParents,
 }
@@ -51,7 +59,8 @@ impl Drop for CreatedParents {
 impl Staging {
     /// Checks that `target` may be baked into and makes the staging directory.
     ///
-    /// Touches nothing where it refuses: not root, a daemon at work, a target that is not empty.
+    /// Touches nothing where it refuses: not root, a daemon or another bake at work, a target that is not
+    /// empty.
     pub(crate) fn new(target: &Path) -> Result<Self, Error> {
         if !fsutil::is_root() {
             return Err(Error::NotRoot);
@@ -61,8 +70,7 @@ impl Staging {
             Ok(metadata) if metadata.is_dir() => {
                 let target = target.canonicalize().at("resolve", &target)?;
                 require_empty(&target)?;
-                let dir = staging_dir(STAGING_PREFIX, &target)?;
-                Ok(Self { target, in_place: true, dir, _created_parents: CreatedParents::default() })
+                Self::at(target.clone(), &target, STAGING_PREFIX, CreatedParents::default())
             }
             Ok(_) => Err(Error::TargetNotDirectory { path: target }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -74,11 +82,24 @@ impl Staging {
                 };
                 let prefix = format!("{STAGING_PREFIX}{}-", name.to_string_lossy());
                 let created_parents = create_parents(parent)?;
-                let dir = staging_dir(&prefix, parent)?;
-                Ok(Self { target, in_place: false, dir, _created_parents: created_parents })
+                Self::at(target.clone(), parent, &prefix, created_parents)
             }
             Err(error) => Err(error).at("look at", &target),
         }
+    }
+
+    /// Makes the staging directory in `parent`, which is the target itself or the directory it is to stand in.
+    fn at(
+        target: PathBuf,
+        parent: &Path,
+        prefix: &str,
+        created_parents: CreatedParents,
+    ) -> Result<Self, Error> {
+        let leftovers = leftovers(&target, parent, prefix)?;
+        let dir = staging_dir(prefix, parent)?;
+        let lock = fsutil::try_lock(dir.path()).at("lock", dir.path())?;
+        let in_place = parent == target;
+        Ok(Self { target, in_place, dir, leftovers, _lock: lock, _created_parents: created_parents })
     }
 
     /// The directory in which the root is built.
@@ -87,19 +108,8 @@ impl Staging {
     }
 
     /// Staging directories that earlier bakes of this target left because they were killed.
-    pub(crate) fn leftovers(&self) -> Vec<PathBuf> {
-        let own = self.dir.path();
-        let (Some(parent), Some(name)) = (own.parent(), own.file_name()) else { return Vec::new() };
-        let name = name.to_string_lossy();
-        let prefix = &name[..=name.rfind('-').unwrap_or(0)];
-        let Ok(entries) = fs::read_dir(parent) else { return Vec::new() };
-        let mut found: Vec<_> = entries
-            .flatten()
-            .filter(|e| e.file_name().to_string_lossy().starts_with(prefix) && e.path() != own)
-            .map(|e| e.path())
-            .collect();
-        found.sort();
-        found
+    pub(crate) fn leftovers(&self) -> &[PathBuf] {
+        &self.leftovers
     }
 
     /// Syncs once and puts the root in place. Returns the target's path.
@@ -111,14 +121,11 @@ impl Staging {
         // Somebody may have been busy here while the layers came in.
         if self.in_place {
             require_empty_but(&self.target, staged)?;
-            let mut names: Vec<_> = fs::read_dir(staged)
+            let names = fs::read_dir(staged)
                 .and_then(|entries| entries.map(|e| e.map(|e| e.file_name())).collect::<io::Result<_>>())
                 .at("list", staged)?;
-            names.sort_by_key(|name| {
-                (last.iter().position(|l| name == l).map_or(0, |at| at + 1), name.clone())
-            });
             let mut moved: Vec<PathBuf> = Vec::new();
-            for name in names {
+            for name in in_order(names, last) {
                 let to = self.target.join(&name);
                 if let Err(error) = fs::rename(staged.join(&name), &to) {
                     for back in moved.iter().rev() {
@@ -159,6 +166,39 @@ impl Staging {
     }
 }
 
+/// `names` with `last` after all others.
+fn in_order(mut names: Vec<OsString>, last: &[&str]) -> Vec<OsString> {
+    names.sort_by_cached_key(|name| {
+        (last.iter().position(|l| name == l).map_or(0, |at| at + 1), name.clone())
+    });
+    names
+}
+
+/// Staging directories of `target` in `parent` that nobody is at work in.
+fn leftovers(target: &Path, parent: &Path, prefix: &str) -> Result<Vec<PathBuf>, Error> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(parent).at("list", parent)? {
+        let entry = entry.at("list", parent)?;
+        let name = entry.file_name();
+        // What follows is random. More than that belongs to a target whose name goes on where this one ends.
+        let random = name.to_str().and_then(|name| name.strip_prefix(prefix));
+        if random.is_some_and(|random| !random.contains('-')) {
+            require_unlocked(target, &entry.path())?;
+            found.push(entry.path());
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Refuses where a bake of `target` is at work in its staging directory `staged`.
+fn require_unlocked(target: &Path, staged: &Path) -> Result<(), Error> {
+    if fsutil::is_locked(staged).at("test the lock of", staged)? {
+        return Err(Error::TargetBeingBaked { path: target.to_owned() });
+    }
+    Ok(())
+}
+
 fn staging_dir(prefix: &str, parent: &Path) -> Result<TempDir, Error> {
     tempfile::Builder::new()
         .prefix(prefix)
@@ -189,13 +229,52 @@ fn require_empty_but(target: &Path, own: &Path) -> Result<(), Error> {
     for entry in fs::read_dir(target).at("list", target)? {
         let entry = entry.at("list", target)?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        if !HARMLESS.contains(&name.as_str()) && entry.path() != own {
-            found.push(name);
+        if HARMLESS.contains(&name.as_str()) || entry.path() == own {
+            continue;
         }
+        if name.starts_with(STAGING_PREFIX) {
+            require_unlocked(target, &entry.path())?;
+        }
+        found.push(name);
     }
     if found.is_empty() {
         return Ok(());
     }
     found.sort();
     Err(Error::TargetNotEmpty { path: target.to_owned(), found })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_must_come_last_comes_last() {
+        let names = |names: &[&str]| names.iter().map(OsString::from).collect::<Vec<_>>();
+        let ordered = in_order(names(&["cache.db", "runc-overlayfs", "a", "b"]), &["b", "cache.db"]);
+        assert_eq!(ordered, names(&["a", "runc-overlayfs", "b", "cache.db"]));
+    }
+
+    /// Needs root, as a bake does.
+    #[test]
+    fn what_appears_at_the_target_meanwhile_stays() {
+        if !fsutil::is_root() {
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        for (name, exists) in [("there", true), ("absent", false)] {
+            let target = directory.path().join(name);
+            if exists {
+                fs::create_dir(&target).unwrap();
+            }
+            let staging = Staging::new(&target).unwrap();
+            fs::write(staging.path().join("cache.db"), "ours").unwrap();
+            fs::create_dir_all(&target).unwrap();
+            fs::write(target.join("cache.db"), "theirs").unwrap();
+            let error = staging.commit(&[]).unwrap_err();
+            assert!(matches!(error, Error::TargetNotEmpty { .. }), "{name}: {error}");
+            assert_eq!(fs::read_to_string(target.join("cache.db")).unwrap(), "theirs", "{name}");
+            assert_eq!(fs::read_dir(&target).unwrap().count(), 1, "{name}");
+        }
+    }
 }

@@ -69,7 +69,7 @@ impl TryFrom<usize> for PageSize {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Entry {
     value: Vec<u8>,
-    bucket: Option<Bucket>,
+    bucket: Option<Box<Bucket>>,
 }
 
 /// A bucket to be written, with all that is in it.
@@ -94,7 +94,7 @@ impl Bucket {
     pub fn bucket(&mut self, key: impl Into<Vec<u8>>) -> &mut Bucket {
         let entry = self.entries.entry(key.into()).or_default();
         entry.value = Vec::new();
-        entry.bucket.get_or_insert_with(Bucket::new)
+        entry.bucket.get_or_insert_default()
     }
 
     /// Sets the number that Go's `NextSequence` gave out last.

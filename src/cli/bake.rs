@@ -1,55 +1,60 @@
 //! `warmkit bake`.
 
-use std::error::Error;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use jiff::Timestamp;
 
-use super::build::BuildArguments;
+use super::build::ReplayArguments;
 use super::caches::Caches;
+use super::exit::{self, Failure};
+use super::options::KeySources;
+use super::output::Output;
 use super::progress::{Console, Verbs};
-use super::{err, exit, out, render, signals};
+use super::{render, signals};
 use crate::bake::{self, Cancel, Options};
-use crate::keys::KeySpec;
-use crate::oci::{Platform, Reference};
-use crate::source;
+use crate::oci::Reference;
+use crate::source::Stop;
 use crate::source::spec::parse_reference;
 
 const EXAMPLES: &str = "\
 Examples:
-  # what CI exported with --cache-to type=registry,ref=ghcr.io/acme/app:cache,mode=max,
-  # with keys from the image that the same build pushed with --provenance mode=max
+  # what CI exported with --cache-to type=registry,ref=ghcr.io/acme/app:cache,
+  # mode=max, with keys from the image that it pushed with --provenance=mode=max
   warmkit bake ghcr.io/acme/app:cache --keys-from ghcr.io/acme/app:main
 
   # a local export and a metadata file, into a root that is shipped elsewhere
-  warmkit bake type=local,src=./cache --keys-from type=provenance,src=metadata.json --root ./root
+  warmkit bake type=local,src=./cache \\
+    --keys-from type=provenance,src=metadata.json --root ./root
 
   # a bucket, with credentials from where AWS's own tools have them
-  warmkit bake type=s3,region=eu-central-1,bucket=acme-cache,name=app --keys-from ghcr.io/acme/app:main
+  warmkit bake type=s3,region=eu-central-1,bucket=acme-cache,name=app \\
+    --keys-from ghcr.io/acme/app:main
 
   # with an image that builds on this host will start from
-  warmkit bake ghcr.io/acme/app:cache --keys-from ghcr.io/acme/app:main --with-image alpine:3.22
+  warmkit bake ghcr.io/acme/app:cache --keys-from ghcr.io/acme/app:main \\
+    --with-image alpine:3.22
 
-  # images that were pushed with --cache-to type=inline, of two stages of one Dockerfile
-  warmkit bake ghcr.io/acme/app:deps ghcr.io/acme/app:main --platform linux/amd64 \
-    --keys-from ghcr.io/acme/app:deps --keys-from ghcr.io/acme/app:main
+  # images that were pushed with --cache-to type=inline, of two stages
+  warmkit bake ghcr.io/acme/app:deps ghcr.io/acme/app:main \\
+    --platform linux/amd64 --keys-from ghcr.io/acme/app:deps \\
+    --keys-from ghcr.io/acme/app:main
 
-  # keys from the sources of the build, where CI left none: no step runs, no layer is downloaded for them
+  # keys from the sources of the build, where CI left none; no step runs
   warmkit bake ghcr.io/acme/app:cache --build . --build-arg VERSION=1.2
 
   # every branch that has a cache, in one root, with the keys of each
-  warmkit bake ghcr.io/acme/app:cache-main --from-file branches.txt --skip-missing \
-    --keys-from ghcr.io/acme/app:main --keys-from ghcr.io/acme/app:next
+  warmkit bake ghcr.io/acme/app:cache-main --from-file branches.txt \\
+    --skip-missing --keys-from ghcr.io/acme/app:main \\
+    --keys-from ghcr.io/acme/app:next
 
   # only the layers: builds find them with --cache-from, and extract nothing
-  warmkit bake 123456789012.dkr.ecr.eu-west-1.amazonaws.com/app:cache --allow-unkeyed
+  warmkit bake ghcr.io/acme/app:cache --allow-unkeyed
 ";
 
 /// Pull caches and write them into a BuildKit state directory
 #[derive(Debug, Args)]
 #[command(after_help = format!("{}\n\n{EXAMPLES}", exit::HELP))]
-#[allow(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 pub(super) struct Arguments {
     #[command(flatten)]
     caches: Caches,
@@ -58,15 +63,8 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "DIR", default_value = "/var/lib/buildkit")]
     root: PathBuf,
 
-    /// Where operation digests may come from: an image reference or type=image,ref=REF (its
-    /// provenance), type=provenance,src=FILE, type=cachedb,src=FILE-OR-ROOT, type=builder,name=NAME
-    /// (a running builder of buildx), or type=keys,src=FILE
-    #[arg(long, value_name = "SRC")]
-    keys_from: Vec<KeySpec>,
-
-    /// Leave aside the sidecars that `warmkit keys push` put beside caches
-    #[arg(long)]
-    no_sidecar: bool,
+    #[command(flatten)]
+    keys: KeySources,
 
     /// Whether to seed the images that the builds used, their frontends included, as provenance tells:
     /// a build then pulls and extracts no layer of them
@@ -78,24 +76,13 @@ pub(super) struct Arguments {
     #[arg(long = "with-image", value_name = "REF", value_parser = parse_reference)]
     with_images: Vec<Reference>,
 
-    /// A platform to bake, of an image with inline cache for several; also what the builder ran on
-    /// that exported the caches, for operations that name no platform. May be repeated; default:
-    /// every platform of the image, and this machine's
-    #[arg(long = "platform", value_name = "OS/ARCH[/VARIANT]", value_delimiter = ',')]
-    platforms: Vec<Platform>,
-
     /// Bake although some records have no key; their layers are there, their steps are not CACHED
     /// without an import
     #[arg(long)]
     allow_unkeyed: bool,
 
-    /// Talk http to registries on other hosts than this one too
-    #[arg(long)]
-    insecure: bool,
-
-    /// Print one JSON object instead of a table
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    pub(super) output: Output,
 
     /// Seconds since 1970 to write where a cache tells no time: the same caches and the same value
     /// give the same databases, byte for byte
@@ -103,7 +90,7 @@ pub(super) struct Arguments {
     source_date_epoch: Option<Timestamp>,
 
     #[command(flatten)]
-    build: BuildArguments,
+    build: ReplayArguments,
 }
 
 /// Which images are looked for.
@@ -125,35 +112,17 @@ fn parse_epoch(text: &str) -> Result<Timestamp, String> {
 }
 
 /// Bakes and returns the exit code.
-pub(super) fn run(arguments: Arguments) -> u8 {
-    let failed = |error: &(dyn Error + 'static), code| {
-        err(render::error(error));
-        if arguments.json {
-            out(render::json_error(error, code));
-        }
-        code
-    };
-    let skip_missing = arguments.caches.skip_missing;
-    let caches = match arguments.caches.read() {
-        Ok(caches) => caches,
-        Err(error) => return failed(&error, error.exit_code()),
-    };
-    let interrupted = match signals::interrupted() {
-        Ok(interrupted) => interrupted,
-        Err(error) => {
-            err(format_args!("error: cannot handle signals: {error}"));
-            return exit::FAILURE;
-        }
-    };
-    let registry = source::Options { insecure: arguments.insecure, ..source::Options::default() };
+pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
+    let cancel = Cancel::new(signals::interrupted()?);
+    let registry = arguments.keys.registries.options(Stop::default());
     let options = Options {
-        caches,
-        replay: arguments.build.replay(&arguments.platforms, &registry),
-        skip_missing,
-        keys_from: arguments.keys_from,
-        no_sidecar: arguments.no_sidecar,
+        skip_missing: arguments.caches.skip_missing,
+        caches: arguments.caches.read()?,
+        replay: arguments.build.replay(&arguments.keys.platforms, &registry),
+        keys_from: arguments.keys.keys_from(),
+        no_sidecar: arguments.keys.no_sidecar,
         root: arguments.root,
-        platforms: arguments.platforms,
+        platforms: arguments.keys.platforms,
         find_images: match arguments.images {
             FindImages::Auto => bake::FindImages::Auto,
             FindImages::None => bake::FindImages::None,
@@ -163,20 +132,7 @@ pub(super) fn run(arguments: Arguments) -> u8 {
         written_at: arguments.source_date_epoch.unwrap_or_else(Timestamp::now),
         registry,
     };
-    let console = Console::new(Verbs::BAKE);
-    let result = bake::bake(&options, &Cancel::new(interrupted), &console);
-    console.finish();
-    match result {
-        Ok(report) => {
-            out(if arguments.json { render::json(&report) } else { render::bake(&report) });
-            exit::OK
-        }
-        Err(error) => {
-            let code = exit::of_bake(&error);
-            if let bake::Error::Unkeyed { records, .. } = &error {
-                err(render::unkeyed(records));
-            }
-            failed(&error, code)
-        }
-    }
+    let report = bake::bake(&options, &cancel, &Console::new(Verbs::BAKE))?;
+    arguments.output.report(&report, render::bake)?;
+    Ok(exit::OK)
 }

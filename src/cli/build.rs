@@ -1,4 +1,4 @@
-//! The build that a replay solves, as arguments; `keys replay` and `bake` take the same.
+//! A build as arguments: `verify` runs it, `keys replay` and `bake` replay it.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -10,22 +10,13 @@ use crate::oci::Platform;
 use crate::replay::Options;
 use crate::source;
 
-/// What is built, and by which buildkitd.
+/// How a build is solved, and by which buildkitd.
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Replay")]
-pub(super) struct BuildArguments {
-    /// Solve this build on a scratch buildkitd with the caches imported, and take the keys that it computes: a
-    /// directory, or a Git or http URL. No step runs, and no layer is downloaded
-    #[arg(long, value_name = "CONTEXT")]
-    pub(super) build: Option<PathBuf>,
-
+#[command(next_help_heading = "Build")]
+pub(super) struct Solve {
     /// The Dockerfile; default: Dockerfile in the context
     #[arg(short = 'f', long, value_name = "DOCKERFILE", requires = "build")]
     file: Option<PathBuf>,
-
-    /// A stage to build; may be repeated; default: the last
-    #[arg(long, value_name = "STAGE", requires = "build")]
-    target: Vec<String>,
 
     /// A build argument
     #[arg(long, value_name = "KEY=VALUE", requires = "build")]
@@ -39,12 +30,12 @@ pub(super) struct BuildArguments {
     #[arg(long, value_name = "NAME=VALUE", requires = "build")]
     build_context: Vec<String>,
 
-    /// A secret of the build, as buildctl takes it: id=ID,src=FILE; none is needed, since no step runs
+    /// A secret of the build, as buildctl takes it: id=ID,src=FILE; only steps that run need it
     #[arg(long, value_name = "SECRET", requires = "build")]
     secret: Vec<String>,
 
-    /// An ssh agent or key of the build, as buildctl takes it: default, or ID=PATH; needed for contexts
-    /// and ADD by Git over ssh alone
+    /// An ssh agent or key of the build, as buildctl takes it: default, or ID=PATH; only contexts and ADD by
+    /// Git over ssh need it, and steps that run
     #[arg(long, value_name = "SSH", requires = "build")]
     ssh: Vec<String>,
 
@@ -58,43 +49,127 @@ pub(super) struct BuildArguments {
 
     /// The daemon's buildkitd.toml; default: an empty one
     #[arg(long, value_name = "FILE", requires = "build")]
-    buildkitd_config: Option<PathBuf>,
-
-    /// Where to make the scratch directory, which takes the build context; default: $TMPDIR
-    #[arg(long, value_name = "DIR", requires = "build")]
-    scratch: Option<PathBuf>,
+    pub(super) buildkitd_config: Option<PathBuf>,
 }
 
-impl BuildArguments {
-    /// What to replay; `None` where no build is named.
-    pub(super) fn replay(&self, platforms: &[Platform], registry: &source::Options) -> Option<Options> {
-        let context = self.build.clone()?;
+impl Solve {
+    /// The build of a context, without target and platform.
+    pub(super) fn build(&self, context: PathBuf) -> Build {
         let flags = |name: &'static str, values: &[String]| {
             values.iter().flat_map(move |value| [name.into(), value.into()]).collect::<Vec<OsString>>()
         };
-        let platforms: Vec<String> = platforms.iter().map(Platform::to_string).collect();
-        let build = Build {
+        Build {
             context,
             dockerfile: self.file.clone(),
             build_args: self.build_arg.clone(),
             opts: self.opt.clone(),
-            platform: (!platforms.is_empty()).then(|| platforms.join(",")),
             contexts: self.build_context.clone(),
             buildctl_args: [flags("--secret", &self.secret), flags("--ssh", &self.ssh)].concat(),
             ..Build::default()
-        };
-        let search = Search {
+        }
+    }
+
+    /// Where the daemon is looked for.
+    pub(super) fn search(&self) -> Search {
+        Search {
             buildkitd: self.buildkitd.clone(),
             image: Some(self.buildkit_image.clone()),
             ..Search::default()
+        }
+    }
+}
+
+/// The build that a replay solves.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Build")]
+pub(super) struct ReplayArguments {
+    /// Solve this build on a scratch buildkitd with the caches imported, and take the keys that it computes: a
+    /// directory, or a Git or http URL. No step runs, and no layer is downloaded
+    #[arg(long, value_name = "CONTEXT")]
+    build: Option<PathBuf>,
+
+    /// A stage to build; may be repeated; default: the last
+    #[arg(long, value_name = "STAGE", requires = "build")]
+    target: Vec<String>,
+
+    /// Where to make the scratch directory, which takes the build context; default: $TMPDIR
+    #[arg(long, value_name = "DIR", requires = "build")]
+    scratch: Option<PathBuf>,
+
+    #[command(flatten)]
+    solve: Solve,
+}
+
+impl ReplayArguments {
+    /// What to replay; `None` where no build is named.
+    pub(super) fn replay(&self, platforms: &[Platform], registry: &source::Options) -> Option<Options> {
+        let platforms: Vec<String> = platforms.iter().map(Platform::to_string).collect();
+        let build = Build {
+            platform: (!platforms.is_empty()).then(|| platforms.join(",")),
+            ..self.solve.build(self.build.clone()?)
         };
         Some(Options {
             build,
             targets: self.target.clone(),
-            search,
-            buildkitd_config: self.buildkitd_config.clone(),
+            search: self.solve.search(),
+            buildkitd_config: self.solve.buildkitd_config.clone(),
             scratch: self.scratch.clone(),
             registry: registry.clone(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Command {
+        #[command(flatten)]
+        replay: ReplayArguments,
+    }
+
+    #[test]
+    fn the_build_gets_all_that_is_said_of_it() {
+        let flags = [
+            "--build=ctx",
+            "--file=f/Dockerfile",
+            "--target=one",
+            "--target=two",
+            "--build-arg=A=1",
+            "--opt=k=v",
+            "--build-context=base=dir",
+            "--secret=id=s,src=file",
+            "--ssh=default",
+            "--buildkitd=/bin/daemon",
+            "--buildkitd-config=conf",
+            "--scratch=/scratch",
+        ];
+        let parse = |flags: &[&str]| Command::try_parse_from([&["warmkit"], flags].concat());
+        let platforms = ["linux/amd64".parse().unwrap(), "linux/arm64".parse().unwrap()];
+        let registry = source::Options::default();
+        let options = parse(&flags).unwrap().replay.replay(&platforms, &registry).unwrap();
+        let Build { context, dockerfile, build_args, opts, platform, contexts, buildctl_args, .. } =
+            options.build;
+        assert_eq!((context, dockerfile), ("ctx".into(), Some("f/Dockerfile".into())));
+        assert_eq!(
+            (build_args, opts, contexts),
+            (vec!["A=1".into()], vec!["k=v".into()], vec!["base=dir".into()])
+        );
+        assert_eq!(platform.as_deref(), Some("linux/amd64,linux/arm64"));
+        assert_eq!(buildctl_args, ["--secret", "id=s,src=file", "--ssh", "default"]);
+        assert_eq!(options.targets, ["one", "two"]);
+        assert_eq!(options.search.buildkitd, Some("/bin/daemon".into()));
+        assert_eq!(
+            (options.buildkitd_config, options.scratch),
+            (Some("conf".into()), Some("/scratch".into()))
+        );
+
+        assert!(parse(&[]).unwrap().replay.replay(&platforms, &registry).is_none());
+        for flag in &flags[1..] {
+            assert!(parse(&[flag]).is_err(), "{flag} without --build");
+        }
     }
 }

@@ -1,13 +1,17 @@
 //! The caches that a command is given: as arguments, and as lists in files.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Read};
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::Args;
+use clap::builder::TypedValueParser;
+use clap::error::ErrorKind;
 
-use super::exit;
+use super::options::distinct;
 use crate::source::{CacheSpec, SpecError};
 
 /// The largest list that is read, in bytes.
@@ -18,9 +22,9 @@ const MAX_LIST: u64 = 16 << 20;
 pub(super) struct Caches {
     /// A cache, as after buildx's --cache-from: a reference, type=registry,ref=REF,
     /// type=local,src=DIR-OR-TAR[,tag=TAG][,digest=DIGEST], type=s3,region=REGION,bucket=BUCKET[,name=NAME],
-    /// or type=azblob or type=gha with buildx's attributes (docs/sources.md); @FILE stands for the caches
+    /// or type=azblob or type=gha with buildx's attributes (docs/caches.md); @FILE stands for the caches
     /// that FILE lists
-    #[arg(required_unless_present = "from_file", value_name = "CACHE")]
+    #[arg(required_unless_present = "from_file", value_name = "CACHE", value_parser = discreet::<Argument>())]
     named: Vec<Argument>,
 
     /// A file that lists caches, one per line, as they are written here; blank lines and lines that begin
@@ -48,6 +52,37 @@ impl FromStr for Argument {
             Some(path) if !path.is_empty() => Ok(Self::List(path.into())),
             _ => Ok(Self::Cache(Box::new(text.parse()?))),
         }
+    }
+}
+
+/// Reads an argument that may hold secrets: where it is wrong, it is not repeated, as clap does by itself.
+pub(super) fn discreet<T>() -> impl TypedValueParser<Value = T>
+where
+    T: FromStr<Err = SpecError> + Clone + Send + Sync + 'static,
+{
+    Discreet(PhantomData)
+}
+
+#[derive(Clone)]
+struct Discreet<T>(PhantomData<T>);
+
+impl<T> TypedValueParser for Discreet<T>
+where
+    T: FromStr<Err = SpecError> + Clone + Send + Sync + 'static,
+{
+    type Value = T;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        _: Option<&clap::Arg>,
+        value: &OsStr,
+    ) -> Result<T, clap::Error> {
+        let invalid = |message: String| {
+            clap::Error::raw(ErrorKind::ValueValidation, format!("{message}\n")).with_cmd(command)
+        };
+        let text = value.to_str().ok_or_else(|| invalid("a cache is not valid UTF-8".to_owned()))?;
+        text.parse().map_err(|error: SpecError| invalid(error.to_string()))
     }
 }
 
@@ -98,20 +133,13 @@ pub(super) enum Error {
     StandardInputTwice,
 }
 
-impl Error {
-    /// The exit code of a command that ends with it.
-    pub(super) fn exit_code(&self) -> u8 {
-        if matches!(self, Self::Read { .. }) { exit::FAILURE } else { exit::USAGE }
-    }
-}
-
 fn have(lists: &[String]) -> String {
     format!("{} {}", lists.join(", "), if lists.len() == 1 { "has" } else { "have" })
 }
 
 impl Caches {
-    /// The caches of all arguments and lists: arguments first, each list in the place of the argument that
-    /// names it.
+    /// The caches of all arguments and lists, each once: arguments first, each list in the place of the
+    /// argument that names it.
     pub(super) fn read(self) -> Result<Vec<CacheSpec>, Error> {
         self.read_with(&mut io::stdin())
     }
@@ -146,7 +174,7 @@ impl Caches {
             caches.extend(parse(&bytes, &list)?);
             lists.push(list);
         }
-        if caches.is_empty() { Err(Error::Empty { lists }) } else { Ok(caches) }
+        if caches.is_empty() { Err(Error::Empty { lists }) } else { Ok(distinct(caches)) }
     }
 }
 
@@ -180,6 +208,7 @@ fn parse(bytes: &[u8], list: &str) -> Result<Vec<CacheSpec>, Error> {
 mod tests {
     use clap::Parser;
 
+    use super::super::exit::Failure;
     use super::*;
 
     #[derive(Debug, Parser)]
@@ -199,7 +228,10 @@ mod tests {
         let command = Command::try_parse_from(["warmkit".to_owned()].into_iter().chain(arguments)).unwrap();
         match command.caches.read_with(&mut stdin.as_bytes()) {
             Ok(caches) => Ok(caches.iter().map(ToString::to_string).collect()),
-            Err(error) => Err(format!("{} {}", error.exit_code(), error.to_string().replace(&at, "{}"))),
+            Err(error) => {
+                let text = error.to_string().replace(&at, "{}");
+                Err(format!("{} {text}", Failure::from(error).code))
+            }
         }
     }
 
@@ -250,5 +282,12 @@ mod tests {
         }
         let not_text = parse(b"a:1\n\xff\xfe\n", "list").unwrap_err();
         assert_eq!(not_text.to_string(), "list, line 2: not valid UTF-8");
+    }
+    #[test]
+    fn a_wrong_cache_is_not_repeated() {
+        let arguments = ["warmkit", "type=s3,secret_access_key=hidden,regoin=x"];
+        let error = Command::try_parse_from(arguments).unwrap_err();
+        assert!(error.to_string().starts_with("error: unknown key \"regoin\" for type=s3"), "{error}");
+        assert!(!error.to_string().contains("hidden"), "{error}");
     }
 }

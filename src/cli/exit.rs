@@ -1,5 +1,8 @@
 //! Exit codes: few, documented, and the same for every command.
 
+use std::error::Error;
+
+use super::caches;
 use crate::bake::{self, ErrorClass};
 use crate::{gather, replay, verify};
 
@@ -17,7 +20,7 @@ pub const AUTHENTICATION: u8 = 4;
 pub const CONTENT: u8 = 5;
 /// Some records have no key; nothing was baked.
 pub const UNKEYED: u8 = 6;
-/// The target is not empty, or a daemon uses it.
+/// The target is not empty, or a daemon or another bake uses it.
 pub const TARGET: u8 = 7;
 /// Verify found something wrong with the root.
 pub const FINDINGS: u8 = 8;
@@ -34,45 +37,89 @@ Exit codes:
   4  a registry refused the credentials
   5  content that does not match its digest, or is no build cache
   6  records without a key; nothing was baked
-  7  the target is not empty, or a daemon uses it
+  7  the target is not empty, or a daemon or another bake uses it
   8  verify found something wrong
   9  a step of the live build was not CACHED, or a replay missed one";
 
-/// The exit code for a bake that failed.
-pub fn of_bake(error: &bake::Error) -> u8 {
-    match error.class() {
-        ErrorClass::Spec => USAGE,
-        ErrorClass::Source => SOURCE,
-        ErrorClass::Authentication => AUTHENTICATION,
-        ErrorClass::Content => CONTENT,
-        ErrorClass::Unkeyed => UNKEYED,
-        ErrorClass::Target => TARGET,
-        ErrorClass::Other => FAILURE,
+/// Why a command ended without a result, and the exit code that says the same.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) error: Box<dyn Error>,
+    pub(super) code: u8,
+}
+
+impl Failure {
+    pub(super) fn new(error: impl Into<Box<dyn Error>>, code: u8) -> Self {
+        Self { error: error.into(), code }
     }
 }
 
-/// The exit code for caches or key sources that could not be read.
-pub fn of_gather(error: &gather::Error) -> u8 {
-    match error.class() {
-        gather::ErrorClass::Spec => USAGE,
-        gather::ErrorClass::Source => SOURCE,
-        gather::ErrorClass::Authentication => AUTHENTICATION,
-        gather::ErrorClass::Content => CONTENT,
-        gather::ErrorClass::Unkeyed => UNKEYED,
-        gather::ErrorClass::Other => FAILURE,
+impl From<caches::Error> for Failure {
+    fn from(error: caches::Error) -> Self {
+        let code = if matches!(error, caches::Error::Read { .. }) { FAILURE } else { USAGE };
+        Self::new(error, code)
     }
 }
 
-/// The exit code for a build that could not be replayed.
-pub fn of_replay(error: &replay::Error) -> u8 {
-    match error {
-        replay::Error::TooLarge { .. } => CONTENT,
-        _ => FAILURE,
+impl From<bake::Error> for Failure {
+    fn from(error: bake::Error) -> Self {
+        let code = match error.class() {
+            ErrorClass::Spec => USAGE,
+            ErrorClass::Source => SOURCE,
+            ErrorClass::Authentication => AUTHENTICATION,
+            ErrorClass::Content => CONTENT,
+            ErrorClass::Unkeyed => UNKEYED,
+            ErrorClass::Target => TARGET,
+            ErrorClass::Other => FAILURE,
+        };
+        Self::new(error, code)
     }
 }
 
-/// The exit code for a root that could not be judged.
-pub fn of_verify(error: &verify::Error) -> u8 {
+impl From<gather::Error> for Failure {
+    fn from(error: gather::Error) -> Self {
+        // A bake that ends with it knows what it means.
+        bake::Error::from(error).into()
+    }
+}
+
+impl From<replay::Error> for Failure {
+    fn from(error: replay::Error) -> Self {
+        bake::Error::from(error).into()
+    }
+}
+
+impl From<verify::Error> for Failure {
+    fn from(error: verify::Error) -> Self {
+        let code = of_verify(&error);
+        Self::new(error, code)
+    }
+}
+
+impl From<verify::LiveError> for Failure {
+    fn from(error: verify::LiveError) -> Self {
+        let code = match &error {
+            verify::LiveError::Root(error) => of_verify(error),
+            _ => FAILURE,
+        };
+        Self::new(error, code)
+    }
+}
+
+/// The exit code for a build on a view of a root.
+pub(super) fn of_build(report: &verify::LiveReport) -> u8 {
+    let cached = |step: &verify::Step| step.status == verify::StepStatus::Cached;
+    if report.all_cached() {
+        OK
+    } else if report.failure.is_some() && report.steps.iter().all(cached) {
+        // Such as a context that is not there: this says nothing of the root.
+        FAILURE
+    } else {
+        NOT_CACHED
+    }
+}
+
+fn of_verify(error: &verify::Error) -> u8 {
     match error {
         verify::Error::Busy { .. } => TARGET,
         verify::Error::NotAStateDirectory { .. }
@@ -80,13 +127,5 @@ pub fn of_verify(error: &verify::Error) -> u8 {
         | verify::Error::UnknownSchema { .. }
         | verify::Error::UnknownBucket { .. } => FINDINGS,
         verify::Error::Open { .. } => FAILURE,
-    }
-}
-
-/// The exit code for a build that could not be run on a root.
-pub fn of_live(error: &verify::LiveError) -> u8 {
-    match error {
-        verify::LiveError::Root(error) => of_verify(error),
-        _ => FAILURE,
     }
 }

@@ -5,12 +5,13 @@ mod build;
 mod caches;
 pub mod exit;
 mod keys;
+mod options;
+mod output;
 mod progress;
 mod render;
 mod signals;
 mod verify;
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -26,7 +27,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Bake(bake::Arguments),
+    Bake(Box<bake::Arguments>),
     #[command(subcommand)]
     Keys(keys::Command),
     Verify(verify::Arguments),
@@ -43,20 +44,10 @@ pub fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
-    let code = match arguments.command {
-        Command::Bake(arguments) => bake::run(arguments),
+    let (output, result) = match arguments.command {
+        Command::Bake(arguments) => (arguments.output, bake::run(*arguments)),
         Command::Keys(command) => keys::run(command),
-        Command::Verify(arguments) => verify::run(&arguments),
+        Command::Verify(arguments) => (arguments.output, verify::run(&arguments)),
     };
-    ExitCode::from(code)
-}
-
-/// Prints a line on standard output; a reader that went away is no failure of ours.
-fn out(text: impl std::fmt::Display) {
-    let _ = writeln!(std::io::stdout(), "{text}");
-}
-
-/// Prints a line on standard error.
-fn err(text: impl std::fmt::Display) {
-    let _ = writeln!(std::io::stderr(), "{text}");
+    ExitCode::from(result.unwrap_or_else(|failure| output.failure(&failure)))
 }

@@ -1,16 +1,18 @@
 //! Progress on standard error: a bar on a terminal, plain lines elsewhere.
 
-use std::io::IsTerminal;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 
-use super::err;
+use super::output::err;
 use crate::progress::{Event, Phase, Progress};
 
 /// How often a log gets a line while layers come in.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How often the bar moves while a server is slow.
+const TICK: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Default)]
 struct State {
@@ -53,15 +55,12 @@ pub(super) struct Console {
 
 impl Console {
     pub(super) fn new(verbs: Verbs) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| ProgressBar::new(0).with_style(style(SPINNER)));
-        Self { bar, verbs, state: Mutex::default() }
-    }
-
-    /// Takes the bar off the screen.
-    pub(super) fn finish(&self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
+        // Hidden where standard error is no terminal, or one that cannot go back in a line.
+        let bar = Some(ProgressBar::new(0).with_style(style(SPINNER))).filter(|bar| !bar.is_hidden());
+        if let Some(bar) = &bar {
+            bar.enable_steady_tick(TICK);
         }
+        Self { bar, verbs, state: Mutex::default() }
     }
 
     fn line(&self, text: &str) {
@@ -84,10 +83,19 @@ impl Console {
             let (fetched, bytes) = (HumanBytes(state.fetched), HumanBytes(state.bytes));
             let bytes = format!("{fetched} of {bytes} {}", self.verbs.bytes);
             if state.unpacks > 0 {
-                err(format_args!("{layers} {}, {bytes}", self.verbs.layers));
+                err(format!("{layers} {}, {bytes}", self.verbs.layers));
             } else {
                 err(bytes);
             }
+        }
+    }
+}
+
+impl Drop for Console {
+    /// Takes the bar off the screen.
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
         }
     }
 }
@@ -107,7 +115,6 @@ impl Progress for Console {
                     Some(bar) => {
                         bar.set_style(style(SPINNER));
                         bar.set_message(message);
-                        bar.tick();
                     }
                     None => err(message),
                 }
@@ -118,7 +125,11 @@ impl Progress for Console {
                     bar.set_style(style(BAR));
                     bar.set_length(bytes);
                 }
-                self.show(&mut state, true);
+                if self.bar.is_none() {
+                    state.last_line = Some(Instant::now());
+                    let bytes = HumanBytes(bytes);
+                    err(format!("{layers} layers, {bytes} to be {}", self.verbs.bytes));
+                }
             }
             // Documents come before the layers are planned, and count for nothing.
             Event::Fetched { bytes, .. } if state.layers > 0 => {

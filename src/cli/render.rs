@@ -7,12 +7,13 @@ use std::path::Path;
 use indicatif::HumanBytes;
 use serde::Serialize;
 
+use super::output::one_line;
 use crate::bake::{Report, Unkeyed};
 use crate::gather::{BakedCache, KeySourceReport};
 use crate::verify::{self, LiveReport, Severity, StepStatus};
 
 /// Unkeyed records that are listed for a person; `--json` has all.
-const LISTED: usize = 20;
+pub(super) const LISTED: usize = 20;
 
 /// One JSON object, with a line break in the end left to the caller.
 pub(super) fn json(value: &impl Serialize) -> String {
@@ -21,12 +22,12 @@ pub(super) fn json(value: &impl Serialize) -> String {
 }
 
 #[derive(Serialize)]
-struct Failure<'a> {
-    error: FailureText<'a>,
+struct Failed<'a> {
+    error: FailedText<'a>,
 }
 
 #[derive(Serialize)]
-struct FailureText<'a> {
+struct FailedText<'a> {
     message: String,
     exit_code: u8,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -34,17 +35,22 @@ struct FailureText<'a> {
 }
 
 /// The object that `--json` prints instead of a report.
-pub(super) fn json_error(error: &(dyn Error + 'static), code: u8) -> String {
-    let unkeyed = match error.downcast_ref() {
-        Some(crate::bake::Error::Unkeyed { records, .. }) => Some(records.as_slice()),
-        _ => None,
-    };
-    json(&Failure { error: FailureText { message: chain(error), exit_code: code, unkeyed } })
+pub(super) fn json_failure(error: &(dyn Error + 'static), exit_code: u8) -> String {
+    let unkeyed = records_without_key(error);
+    json(&Failed { error: FailedText { message: chain(error), exit_code, unkeyed } })
 }
 
 /// `error: …` with every cause that the text before it does not already tell.
-pub(super) fn error(error: &dyn Error) -> String {
-    format!("error: {}", chain(error))
+pub(super) fn failure(error: &(dyn Error + 'static)) -> String {
+    let list = records_without_key(error).map(|records| unkeyed(records) + "\n").unwrap_or_default();
+    format!("{list}error: {}", chain(error))
+}
+
+fn records_without_key<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a [Unkeyed]> {
+    match error.downcast_ref() {
+        Some(crate::bake::Error::Unkeyed { records, .. }) => Some(records),
+        _ => None,
+    }
 }
 
 fn chain(error: &dyn Error) -> String {
@@ -65,8 +71,9 @@ pub(super) fn bake(report: &Report) -> String {
     let mut text = format!("baked {} in {:.1} s\n\n", report.root, report.seconds.total());
     for cache in &report.caches {
         row(&mut text, "cache", &described(cache));
-        let release = cache.written_by.as_deref().unwrap_or("of a release that no key tells");
-        row(&mut text, "  by", &format!("BuildKit {release}"));
+        if let Some(release) = &cache.written_by {
+            row(&mut text, "  by", &format!("BuildKit {release}"));
+        }
     }
     for missing in &report.missing {
         row(&mut text, "skipped", &format!("{}: {}", missing.cache, missing.reason));
@@ -86,6 +93,9 @@ pub(super) fn bake(report: &Report) -> String {
     row(&mut text, "records", &report.records.to_string());
     row(&mut text, "  keyed", &report.keyed.to_string());
     row(&mut text, "  unkeyed", &report.unkeyed.len().to_string());
+    if report.left_out > 0 {
+        row(&mut text, "left out", &format!("{} records of other platforms", report.left_out));
+    }
     row(&mut text, "layers", &format!("{} in {} snapshots", report.layers, report.snapshots));
     row(&mut text, "downloaded", &HumanBytes(report.bytes_down).to_string());
     row(&mut text, "on disk", &HumanBytes(report.bytes_on_disk).to_string());
@@ -167,7 +177,7 @@ pub(super) fn live(report: &LiveReport) -> String {
             StepStatus::Error { .. } => "failed",
             _ => "not reached",
         };
-        let _ = writeln!(text, "{status:<12}{}", step.name);
+        let _ = writeln!(text, "{status:<12}{}", one_line(&step.name));
         if let StepStatus::Error { message } = &step.status {
             let _ = writeln!(text, "            {message}");
         }
@@ -193,27 +203,52 @@ pub(super) fn replay(report: &crate::replay::Report) -> String {
         let target = build.target.as_deref().map(|target| format!("target {target}: ")).unwrap_or_default();
         let _ = writeln!(text, "{target}{} of {} steps in the caches", build.cached, build.steps);
         for missed in &build.missed {
-            let _ = writeln!(text, "missed      {}\n            {}", missed.step, missed.cause);
+            let _ = writeln!(text, "missed      {}\n            {}", one_line(&missed.step), missed.cause);
         }
     }
     text
 }
 
-/// The records that no build will find by their keys.
+/// The records that no build will find by their keys: those first that keep others from being found.
 pub(super) fn unkeyed(records: &[Unkeyed]) -> String {
     let mut text = String::from("without a key:");
-    for record in records.iter().take(LISTED) {
+    let (consequences, causes): (Vec<_>, Vec<_>) = records.iter().partition(|record| record.only_inputs);
+    for record in causes.into_iter().chain(consequences).take(LISTED) {
         let what = match (&record.name, &record.layer) {
-            (Some(name), _) => name.clone(),
+            (Some(name), _) => one_line(name).into_owned(),
             (None, Some(layer)) => format!("layer {layer}"),
             (None, None) => format!("record {} without a layer", record.digest),
         };
         let size = record.size.map(|size| format!(", {}", HumanBytes(size))).unwrap_or_default();
-        let why = if record.only_inputs { " (only an input of it)" } else { "" };
+        let why = if record.only_inputs { " (its own is known, but an input has none)" } else { "" };
         let _ = write!(text, "\n  {what}{size}{why}");
     }
     if records.len() > LISTED {
         let _ = write!(text, "\n  and {} more; --json lists all", records.len() - LISTED);
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::OpDigest;
+
+    #[test]
+    fn what_keeps_others_from_being_found_is_listed_first() {
+        let record = |name: &str, only_inputs| Unkeyed {
+            digest: OpDigest::of(b"").record_digest(0),
+            name: Some(name.to_owned()),
+            layer: None,
+            size: None,
+            only_inputs,
+        };
+        let mut records = vec![record("on top", true); LISTED + 5];
+        records.push(record("RUN\nthis", false));
+        let text = unkeyed(&records);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[..2], ["without a key:", "  RUN\\nthis"]);
+        assert_eq!(lines[2], "  on top (its own is known, but an input has none)");
+        assert_eq!(lines[LISTED + 1..], ["  and 6 more; --json lists all"]);
+    }
 }

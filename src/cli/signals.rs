@@ -3,16 +3,56 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::thread;
 
 use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use super::exit::{self, Failure};
+use super::output::err;
+use crate::source::Stop;
+
+const SIGNALS: [i32; 2] = [SIGINT, SIGTERM];
 
 /// A flag that becomes true when somebody wants the process to end. The second signal ends it at once, in
 /// case the first does not get through.
-pub(super) fn interrupted() -> io::Result<Arc<AtomicBool>> {
+pub(super) fn interrupted() -> Result<Arc<AtomicBool>, Failure> {
     let flag = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&flag))?;
-        signal_hook::flag::register(signal, Arc::clone(&flag))?;
-    }
+    let register = |signal| {
+        let code = i32::from(exit::FAILURE);
+        signal_hook::flag::register_conditional_shutdown(signal, code, Arc::clone(&flag))?;
+        signal_hook::flag::register(signal, Arc::clone(&flag))
+    };
+    SIGNALS.into_iter().try_for_each(|signal| register(signal).map(drop)).map_err(|error| failed(&error))?;
     Ok(flag)
+}
+
+/// Does `work` with a switch that a signal throws. When it then ends with an error, that is the reason.
+pub(super) fn interruptible<T, E: Into<Failure>>(
+    work: impl FnOnce(Stop) -> Result<T, E>,
+) -> Result<T, Failure> {
+    let stop = Stop::on_flag(interrupted()?);
+    let mut signals = Signals::new(SIGNALS).map_err(|error| failed(&error))?;
+    let told = stop.clone();
+    // Also cuts connections, so that nothing waits for a server any longer.
+    thread::spawn(move || signals.forever().for_each(|_| told.stop()));
+    work(stop.clone()).map_err(|error| {
+        if stop.is_stopped() { Failure::new("interrupted", exit::FAILURE) } else { error.into() }
+    })
+}
+
+/// Ends the process on a signal, with the exit code for that: for work that has nothing to undo.
+pub(super) fn end_on_signal() -> Result<(), Failure> {
+    let mut signals = Signals::new(SIGNALS).map_err(|error| failed(&error))?;
+    thread::spawn(move || {
+        if signals.forever().next().is_some() {
+            err("\nerror: interrupted");
+            std::process::exit(i32::from(exit::FAILURE));
+        }
+    });
+    Ok(())
+}
+
+fn failed(error: &io::Error) -> Failure {
+    Failure::new(format!("cannot handle signals: {error}"), exit::FAILURE)
 }

@@ -1,28 +1,29 @@
 //! `warmkit verify`.
 
-use std::error::Error;
-use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Args;
 use serde::Serialize;
 
+use super::build::Solve;
+use super::exit::{self, Failure};
+use super::output::{Output, err, out};
 use super::progress::{Console, Verbs};
-use super::{err, exit, out, render};
-
-use crate::daemon::{Build, DEFAULT_IMAGE, Search};
+use super::{render, signals};
+use crate::daemon::Build;
 use crate::verify::{self, LiveOptions, LiveReport};
 
 const EXAMPLES: &str = "\
 Examples:
-  # before the image ships: every database, every blob, and each against the others
+  # before the image ships: every database and blob, each against the others
   warmkit verify --root /var/lib/buildkit
 
   # also unpack every layer in memory and compare it with its snapshot
   warmkit verify --root /var/lib/buildkit --read-data
 
-  # run the real build on a throwaway view of the root: is every step CACHED?
-  warmkit verify --root /var/lib/buildkit --build . -f docker/Dockerfile --build-arg VERSION=1.2
+  # the real build, on a throwaway view of the root: is every step CACHED?
+  warmkit verify --root /var/lib/buildkit --build . \\
+    -f docker/Dockerfile --build-arg VERSION=1.2
 ";
 
 /// Check that a root is whole and warm
@@ -37,88 +38,40 @@ pub(super) struct Arguments {
     #[arg(long)]
     read_data: bool,
 
-    /// Print one JSON object instead of text
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    pub(super) output: Output,
 
     /// Also run this build on a throwaway view of the root, which stays untouched: is every step CACHED?
-    #[arg(long, value_name = "CONTEXT", help_heading = "Live verification")]
+    #[arg(long, value_name = "CONTEXT", help_heading = "Build")]
     build: Option<PathBuf>,
 
-    /// The Dockerfile; default: Dockerfile in the context
-    #[arg(
-        short = 'f',
-        long,
-        value_name = "DOCKERFILE",
-        requires = "build",
-        help_heading = "Live verification"
-    )]
-    file: Option<PathBuf>,
-
     /// The stage to build; default: the last
-    #[arg(long, value_name = "STAGE", requires = "build", help_heading = "Live verification")]
+    #[arg(long, value_name = "STAGE", requires = "build", help_heading = "Build")]
     target: Option<String>,
 
-    /// A build argument
-    #[arg(long, value_name = "KEY=VALUE", requires = "build", help_heading = "Live verification")]
-    build_arg: Vec<String>,
-
-    /// An option of the frontend
-    #[arg(long, value_name = "KEY=VALUE", requires = "build", help_heading = "Live verification")]
-    opt: Vec<String>,
-
     /// The platforms to build for; default: the daemon's own
-    #[arg(long, value_name = "OS/ARCH[/VARIANT]", requires = "build", help_heading = "Live verification")]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]", requires = "build", help_heading = "Build")]
     platform: Option<String>,
-
-    /// A secret of the build, as buildctl takes it: id=ID,src=FILE
-    #[arg(long, value_name = "SECRET", requires = "build", help_heading = "Live verification")]
-    secret: Vec<String>,
-
-    /// An ssh agent or key of the build, as buildctl takes it: default, or ID=PATH
-    #[arg(long, value_name = "SSH", requires = "build", help_heading = "Live verification")]
-    ssh: Vec<String>,
 
     /// A cache that the build imports, as buildctl takes it: type=registry,ref=REF; for roots baked
     /// with --allow-unkeyed
-    #[arg(long, value_name = "CACHE", requires = "build", help_heading = "Live verification")]
+    #[arg(long, value_name = "CACHE", requires = "build", help_heading = "Build")]
     import_cache: Vec<String>,
 
-    /// The daemon; default: the one in $PATH, else the one in --buildkit-image, taken out with docker
-    #[arg(long, value_name = "PATH", requires = "build", help_heading = "Live verification")]
-    buildkitd: Option<PathBuf>,
-
-    /// The image to take the daemon from where none is installed
-    #[arg(long, value_name = "IMAGE", requires = "build", default_value = DEFAULT_IMAGE, help_heading = "Live verification")]
-    buildkit_image: String,
-
-    /// The daemon's buildkitd.toml; default: an empty one
-    #[arg(long, value_name = "FILE", requires = "build", help_heading = "Live verification")]
-    buildkitd_config: Option<PathBuf>,
+    #[command(flatten)]
+    solve: Solve,
 }
 
 impl Arguments {
     fn live(&self, context: PathBuf) -> LiveOptions {
-        let flags = |name: &'static str, values: &[String]| {
-            values.iter().flat_map(move |value| [name.into(), value.into()]).collect::<Vec<OsString>>()
-        };
         let build = Build {
-            context,
-            dockerfile: self.file.clone(),
             target: self.target.clone(),
-            build_args: self.build_arg.clone(),
-            opts: self.opt.clone(),
             platform: self.platform.clone(),
             import_caches: self.import_cache.clone(),
-            contexts: Vec::new(),
-            buildctl_args: [flags("--secret", &self.secret), flags("--ssh", &self.ssh)].concat(),
+            ..self.solve.build(context)
         };
-        let search = Search {
-            buildkitd: self.buildkitd.clone(),
-            image: Some(self.buildkit_image.clone()),
-            ..Search::default()
-        };
-        LiveOptions { build, search, buildkitd_config: self.buildkitd_config.clone(), scratch: None }
+        let buildkitd_config = self.solve.buildkitd_config.clone();
+        LiveOptions { build, search: self.solve.search(), buildkitd_config, scratch: None }
     }
 }
 
@@ -135,34 +88,22 @@ struct Outcome<'a> {
 }
 
 /// Verifies and returns the exit code.
-pub(super) fn run(arguments: &Arguments) -> u8 {
-    let failed = |error: &(dyn Error + 'static), code| {
-        err(render::error(error));
-        if arguments.json {
-            out(render::json_error(error, code));
-        }
-        code
-    };
-    let console = Console::new(Verbs::VERIFY);
+pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
+    signals::end_on_signal()?;
+    let output = arguments.output;
     let options = verify::Options { read_data: arguments.read_data, ..verify::Options::default() };
-    let result = verify::offline(&arguments.root, &options, &console);
-    console.finish();
-    let report = match result {
-        Ok(report) => report,
-        Err(error) => return failed(&error, exit::of_verify(&error)),
-    };
-    if !arguments.json {
-        out(render::verify(&arguments.root, &report));
+    let report = verify::offline(&arguments.root, &options, &Console::new(Verbs::VERIFY))?;
+    if !output.is_json() {
+        out(render::verify(&arguments.root, &report))?;
     }
-    let live = match arguments.build.clone().map(|context| {
-        err("building on a throwaway view of the root");
-        verify::live(&arguments.root, &arguments.live(context))
-    }) {
+    let live = match &arguments.build {
         None => None,
-        Some(Ok(live)) => Some(live),
-        Some(Err(error)) => return failed(&error, exit::of_live(&error)),
+        Some(context) => {
+            err("building on a throwaway view of the root");
+            Some(verify::live(&arguments.root, &arguments.live(context.clone()))?)
+        }
     };
-    if arguments.json {
+    if output.is_json() {
         let outcome = Outcome {
             root: arguments.root.display().to_string(),
             healthy: report.is_healthy(),
@@ -170,15 +111,9 @@ pub(super) fn run(arguments: &Arguments) -> u8 {
             live: live.as_ref(),
             all_cached: live.as_ref().map(LiveReport::all_cached),
         };
-        out(render::json(&outcome));
+        out(render::json(&outcome))?;
     } else if let Some(live) = &live {
-        out(render::live(live));
+        out(render::live(live))?;
     }
-    if !report.is_healthy() {
-        exit::FINDINGS
-    } else if live.is_some_and(|live| !live.all_cached()) {
-        exit::NOT_CACHED
-    } else {
-        exit::OK
-    }
+    Ok(if report.is_healthy() { live.as_ref().map_or(exit::OK, exit::of_build) } else { exit::FINDINGS })
 }

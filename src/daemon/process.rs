@@ -89,6 +89,8 @@ impl Daemon {
         let log = run.join("log");
         let socket = run.join("sock");
         let config = if let Some(config) = start.config {
+            // A daemon takes a file that is not there for an empty one.
+            File::open(config).map_err(io_error("read", config))?;
             config.to_owned()
         } else {
             let path = run.join("buildkitd.toml");

@@ -219,12 +219,22 @@ impl Graph {
     }
 }
 
+/// Whether what a daemon calls a vertex is an instruction: `[build 2/4] RUN make`, and not `[internal] …`,
+/// `[linux/arm64 internal] …`, or what a client sends for a named context, `[context base] load from client`.
+fn is_instruction(name: &str) -> bool {
+    let Some((place, _)) = name.strip_prefix('[').and_then(|name| name.split_once(']')) else { return false };
+    let (before, last) = place.rsplit_once(' ').unwrap_or(("", place));
+    let number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    // A stage may be called `context` too, and its steps are numbered.
+    let numbered = last.split_once('/').is_some_and(|(step, of)| number(step) && number(of));
+    numbered || !matches!(last, "internal" | "auth") && before != "context" && !before.ends_with(" context")
+}
+
 /// Whether a vertex is an instruction, or a part of one, that a cache can serve. Not so are images and
 /// downloads: a build asks for them each time.
 fn is_step(vertex: &Vertex, all: &[&Vertex]) -> bool {
     let name = vertex.name.as_str();
-    let printed = name.starts_with('[') && !name.starts_with("[internal]") && !name.starts_with("[auth]");
-    if !printed || name.contains("] FROM ") {
+    if !is_instruction(name) || name.contains("] FROM ") {
         return false;
     }
     let mut same = all.iter().filter(|other| other.name == name);
@@ -264,10 +274,34 @@ mod tests {
              "progressGroup":{"id":"g","name":"[2/3] COPY --link a /"}},
             {"digest":"sha256:3","name":"[3/3] RUN true","started":"x","cached":true}]}"#;
         assert!(graph.raw(line));
+        // Said once, as the messages that follow need not say it again.
+        assert!(graph.raw(r#"{"vertexes":[{"digest":"sha256:3","name":"[3/3] RUN true","started":"x"}]}"#));
         let outcome = graph.outcome();
         // The copy was CACHED, the merge onto what stands below ran.
         let expected = [("[2/3] COPY --link a /", &StepStatus::Ran), ("[3/3] RUN true", &StepStatus::Cached)];
         assert_eq!(steps(&outcome), expected);
+    }
+
+    #[test]
+    fn a_step_is_what_the_worst_of_its_parts_is() {
+        let parts = [
+            (r#""started":"x","error":"no","#, StepStatus::Error { message: "no".to_owned() }),
+            (r#""started":"x","#, StepStatus::Ran),
+            ("", StepStatus::NotReached),
+            (r#""started":"x","cached":true,"#, StepStatus::Cached),
+        ];
+        for (a, one) in parts.iter().enumerate() {
+            for (b, other) in parts.iter().enumerate() {
+                let mut graph = Graph::default();
+                for (digest, (part, _)) in [one, other].iter().enumerate() {
+                    assert!(graph.raw(&format!(
+                        r#"{{"vertexes":[{{{part}"digest":"{digest}","inputs":["i"],"name":"[1/1] RUN a"}}]}}"#
+                    )));
+                }
+                let (_, worst) = &parts[a.min(b)];
+                assert_eq!(steps(&graph.outcome()), [("[1/1] RUN a", worst)], "{one:?} {other:?}");
+            }
+        }
     }
 
     #[test]
@@ -291,5 +325,29 @@ mod tests {
         );
         assert!(graph.raw(&line));
         assert_eq!(steps(&graph.outcome()), [(name, &StepStatus::Cached)]);
+    }
+
+    #[test]
+    fn instructions_are_known_by_their_names() {
+        for name in [
+            "[build 2/4] RUN make",
+            "[2/4] RUN make",
+            "[linux/arm64 build 2/4] RUN make",
+            "[context 1/2] COPY a /",
+            "[linux/amd64] generating sbom using registry/scanner:latest",
+        ] {
+            assert!(is_instruction(name), "{name}");
+        }
+        for name in [
+            "[internal] load build context",
+            "[linux/arm64 internal] load metadata for docker.io/library/a:1",
+            "[auth] library/alpine:pull token for registry-1.docker.io",
+            "[context base] load from client",
+            "[context base] docker-image://a",
+            "[api context base] load .dockerignore",
+            "exporting to image",
+        ] {
+            assert!(!is_instruction(name), "{name}");
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! Opens caches.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -52,7 +53,7 @@ pub struct Missing {
 pub struct All {
     /// Those that are there, in the order in which they were asked for.
     pub opened: Vec<Opened>,
-    /// The keys that stand beside them.
+    /// The keys that stand beside them; of two names of one cache, once.
     pub sidecars: Vec<Offer>,
     /// The other ones, in that order too.
     pub missing: Vec<Missing>,
@@ -84,12 +85,14 @@ pub fn open_all(
         Err(error) => Err(error),
     })?;
     let mut all = All::default();
+    let mut read = HashSet::new();
     let mut last = None;
     for result in results {
         match result {
             Ok((opened, sidecars)) => {
                 all.opened.extend(opened);
-                all.sidecars.extend(sidecars.iter().map(sidecar::Sidecar::offer));
+                let new = sidecars.iter().filter(|sidecar| read.insert(sidecar.digest));
+                all.sidecars.extend(new.map(sidecar::Sidecar::offer));
             }
             Err((what, source)) => {
                 all.missing.push(Missing { cache: what.clone(), reason: source.to_string() });

@@ -6,8 +6,8 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::{
-    BakedCache, Coverage, Covered, Error, KeySourceReport, Keys, Missing, Options, Status, Unkeyed, blobs,
-    collect, open_all,
+    BakedCache, Error, KeySourceReport, Keys, Missing, Options, Status, Unkeyed, blobs, collect,
+    keep_platforms, open_all,
 };
 use crate::digest::{Digest, RecordDigest};
 use crate::keys::KeySpec;
@@ -44,6 +44,8 @@ pub struct Check {
     pub keys_from: Vec<KeySourceReport>,
     /// Distinct records of the caches, as a bake counts them.
     pub records: usize,
+    /// Those that are not among them, since only builds for other platforms use them.
+    pub left_out: usize,
     /// Those that a build finds.
     pub keyed: usize,
     /// Those of them that have no inputs and need no proof.
@@ -71,25 +73,27 @@ pub fn check(
     progress.event(Event::Started(Phase::Resolve));
     let all = open_all(caches, skip_missing, options, progress)?;
     progress.event(Event::Finished(Phase::Resolve, started.elapsed()));
-    let (caches, mut reports): (Vec<_>, Vec<_>) =
+    let (mut caches, mut reports): (Vec<_>, Vec<_>) =
         all.opened.into_iter().map(|opened| (opened.cache, opened.report)).unzip();
-    blobs(&caches, |at| reports[at].cache.clone())?;
 
     progress.event(Event::Started(Phase::Keys));
     let collecting = Instant::now();
-    let keys = collect(keys_from, all.sidecars, &caches, options, progress)?;
-    let coverage = Coverage::new(&caches, &keys);
+    let mut keys = collect(keys_from, all.sidecars, &caches, options, progress)?;
+    let left_out = keep_platforms(&mut caches, &reports, &mut keys, options, progress)?;
+    blobs(&caches, |at| reports[at].cache.clone())?;
     progress.event(Event::Finished(Phase::Keys, collecting.elapsed()));
-    let records = coverage.records().len();
     for (report, cache) in reports.iter_mut().zip(&caches) {
         report.written_by = keys.written_by(cache);
     }
+    let coverage = &keys.coverage;
+    let records = coverage.records().len();
     Ok(Check {
         records,
+        left_out,
         keyed: records - coverage.lost(),
         roots: coverage.count(Status::Root),
         unkeyed: coverage.unkeyed(),
-        steps: steps(coverage.records(), &keys),
+        steps: steps(&keys),
         caches: reports,
         missing: all.missing,
         keys_from: keys.reports,
@@ -105,10 +109,10 @@ enum Label<'a> {
     Digest(&'a RecordDigest),
 }
 
-fn steps(records: &[Covered], keys: &Keys) -> Vec<StepReport> {
+fn steps(keys: &Keys) -> Vec<StepReport> {
     let mut steps: Vec<(StepReport, BTreeSet<Digest>)> = Vec::new();
     let mut known: HashMap<(Label<'_>, Status, &[usize]), usize> = HashMap::new();
-    for record in records.iter().filter(|record| record.status != Status::Root) {
+    for record in keys.coverage.need_key() {
         let label = match (&record.name, record.layer) {
             (Some(name), _) => Label::Name(name),
             (None, Some((layer, _))) => Label::Layer(layer),

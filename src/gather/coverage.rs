@@ -8,8 +8,8 @@ use std::collections::{BTreeSet, HashMap, hash_map::Entry};
 
 use serde::Serialize;
 
-use super::Keys;
 use crate::digest::{Digest, RecordDigest};
+use crate::keys::{Candidates, Keyring};
 use crate::oci::Cache;
 
 /// Whether a build finds a record by its key.
@@ -65,7 +65,7 @@ pub struct Covered {
 }
 
 /// What is known of all records of some caches.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Coverage {
     records: Vec<Covered>,
     places: Vec<Vec<usize>>,
@@ -75,8 +75,8 @@ pub struct Coverage {
 type Identity<'a> = (&'a RecordDigest, Vec<Vec<(usize, &'a str)>>);
 
 impl Coverage {
-    /// Decides for each record of `caches`.
-    pub fn new(caches: &[Cache], keys: &Keys) -> Self {
+    /// Decides for each record of `caches` by what was proven; `candidates` name the steps.
+    pub fn new(caches: &[Cache], keyring: &Keyring, candidates: &Candidates) -> Self {
         let mut records: Vec<Covered> = Vec::new();
         let mut known: HashMap<Identity<'_>, usize> = HashMap::new();
         let mut places = Vec::with_capacity(caches.len());
@@ -114,7 +114,7 @@ impl Coverage {
                             .iter()
                             .map(|all| all.iter().map(|&(at, selector)| (at, selector.to_owned())).collect())
                             .collect();
-                        let status = status(&record.digest, &inputs, &records, keys);
+                        let status = status(&record.digest, &inputs, &records, keyring);
                         records.push(Covered {
                             digest: record.digest.clone(),
                             inputs,
@@ -131,8 +131,8 @@ impl Coverage {
         }
         for record in &mut records {
             // Equal operations at two places have one digest, but each has a layer of its own.
-            let of_layer = record.layer.and_then(|(digest, _)| keys.candidates.layer_name(&digest));
-            let of_key = || keys.keyring.get(&record.digest).and_then(|proven| proven.name());
+            let of_layer = record.layer.and_then(|(digest, _)| candidates.layer_name(&digest));
+            let of_key = || keyring.get(&record.digest).and_then(|proven| proven.name());
             record.name = of_layer.or_else(of_key).map(str::to_owned);
         }
         Self { records, places }
@@ -146,6 +146,11 @@ impl Coverage {
     /// Which of [`Coverage::records`] each record of a cache is, by the indexes of both.
     pub fn place(&self, cache: usize, record: usize) -> usize {
         self.places[cache][record]
+    }
+
+    /// The records that need a key: those with inputs.
+    pub fn need_key(&self) -> impl Iterator<Item = &Covered> {
+        self.records.iter().filter(|record| record.status != Status::Root)
     }
 
     /// How many records have this status.
@@ -187,14 +192,14 @@ fn status(
     digest: &RecordDigest,
     inputs: &[Vec<(usize, String)>],
     records: &[Covered],
-    keys: &Keys,
+    keyring: &Keyring,
 ) -> Status {
     let found = |alternatives: &Vec<(usize, String)>| {
         alternatives.iter().any(|&(at, _)| records[at].status.is_found())
     };
     if inputs.is_empty() {
         Status::Root
-    } else if keys.keyring.get(digest).is_none() {
+    } else if keyring.get(digest).is_none() {
         Status::Unkeyed
     } else if inputs.iter().all(found) {
         Status::Keyed

@@ -35,6 +35,16 @@ pub enum Error {
         /// What is wrong with it.
         source: oci::Error,
     },
+    /// A registry lost a layer of an image.
+    #[error(
+        "image {image}: its registry no longer has layer {layer}, which its manifest lists: push the image again"
+    )]
+    ImageLayer {
+        /// As it was asked for.
+        image: String,
+        /// The layer's blob.
+        layer: Digest,
+    },
     /// A key source could not be used.
     #[error("--keys-from {what}: {source}")]
     Keys {
@@ -173,7 +183,7 @@ pub enum Error {
     Interrupted,
 }
 
-/// What an [`Error`] means for whoever asked.
+/// What an [`Error`], or that of a bake, means for whoever asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorClass {
     /// A cache or key source was not written as it has to be.
@@ -186,7 +196,9 @@ pub enum ErrorClass {
     Content,
     /// Records have no key.
     Unkeyed,
-    /// The machine: a file, a signal.
+    /// What a bake would write is taken.
+    Target,
+    /// The machine: not root, no space, a file, a signal.
     Other,
 }
 
@@ -211,6 +223,7 @@ impl Error {
             Self::NoRegistry { .. } => ErrorClass::Spec,
             Self::NothingProven { .. } => ErrorClass::Unkeyed,
             Self::NoSidecar { .. }
+            | Self::ImageLayer { .. }
             | Self::Keys { .. }
             | Self::Builder { .. }
             | Self::NoAttestation { .. }

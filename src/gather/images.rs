@@ -9,11 +9,11 @@
 //! What was found in provenance is a help: where it cannot be had, the bake is as warm as without it.
 //! What was asked for is not: there it is an error.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use super::{Error, Options};
+use super::{Blob, Error, Options, parallel};
 use crate::digest::{Digest, RecordDigest};
 use crate::keys::{Candidates, images::image_keys};
 use crate::oci::{self, Document, ImageConfig, Layer, Platform, Reference, image};
@@ -93,10 +93,14 @@ struct Wanted {
     asked_for: bool,
 }
 
+/// Layers that are asked after at once.
+const LAYERS_AT_ONCE: usize = 8;
+
 /// Reads the images `asked_for` by name, and those that `found` names, for the platforms that were used.
 ///
 /// With platforms in `options`, only images of builds for one of these; images that were asked for are
-/// read for each of them, or for this machine's.
+/// read for each of them, or for this machine's. Layers that are not in `held`, which caches have, are asked
+/// after, so that a bake does not end in its midst for an image that it can do without.
 ///
 /// # Errors
 /// An image that was asked for cannot be read, or is none. Whatever is wrong with one that was found is a
@@ -104,6 +108,7 @@ struct Wanted {
 pub fn open_images(
     asked_for: &[Reference],
     found: Option<&Candidates>,
+    held: &BTreeMap<Digest, Blob>,
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<Images, Error> {
@@ -125,7 +130,7 @@ pub fn open_images(
             skip(name, reason.clone());
             continue;
         }
-        match open(&wanted, options, progress) {
+        match open(&wanted, held, options, progress) {
             Ok(image) if image.image.layers.is_empty() => skip(name, "it has no layers".to_owned()),
             Ok(image) => {
                 let report = &image.image.report;
@@ -144,6 +149,7 @@ pub fn open_images(
                         "its registry no longer has it".to_owned()
                     }
                     Error::Source { source, .. } => source.to_string(),
+                    Error::ImageLayer { layer, .. } => format!("its registry no longer has layer {layer}"),
                     other => other.to_string(),
                 };
                 if let Error::Source { source, .. } = &error
@@ -190,7 +196,12 @@ fn wanted(asked_for: &[Reference], found: Option<&Candidates>, options: &Options
     all
 }
 
-fn open(wanted: &Wanted, options: &Options, progress: &dyn Progress) -> Result<OpenedImage, Error> {
+fn open(
+    wanted: &Wanted,
+    held: &BTreeMap<Digest, Blob>,
+    options: &Options,
+    progress: &dyn Progress,
+) -> Result<OpenedImage, Error> {
     let what = || wanted.reference.whole();
     let unavailable = |source| Error::Source { what: what(), source: Box::new(source) };
     let invalid = |source| Error::Image { image: what(), source };
@@ -213,6 +224,14 @@ fn open(wanted: &Wanted, options: &Options, progress: &dyn Progress) -> Result<O
     let bytes = source.document(&config, progress).map_err(unavailable)?;
     let layers = ImageConfig::parse(&bytes).and_then(|config| config.layers(&layers)).map_err(invalid)?;
     documents.push(ImageDocument { digest: config.digest, bytes });
+
+    let own: BTreeSet<Digest> = layers.iter().map(|layer| layer.descriptor.digest).collect();
+    let own: Vec<Digest> = own.into_iter().filter(|layer| !held.contains_key(layer)).collect();
+    parallel::each(&own, LAYERS_AT_ONCE, |&layer| match source.has_blob(&layer, progress) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Error::ImageLayer { image: what(), layer }),
+        Err(error) => Err(unavailable(error)),
+    })?;
 
     let digest = top.digest;
     let report = SeededImage {

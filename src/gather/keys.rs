@@ -21,9 +21,9 @@ pub struct KeySourceReport {
     pub source: String,
     /// Operation digests that it offered.
     pub candidates: usize,
-    /// Records of the caches that these could key.
+    /// Records of the caches with inputs whose keys these prove, as [`Coverage`] counts records.
     pub keyed: usize,
-    /// Records that no other source could key: what the caches would lose without this one.
+    /// Those of them whose keys no other source proves: what the caches would lose without this one.
     pub only: usize,
 }
 
@@ -43,6 +43,8 @@ pub struct Keys {
     pub candidates: Candidates,
     /// What was proven.
     pub keyring: Keyring,
+    /// Which records a build finds with it.
+    pub coverage: Coverage,
     /// In the order of the sources.
     pub reports: Vec<KeySourceReport>,
     proven_by: HashMap<RecordDigest, Vec<usize>>,
@@ -52,6 +54,22 @@ impl Keys {
     /// The sources that could key a record with inputs: indexes into [`Keys::reports`], rising.
     pub fn proven_by(&self, record: &RecordDigest) -> &[usize] {
         self.proven_by.get(record).map_or(&[], Vec::as_slice)
+    }
+
+    /// Decides which records of `caches` a build finds, and what each source is worth for them. All of these
+    /// records were among those that were proven.
+    pub(super) fn count(&mut self, caches: &[Cache]) {
+        self.coverage = Coverage::new(caches, &self.keyring, &self.candidates);
+        for report in &mut self.reports {
+            (report.keyed, report.only) = (0, 0);
+        }
+        for record in self.coverage.need_key() {
+            let Some(sources) = self.proven_by.get(&record.digest) else { continue };
+            for &source in sources {
+                self.reports[source].keyed += 1;
+                self.reports[source].only += usize::from(sources.len() == 1);
+            }
+        }
     }
 
     /// Which `BuildKit` releases wrote a cache, as far as its proven keys tell; see [`Keyring::written_by`].
@@ -105,7 +123,16 @@ pub fn prove(offers: &[Offer], caches: &[Cache]) -> Keys {
     let records = caches.iter().flat_map(|cache| &cache.records);
     let keyring = Keyring::prove(&candidates, records.map(|record| &record.digest));
 
-    let mut reports: Vec<KeySourceReport> = offers
+    let mut proven_by = HashMap::new();
+    for record in Coverage::wanted(caches) {
+        let Some(proven) = keyring.get(record) else { continue };
+        let able = |offer: &Offer| proven.follows_from(&offer.candidates);
+        let sources: Vec<usize> =
+            offers.iter().enumerate().filter(|(_, offer)| able(offer)).map(|(at, _)| at).collect();
+        proven_by.insert(record.clone(), sources);
+    }
+
+    let reports = offers
         .iter()
         .map(|offer| KeySourceReport {
             source: offer.source.clone(),
@@ -114,19 +141,9 @@ pub fn prove(offers: &[Offer], caches: &[Cache]) -> Keys {
             only: 0,
         })
         .collect();
-    let mut proven_by = HashMap::new();
-    for record in Coverage::wanted(caches) {
-        let Some(proven) = keyring.get(record) else { continue };
-        let able = |offer: &Offer| proven.follows_from(&offer.candidates);
-        let sources: Vec<usize> =
-            offers.iter().enumerate().filter(|(_, offer)| able(offer)).map(|(at, _)| at).collect();
-        for &source in &sources {
-            reports[source].keyed += 1;
-            reports[source].only += usize::from(sources.len() == 1);
-        }
-        proven_by.insert(record.clone(), sources);
-    }
-    Keys { candidates, keyring, reports, proven_by }
+    let mut keys = Keys { candidates, keyring, coverage: Coverage::default(), reports, proven_by };
+    keys.count(caches);
+    keys
 }
 
 fn read_candidates(spec: &KeySpec, options: &Options, progress: &dyn Progress) -> Result<Candidates, Error> {
@@ -186,6 +203,7 @@ fn image_candidates(
 mod tests {
     use super::*;
     use crate::digest::OpDigest;
+    use crate::gather::Status;
     use crate::oci::Record;
     use crate::oci::cacheconfig::Link;
 
@@ -228,5 +246,15 @@ mod tests {
         for other in [prove(&[x.clone(), y.clone()], &caches), prove(&[z, y, x], &caches)] {
             assert_eq!(name(&other), name(&keys));
         }
+    }
+    #[test]
+    fn one_operation_on_two_inputs_is_two_records() {
+        let mut other = cache(&["a", "b"]);
+        other.records[0].digest = op("another root").record_digest(0);
+        let caches = [cache(&["a", "b"]), other];
+        let keys = prove(&[offer("x", &["a"]), offer("y", &["a", "b"])], &caches);
+        let worth: Vec<_> = keys.reports.iter().map(|r| (r.keyed, r.only)).collect();
+        assert_eq!(worth, [(2, 0), (4, 2)]);
+        assert_eq!(keys.coverage.count(Status::Keyed), 4);
     }
 }

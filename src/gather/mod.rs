@@ -1,13 +1,16 @@
 //! Reads caches and key sources: every small document, not a single layer.
 //!
 //! ```text
-//! caches      ──> manifest, config ──────────> Opened: the cache, and where its blobs are
-//! key sources ──> candidates ── prove ───────> Keys: what each source was worth, and the keyring
-//! sidecars   ───────┘
-//! both        ──> Coverage: which records a build will find by their keys
+//! CACHE         caches, inline ──> records, layers ───────┬──> coverage: which records a build finds
+//!               sidecar ─────────> operation digests ─┐   │    by their keys
+//! --keys-from   keys, builder ───> operation digests ─┴─> keys: what is proven, and by which source
+//! --platform    platforms ───────> without what only builds for others use
+//! provenance    images ──────────> images that builds start from
+//!                                  blobs: the layers of all of these, each once
 //! ```
 //!
-//! `bake` goes on from here to the layers; what only asks after keys ends here.
+//! `bake` goes on from here to the layers; `check` is what only asks after keys, and ends here. `parallel`
+//! does several of a kind at a time.
 
 mod blobs;
 pub mod builder;
@@ -19,6 +22,7 @@ mod images;
 mod inline;
 mod keys;
 mod parallel;
+mod platforms;
 pub mod sidecar;
 
 use crate::oci::Platform;
@@ -31,12 +35,13 @@ pub use coverage::{Coverage, Covered, Status, Unkeyed};
 pub use error::{Error, ErrorClass};
 pub use images::{Image, ImageDocument, Images, OpenedImage, SeededImage, SkippedImage, open_images};
 pub use keys::{KeySourceReport, Keys, Offer, collect, offers, prove};
+pub use platforms::keep_platforms;
 
 /// How caches and key sources are read.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// Only caches of these platforms, where a cache says which it is for, and the platforms that
-    /// operations ran on that name none. Empty: all caches, and this machine's platform.
+    /// Only what builds for these platforms use, as far as caches and key sources tell, and the platforms
+    /// that operations ran on that name none. Empty: everything, and this machine's platform.
     pub platforms: Vec<Platform>,
     /// Leave aside the sidecars that stand beside caches.
     pub no_sidecar: bool,

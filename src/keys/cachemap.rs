@@ -8,7 +8,8 @@
 use std::collections::BTreeMap;
 
 use super::dialects::{Dialect, Encoder, Escapes};
-use super::llb::{Action, ExecOp, FileAction, Mount, OpPlatform, Operation, Step, Wire};
+use super::llb::{Action, ExecOp, FileAction, Mount, OpPlatform, Operation, Step};
+use super::wire::Wire;
 use super::writers::Writers;
 use crate::digest::OpDigest;
 use crate::oci::Platform;
@@ -504,6 +505,14 @@ mod tests {
         assert_eq!(indexes(&[[0, 2, 0]]), json!([[0, 2, 0]]));
         assert_eq!(indexes(&[[0, -1, 1]]), json!([[0, -1, 1]]));
         assert_eq!(indexes(&[[0, -1, 0], [2, -1, 0]]), json!([[0, -1, 0], [2, -1, 0]]));
+    }
+
+    #[test]
+    fn optional_devices_are_tried_without() {
+        let op = json!({"cdiDevices": [{"name": "needed"}, {"name": "wanted", "optional": true}]});
+        let texts = exec(&op, &Value::Null);
+        let having = |name: &str| texts.iter().filter(|text| text.contains(name)).count();
+        assert_eq!((texts.len(), having("needed"), having("wanted")), (2, 2, 1), "{texts:?}");
     }
 
     #[test]

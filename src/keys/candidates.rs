@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry};
 use super::UsedImage;
 use super::writers::Writers;
 use crate::digest::{Digest, OpDigest};
+use crate::oci::Platform;
 
 /// Operation digests that may belong to records, and names for steps, from any number of sources.
 #[derive(Debug, Clone, Default)]
@@ -23,6 +24,28 @@ struct Hints {
     outputs: Vec<i64>,
     /// Which releases give the operation this digest, where the source has the operation itself.
     writers: Option<Writers>,
+    targets: Targets,
+}
+
+/// What the builds were for that have an operation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Targets {
+    /// The platforms that sources tell.
+    pub told: BTreeSet<Platform>,
+    /// A source has the operation and does not tell, so it may be of any build.
+    pub untold: bool,
+}
+
+impl Targets {
+    fn new(target: Option<&Platform>) -> Self {
+        Self { told: target.cloned().into_iter().collect(), untold: target.is_none() }
+    }
+}
+
+impl Default for Targets {
+    fn default() -> Self {
+        Self::new(None)
+    }
 }
 
 impl Hints {
@@ -34,6 +57,12 @@ impl Hints {
     }
 }
 
+/// Text of somebody else's document that people will see: it must not steer their terminal. A tab does not.
+fn printable(text: String) -> String {
+    let steers = |c: char| c.is_control() && c != '\t';
+    if text.contains(steers) { text.replace(steers, "\u{fffd}") } else { text }
+}
+
 impl Candidates {
     /// No candidates.
     pub fn new() -> Self {
@@ -43,6 +72,7 @@ impl Candidates {
     /// Adds an operation digest and, where it is known, the name of the step as a daemon shows it.
     /// A name that is there already stays.
     pub fn add(&mut self, digest: OpDigest, name: Option<String>) {
+        let name = name.map(printable);
         match self.ops.entry(digest) {
             Entry::Occupied(mut entry) => {
                 let hints = entry.get_mut();
@@ -52,6 +82,18 @@ impl Candidates {
                 entry.insert(Hints { name, ..Hints::default() });
             }
         }
+    }
+
+    /// Says what the one build was for that all these operations are of; `None` where nothing tells.
+    pub fn set_target(&mut self, target: Option<&Platform>) {
+        for hints in self.ops.values_mut() {
+            hints.targets = Targets::new(target);
+        }
+    }
+
+    /// What the builds were for that have this operation, by all sources of it.
+    pub fn targets(&self, digest: &OpDigest) -> Option<&Targets> {
+        self.ops.get(digest).map(|hints| &hints.targets)
     }
 
     /// Adds an operation digest and one output that a record was seen to have with it. That one is tried
@@ -77,7 +119,7 @@ impl Candidates {
 
     /// Says which step made a layer, by the layer's blob. A name that is there already stays.
     pub fn name_layer(&mut self, layer: Digest, name: String) {
-        self.layers.entry(layer).or_insert(name);
+        self.layers.entry(layer).or_insert_with(|| printable(name));
     }
 
     /// Adds an image that a build used.
@@ -94,7 +136,7 @@ impl Candidates {
 
     /// Adds an image that a build took from where no registry is, as the build named it.
     pub fn add_local_image(&mut self, name: String) {
-        self.local_images.insert(name);
+        self.local_images.insert(printable(name));
     }
 
     /// Takes over all that `other` has; where both name something, the name here stays.
@@ -108,6 +150,8 @@ impl Candidates {
                     own.outputs.sort_unstable();
                     own.outputs.dedup();
                     own.add_writers(hints.writers);
+                    own.targets.told.extend(hints.targets.told);
+                    own.targets.untold |= hints.targets.untold;
                 }
                 Entry::Vacant(entry) => {
                     entry.insert(hints);
@@ -175,6 +219,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn names_do_not_steer_a_terminal() {
+        let mut candidates = Candidates::new();
+        let op = OpDigest::new("op");
+        candidates.add(op.clone(), Some("[1/1] RUN \u{1b}[2J\r\n\u{9b}31m é".into()));
+        candidates.name_layer(Digest::of(b"x"), "\u{7}".into());
+        candidates.add_local_image("oci-layout://\u{1b}".into());
+        let expected = "[1/1] RUN \u{fffd}[2J\u{fffd}\u{fffd}\u{fffd}31m é";
+        assert_eq!(candidates.name(&op), Some(expected));
+        assert_eq!(candidates.layer_name(&Digest::of(b"x")), Some("\u{fffd}"));
+        assert_eq!(candidates.local_images().collect::<Vec<_>>(), ["oci-layout://\u{fffd}"]);
+    }
+
+    #[test]
     fn merging_keeps_names_and_fills_gaps() {
         let (one, two) = (OpDigest::new("one"), OpDigest::new("two"));
         let mut a = Candidates::new();
@@ -197,5 +254,34 @@ mod tests {
         assert_eq!(outputs[&one], [0, 3]);
         assert_eq!(outputs[&two], [0; 0]);
         assert_eq!(a.layer_name(&Digest::of(b"x")), Some("first"));
+    }
+
+    #[test]
+    fn targets_are_told_where_every_source_tells() {
+        let (one, two) = (OpDigest::new("one"), OpDigest::new("two"));
+        let of = |ops: &[&OpDigest], target: Option<&str>| {
+            let mut candidates = Candidates::new();
+            for op in ops {
+                candidates.add((*op).clone(), None);
+            }
+            candidates.set_target(target.map(|text| text.parse().unwrap()).as_ref());
+            candidates
+        };
+        let mut all = of(&[&one, &two], Some("linux/amd64"));
+        all.merge(of(&[&one], Some("linux/arm64")));
+        let show = |targets: Option<&Targets>| {
+            let targets = targets.unwrap();
+            let told: Vec<String> = targets.told.iter().map(ToString::to_string).collect();
+            (told.join(" "), targets.untold)
+        };
+        assert_eq!(show(all.targets(&one)), ("linux/amd64 linux/arm64".into(), false));
+        assert_eq!(show(all.targets(&two)), ("linux/amd64".into(), false));
+        let mut untold = Candidates::new();
+        untold.add(one.clone(), None);
+        all.merge(untold);
+        all.merge(of(&[&two], None));
+        assert_eq!(show(all.targets(&one)), ("linux/amd64 linux/arm64".into(), true));
+        assert_eq!(show(all.targets(&two)), ("linux/amd64".into(), true));
+        assert_eq!(all.targets(&OpDigest::new("three")), None);
     }
 }

@@ -16,7 +16,6 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
-use super::llb::Wire;
 use super::writers::Writers;
 
 /// Which generator made the structs that were encoded.
@@ -163,15 +162,6 @@ impl Encoder {
     }
 }
 
-/// When a field is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum When {
-    /// Not where it is zero: `omitempty`.
-    Set,
-    /// Where it is zero too, but only in [`Dialect::Gogo`].
-    SetOrGogo,
-}
-
 /// An object that is being written.
 #[derive(Debug)]
 pub(super) struct Object<'a> {
@@ -190,12 +180,9 @@ impl Object<'_> {
         write(self.encoder);
     }
 
-    /// A field of a message, written or left out as its tag says.
-    pub(super) fn field<T: Wire>(&mut self, name: &str, value: &T, when: When) {
-        let always = when == When::SetOrGogo && self.encoder.dialect == Dialect::Gogo;
-        if always || !value.is_zero() {
-            self.with(name, |encoder| value.write(encoder));
-        }
+    /// The dialect that it is written in.
+    pub(super) fn dialect(&self) -> Dialect {
+        self.encoder.dialect
     }
 }
 

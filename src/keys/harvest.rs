@@ -15,8 +15,8 @@
 //!
 //! Mirrors `solver/bboltcachestorage/storage.go` and `util/cachedigest/{db,frame}.go` of v0.34.2.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -33,6 +33,8 @@ const LINKS: &[u8] = b"_links";
 const BY_HASH: &[u8] = b"byhash";
 /// Kind of a frame that holds what was hashed.
 const DATA_FRAME: u32 = 2;
+/// The longest file that is read, in bytes; it is read whole. A builder of many years has some hundred MiB.
+const MAX_BYTES: u64 = 4 << 30;
 /// The first bytes of a bolt meta page's content.
 const MAGIC: [u8; 4] = 0xed0c_daed_u32.to_le_bytes();
 
@@ -92,7 +94,7 @@ fn of_file(path: &Path) -> Result<Candidates, Error> {
 ///
 /// As [`candidates`].
 pub fn of_copy(path: &Path) -> Result<Copy, Error> {
-    let read = || fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source });
+    let read = || whole(path).map_err(|source| Error::Read { path: path.to_owned(), source });
     let bytes = read()?;
     let is_bolt = is_bolt(&bytes);
     let not_bolt = |source| Error::NotBolt { path: path.to_owned(), source };
@@ -110,6 +112,20 @@ pub fn of_copy(path: &Path) -> Result<Copy, Error> {
             if candidates.is_empty() { Err(not_bolt(error)) } else { Ok(Copy { candidates, torn: true }) }
         }
     }
+}
+
+/// The bytes of a file, unless they are too many.
+fn whole(path: &Path) -> io::Result<Vec<u8>> {
+    let file = File::open(path)?;
+    let size = file.metadata()?.len();
+    if size > MAX_BYTES {
+        let text = format!("it has {size} bytes, and no more than {MAX_BYTES} are read");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, text));
+    }
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(usize::try_from(size).unwrap_or(usize::MAX))?;
+    file.take(MAX_BYTES).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Whether either meta page begins as those of a bolt file do, valid or not.

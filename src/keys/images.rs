@@ -14,8 +14,9 @@
 
 use serde_json::{Map, Value};
 
-use super::llb::{Operation, Step, get};
-use super::names::Platforms;
+use super::llb::{Operation, Step};
+use super::variables::Platforms;
+use super::wire::get;
 use crate::digest::{ChainId, Digest, OpDigest, RecordDigest};
 use crate::oci::{Platform, Reference};
 

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use super::Candidates;
 use super::writers::Writers;
+use super::{Candidates, known};
 use crate::digest::{Digest, OpDigest, RecordDigest};
 
 /// The outputs that are tried, the likely ones first. -1 stands for no output.
@@ -54,38 +54,27 @@ pub struct Keyring {
 impl Keyring {
     /// Tries every candidate, with every output that is likely, against the records.
     ///
-    /// Takes a hash for each candidate and output at worst, those that a source told first; it ends as soon as all records have their
-    /// key. Records whose digest is not `sha256:` cannot be proven and are passed over.
+    /// Takes a hash for each candidate and output at worst, those that a source told first; it ends as soon as
+    /// all records have their key. Records whose digest is not `sha256:` cannot be proven and are passed over.
     pub fn prove<'a>(candidates: &Candidates, records: impl IntoIterator<Item = &'a RecordDigest>) -> Self {
         let mut wanted: HashMap<Digest, &RecordDigest> =
             records.into_iter().filter_map(|record| Some((record.as_str().parse().ok()?, record))).collect();
         let mut keys = HashMap::with_capacity(wanted.len());
         // Where a source tells the output, that is nearly always it.
-        for (digest, outputs) in candidates.outputs() {
-            for &output in outputs {
-                if wanted.is_empty() {
-                    return Self { keys };
-                }
-                let text = format!("{digest}@{output}");
-                if let Some(record) = wanted.remove(&Digest::of(text.as_bytes())) {
-                    let name = candidates.name(digest).map(str::to_owned);
-                    let writers = candidates.writers(digest);
-                    keys.insert(record.clone(), ProvenKey { digest: digest.clone(), output, name, writers });
-                }
+        let told = candidates
+            .outputs()
+            .flat_map(|(digest, outputs)| outputs.iter().map(move |&output| (digest, output)));
+        let likely =
+            OUTPUTS.into_iter().flat_map(|output| candidates.ops().map(move |(digest, _)| (digest, output)));
+        for (digest, output) in told.chain(likely) {
+            if wanted.is_empty() {
+                break;
             }
-        }
-        for output in OUTPUTS {
-            let suffix = format!("@{output}");
-            for (digest, name) in candidates.ops() {
-                if wanted.is_empty() {
-                    return Self { keys };
-                }
-                let text = [digest.as_str(), &suffix].concat();
-                if let Some(record) = wanted.remove(&Digest::of(text.as_bytes())) {
-                    let name = name.map(str::to_owned);
-                    let writers = candidates.writers(digest);
-                    keys.insert(record.clone(), ProvenKey { digest: digest.clone(), output, name, writers });
-                }
+            let text = format!("{digest}@{output}");
+            if let Some(record) = wanted.remove(&Digest::of(text.as_bytes())) {
+                let name = candidates.name(digest).map(str::to_owned);
+                let writers = candidates.writers(digest).or_else(|| known::writers(digest));
+                keys.insert(record.clone(), ProvenKey { digest: digest.clone(), output, name, writers });
             }
         }
         Self { keys }
@@ -98,7 +87,7 @@ impl Keyring {
 
     /// Which `BuildKit` releases give all of these records the keys that were proven, such as `v0.18 or newer`;
     /// `several releases` where none gives all. `None` where nothing tells: most operations have one key with
-    /// all releases, and only provenance has the operations.
+    /// all releases, and but for merges and diffs only provenance has the operations.
     pub fn written_by<'a>(&self, records: impl IntoIterator<Item = &'a RecordDigest>) -> Option<String> {
         Writers::of_all(records.into_iter().filter_map(|record| self.get(record)?.writers))
     }

@@ -1,202 +1,13 @@
 //! The operations of a build as provenance has them: LLB, in JSON.
 //!
-//! Each message lists its fields once, with the name and the order that the JSON has in `BuildKit`
-//! (`solver/pb/ops.proto`; the generated struct's tags); reading and writing follow from that list.
-//!
-//! Reading is generous, because nothing depends on it being right: a value of another type counts
-//! as absent, names match without regard to case (v0.17 writes `Exec`, `ByID`), numbers may be
-//! strings, and what is not known here is kept and written last, where new fields are added. What is
-//! misread gives a digest that proves nothing.
+//! Mirrors `solver/pb/ops.proto`.
 
 use std::collections::BTreeMap;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::dialects::{Dialect, Encoder, When};
-
-/// A value that is read from provenance and written for a hash.
-pub(super) trait Wire {
-    /// Takes a value as it stands in provenance.
-    fn read(value: &Value) -> Self;
-    /// Whether `omitempty` leaves it out.
-    fn is_zero(&self) -> bool;
-    /// Writes it as `BuildKit` does before hashing.
-    fn write(&self, encoder: &mut Encoder);
-}
-
-impl Wire for String {
-    fn read(value: &Value) -> Self {
-        value.as_str().unwrap_or_default().to_owned()
-    }
-
-    fn is_zero(&self) -> bool {
-        self.is_empty()
-    }
-
-    fn write(&self, encoder: &mut Encoder) {
-        encoder.string(self);
-    }
-}
-
-impl Wire for bool {
-    fn read(value: &Value) -> Self {
-        value.as_bool().unwrap_or_else(|| value.as_str() == Some("true"))
-    }
-
-    fn is_zero(&self) -> bool {
-        !self
-    }
-
-    fn write(&self, encoder: &mut Encoder) {
-        encoder.raw(if *self { "true" } else { "false" });
-    }
-}
-
-impl Wire for i64 {
-    fn read(value: &Value) -> Self {
-        #[allow(clippy::cast_possible_truncation)] // saturates; SLSA 1 went through a float already
-        let float = || value.as_f64().map(|f| f as Self);
-        let text = || value.as_str().and_then(|text| text.parse().ok());
-        value.as_i64().or_else(float).or_else(text).unwrap_or_default()
-    }
-
-    fn is_zero(&self) -> bool {
-        *self == 0
-    }
-
-    fn write(&self, encoder: &mut Encoder) {
-        encoder.integer(*self);
-    }
-}
-
-/// A `[]byte`.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Bytes(pub(super) Vec<u8>);
-
-impl Wire for Bytes {
-    fn read(value: &Value) -> Self {
-        Self(value.as_str().and_then(|text| STANDARD.decode(text).ok()).unwrap_or_default())
-    }
-
-    fn is_zero(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    fn write(&self, encoder: &mut Encoder) {
-        encoder.bytes(&self.0);
-    }
-}
-
-/// A pointer; an empty message behind it is written as `{}`.
-impl<T: Wire> Wire for Option<T> {
-    fn read(value: &Value) -> Self {
-        if value.is_null() { None } else { Some(T::read(value)) }
-    }
-
-    fn is_zero(&self) -> bool {
-        self.is_none()
-    }
-
-    fn write(&self, encoder: &mut Encoder) {
-        match self {
-            Some(value) => value.write(encoder),
-            None => encoder.raw("{}"),
-        }
-    }
-}
-
-impl<T: Wire> Wire for Vec<T> {
-    fn read(value: &Value) -> Self {
-        value.as_array().into_iter().flatten().map(T::read).collect()
-    }
-
-    fn is_zero(&self) -> bool {
-        self.is_empty()
-    }
-
-    fn write(&self, encoder: &mut Encoder) {
-        encoder.list(self, |encoder, item| item.write(encoder));
-    }
-}
-
-/// A map: Go sorts the keys by their bytes, as `BTreeMap` does; an empty one is nil.
-impl<T: Wire> Wire for BTreeMap<String, T> {
-    fn read(value: &Value) -> Self {
-        value.as_object().into_iter().flatten().map(|(k, v)| (k.clone(), T::read(v))).collect()
-    }
-
-    fn is_zero(&self) -> bool {
-        self.is_empty()
-    }
-
-    fn write(&self, encoder: &mut Encoder) {
-        if self.is_empty() {
-            return encoder.raw("null");
-        }
-        encoder.object(|object| {
-            for (key, value) in self {
-                object.with(key, |encoder| value.write(encoder));
-            }
-        });
-    }
-}
-
-/// The value of `name` in `object`, whatever the case of its letters; the exact name wins.
-pub(super) fn get<'a>(object: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
-    let fold = || object.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value);
-    object.get(name).or_else(fold).filter(|value| !value.is_null())
-}
-
-macro_rules! when {
-    () => {
-        When::Set
-    };
-    (gogo) => {
-        When::SetOrGogo
-    };
-}
-
-macro_rules! messages {
-    ($( $(#[$doc:meta])* $name:ident { $( $field:ident: $type:ty = $json:literal $($when:ident)?, )* } )*) => {$(
-        $(#[$doc])*
-        #[derive(Debug, Clone, Default, PartialEq)]
-        #[allow(clippy::struct_field_names)] // the names are those of the messages
-        pub(super) struct $name {
-            $( pub(super) $field: $type, )*
-            /// Fields of a newer release.
-            unknown: Vec<(String, Value)>,
-        }
-
-        impl Wire for $name {
-            fn read(value: &Value) -> Self {
-                let mut message = Self::default();
-                for (name, value) in value.as_object().into_iter().flatten() {
-                    match name.as_str() {
-                        $( name if name.eq_ignore_ascii_case($json) => message.$field = Wire::read(value), )*
-                        _ if value.is_null() => {}
-                        _ => message.unknown.push((name.clone(), value.clone())),
-                    }
-                }
-                message
-            }
-
-            fn is_zero(&self) -> bool {
-                false
-            }
-
-            fn write(&self, encoder: &mut Encoder) {
-                encoder.object(|object| {
-                    $( object.field($json, &self.$field, when!($($when)?)); )*
-                    for (name, value) in &self.unknown {
-                        object.with(name, |encoder| encoder.value(value));
-                    }
-                });
-            }
-        }
-    )*};
-}
+use super::dialects::{Dialect, Encoder};
+use super::wire::{Bytes, Wire, field, get, messages, when};
 
 messages! {
     /// Runs a process.
@@ -334,7 +145,7 @@ messages! {
     SourceInfo {
         filename: String = "filename",
         data: Bytes = "data",
-        definition: Option<Box<Definition>> = "definition",
+        definition: Option<Definition> = "definition",
         language: String = "language",
     }
     /// A place in one source file.
@@ -442,20 +253,6 @@ messages! {
     }
 }
 
-impl<T: Wire> Wire for Box<T> {
-    fn read(value: &Value) -> Self {
-        Self::new(T::read(value))
-    }
-
-    fn is_zero(&self) -> bool {
-        self.as_ref().is_zero()
-    }
-
-    fn write(&self, encoder: &mut Encoder) {
-        self.as_ref().write(encoder);
-    }
-}
-
 /// A user or group: the one message that the dialects spell differently.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum User {
@@ -476,10 +273,6 @@ impl Wire for User {
             Some(name) => Self::Name(NamedUser::read(name)),
             None => Self::Id(get(user, "byID").map(i64::read).unwrap_or_default()),
         }
-    }
-
-    fn is_zero(&self) -> bool {
-        false
     }
 
     fn write(&self, encoder: &mut Encoder) {
@@ -594,12 +387,12 @@ impl Step {
             Operation::File(actions.into_iter().flatten().map(FileAction::read).collect())
         };
         let operation = None
-            .or_else(|| of_kind("exec").map(|v| Operation::Exec(Wire::read(v))))
+            .or_else(|| of_kind("exec").map(|v| Operation::Exec(Box::new(Wire::read(v)))))
             .or_else(|| of_kind("file").map(file))
             .or_else(|| of_kind("source").map(source))
             .or_else(|| of_kind("merge").map(|v| Operation::Merge(Wire::read(v))))
             .or_else(|| of_kind("diff").map(|v| Operation::Diff(Wire::read(v))))
-            .or_else(|| of_kind("build").map(|v| Operation::Build(Wire::read(v))))
+            .or_else(|| of_kind("build").map(|v| Operation::Build(Box::new(Wire::read(v)))))
             .or_else(|| of_kind("passthrough").map(|v| Operation::Passthrough(Wire::read(v))))
             .unwrap_or(Operation::Other);
         Some(Self {

@@ -26,16 +26,19 @@ pub mod file;
 pub mod harvest;
 pub mod images;
 mod keyring;
+mod known;
 mod llb;
 mod names;
 pub mod provenance;
 mod spec;
+mod variables;
+mod wire;
 mod writers;
 
 use std::io;
 use std::path::PathBuf;
 
-pub use candidates::Candidates;
+pub use candidates::{Candidates, Targets};
 pub use images::UsedImage;
 pub use keyring::{Keyring, ProvenKey};
 pub use spec::{KeySpec, SpecProblem};

@@ -16,8 +16,9 @@ use serde_json::{Map, Value};
 
 use super::dockerfile::{Dockerfile, Heredoc, Instruction, Stage};
 use super::expand::{Mode, Variable, expand, split_words};
-use super::llb::{Action, Bytes, Locations, Operation, Step, Wire, get};
-use crate::oci::Platform;
+use super::llb::{Action, Locations, Operation, Step};
+use super::variables::{Platforms, Vars};
+use super::wire::{Bytes, Wire, get};
 
 /// Longer Dockerfiles are not read for names, in bytes.
 const MAX_DOCKERFILE: usize = 256 << 10;
@@ -25,44 +26,6 @@ const MAX_DOCKERFILE: usize = 256 << 10;
 const MAX_STAGES: usize = 500;
 /// More source files are not read for names.
 const MAX_FILES: usize = 16;
-/// How many bytes of variables are kept for a stage.
-const MAX_VARS: usize = 256 << 10;
-
-/// Variables, up to [`MAX_VARS`]: what a Dockerfile can grow by `ENV a=$a$a` must not fill the memory.
-#[derive(Debug, Clone, Default)]
-struct Vars {
-    values: BTreeMap<String, String>,
-    bytes: usize,
-}
-
-impl Vars {
-    fn get(&self, name: &str) -> Option<&String> {
-        self.values.get(name)
-    }
-
-    fn known(&self, name: &str) -> Variable {
-        self.get(name).cloned().map_or(Variable::Unset, Variable::Set)
-    }
-
-    fn set(&mut self, name: String, value: String) {
-        let bytes = name.len() + value.len();
-        if self.bytes + bytes <= MAX_VARS {
-            self.bytes += bytes;
-            self.values.insert(name, value);
-        }
-    }
-}
-
-impl FromIterator<(String, String)> for Vars {
-    fn from_iter<I: IntoIterator<Item = (String, String)>>(entries: I) -> Self {
-        let mut vars = Self::default();
-        for (name, value) in entries {
-            vars.set(name, value);
-        }
-        vars
-    }
-}
-
 /// How many bytes all names together may have.
 const MAX_NAMES: usize = 16 << 20;
 
@@ -84,41 +47,6 @@ impl<'a> Names<'a> {
             self.bytes += name.len();
             self.names.insert(id, name);
         }
-    }
-}
-
-/// What a build ran on and for, where provenance tells.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Platforms {
-    /// The builder's own platform.
-    pub(super) builder: Option<Platform>,
-    /// The platform of the image.
-    pub(super) target: Option<Platform>,
-}
-
-impl Platforms {
-    /// The arguments that every Dockerfile may ask for.
-    fn args(&self) -> Vars {
-        let of = |prefix: &str, platform: &Option<Platform>| {
-            let values = platform.iter().flat_map(|p| {
-                [
-                    ("PLATFORM", p.to_string()),
-                    ("OS", p.os.clone()),
-                    ("ARCH", p.arch.clone()),
-                    ("VARIANT", p.variant.clone()),
-                ]
-            });
-            values.map(|(name, value)| (format!("{prefix}{name}"), value)).collect::<Vec<_>>()
-        };
-        of("BUILD", &self.builder).into_iter().chain(of("TARGET", &self.target)).collect()
-    }
-
-    /// Whether an argument has a value that only the builder knows.
-    fn sets(name: &str) -> bool {
-        let part = name.strip_prefix("BUILD").or_else(|| name.strip_prefix("TARGET"));
-        part.is_some_and(|part| {
-            matches!(part, "PLATFORM" | "OS" | "ARCH" | "VARIANT" | "OSVERSION" | "STAGE")
-        })
     }
 }
 

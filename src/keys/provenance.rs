@@ -6,6 +6,8 @@
 //!                        "buildx.build.provenance/linux/arm64": P}     one for each platform
 //!   of a bake           {"<target>": {… the same …}}
 //! inspection            {"SLSA": P} or {"linux/arm64": {"SLSA": P}}
+//! signed, DSSE          {"payloadType": "application/vnd.in-toto+json", "payload": base64 of a statement}
+//!   of Sigstore         {"dsseEnvelope": {… the same …}}
 //!
 //! P, SLSA 0.2   buildConfig                                     C
 //!               metadata."https://mobyproject.org/buildkit@v1#metadata"   M
@@ -22,16 +24,21 @@ use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE};
 use serde_json::{Map, Value};
 
-use super::llb::{Operation, Step, get};
+use super::llb::{Operation, Step};
+use super::wire::get;
 use super::{
     Candidates, Error, cachemap, images,
-    names::{self, Names, Platforms},
+    names::{self, Names},
+    variables::Platforms,
     writers::Writers,
 };
 use crate::digest::{Digest, OpDigest};
 use crate::oci::Platform;
+use crate::oci::json::count_values;
 
 /// The longest document that is read, in bytes.
 ///
@@ -74,13 +81,10 @@ pub fn read(path: &Path, platform: &Platform) -> Result<Candidates, Error> {
 /// document is something else, [`Error::NoOperations`] where it tells of no operations. What is odd
 /// inside an operation is no error: it gives a candidate that proves nothing.
 pub fn candidates(json: &[u8], platform: &Platform) -> Result<Candidates, Error> {
-    if json.len() as u64 > MAX_BYTES {
-        return Err(Error::TooLarge { size: json.len() as u64, limit: MAX_BYTES });
+    let mut document = parse(json)?;
+    if let Some(statement) = signed(&document) {
+        document = parse(&statement)?;
     }
-    if count_values(json) > MAX_VALUES {
-        return Err(Error::TooManyValues { limit: MAX_VALUES });
-    }
-    let document: Value = serde_json::from_slice(json).map_err(|source| Error::Json { source })?;
     let mut predicates = Vec::new();
     find_predicates(&document, None, MAX_DEPTH, &mut predicates);
     if predicates.is_empty() {
@@ -89,25 +93,31 @@ pub fn candidates(json: &[u8], platform: &Platform) -> Result<Candidates, Error>
     let mut candidates = Candidates::new();
     let mut any = false;
     for predicate in &predicates {
-        any |= predicate.add_candidates(platform, &mut candidates);
+        let found = predicate.candidates(platform);
+        any |= found.is_some();
+        candidates.merge(found.unwrap_or_default());
     }
     if any { Ok(candidates) } else { Err(Error::NoOperations) }
 }
 
-/// How many values a JSON text holds at most: each but the first of an object or array follows a comma, and
-/// the first its bracket.
-fn count_values(json: &[u8]) -> usize {
-    let (mut count, mut quoted, mut escaped) = (0, false, false);
-    for byte in json {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' => escaped = quoted,
-            b'"' => quoted = !quoted,
-            b',' | b'[' | b'{' if !quoted => count += 1,
-            _ => {}
-        }
+fn parse(json: &[u8]) -> Result<Value, Error> {
+    if json.len() as u64 > MAX_BYTES {
+        return Err(Error::TooLarge { size: json.len() as u64, limit: MAX_BYTES });
     }
-    count
+    if count_values(json) > MAX_VALUES {
+        return Err(Error::TooManyValues { limit: MAX_VALUES });
+    }
+    serde_json::from_slice(json).map_err(|source| Error::Json { source })
+}
+
+/// What an envelope holds; `None` for any other document. Who signed it does not matter: nothing of it is
+/// believed.
+fn signed(document: &Value) -> Option<Vec<u8>> {
+    let document = document.as_object()?;
+    let envelope = document.get("dsseEnvelope").and_then(Value::as_object).unwrap_or(document);
+    envelope.get("payloadType")?;
+    let payload = envelope.get("payload")?.as_str()?;
+    STANDARD.decode(payload).or_else(|_| URL_SAFE.decode(payload)).ok()
 }
 
 /// Whether `value` holds no more than `left` values; takes what it holds from `left`.
@@ -127,12 +137,10 @@ struct Predicate<'a> {
     metadata: Option<&'a Map<String, Value>>,
     /// Arguments of the frontend, build arguments among them.
     args: Option<&'a Map<String, Value>>,
-    /// What the builder runs on and what it built for.
+    /// What the builder runs on and what it built for, by the predicate or by what it is wrapped in.
     platforms: Platforms,
     /// What went into the build: images and other sources.
     dependencies: Option<&'a Value>,
-    /// What the build was for, by what the predicate is wrapped in.
-    target: Option<Platform>,
 }
 
 fn path<'a>(object: &'a Map<String, Value>, names: &[&str]) -> Option<&'a Value> {
@@ -181,14 +189,13 @@ impl<'a> Predicate<'a> {
             args: args.and_then(Value::as_object),
             platforms,
             dependencies,
-            target: None,
         })
     }
 
-    /// Adds what the predicate tells; false where it tells of no operations.
-    fn add_candidates(&self, platform: &Platform, candidates: &mut Candidates) -> bool {
-        let steps = self.build_config.and_then(|config| get(config, "llbDefinition"));
-        let Some(steps) = steps.and_then(Value::as_array) else { return false };
+    /// What the predicate tells; `None` where it tells of no operations.
+    fn candidates(&self, platform: &Platform) -> Option<Candidates> {
+        let steps = get(self.build_config?, "llbDefinition")?.as_array()?;
+        let mut candidates = Candidates::new();
         let mut platforms = vec![platform.clone()];
         platforms.extend(self.platforms.builder.clone());
         platforms.dedup();
@@ -197,7 +204,7 @@ impl<'a> Predicate<'a> {
             is_small(step, &mut left)
         });
         let steps: Vec<Step> = small.filter_map(Step::read).collect();
-        self.add_images(&steps, platform, candidates);
+        self.add_images(&steps, platform, &mut candidates);
         let source = self.metadata.and_then(|metadata| get(metadata, "source")).and_then(Value::as_object);
         let names = names::of_steps(&steps, source, self.args, &self.platforms);
         // Equal operations at two places have one digest, so it has no name; their layers have.
@@ -216,14 +223,13 @@ impl<'a> Predicate<'a> {
             candidates.add(digest.clone(), name.map(str::to_owned));
             candidates.add_writers(&digest, writers);
         }
-        self.name_layers(&steps, &names, candidates);
-        true
+        candidates.set_target(self.platforms.target.as_ref());
+        self.name_layers(&steps, &names, &mut candidates);
+        Some(candidates)
     }
 
     fn add_images(&self, steps: &[Step], platform: &Platform, candidates: &mut Candidates) {
-        let mut platforms = self.platforms.clone();
-        platforms.target = platforms.target.or_else(|| self.target.clone());
-        let found = images::find(self.dependencies, steps, self.args, &platforms, platform);
+        let found = images::find(self.dependencies, steps, self.args, &self.platforms, platform);
         found.images.into_iter().for_each(|image| candidates.add_image(image));
         found.local.into_iter().for_each(|name| candidates.add_local_image(name));
     }
@@ -273,7 +279,7 @@ fn find_predicates<'a>(
 ) {
     let Value::Object(object) = value else { return };
     if let Some(mut predicate) = Predicate::new(object) {
-        predicate.target = target.cloned();
+        predicate.platforms.target = predicate.platforms.target.or_else(|| target.cloned());
         found.push(predicate);
     } else if depth > 0 {
         let subject = || object.get("subject")?.get(0)?.get("name")?.as_str();

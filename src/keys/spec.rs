@@ -72,7 +72,7 @@ impl fmt::Display for KeySpec {
     /// As it is written on the command line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Image(reference) => write!(f, "type=image,ref={reference}"),
+            Self::Image(reference) => reference.fmt(f),
             Self::Provenance(src) => write!(f, "type=provenance,src={}", src.display()),
             Self::CacheDb(src) => write!(f, "type=cachedb,src={}", src.display()),
             Self::Builder(name) => write!(f, "type=builder,name={name}"),

@@ -12,7 +12,7 @@ use std::rc::Rc;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timestamps, XattrFlags};
 use rustix::io::Errno;
 
-use super::entry::{Entry, Kind, Whiteout, join, split};
+use super::entry::{self, Entry, Kind, Whiteout, join, split};
 use super::remove::remove_all;
 use super::resolve::{Fault, resolve};
 use super::tar::{Content, Segment};
@@ -162,7 +162,7 @@ impl Applier {
 
     fn resolve(&self, path: &[u8]) -> Result<Vec<u8>> {
         resolve(self.root.fd.as_fd(), path).map_err(|fault| match fault {
-            Fault::Loop => Error::Refused { path: sys::path(path).to_owned(), refusal: Refusal::Loop },
+            Fault::Loop => Error::Refused { path: entry::path(path).to_owned(), refusal: Refusal::Loop },
             Fault::System(e) => Error::entry("resolve", path, e),
         })
     }
@@ -226,7 +226,7 @@ impl Applier {
 
     fn imply(&mut self, parent: &[u8], path: &[u8]) {
         let below_implied = self.fate(parent) == Some(Fate::Kept);
-        let implied = Implied { path: sys::path(path).to_owned(), fate: Fate::Kept, below_implied };
+        let implied = Implied { path: entry::path(path).to_owned(), fate: Fate::Kept, below_implied };
         self.implied.insert(path.to_vec(), self.made.len());
         self.made.push(Made { implied, remembered: self.removed.contains(path) });
     }

@@ -1,9 +1,9 @@
 //! One entry of a layer, and what its fields mean on disk.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-
-use super::sys;
 
 /// What an entry is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -169,7 +169,7 @@ impl Entry {
     ///
     /// Symlinks of the layer on the way are not resolved yet.
     pub fn path(&self) -> &Path {
-        sys::path(&self.path)
+        path(&self.path)
     }
 
     /// The mode that the file gets: permissions, setuid, setgid and sticky bits.
@@ -202,6 +202,11 @@ impl Entry {
             .filter(|(name, _)| !name.starts_with(b"trusted."))
             .map(|(name, value)| (name.as_slice(), value.as_slice()))
     }
+}
+
+/// Bytes as a path.
+pub(super) fn path(bytes: &[u8]) -> &Path {
+    Path::new(OsStr::from_bytes(bytes))
 }
 
 /// Splits a clean path into its directory (empty for the root) and last part.

@@ -1,7 +1,7 @@
 //! What can go wrong with a layer.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A layer that cannot be unpacked.
 #[derive(Debug, thiserror::Error)]
@@ -28,7 +28,7 @@ pub enum Error {
         fault: ArchiveFault,
     },
     /// An entry of a valid archive that no layer may have.
-    #[error("layer entry {path:?} refused: {refusal}")]
+    #[error("layer entry {} refused: {refusal}", shown(path))]
     Refused {
         /// The entry's path.
         path: PathBuf,
@@ -36,7 +36,7 @@ pub enum Error {
         refusal: Refusal,
     },
     /// The file system did not do what an entry asks for.
-    #[error("cannot {action} {path:?} in the layer's directory")]
+    #[error("cannot {action} {} in the layer's directory", shown(path))]
     Entry {
         /// What was tried, as in "create directory".
         action: &'static str,
@@ -53,7 +53,7 @@ pub enum Error {
 
 impl Error {
     pub(super) fn entry(action: &'static str, path: &[u8], source: impl Into<io::Error>) -> Self {
-        Self::Entry { action, path: super::sys::path(path).to_owned(), source: source.into() }
+        Self::Entry { action, path: super::entry::path(path).to_owned(), source: source.into() }
     }
 
     /// The disk is full, or a quota used up.
@@ -64,6 +64,16 @@ impl Error {
             }
             _ => false,
         }
+    }
+}
+
+/// A path in quotes. A layer may have one of a mebibyte; no message needs more than its beginning.
+#[expect(clippy::unnecessary_debug_formatting, reason = "a terminal would obey what it escapes")]
+fn shown(path: &Path) -> String {
+    let text = format!("{path:?}");
+    match text.char_indices().nth(300) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
     }
 }
 

@@ -8,7 +8,7 @@ use std::path::Path;
 use rustix::fs::{Gid, Mode, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
-use super::entry::split;
+use super::entry::{self, split};
 use super::resolve::{Fault, resolve};
 use super::{Error, Fate, Implied, Refusal, Result, sys};
 
@@ -77,7 +77,7 @@ pub fn inherit(upper: &Path, implied: &[Implied], lowers: &[&Path]) -> Result<()
 fn find(lowers: &[OwnedFd], path: &[u8]) -> Result<Option<OwnedFd>> {
     for lower in lowers {
         let resolved = resolve(lower.as_fd(), path).map_err(|fault| match fault {
-            Fault::Loop => Error::Refused { path: sys::path(path).to_owned(), refusal: Refusal::Loop },
+            Fault::Loop => Error::Refused { path: entry::path(path).to_owned(), refusal: Refusal::Loop },
             Fault::System(e) => Error::entry("look up in a lower layer", path, e),
         })?;
         let found = if resolved.is_empty() {

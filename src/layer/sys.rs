@@ -1,19 +1,11 @@
 //! System calls on the layer's directory, with the flags that keep every path inside it.
 
-use std::ffi::OsStr;
-
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags};
 
 use super::entry::{Entry, Owner, Time};
-
-/// Bytes as a path.
-pub(super) fn path(bytes: &[u8]) -> &Path {
-    Path::new(OsStr::from_bytes(bytes))
-}
 
 /// Opens a directory that the caller names.
 pub(super) fn open_root(path: &Path) -> rustix::io::Result<OwnedFd> {

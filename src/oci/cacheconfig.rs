@@ -22,7 +22,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Deserializer};
 
 use self::chains::Chains;
-use super::{CacheManifest, Compression, Descriptor, Error};
+use super::{CacheManifest, Compression, Descriptor, Error, json};
 use crate::digest::{DiffId, Digest, RecordDigest};
 
 /// Annotation of a layer that holds its diff ID.
@@ -185,13 +185,12 @@ fn parse_time(text: &str) -> Option<Timestamp> {
 impl CacheConfig {
     /// Parses the JSON. Indexes are checked by [`CacheConfig::resolve`].
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
-        serde_json::from_slice(bytes).map_err(|source| Error::Json { what: "the cache config", source })
+        json::parse("the cache config", bytes)
     }
 
     /// The config of an inline cache: only records, of layers of which each stands on the one before.
     pub(super) fn of_image(records: &[u8], layers: &[Descriptor]) -> Result<Self, Error> {
-        let json = |source| Error::Json { what: "the inline cache", source };
-        let records = serde_json::from_slice::<Option<_>>(records).map_err(json)?.unwrap_or_default();
+        let records = json::parse::<Option<_>>("the inline cache", records)?.unwrap_or_default();
         let layers = layers.iter().zip(-1..).map(|(layer, parent)| RawLayer {
             blob: layer.digest,
             parent,

@@ -18,7 +18,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 
 use super::cacheconfig::{CREATED_AT, DESCRIPTION, UNCOMPRESSED};
-use super::{Cache, CacheConfig, CacheManifest, Descriptor, Error, Platform, media_type};
+use super::{Cache, CacheConfig, CacheManifest, Descriptor, Error, Platform, json, media_type};
 use crate::digest::Digest;
 
 /// Whether a blob of this media type is the config of an image.
@@ -67,8 +67,7 @@ struct History {
 impl ImageConfig {
     /// Parses the JSON.
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
-        let json = |source| Error::Json { what: "the image config", source };
-        let raw: RawConfig = serde_json::from_slice(bytes).map_err(json)?;
+        let raw: RawConfig = json::parse("the image config", bytes)?;
         let named = !raw.os.is_empty() && !raw.architecture.is_empty();
         let platform = named.then(|| Platform::new(&raw.os, &raw.architecture, &raw.variant));
         Ok(Self { platform, raw })
@@ -244,6 +243,8 @@ mod tests {
             image
         };
         let encoded = |json: &str| with(&STANDARD.encode(json));
+        let with_input =
+            |link: i64| json!([{"digest": Digest::of(b"x"), "inputs": [[{"link": link}]]}]).to_string();
         let mut no_diff_id = good.clone();
         no_diff_id["rootfs"]["diff_ids"] = json!(["sha512:00"]);
         let cases = [
@@ -256,6 +257,10 @@ mod tests {
                 encoded(&json!([{"digest": Digest::of(b"x"), "layers": [{"layer": 1}]}]).to_string()),
                 "points at layer 1",
             ),
+            (encoded(&with_input(0)), "cycle through record 0"),
+            (encoded(&with_input(7)), "points at record 7"),
+            (encoded(&with_input(-1)), "points at record -1"),
+            (encoded(&"[".repeat(10_000)), "the inline cache is not valid"),
             (no_diff_id, "diff ID is unknown"),
         ];
         for (image, expected) in cases {

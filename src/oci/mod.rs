@@ -8,6 +8,7 @@ pub mod cacheconfig;
 pub mod descriptor;
 pub mod image;
 pub mod inline;
+pub mod json;
 pub mod manifest;
 pub mod media_type;
 pub mod platform;
@@ -35,6 +36,16 @@ pub enum Error {
         /// What the parser said, with line and column.
         #[source]
         source: serde_json::Error,
+    },
+    /// JSON that is much longer in memory than it looks.
+    #[error(
+        "{what} has more than {limit} values: no build's is that large, so it is damaged or meant to harm"
+    )]
+    TooManyValues {
+        /// Which document.
+        what: &'static str,
+        /// The most that are read.
+        limit: usize,
     },
     /// JSON, but neither a manifest nor an index.
     #[error("unknown manifest media type {media_type:?}")]

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::Error;
 
 /// An operating system and CPU, normalised: `arm64` without `v8`, `arm` with `v7`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Platform {
     /// `linux`, as Go's `GOOS`.
     pub os: String,

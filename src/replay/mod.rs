@@ -355,6 +355,40 @@ mod tests {
     use super::*;
 
     #[test]
+    fn layouts_are_pinned_as_they_are_now() {
+        let directory = tempfile::tempdir().unwrap();
+        let layout = |name: &str, tags: &[&str]| -> (String, Vec<Digest>) {
+            let path = directory.path().join(name);
+            fs::create_dir_all(path.join("blobs/sha256")).unwrap();
+            fs::write(path.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+            let digests: Vec<_> = tags.iter().map(|tag| Digest::of(tag.as_bytes())).collect();
+            let listed = tags.iter().zip(&digests).map(|(tag, digest)| {
+                serde_json::json!({
+                    "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest, "size": 1,
+                    "annotations": {"org.opencontainers.image.ref.name": tag},
+                })
+            });
+            let index = serde_json::json!({"schemaVersion": 2, "manifests": listed.collect::<Vec<_>>()});
+            fs::write(path.join("index.json"), index.to_string()).unwrap();
+            (path.display().to_string(), digests)
+        };
+        let (two, of_two) = layout("two", &["dev", "latest"]);
+        let (one, of_one) = layout("a:b/one", &["main"]);
+        let cases = [
+            (format!("c=oci-layout://{two}"), format!("c=oci-layout://{two}@{}", of_two[1])),
+            (format!("c=oci-layout://{two}:dev"), format!("c=oci-layout://{two}@{}", of_two[0])),
+            (format!("c=oci-layout://{one}"), format!("c=oci-layout://{one}@{}", of_one[0])),
+            (format!("c=oci-layout://{one}@{}", of_two[0]), format!("c=oci-layout://{one}@{}", of_two[0])),
+            ("c=docker-image://a:1".to_owned(), "c=docker-image://a:1".to_owned()),
+        ];
+        for (given, expected) in cases {
+            assert_eq!(pinned(std::slice::from_ref(&given)).unwrap(), [expected], "{given}");
+        }
+        let error = pinned(&[format!("c=oci-layout://{two}:none")]).unwrap_err().to_string();
+        assert!(error.starts_with("--build-context c: ") && error.contains("none"), "{error}");
+    }
+
+    #[test]
     fn finds_the_frontend() {
         let cases = [
             ("# syntax=docker/dockerfile:1\nFROM a\n", Some("docker/dockerfile:1")),

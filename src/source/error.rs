@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::azblob::AzureError;
 use super::credentials::CredentialError;
+use super::fields::SpecError;
 use super::s3::AwsError;
-use super::spec::SpecError;
 use crate::digest::Digest;
 
 /// What an [`Error`] means for whoever started the run.
@@ -99,7 +99,7 @@ pub struct Entry {
 impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.tag {
-            Some(tag) => write!(f, "tag={tag} ({})", self.digest),
+            Some(tag) => write!(f, "tag={} ({})", tag.escape_debug(), self.digest),
             None => write!(f, "digest={}", self.digest),
         }
     }
@@ -172,9 +172,9 @@ pub enum Error {
         reason: String,
     },
     /// A bucket that is in another region.
-    #[error("bucket {bucket} is not in region {asked} but in {region}: write region={region}")]
+    #[error("{bucket} is not in region {asked} but in {region}: write region={region}")]
     OtherRegion {
-        /// The bucket.
+        /// `bucket …`.
         bucket: String,
         /// Where it was looked for.
         asked: String,

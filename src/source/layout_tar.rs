@@ -135,11 +135,12 @@ impl LayoutTar {
         Err(fault("leads through too many links"))
     }
 
-    /// The directory of the only `index.json` that is not at the top: what was packed one level too high.
-    pub(super) fn nested(&self) -> Option<&str> {
+    /// The directory of the only `index.json` that is not at the top, for messages: what was packed one level
+    /// too high.
+    pub(super) fn nested(&self) -> Option<String> {
         let mut found = self.entries.keys().filter_map(|name| name.strip_suffix("/index.json"));
         let first = found.next()?;
-        found.next().is_none().then_some(first)
+        found.next().is_none().then(|| first.escape_debug().to_string())
     }
 }
 
@@ -415,7 +416,7 @@ mod tests {
     #[test]
     fn finds_what_was_packed_one_level_too_high() {
         let nested = open(&files(&[("cache/index.json", "{}"), ("cache/blobs/x", "")])).unwrap();
-        assert_eq!(nested.nested(), Some("cache"));
+        assert_eq!(nested.nested().as_deref(), Some("cache"));
         let two = open(&files(&[("a/index.json", "{}"), ("b/index.json", "{}")])).unwrap();
         assert_eq!(two.nested(), None);
     }

@@ -6,16 +6,21 @@
 //!                                            `- blob(): streamed in order, size and digest proven
 //! ```
 //!
+//! Caches in object stores have no manifests: `objects` makes a source of a store that is asked for one
+//! object at a time, whichever it is.
+//!
 //! All sources promise the same: what they return was hashed by this program. Neither a
 //! registry's headers nor an index's claims are taken for it.
 
 pub mod azblob;
 pub mod credentials;
 mod error;
+mod fields;
 pub mod gha;
 mod hmac;
 pub mod http;
 mod layout_tar;
+mod objects;
 pub mod oci_layout;
 pub mod registry;
 pub mod s3;
@@ -30,15 +35,13 @@ use crate::oci::Descriptor;
 use crate::oci::media_type::CACHE_CONFIG;
 use crate::progress::{Event, Progress};
 
-pub use azblob::Azblob;
 pub use credentials::Environment;
 pub use error::{Denied, Entry, Error, ErrorClass, Mismatch, MissingCache};
-pub use gha::Gha;
-pub use http::{Options, RetryPolicy, Stop};
+pub use fields::SpecError;
+pub use http::{Options, Pool, RetryPolicy, Stop};
 pub use oci_layout::OciLayout;
-pub use registry::{Pool, Pushed, Registry};
-pub use s3::S3;
-pub use spec::{CacheSpec, SpecError};
+pub use registry::{Pushed, Registry};
+pub use spec::CacheSpec;
 
 /// The largest manifest or index that is read, in bytes; registries refuse more than 4 MiB.
 pub const MAX_MANIFEST: u64 = 8 << 20;
@@ -58,23 +61,9 @@ pub struct Manifest {
 }
 
 impl Manifest {
-    /// A cache config that stands where others have a manifest; `expected` is the digest it is to have.
-    fn of_config(bytes: Vec<u8>, expected: Option<&Digest>, source_name: &str) -> Result<Self, Error> {
-        let digest = Digest::of(&bytes);
-        if let Some(&expected) = expected.filter(|expected| **expected != digest) {
-            let source_name = source_name.to_owned();
-            return Err(Error::ManifestMismatch { source_name, expected, found: digest });
-        }
-        Ok(Self { bytes, digest, media_type: CACHE_CONFIG.to_owned() })
-    }
-
-    /// Of several (never none), the first, or the one with the digest `expected`.
-    fn one_of(mut all: Vec<Self>, expected: Option<&Digest>, source_name: &str) -> Result<Self, Error> {
-        let Some(&expected) = expected else { return Ok(all.swap_remove(0)) };
-        let found = all[0].digest;
-        let fitting = all.into_iter().find(|manifest| manifest.digest == expected);
-        let mismatch = || Error::ManifestMismatch { source_name: source_name.to_owned(), expected, found };
-        fitting.ok_or_else(mismatch)
+    /// A cache config that stands where others have a manifest.
+    fn of_config(bytes: Vec<u8>) -> Self {
+        Self { digest: Digest::of(&bytes), bytes, media_type: CACHE_CONFIG.to_owned() }
     }
 }
 
@@ -165,9 +154,9 @@ impl CacheSpec {
                 options.insecure |= insecure;
                 Ok(Box::new(Registry::open(reference, &options)?))
             }
-            Self::Azblob(attributes) => Ok(Box::new(Azblob::open(attributes, options)?)),
-            Self::Gha(attributes) => Ok(Box::new(Gha::open(attributes, options)?)),
-            Self::S3(attributes) => Ok(Box::new(S3::open(attributes, options)?)),
+            Self::Azblob(attributes) => Ok(Box::new(azblob::open(attributes, options)?)),
+            Self::Gha(attributes) => Ok(Box::new(gha::open(attributes, options)?)),
+            Self::S3(attributes) => Ok(Box::new(s3::open(attributes, options)?)),
             Self::Local { src, tag, digest } => {
                 Ok(Box::new(OciLayout::open(src, tag.as_deref(), digest.as_ref())?))
             }

@@ -151,16 +151,18 @@ impl Files {
             }
         };
         let path = root.join(name);
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(Error::Read { path, source }),
-        };
-        let metadata = file.metadata().map_err(|source| Error::Read { path: path.clone(), source })?;
-        if !metadata.is_file() {
-            return Err(Error::Read { path, source: io::Error::other("not a regular file") });
+        // Looked at first, since opening a pipe waits for who writes to it.
+        let found = path.metadata().and_then(|found| {
+            if !found.is_file() {
+                return Err(io::Error::other("not a regular file"));
+            }
+            Ok((File::open(&path)?, found.len()))
+        });
+        match found {
+            Ok((file, size)) => Ok(Some((Box::new(file), size))),
+            Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(Error::Read { path, source }),
         }
-        Ok(Some((Box::new(file), metadata.len())))
     }
 
     /// Reads a file of the layout's own, which are small.
@@ -422,6 +424,28 @@ mod tests {
         let source = OciLayout::open(dir.path(), None, None).unwrap();
         let error = source.document(&Descriptor::new("x", d[0], u64::MAX), &Silent).unwrap_err();
         assert!(matches!(error, Error::TooLarge { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_pipe_is_not_waited_for() {
+        let (dir, d) = layout(&[("latest", 1)]);
+        let source = OciLayout::open(dir.path(), None, None).unwrap();
+        for name in [format!("blobs/sha256/{}", d[0].hex()), "index.json".to_owned()] {
+            let path = dir.path().join(name);
+            fs::remove_file(&path).unwrap();
+            rustix::fs::mknodat(
+                rustix::fs::CWD,
+                &path,
+                rustix::fs::FileType::Fifo,
+                rustix::fs::Mode::RUSR,
+                0,
+            )
+            .unwrap();
+        }
+        let errors = [source.manifest(None, &Silent).err(), OciLayout::open(dir.path(), None, None).err()];
+        for error in errors {
+            assert!(error.unwrap().to_string().ends_with("not a regular file"));
+        }
     }
 
     #[test]

@@ -21,6 +21,7 @@ use std::str::FromStr;
 use crate::csv;
 use crate::digest::Digest;
 use crate::oci::Reference;
+use crate::source::fields::{Fields, SpecError, without_secret, write_field};
 use crate::source::{azblob, gha, s3};
 
 const REGISTRY_KEYS: &[&str] = &["ref", "registry.insecure"];
@@ -51,102 +52,6 @@ pub enum CacheSpec {
     Azblob(Box<azblob::Attributes>),
     /// In the cache of GitHub Actions, as `--cache-to type=gha` writes it.
     Gha(Box<gha::Attributes>),
-}
-
-/// Why a text names no cache.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum SpecError {
-    /// Nothing was written.
-    #[error("empty cache: expected a reference, type=registry,ref=REF or type=local,src=DIR")]
-    Empty,
-    /// Quotes that do not fit.
-    #[error("invalid cache {text:?}: {reason} at character {column}")]
-    Csv {
-        /// What was written.
-        text: String,
-        /// What is wrong.
-        reason: &'static str,
-        /// Where, from 1.
-        column: usize,
-    },
-    /// A field that is no `KEY=VALUE`.
-    #[error("invalid field {field:?} in cache {text:?}: expected KEY=VALUE")]
-    NotKeyValue {
-        /// What was written.
-        text: String,
-        /// The field.
-        field: String,
-    },
-    /// Fields, but no `type`.
-    #[error("cache {text:?} has no type: add type=registry or type=local")]
-    NoType {
-        /// What was written.
-        text: String,
-    },
-    /// A type that is not supported.
-    #[error("unsupported cache type {found:?}: supported are registry, local, s3, azblob and gha")]
-    UnknownType {
-        /// The type.
-        found: String,
-    },
-    /// A key that the type does not have.
-    #[error("unknown key {key:?} for type={kind}: supported are {}", supported.join(", "))]
-    UnknownKey {
-        /// The type.
-        kind: &'static str,
-        /// The key.
-        key: String,
-        /// The keys there are.
-        supported: &'static [&'static str],
-    },
-    /// A key without which the type makes no sense.
-    #[error("type={kind} needs {key}=…")]
-    MissingKey {
-        /// The type.
-        kind: &'static str,
-        /// The key.
-        key: &'static str,
-    },
-    /// A key without which the type makes no sense, and that a variable may stand in for.
-    #[error("type={kind} needs {key}=… or ${variable}")]
-    NotSet {
-        /// The type.
-        kind: &'static str,
-        /// The key.
-        key: &'static str,
-        /// The variable.
-        variable: &'static str,
-    },
-    /// A value that is none of those that the key may have.
-    #[error("invalid value {value:?} for {key}: expected {expected}")]
-    Value {
-        /// The key.
-        key: &'static str,
-        /// What was written.
-        value: String,
-        /// What may be.
-        expected: &'static str,
-    },
-    /// A reference that is none.
-    #[error("invalid reference {text:?}: {source}; expected something like ghcr.io/acme/app:cache")]
-    Reference {
-        /// What was written.
-        text: String,
-        /// What is wrong with it.
-        source: oci_spec::distribution::ParseError,
-    },
-    /// A digest that is not SHA-256.
-    #[error(transparent)]
-    Digest(#[from] crate::digest::ParseDigestError),
-    /// A boolean that is none.
-    #[error("invalid value {value:?} for {key}: expected true or false")]
-    Bool {
-        /// The key.
-        key: &'static str,
-        /// What was written.
-        value: String,
-    },
 }
 
 /// Parses a reference, normalised as docker does; a digest in it must be SHA-256.
@@ -183,75 +88,6 @@ fn ipv6_registry(text: &str) -> Option<(&str, &str)> {
     port_fits.then_some((registry, rest))
 }
 
-/// Writes one CSV field so that [`csv::fields`] reads it back.
-fn write_field(f: &mut fmt::Formatter<'_>, key: &str, value: &str) -> fmt::Result {
-    if value.contains([',', '"', '\n', '\r']) {
-        write!(f, "\"{key}={}\"", value.replace('"', "\"\""))
-    } else {
-        write!(f, "{key}={value}")
-    }
-}
-
-/// Writes fields of a type so that [`CacheSpec`] reads them back.
-pub(super) fn write_fields(
-    f: &mut fmt::Formatter<'_>,
-    kind: &str,
-    fields: &[(String, String)],
-) -> fmt::Result {
-    write!(f, "type={kind}")?;
-    fields.iter().try_for_each(|(key, value)| {
-        f.write_str(",")?;
-        write_field(f, key, value)
-    })
-}
-
-/// The values that Go's `strconv.ParseBool` knows.
-pub(super) fn parse_bool(key: &'static str, value: &str) -> Result<bool, SpecError> {
-    match value {
-        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
-        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
-        _ => Err(SpecError::Bool { key, value: value.to_owned() }),
-    }
-}
-
-/// The `KEY=VALUE` fields of one type; of equal keys the last counts, as in buildx.
-pub(super) struct Fields {
-    kind: &'static str,
-    values: Vec<(String, String)>,
-}
-
-impl Fields {
-    pub(super) fn new(
-        kind: &'static str,
-        supported: &'static [&'static str],
-        values: Vec<(String, String)>,
-    ) -> Result<Self, SpecError> {
-        match values.iter().find(|(key, _)| !supported.contains(&key.as_str())) {
-            Some((key, _)) => Err(SpecError::UnknownKey { kind, key: key.clone(), supported }),
-            None => Ok(Self { kind, values }),
-        }
-    }
-
-    /// The value; an empty one counts as none.
-    pub(super) fn get(&self, key: &str) -> Option<&str> {
-        self.written(key).filter(|value| !value.is_empty())
-    }
-
-    /// The value, empty or not.
-    pub(super) fn written(&self, key: &str) -> Option<&str> {
-        self.values.iter().rev().find(|(k, _)| k == key).map(|(_, value)| value.as_str())
-    }
-
-    /// All fields but those of these keys.
-    pub(super) fn without(&self, keys: &[&str]) -> Vec<(String, String)> {
-        self.values.iter().filter(|(key, _)| !keys.contains(&key.as_str())).cloned().collect()
-    }
-
-    fn need(&self, key: &'static str) -> Result<&str, SpecError> {
-        self.get(key).ok_or(SpecError::MissingKey { kind: self.kind, key })
-    }
-}
-
 impl FromStr for CacheSpec {
     type Err = SpecError;
 
@@ -260,7 +96,7 @@ impl FromStr for CacheSpec {
             return Err(SpecError::Empty);
         }
         let fields = csv::fields(text).map_err(|csv::Error { reason, column }| SpecError::Csv {
-            text: text.to_owned(),
+            text: without_secret(text),
             reason,
             column,
         })?;
@@ -271,9 +107,9 @@ impl FromStr for CacheSpec {
         }
         let mut kind = String::new();
         let mut values = Vec::new();
-        for field in fields {
+        for (at, field) in fields.iter().enumerate() {
             let Some((key, value)) = field.split_once('=') else {
-                return Err(SpecError::NotKeyValue { text: text.to_owned(), field });
+                return Err(SpecError::NotKeyValue { text: without_secret(text), number: at + 1 });
             };
             match key.to_lowercase().as_str() {
                 "type" => value.clone_into(&mut kind),
@@ -281,13 +117,12 @@ impl FromStr for CacheSpec {
             }
         }
         match kind.as_str() {
-            "" => Err(SpecError::NoType { text: text.to_owned() }),
+            "" => Err(SpecError::NoType { text: without_secret(text) }),
             "registry" => {
                 let fields = Fields::new("registry", REGISTRY_KEYS, values)?;
-                let insecure = fields.get("registry.insecure");
                 Ok(Self::Registry {
                     reference: parse_reference(fields.need("ref")?)?,
-                    insecure: insecure.map_or(Ok(false), |v| parse_bool("registry.insecure", v))?,
+                    insecure: fields.flag("registry.insecure")?,
                 })
             }
             "local" => {
@@ -301,7 +136,7 @@ impl FromStr for CacheSpec {
             "azblob" => Ok(Self::Azblob(Box::new(azblob::Attributes::parse(values)?))),
             "gha" => Ok(Self::Gha(Box::new(gha::Attributes::parse(values)?))),
             "s3" => Ok(Self::S3(Box::new(s3::Attributes::parse(values)?))),
-            _ => Err(SpecError::UnknownType { found: kind }),
+            _ => Err(SpecError::UnknownType { found: without_secret(&kind) }),
         }
     }
 }
@@ -309,13 +144,13 @@ impl FromStr for CacheSpec {
 impl fmt::Display for CacheSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Registry { reference, insecure } => {
-                write!(f, "type=registry,ref={reference}")?;
-                if *insecure { f.write_str(",registry.insecure=true") } else { Ok(()) }
+            Self::Registry { reference, insecure: false } => reference.fmt(f),
+            Self::Registry { reference, insecure: true } => {
+                write!(f, "type=registry,ref={reference},registry.insecure=true")
             }
-            Self::Azblob(attributes) => attributes.fmt(f),
-            Self::Gha(attributes) => attributes.fmt(f),
-            Self::S3(attributes) => attributes.fmt(f),
+            Self::Azblob(attributes) => attributes.written.fmt(f),
+            Self::Gha(attributes) => attributes.written.fmt(f),
+            Self::S3(attributes) => attributes.written.fmt(f),
             Self::Local { src, tag, digest } => {
                 f.write_str("type=local,")?;
                 write_field(f, "src", &src.to_string_lossy())?;
@@ -403,13 +238,18 @@ mod tests {
     #[test]
     fn says_what_is_wrong() {
         let cases = [
-            ("", "empty cache: expected a reference, type=registry,ref=REF or type=local,src=DIR"),
-            ("  ", "empty cache: expected a reference, type=registry,ref=REF or type=local,src=DIR"),
+            (
+                "  ",
+                "empty cache: expected a reference, or type=TYPE and its attributes; types are registry (for inline caches, too), local, s3, azblob and gha",
+            ),
             (
                 "type=inline",
-                "unsupported cache type \"inline\": supported are registry, local, s3, azblob and gha",
+                "unsupported cache type \"inline\"; types are registry (for inline caches, too), local, s3, azblob and gha",
             ),
-            ("ref=a", "cache \"ref=a\" has no type: add type=registry or type=local"),
+            (
+                "ref=a",
+                "cache \"ref=a\" has no type=TYPE; types are registry (for inline caches, too), local, s3, azblob and gha",
+            ),
             ("type=registry", "type=registry needs ref=…"),
             ("type=local,tag=x", "type=local needs src=…"),
             ("type=local,src=d,tga=x", "unknown key \"tga\" for type=local: supported are src, tag, digest"),
@@ -417,11 +257,11 @@ mod tests {
                 "type=registry,ref=a,mode=max",
                 "unknown key \"mode\" for type=registry: supported are ref, registry.insecure",
             ),
-            ("a,b", "invalid field \"a\" in cache \"a,b\": expected KEY=VALUE"),
+            ("type=s3,b", "field 2 of cache \"type=s3,b\" is no KEY=VALUE"),
             (
                 "type=registry,ref=A b",
                 "invalid reference \"A b\": invalid reference format; expected something like \
-                 ghcr.io/acme/app:cache",
+                 ghcr.io/acme/app:cache, or type=local,src=PATH for a directory or a tar",
             ),
             (
                 "type=local,src=d,digest=sha256:ab",
@@ -437,6 +277,23 @@ mod tests {
         ];
         for (text, message) in cases {
             assert_eq!(text.parse::<CacheSpec>().unwrap_err().to_string(), message, "{text:?}");
+        }
+    }
+    #[test]
+    fn says_no_secret() {
+        let cases = [
+            "bucket=b,secret_access_key=hidden",
+            "type=s3,secret_access_key=hidden,hidden",
+            "type=s3,\"secret_access_key=hidden",
+            "type=s3;secret_access_key=hidden",
+            "type=gha,token=hidden,tokn=hidden",
+            "type=s3,endpoint_url=https://user:hidden@host",
+            "type=azblob,account_url=https://host?sig=hidden",
+            "type=gha,url=https://user:hidden@host",
+        ];
+        for text in cases {
+            let error = text.parse::<CacheSpec>().unwrap_err();
+            assert!(!format!("{error} {error:?}").contains("hidden"), "{error:?}");
         }
     }
 }

@@ -216,31 +216,31 @@ fn distinct<'a>(what: &'static str, ids: impl Iterator<Item = &'a str>) -> Resul
 /// Writes the databases and the worker's id below `root`, in [`state_dir::COMMIT_ORDER`] and with the
 /// modes given there; the directories must exist. A file that is there already is replaced.
 ///
-/// Nothing is flushed to disk: that, and the order in which the files reach their final places, is up to
-/// the caller.
+/// One database is in memory at a time. Nothing is flushed to disk: that, and the order in which the files
+/// reach their final places, is up to the caller.
 ///
 /// # Errors
-/// The contents are not consistent, and then nothing is written; or a file cannot be written.
+/// The contents are not consistent, or a file cannot be written; then the last file is not.
 pub fn write_databases(root: &Path, contents: &Contents) -> Result<(), Error> {
     distinct("snapshot", contents.snapshots.iter().map(|snapshot| snapshot.key.as_str()))?;
     distinct("record", contents.records.iter().map(|record| record.id.as_str()))?;
     distinct("key", contents.keys.iter().map(|key| key.id.as_str()))?;
-    let databases = [
-        (state_dir::SNAPSHOTS_DB, snapshots::database(contents)?),
-        (state_dir::CONTAINERD_DB, containerdmeta::database(contents)?),
-        (state_dir::METADATA_DB, metadata::database(contents)?),
-        (state_dir::CACHE_DB, cache::database(contents)?),
-    ];
     let state = StateDir::new(root);
     for (relative, mode) in state_dir::COMMIT_ORDER {
         let path = state.path(relative);
-        if let Some((_, bucket)) = databases.iter().find(|(database, _)| database == relative) {
-            write_database(&path, *mode, bucket)?;
-        } else {
-            let id = contents.worker.as_str().as_bytes();
-            let written = create(&path, *mode).and_then(|mut file| file.write_all(id));
-            written.map_err(|source| Error::Create { path, source })?;
-        }
+        let database = match *relative {
+            state_dir::SNAPSHOTS_DB => snapshots::database(contents)?,
+            state_dir::CONTAINERD_DB => containerdmeta::database(contents)?,
+            state_dir::METADATA_DB => metadata::database(contents)?,
+            state_dir::CACHE_DB => cache::database(contents)?,
+            _worker_id => {
+                let id = contents.worker.as_str().as_bytes();
+                let written = create(&path, *mode).and_then(|mut file| file.write_all(id));
+                written.map_err(|source| Error::Create { path, source })?;
+                continue;
+            }
+        };
+        write_database(&path, *mode, &database)?;
     }
     Ok(())
 }

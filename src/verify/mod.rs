@@ -171,6 +171,12 @@ pub fn offline(root: &Path, options: &Options, progress: &dyn Progress) -> Resul
     let open = |source| Error::Open { path: root.to_owned(), source };
     let tree = Tree::open(root).map_err(open)?;
     let owner = tree.stat(Path::new("")).map_err(|fault| open(io::Error::other(fault.detail)))?.st_uid;
+    // Who may not read it would find it damaged.
+    let user = rustix::process::geteuid();
+    if !user.is_root() && user.as_raw() != owner {
+        let reason = "it belongs to another user; run verify as root";
+        return Err(open(io::Error::new(io::ErrorKind::PermissionDenied, reason)));
+    }
     let jobs = options.jobs.or_else(|| thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get);
     let mut findings = Findings::default();
     let names = worker_directories(&tree)?;
@@ -256,9 +262,8 @@ fn worker(
 ) -> Result<Worker, Error> {
     let snapshotter = path.to_string_lossy().trim_start_matches("runc-").to_owned();
     files::check(tree, path, directory(0o700), owner, findings);
-    // Releases before v0.18 make the content directory with 0777.
-    for (name, mode) in [("content", 0o777), ("snapshots", 0o700), ("snapshots/snapshots", 0o700)] {
-        files::check(tree, &path.join(name), directory(mode), owner, findings);
+    for name in ["snapshots", "snapshots/snapshots"] {
+        files::check(tree, &path.join(name), directory(0o700), owner, findings);
     }
     let open = |name: &str, mode: u32, findings: &mut Findings| {
         let path = path.join(name);
@@ -283,6 +288,13 @@ fn worker(
     if let Some(found) = containerd.as_ref().and_then(|containerd| containerd.version) {
         schema::containerd_version(found, &containerd_path)?;
         versions.insert(containerd_path.display().to_string(), found);
+    }
+
+    // Some releases make it with the first blob, those before v0.18 with 0777.
+    let content = path.join("content");
+    let has_blobs = containerd.as_ref().is_none_or(|containerd| !containerd.sizes.is_empty());
+    if has_blobs || tree.stat(&content).is_ok() {
+        files::check(tree, &content, directory(0o777), owner, findings);
     }
 
     // A daemon makes it with its first snapshot.

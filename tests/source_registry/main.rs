@@ -5,6 +5,7 @@
 
 mod auth;
 mod blobs;
+mod hostile;
 mod manifests;
 mod push;
 mod real;

@@ -8,7 +8,7 @@ use warmkit::digest::Digest;
 use warmkit::oci::media_type::{OCI_INDEX, OCI_MANIFEST};
 use warmkit::oci::{Descriptor, Referrer, ReferrersList};
 use warmkit::progress::Silent;
-use warmkit::source::{Error, ErrorClass, Options, Registry};
+use warmkit::source::{Error, ErrorClass, Options, Registry, Source as _};
 
 use crate::server::{Answer, Request, Server};
 use crate::{Log, options};
@@ -218,6 +218,81 @@ fn lists_referrers_or_says_that_there_is_no_api() {
         let error = crate::registry(&server, &options()).referrers(&subject, TYPE, &Silent).unwrap_err();
         assert!(error.to_string().contains(reason), "{error}");
     }
+}
+
+/// A registry whose tokens are good for reading, whatever was asked for.
+#[test]
+fn who_gets_a_token_to_read_only_is_told_what_to_do() {
+    let server = Server::start(|request| {
+        if is(request, "GET", "/token") {
+            return Answer::new(200, r#"{"token":"t"}"#);
+        }
+        if request.method == "GET" && request.header("authorization") == Some("Bearer t") {
+            return Answer::new(200, "{}").header("content-type", OCI_MANIFEST);
+        }
+        let host = request.header("host").unwrap();
+        let scope = "scope=\"repository:acme/app:pull,push\",error=\"insufficient_scope\"";
+        Answer::new(401, r#"{"errors":[{"code":"UNAUTHORIZED","message":"no push for you"}]}"#)
+            .header("www-authenticate", format!("Bearer realm=\"http://{host}/token\",{scope}"))
+    });
+    let registry = writable(&server, &options());
+    registry.manifest(None, &Silent).unwrap();
+    let error = registry.put_manifest("tag", OCI_MANIFEST, b"{}", &Silent).unwrap_err();
+    assert_eq!(error.class(), ErrorClass::Auth, "{error}");
+    let text = error.to_string();
+    assert!(text.contains("no push for you") && text.contains("may push to acme/app"), "{text}");
+    assert!(server.requests().len() < 10, "{:?}", server.targets());
+}
+
+/// A registry that gives `count` referrers, `size` on each page; the last page leads to `after`.
+fn in_pages(count: usize, size: usize, after: Option<usize>) -> Server {
+    Server::start(move |request| {
+        let from = request.target.split("last=").nth(1).map_or(0, |last| last.parse().unwrap());
+        let to = count.min(from + size);
+        let entry = |n: usize| json!({"mediaType": OCI_MANIFEST, "digest": Digest::of(&n.to_le_bytes()), "size": 1, "artifactType": TYPE});
+        let list = json!({"manifests": (from..to).map(entry).collect::<Vec<_>>()});
+        let answer = Answer::new(200, list.to_string()).header("content-type", OCI_INDEX);
+        // The host is made up: nothing but the query counts.
+        let (path, _) = request.target.split_once('?').unwrap();
+        let link = |last| {
+            format!(
+                "<{path}?n=1,2>; rel=\"first\", <http://elsewhere.invalid{path}?x=1,2&last={last}>; rel=\"next\""
+            )
+        };
+        match if to < count { Some(to) } else { after } {
+            Some(last) => answer.header("link", link(last)),
+            None => answer,
+        }
+    })
+}
+
+#[test]
+fn a_list_is_read_to_its_last_page() {
+    let subject = Digest::of(b"cache");
+    for (count, size, pages) in [(10_000, 100, 100), (10_000, 10_000, 1), (3, 1, 3), (0, 1, 1)] {
+        let server = in_pages(count, size, None);
+        let listed = crate::registry(&server, &options()).referrers(&subject, TYPE, &Silent).unwrap();
+        assert_eq!(listed.unwrap().len(), count);
+        assert_eq!(server.requests().len(), pages);
+        let own = format!("/v2/acme/app/referrers/{subject}?");
+        assert!(server.targets().iter().all(|target| target.starts_with(&own)), "{:?}", server.targets());
+    }
+    // Pages that lead back, and pages that never end.
+    for (count, after, most) in [(300, Some(0), 5), (1_000_000, None, 256)] {
+        let server = in_pages(count, 100, after);
+        let error = crate::registry(&server, &options()).referrers(&subject, TYPE, &Silent).unwrap_err();
+        assert!(error.to_string().contains("pages without end"), "{error}");
+        assert!(server.requests().len() <= most);
+    }
+    // What is missing of a list is not passed over.
+    let server = Server::start(move |request| match request.target.contains("last=") {
+        true => Answer::new(404, "gone"),
+        false => Answer::new(200, r#"{"manifests":[]}"#)
+            .header("content-type", OCI_INDEX)
+            .header("link", "<?last=1>; rel=\"next\""),
+    });
+    let error = crate::registry(&server, &options()).referrers(&subject, TYPE, &Silent).unwrap_err();
+    assert!(matches!(error, Error::Status { status: 404, .. }), "{error}");
 }
 
 /// A registry that keeps what is put under tags, and in which somebody else writes the list right behind

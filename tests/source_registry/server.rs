@@ -38,6 +38,8 @@ pub(crate) struct Answer {
     /// Send nothing more after so many bytes of the body, for so long.
     stall: Option<(usize, Duration)>,
     chunked: bool,
+    /// Send the body over and over, until the other side has had enough.
+    endless: bool,
 }
 
 impl Answer {
@@ -58,6 +60,11 @@ impl Answer {
     pub(crate) fn stall(mut self, after: usize, time: Duration) -> Self {
         self.stall = Some((after, time));
         self
+    }
+
+    pub(crate) fn endless(mut self) -> Self {
+        self.endless = true;
+        self.chunked()
     }
 
     pub(crate) fn chunked(mut self) -> Self {
@@ -86,10 +93,15 @@ impl Answer {
     fn send(&self, stream: &mut TcpStream) -> std::io::Result<bool> {
         stream.write_all(self.head().as_bytes())?;
         if self.chunked {
-            for chunk in self.body.chunks(1000) {
-                write!(stream, "{:x}\r\n", chunk.len())?;
-                stream.write_all(chunk)?;
-                stream.write_all(b"\r\n")?;
+            loop {
+                for chunk in self.body.chunks(if self.endless { 1 << 20 } else { 1000 }) {
+                    write!(stream, "{:x}\r\n", chunk.len())?;
+                    stream.write_all(chunk)?;
+                    stream.write_all(b"\r\n")?;
+                }
+                if !self.endless {
+                    break;
+                }
             }
             stream.write_all(b"0\r\n\r\n")?;
             return Ok(true);

@@ -1,14 +1,13 @@
 //! An SSH agent and a web server, for `RUN --mount=type=ssh` and `ADD <URL>`.
 
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
+use super::serve::Serving;
 use super::{Scratch, Tools};
 
 /// An agent without keys: enough for a socket that answers. Ends when dropped.
@@ -56,34 +55,17 @@ impl Drop for SshAgent {
 
 /// Serves one file at every path, on loopback. Ends when dropped.
 #[derive(Debug)]
-pub struct WebServer {
-    address: SocketAddr,
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
+pub struct WebServer(Serving);
 
 impl WebServer {
     /// Starts serving `body`.
     pub fn start(body: &'static [u8]) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let address = listener.local_addr().unwrap();
-        let stop = Arc::new(AtomicBool::new(false));
-        let flag = Arc::clone(&stop);
-        let thread = thread::spawn(move || {
-            for stream in listener.incoming() {
-                if flag.load(Ordering::Relaxed) {
-                    return;
-                }
-                // A client that goes away is its own business.
-                let _ = stream.and_then(|stream| answer(stream, body));
-            }
-        });
-        Self { address, stop, thread: Some(thread) }
+        Self(Serving::start(move |stream| answer(stream, body)))
     }
 
     /// The URL of `path`.
     pub fn url(&self, path: &str) -> String {
-        format!("http://{}/{path}", self.address)
+        format!("http://{}/{path}", self.0.address)
     }
 }
 
@@ -108,15 +90,4 @@ fn answer(mut stream: TcpStream, body: &[u8]) -> std::io::Result<()> {
         stream.write_all(body)?;
     }
     Ok(())
-}
-
-impl Drop for WebServer {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        // Wakes the thread, which waits for a connection.
-        let _ = TcpStream::connect(self.address);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use warmkit::digest::Digest;
 
 use super::agent::{SshAgent, WebServer};
+use super::daemon::check_databases;
 use super::files::{copy_tree, digest_of};
 use super::tar::{Entry, Kind, Tar};
 use super::{BuildOutcome, BuildRequest, Daemon, Registry, Scratch, Tools, image};
@@ -131,6 +132,18 @@ impl World {
         assert!(outcome.extractions > 0 && outcome.ran().is_empty(), "a native import\n{}", outcome.log);
         daemon.stop();
         digest
+    }
+
+    /// Asserts that a build is warm on a baked root, whose databases and layers are whole.
+    #[track_caller]
+    pub fn warms(&self, request: &BuildRequest, origin: &Origin, root: &Path) {
+        check_databases(&self.tools, root);
+        let daemon = self.daemon(root);
+        // The tar reads every layer of the result.
+        let outcome = daemon.build(&request.tar(&root.with_extension("tar")));
+        assert_warm(&outcome, origin);
+        assert_eq!(daemon.logged_errors(), [""; 0]);
+        daemon.stop();
     }
 
     /// Builds a case on an empty daemon, pushes image and cache, and then builds it changed.

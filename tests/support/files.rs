@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use tempfile::TempDir;
 use warmkit::digest::Digest;
@@ -43,6 +44,22 @@ impl Scratch {
         fs::write(&path, bytes).unwrap();
         path
     }
+
+    /// Writes the program `name` in it.
+    pub fn program(&self, name: impl AsRef<Path>, script: impl AsRef<[u8]>) -> PathBuf {
+        let program = self.join(name.as_ref());
+        install(&self.write(name.as_ref().with_extension("draft"), script), &program);
+        program
+    }
+}
+
+/// Copies a program to where it is to run.
+///
+/// By a process of its own: of what this one has open to write, every child that another thread starts meanwhile has
+/// a copy for a moment, and a file that somebody may write to does not run (`ETXTBSY`).
+pub fn install(from: &Path, to: &Path) {
+    let status = Command::new("install").args(["-m", "755", "--"]).arg(from).arg(to).status().unwrap();
+    assert!(status.success(), "install {}", to.display());
 }
 
 /// Copies the files and directories below `from` to `to`, with their modes.

@@ -37,6 +37,8 @@ struct State {
     signatures: BTreeMap<String, (usize, bool)>,
     /// How often storage refuses a signature that is good.
     refusals: u32,
+    /// Where signed addresses lead, where not here.
+    elsewhere: Option<String>,
 }
 
 #[derive(Debug, Default)]
@@ -126,6 +128,11 @@ impl Actions {
     /// Has storage say so often that a signature has run out.
     pub fn let_signatures_run_out(&self, times: u32) {
         self.lock().refusals = times;
+    }
+
+    /// Has signed addresses lead to another server.
+    pub fn lead_to(&self, base: &str) {
+        self.lock().elsewhere = Some(base.to_owned());
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -262,6 +269,7 @@ impl State {
     fn sign(&mut self, base: &str, entry: usize, write: bool) -> String {
         let signature = format!("{:08x}", self.signatures.len());
         self.signatures.insert(signature.clone(), (entry, write));
+        let base = self.elsewhere.as_deref().unwrap_or(base);
         format!("{base}/storage/{entry}?sig={signature}")
     }
 

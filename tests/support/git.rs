@@ -2,26 +2,22 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use flate2::read::GzDecoder;
 
 use super::Scratch;
 use super::files::copy_tree;
+use super::serve::Serving;
 
 /// A served repository with one commit, on branch `main`, tagged `v1`. Ends when dropped.
 #[derive(Debug)]
 pub struct GitServer {
-    address: SocketAddr,
+    serving: Serving,
     commit: String,
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
     _scratch: Scratch,
 }
 
@@ -37,41 +33,18 @@ impl GitServer {
         git(&work, &["tag", "v1"]);
         let commit = git(&work, &["rev-parse", "HEAD"]);
 
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let address = listener.local_addr().unwrap();
-        let stop = Arc::new(AtomicBool::new(false));
-        let flag = Arc::clone(&stop);
-        let thread = thread::spawn(move || {
-            for stream in listener.incoming() {
-                if flag.load(Ordering::Relaxed) {
-                    return;
-                }
-                // A client that goes away is its own business.
-                let _ = stream.and_then(|stream| answer(stream, &work));
-            }
-        });
-        Self { address, commit, stop, thread: Some(thread), _scratch: scratch }
+        let serving = Serving::start(move |stream| answer(stream, &work));
+        Self { serving, commit, _scratch: scratch }
     }
 
     /// Where it is cloned from.
     pub fn url(&self) -> String {
-        format!("http://{}/repository.git", self.address)
+        format!("http://{}/repository.git", self.serving.address)
     }
 
     /// Its commit.
     pub fn commit(&self) -> &str {
         &self.commit
-    }
-}
-
-impl Drop for GitServer {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        // Wakes the thread, which waits for a connection.
-        let _ = TcpStream::connect(self.address);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
     }
 }
 

@@ -257,14 +257,63 @@ fn put(
     })
 }
 
-/// Pushes one image of these layers for both architectures; the files in it are those of this machine.
-fn push_index(registry: &Registry, repository: &str, layers: &[Layer], extra: &Value) -> String {
-    let of = |architecture| put(registry, repository, architecture, architecture, layers, extra);
+/// As [`push_base`], for both architectures, each with a last layer of its own; gives the reference.
+pub fn push_base_of_both(tools: &Tools, registry: &Registry, repository: &str) -> String {
+    let of = |architecture: &str| {
+        let mut tar = Tar::new();
+        tar.add(Entry::new("etc/architecture", Kind::File(architecture.as_bytes())));
+        let mut layers = base_layers(tools);
+        layers.push(layer("architecture", &tar.finish()));
+        put(registry, repository, architecture, architecture, &layers, &json!({}))
+    };
+    put_index(registry, repository, &["amd64", "arm64"].map(of))
+}
+
+fn put_index(registry: &Registry, repository: &str, manifests: &[Value]) -> String {
     let media_type = "application/vnd.oci.image.index.v1+json";
-    let manifests = ["amd64", "arm64"].map(of);
     let index = json!({ "schemaVersion": 2, "mediaType": media_type, "manifests": manifests });
     registry.put_manifest(repository, "latest", media_type, &serde_json::to_vec(&index).unwrap());
     registry.reference(repository, "latest")
+}
+
+/// Pushes what is at `latest`, an index, again as Docker wrote it before there was OCI; gives the reference.
+pub fn push_as_docker(registry: &Registry, repository: &str) -> String {
+    let renamed = [
+        (
+            "application/vnd.oci.image.index.v1+json",
+            "application/vnd.docker.distribution.manifest.list.v2+json",
+        ),
+        (
+            "application/vnd.oci.image.manifest.v1+json",
+            "application/vnd.docker.distribution.manifest.v2+json",
+        ),
+        ("application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"),
+        ("application/vnd.oci.image.layer.v1.tar+gzip", "application/vnd.docker.image.rootfs.diff.tar.gzip"),
+    ];
+    let rename = |bytes: Vec<u8>| {
+        let text = String::from_utf8(bytes).unwrap();
+        renamed.iter().fold(text, |text, (oci, docker)| text.replace(oci, docker))
+    };
+    let mut index = rename(registry.manifest(repository, "latest").0);
+    let listed: Value = serde_json::from_str(&index).unwrap();
+    for digest in
+        listed["manifests"].as_array().unwrap().iter().map(|listed| listed["digest"].as_str().unwrap())
+    {
+        let before = registry.manifest(repository, digest).0;
+        let size = before.len();
+        let manifest = rename(before);
+        let now = Digest::of(manifest.as_bytes()).to_string();
+        registry.put_manifest(repository, &now, renamed[1].1, manifest.as_bytes());
+        index = index.replace(digest, &now).replace(&format!("{size}"), &format!("{}", manifest.len()));
+    }
+    registry.put_manifest(repository, "docker", renamed[0].1, index.as_bytes());
+    registry.reference(repository, "docker")
+}
+
+/// Pushes one image of these layers for both architectures; the files in it are those of this machine.
+fn push_index(registry: &Registry, repository: &str, layers: &[Layer], extra: &Value) -> String {
+    let of = |architecture| put(registry, repository, architecture, architecture, layers, extra);
+    put_index(registry, repository, &["amd64", "arm64"].map(of))
 }
 
 /// Pushes a small system with the programs of `scripts` in `/usr/bin`; returns its reference.

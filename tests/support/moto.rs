@@ -106,8 +106,16 @@ impl Moto {
     }
 
     /// Has everybody sign, or nobody.
-    pub fn require_signatures(&self, require: bool) {
-        let count = if require { "0" } else { "inf" };
+    fn require_signatures(&self, require: bool) {
+        self.let_in(if require { "0" } else { "inf" });
+    }
+
+    /// Has everybody sign, but for the next so many requests.
+    pub fn let_in_unsigned(&self, count: u32) {
+        self.let_in(&count.to_string());
+    }
+
+    fn let_in(&self, count: &str) {
         let url = format!("{}/moto-api/reset-auth", self.url);
         let response = self.agent.post(url).content_type("text/plain").send(count).unwrap();
         assert_eq!(response.status(), 200);

@@ -135,6 +135,13 @@ impl Registry {
         assert_eq!(response.status(), 202, "removal of {repository}@{digest}");
     }
 
+    /// Loses a blob of a repository, as a garbage collection that ran at the wrong time does.
+    pub fn lose_blob(&self, repository: &str, digest: &str) {
+        let delete = self.agent.delete(self.url(&format!("{repository}/blobs/{digest}")));
+        let response = self.authorized(delete).call().unwrap();
+        assert_eq!(response.status(), 202, "removal of blob {repository}@{digest}");
+    }
+
     /// What daemons asked it for, `<method> <path>`, since the last time this was called, in the order of
     /// the answers.
     ///

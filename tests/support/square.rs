@@ -26,7 +26,8 @@ pub struct Exporter {
     case: Case,
     cache: String,
     sources: BTreeMap<Keys, String>,
-    /// What `warmkit verify` says of the root that its daemon built on; nothing where it is healthy.
+    /// What `warmkit verify` says of the root that its daemon built on, and of one on which nothing was built;
+    /// nothing where both are healthy.
     pub own_root: String,
 }
 
@@ -77,6 +78,13 @@ impl Cell {
     pub fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
         let diagonal = self.exporter == self.daemon;
+        // Equal, but worth nothing: what every release computes alike is always found.
+        if self.native.steps.is_empty() {
+            faults.push(format!("the import finds none of {} steps", self.steps.len()));
+        }
+        if !self.baked.keys().eq(&[Keys::Provenance, Keys::CacheDb]) {
+            faults.push(format!("baked with {:?} only", self.baked.keys()));
+        }
         for (keys, found) in &self.baked {
             let mut differs = |what: &str, these: Vec<&String>| {
                 if !these.is_empty() {
@@ -98,8 +106,15 @@ impl Cell {
                 }
             }
         }
-        // A `cache.db` has digests only, and they tell nothing.
-        let told = BTreeMap::from([(Keys::Provenance, Some(family(&self.exporter))), (Keys::CacheDb, None)]);
+        // A `cache.db` has digests only, of which those of `COPY --link` tell the most.
+        let by_link = match family(&self.exporter).as_str() {
+            "v0.17" | "v0.18 or newer" => "v0.17 or newer".to_owned(),
+            older => older.to_owned(),
+        };
+        let told = BTreeMap::from([
+            (Keys::Provenance, Some(family(&self.exporter))),
+            (Keys::CacheDb, Some(by_link)),
+        ]);
         if self.written_by != told {
             faults.push(format!("said to be written by {:?}", self.written_by));
         }
@@ -117,6 +132,8 @@ impl Exporter {
         let tools = Tools::find(release)?;
         let world = World::start(tools.clone());
         let case = world.case(CASE);
+        let fresh = world.root(&case, "fresh");
+        world.daemon(&fresh).stop();
         let root = world.root(&case, "origin");
         let reference = |tag: &str| world.registry.reference(CASE, tag);
         let (cache, image) = (reference("cache"), reference("image"));
@@ -128,7 +145,7 @@ impl Exporter {
             (Keys::Provenance, image),
             (Keys::CacheDb, format!("type=cachedb,src={}", root.display())),
         ]);
-        Some(Self { own_root: judged(&root), tools, world, case, cache, sources })
+        Some(Self { own_root: judged(&fresh) + &judged(&root), tools, world, case, cache, sources })
     }
 
     /// The release.
@@ -247,6 +264,48 @@ fn read_trace(trace: &str) -> (BTreeSet<String>, BTreeSet<String>) {
         vertices.values().filter(|(_, cached)| of(cached)).map(|(name, _)| name.clone()).collect()
     };
     (names(|_| true), names(|cached| !cached))
+}
+
+#[test]
+fn a_cell_that_is_not_as_it_should_be_says_so() {
+    let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<BTreeSet<_>>();
+    let found = |steps: &[&str], imports| Found { steps: names(steps), imports, extractions: 0 };
+    let both = |found: Found| BTreeMap::from([(Keys::Provenance, found.clone()), (Keys::CacheDb, found)]);
+    let sound = |daemon: &str, steps: &[&str]| Cell {
+        exporter: "v0.17.3".to_owned(),
+        daemon: daemon.to_owned(),
+        steps: names(&["a", "b"]),
+        native: found(steps, 1),
+        baked: both(found(steps, 0)),
+        unkeyed: BTreeMap::from([(Keys::Provenance, 0), (Keys::CacheDb, 0)]),
+        written_by: BTreeMap::from([
+            (Keys::Provenance, Some("v0.17".to_owned())),
+            (Keys::CacheDb, Some("v0.17 or newer".to_owned())),
+        ]),
+        verify: String::new(),
+    };
+    let own = || sound("v0.17.3", &["a", "b"]);
+    let other = || sound("v0.34.2", &["a"]);
+    assert_eq!((own().faults(), other().faults()), (vec![], vec![]));
+    let cases = [
+        ("only the import finds: [\"a\"]", Cell { baked: both(found(&[], 0)), ..other() }),
+        ("only the baked root has: [\"b\"]", Cell { baked: both(found(&["a", "b"], 0)), ..other() }),
+        ("finds none of 2 steps", sound("v0.34.2", &[])),
+        ("finds none of 0 steps", Cell { steps: names(&[]), ..sound("v0.17.3", &[]) }),
+        ("baked with", Cell { baked: BTreeMap::new(), ..other() }),
+        ("not CACHED: [\"b\"]", sound("v0.17.3", &["a"])),
+        ("1 imports", Cell { baked: both(found(&["a", "b"], 1)), ..own() }),
+        (
+            "1 records without a key",
+            Cell { unkeyed: BTreeMap::from([(Keys::Provenance, 1), (Keys::CacheDb, 0)]), ..own() },
+        ),
+        ("said to be written by", Cell { written_by: BTreeMap::new(), ..other() }),
+        ("verify after the build: hm", Cell { verify: "hm".to_owned(), ..other() }),
+    ];
+    for (expected, cell) in cases {
+        let faults = cell.faults().join("; ");
+        assert!(faults.contains(expected), "{expected}: {faults}");
+    }
 }
 
 #[test]

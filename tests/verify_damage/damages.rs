@@ -24,6 +24,7 @@ pub const ALL: &[Damage] = &[
         overwrite(&r.worker("workerid"), NOBODY.as_bytes());
     }),
     ("cache.db removed", StateFileMissing, |r| fs::remove_file(r.path("cache.db")).unwrap()),
+    ("content removed", StateFileMissing, |r| fs::remove_dir_all(r.worker("content")).unwrap()),
     ("cache.db a link out of the root", StateFileType, |r| {
         let outside = r.path("../outside.db");
         fs::rename(r.path("cache.db"), &outside).unwrap();

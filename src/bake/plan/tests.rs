@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::digest::DiffId;
-use crate::gather::{Offer, SeededImage, add_images, blobs, prove};
+use crate::gather::{Coverage, Offer, SeededImage, add_images, blobs, prove};
 use crate::oci::cacheconfig::{Link as InputLink, Record as CacheRecord, ResultChain};
 use crate::oci::{Compression, Descriptor};
 
@@ -43,9 +43,8 @@ fn keys_of(caches: &[Cache], known: &[&str]) -> Keys {
 
 fn plan_of(caches: &[Cache], known: &[&str]) -> (Plan, Coverage) {
     let keys = keys_of(caches, known);
-    let coverage = Coverage::new(caches, &keys);
     let blobs = blobs(caches, |at| at.to_string()).unwrap();
-    (plan(caches, &[], blobs, &coverage, &keys), coverage)
+    (plan(caches, &[], blobs, &keys), keys.coverage)
 }
 
 /// All of a plan but who has its blobs.
@@ -77,10 +76,9 @@ fn images_share_what_caches_have_and_bring_the_rest() {
     let caches = [cache];
     let images = [image(&[("a", "a")], "base"), image(&[("a", "a"), ("c", "c")], "other")];
     let keys = keys_of(&caches, &["step"]);
-    let coverage = Coverage::new(&caches, &keys);
     let mut all = blobs(&caches, |at| at.to_string()).unwrap();
     add_images(&mut all, &images, |at| at.to_string(), caches.len()).unwrap();
-    let plan = plan(&caches, &images, all, &coverage, &keys);
+    let plan = plan(&caches, &images, all, &keys);
 
     assert_eq!((plan.blobs.len(), plan.snapshots.len(), plan.records.len()), (3, 3, 3));
     let blob =

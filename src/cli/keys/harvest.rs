@@ -1,29 +1,30 @@
 //! `warmkit keys harvest`.
 
-use std::error::Error;
-use std::fs;
-use std::path::PathBuf;
-
 use clap::Args;
 use serde::Serialize;
 
+use super::super::exit::{self, Failure};
+use super::super::options::{Registries, distinct};
+use super::super::output::Output;
 use super::super::progress::{Console, Verbs};
-use super::super::{err, exit, out, render, signals};
+use super::super::signals::interruptible;
+use super::file::OutputPath;
 use crate::gather;
 use crate::keys::{self, Candidates, KeySpec};
 use crate::oci::Platform;
-use crate::source::{self, Stop};
 
 const EXAMPLES: &str = "\
 Examples:
   # from a running builder of buildx, by its name, without stopping it
   warmkit keys harvest type=builder,name=ci -o keys.json
 
-  # from the root of a buildkitd, and from the image that another build pushed with provenance
-  warmkit keys harvest type=cachedb,src=/var/lib/buildkit ghcr.io/acme/app:main -o keys.json
+  # from the root of a buildkitd, and from an image with provenance
+  warmkit keys harvest type=cachedb,src=/var/lib/buildkit \\
+    ghcr.io/acme/app:main -o keys.json
 
   # keys files of several builders as one
-  warmkit keys harvest type=keys,src=amd64.json type=keys,src=arm64.json -o keys.json
+  warmkit keys harvest type=keys,src=amd64.json type=keys,src=arm64.json \\
+    -o keys.json
 ";
 
 /// Write the keys that builders, images and files have to one file
@@ -35,22 +36,19 @@ pub(in crate::cli) struct Arguments {
     #[arg(required = true, value_name = "SRC")]
     sources: Vec<KeySpec>,
 
-    /// The keys file to write
-    #[arg(short, long, value_name = "FILE")]
-    output: PathBuf,
+    #[command(flatten)]
+    file: OutputPath,
 
     /// The platform of the builder that made the provenance, for operations that name none; may be
     /// repeated; default: this machine's
     #[arg(long = "platform", value_name = "OS/ARCH[/VARIANT]", value_delimiter = ',')]
     platforms: Vec<Platform>,
 
-    /// Talk http to registries on other hosts than this one too
-    #[arg(long)]
-    insecure: bool,
+    #[command(flatten)]
+    registries: Registries,
 
-    /// Print one JSON object instead of text
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    pub(super) output: Output,
 }
 
 /// What one source had.
@@ -70,37 +68,15 @@ struct Outcome {
 }
 
 /// Harvests and returns the exit code.
-pub(super) fn run(arguments: &Arguments) -> u8 {
-    match harvest(arguments) {
-        Ok(outcome) => {
-            out(if arguments.json { render::json(&outcome) } else { text(&outcome) });
-            exit::OK
-        }
-        Err((error, code)) => {
-            err(render::error(&*error));
-            if arguments.json {
-                out(render::json_error(&*error, code));
-            }
-            code
-        }
-    }
-}
-
-fn harvest(arguments: &Arguments) -> Result<Outcome, (Box<dyn Error>, u8)> {
-    let failed = |error: Box<dyn Error>| (error, exit::FAILURE);
-    let interrupted = signals::interrupted().map_err(|error| failed(error.into()))?;
-    let registry = source::Options {
-        insecure: arguments.insecure,
-        stop: Stop::on_flag(interrupted),
-        ..source::Options::default()
-    };
-    let options = gather::Options { platforms: arguments.platforms.clone(), no_sidecar: true, registry };
-    let console = Console::new(Verbs::BAKE);
-    let offers = gather::offers(&arguments.sources, &options, &console);
-    console.finish();
-    let offers = offers.map_err(|error| {
-        let code = exit::of_gather(&error);
-        (Box::<dyn Error>::from(error), code)
+pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
+    let file = arguments.file.create()?;
+    let offers = interruptible(|stop| {
+        let options = gather::Options {
+            platforms: arguments.platforms.clone(),
+            no_sidecar: true,
+            registry: arguments.registries.options(stop),
+        };
+        gather::offers(&distinct(arguments.sources.clone()), &options, &Console::new(Verbs::BAKE))
     })?;
     let mut all = Candidates::new();
     let mut sources = Vec::new();
@@ -108,10 +84,9 @@ fn harvest(arguments: &Arguments) -> Result<Outcome, (Box<dyn Error>, u8)> {
         sources.push(Harvested { source: offer.source, candidates: offer.candidates.len() });
         all.merge(offer.candidates);
     }
-    let bytes = keys::file::write(&all).map_err(|error| failed(error.into()))?;
-    fs::write(&arguments.output, bytes)
-        .map_err(|error| failed(format!("cannot write {}: {error}", arguments.output.display()).into()))?;
-    Ok(Outcome { output: arguments.output.display().to_string(), sources, candidates: all.len() })
+    let output = file.write(keys::file::write(&all))?;
+    arguments.output.report(&Outcome { output, sources, candidates: all.len() }, text)?;
+    Ok(exit::OK)
 }
 
 fn text(outcome: &Outcome) -> String {

@@ -1,6 +1,7 @@
 //! `warmkit keys`: what there is to know of keys without a bake. One file per command.
 
 mod check;
+mod file;
 mod harvest;
 mod pull;
 mod push;
@@ -8,6 +9,9 @@ mod replay;
 mod table;
 
 use clap::Subcommand;
+
+use super::exit::Failure;
+use super::output::Output;
 
 /// Find out what keys there are for a cache
 #[derive(Debug, Subcommand)]
@@ -19,13 +23,13 @@ pub(super) enum Command {
     Replay(Box<replay::Arguments>),
 }
 
-/// Runs a command and returns the exit code.
-pub(super) fn run(command: Command) -> u8 {
+/// Runs a command; gives how it prints, and its exit code.
+pub(super) fn run(command: Command) -> (Output, Result<u8, Failure>) {
     match command {
-        Command::Check(arguments) => check::run(arguments),
-        Command::Harvest(arguments) => harvest::run(&arguments),
-        Command::Pull(arguments) => pull::run(&arguments),
-        Command::Push(arguments) => push::run(&arguments),
-        Command::Replay(arguments) => replay::run(*arguments),
+        Command::Check(arguments) => (arguments.output, check::run(arguments)),
+        Command::Harvest(arguments) => (arguments.output, harvest::run(&arguments)),
+        Command::Pull(arguments) => (arguments.output, pull::run(&arguments)),
+        Command::Push(arguments) => (arguments.output, push::run(&arguments)),
+        Command::Replay(arguments) => (arguments.output, replay::run(*arguments)),
     }
 }

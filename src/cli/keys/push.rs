@@ -2,26 +2,29 @@
 
 use clap::Args;
 
+use super::super::caches::discreet;
+use super::super::exit::{self, Failure};
+use super::super::options::KeySources;
+use super::super::output::Output;
 use super::super::progress::{Console, Verbs};
-use super::super::{err, exit, out, render};
+use super::super::signals::interruptible;
 use super::table;
-use crate::gather::{self, sidecar};
-use crate::keys::KeySpec;
-use crate::oci::Platform;
-use crate::source::{self, CacheSpec};
+use crate::gather::sidecar;
+use crate::source::CacheSpec;
 
 const EXAMPLES: &str = "\
 Examples:
-  # in CI, after the build that exported the cache: from the builder that ran it
+  # in CI, after the build that exported the cache: from the builder's database
   warmkit keys push ghcr.io/acme/app:cache --keys-from type=cachedb,src=cache.db
 
-  # from the provenance that the build wrote, which then need not be pushed anywhere
-  warmkit keys push ghcr.io/acme/app:cache --keys-from type=provenance,src=metadata.json
+  # from the provenance of the build, which then need not be pushed anywhere
+  warmkit keys push ghcr.io/acme/app:cache \\
+    --keys-from type=provenance,src=metadata.json
 
   # a bake finds the sidecar by itself
   warmkit bake ghcr.io/acme/app:cache
 
-  # the cache was exported again, and most of its steps are the same: carry their keys over
+  # the cache was exported again: carry over the keys of the steps that stayed
   warmkit keys push ghcr.io/acme/app:cache
 ";
 
@@ -33,51 +36,22 @@ Examples:
 #[command(after_help = format!("{}\n\n{EXAMPLES}", exit::HELP))]
 pub(in crate::cli) struct Arguments {
     /// A cache in a registry: a reference, or type=registry,ref=REF
+    #[arg(value_parser = discreet::<CacheSpec>())]
     cache: CacheSpec,
 
-    /// Where operation digests may come from, as for warmkit bake
-    #[arg(long, value_name = "SRC")]
-    keys_from: Vec<KeySpec>,
+    #[command(flatten)]
+    keys: KeySources,
 
-    /// Replace the sidecar that is there, and the last one under the tag, without reading them
-    #[arg(long)]
-    no_sidecar: bool,
-
-    /// A platform, as for warmkit bake; may be repeated
-    #[arg(long = "platform", value_name = "OS/ARCH[/VARIANT]", value_delimiter = ',')]
-    platforms: Vec<Platform>,
-
-    /// Talk http to registries on other hosts than this one too
-    #[arg(long)]
-    insecure: bool,
-
-    /// Print one JSON object instead of a table
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    pub(super) output: Output,
 }
 
 /// Pushes and returns the exit code.
-pub(super) fn run(arguments: &Arguments) -> u8 {
-    let options = gather::Options {
-        platforms: arguments.platforms.clone(),
-        no_sidecar: arguments.no_sidecar,
-        registry: source::Options { insecure: arguments.insecure, ..source::Options::default() },
-    };
-    let console = Console::new(Verbs::BAKE);
-    let result = sidecar::push(&arguments.cache, &arguments.keys_from, &options, &console);
-    console.finish();
-    match result {
-        Ok(report) => {
-            out(if arguments.json { render::json(&report) } else { table::push(&report) });
-            exit::OK
-        }
-        Err(error) => {
-            let code = exit::of_gather(&error);
-            err(render::error(&error));
-            if arguments.json {
-                out(render::json_error(&error, code));
-            }
-            code
-        }
-    }
+pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
+    let Arguments { cache, keys, output } = arguments;
+    let report = interruptible(|stop| {
+        sidecar::push(cache, &keys.keys_from(), &keys.gather(stop), &Console::new(Verbs::BAKE))
+    })?;
+    output.report(&report, table::push)?;
+    Ok(exit::OK)
 }

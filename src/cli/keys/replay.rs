@@ -1,22 +1,23 @@
 //! `warmkit keys replay`.
 
-use std::error::Error;
 use std::fmt::Write as _;
-use std::fs;
-use std::path::PathBuf;
 
 use clap::{ArgGroup, Args};
 use serde::Serialize;
 
-use super::super::build::BuildArguments;
+use super::super::build::ReplayArguments;
 use super::super::caches::Caches;
+use super::super::exit::{self, Failure};
+use super::super::options::Registries;
+use super::super::output::{Output, err};
 use super::super::progress::{Console, Verbs};
-use super::super::{err, exit, out, render, signals};
-use crate::gather::{self, BakedCache, Missing};
+use super::super::render;
+use super::super::signals::interruptible;
+use super::file::OutputPath;
+use crate::gather::{self, All, BakedCache, Missing};
 use crate::keys::{self, Keyring};
 use crate::oci::{Cache, Platform};
-use crate::replay::{self, Report};
-use crate::source::{self, Stop};
+use crate::replay::{self, Replay, Report};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -25,7 +26,8 @@ Examples:
   warmkit bake ghcr.io/acme/app:cache --keys-from type=keys,src=keys.json
 
   # the build as CI runs it, for two platforms and two stages
-  warmkit keys replay ghcr.io/acme/app:cache --build . -f docker/Dockerfile --target test --target app \\
+  warmkit keys replay ghcr.io/acme/app:cache --build . \\
+    -f docker/Dockerfile --target test --target app \\
     --platform linux/amd64,linux/arm64 --build-arg VERSION=1.2 -o keys.json
 ";
 
@@ -39,9 +41,8 @@ pub(in crate::cli) struct Arguments {
     #[command(flatten)]
     caches: Caches,
 
-    /// The keys file to write
-    #[arg(short, long, value_name = "FILE")]
-    output: PathBuf,
+    #[command(flatten)]
+    file: OutputPath,
 
     /// The platforms to build for; may be repeated; default: the daemon's own
     #[arg(long = "platform", value_name = "OS/ARCH[/VARIANT]", value_delimiter = ',')]
@@ -51,23 +52,21 @@ pub(in crate::cli) struct Arguments {
     #[arg(long)]
     allow_unkeyed: bool,
 
-    /// Talk http to registries on other hosts than this one too
-    #[arg(long)]
-    insecure: bool,
-
-    /// Print one JSON object instead of text
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    registries: Registries,
 
     #[command(flatten)]
-    build: BuildArguments,
+    pub(super) output: Output,
+
+    #[command(flatten)]
+    build: ReplayArguments,
 }
 
 /// What `--json` prints.
 #[derive(Serialize)]
 struct Outcome<'a> {
     output: String,
-    caches: &'a [BakedCache],
+    caches: Vec<&'a BakedCache>,
     missing: &'a [Missing],
     #[serde(flatten)]
     report: &'a Report,
@@ -79,79 +78,33 @@ struct Outcome<'a> {
 }
 
 /// Replays and returns the exit code.
-pub(super) fn run(arguments: Arguments) -> u8 {
-    let json = arguments.json;
-    match replay(arguments) {
-        Ok(code) => code,
-        Err((error, code)) => {
-            err(render::error(&*error));
-            if json {
-                out(render::json_error(&*error, code));
-            }
-            code
-        }
-    }
-}
-
-type Failed = (Box<dyn Error>, u8);
-
-fn failed(code: u8) -> impl FnOnce(Box<dyn Error>) -> Failed {
-    move |error| (error, code)
-}
-
-fn replay(arguments: Arguments) -> Result<u8, Failed> {
-    let interrupted = signals::interrupted().map_err(|error| failed(exit::FAILURE)(error.into()))?;
-    let registry = source::Options {
-        insecure: arguments.insecure,
-        stop: Stop::on_flag(interrupted),
-        ..source::Options::default()
-    };
-    let gathering = gather::Options {
-        platforms: arguments.platforms.clone(),
-        no_sidecar: true,
-        registry: registry.clone(),
-    };
-    let console = Console::new(Verbs::BAKE);
+pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
+    let file = arguments.file.create()?;
     let skip_missing = arguments.caches.skip_missing;
-    let specs = arguments.caches.read().map_err(|error| {
-        let code = error.exit_code();
-        failed(code)(error.into())
+    let specs = arguments.caches.read()?;
+    let (all, Replay { candidates, report }) = interruptible(|stop| {
+        let registry = arguments.registries.options(stop);
+        let Some(options) = arguments.build.replay(&arguments.platforms, &registry) else {
+            return Err(Failure::new("--build CONTEXT is missing", exit::USAGE));
+        };
+        let gathering = gather::Options { platforms: arguments.platforms, no_sidecar: true, registry };
+        let all = gather::open_all(&specs, skip_missing, &gathering, &Console::new(Verbs::BAKE))?;
+        err("replaying the build; no step runs, and no layer is downloaded");
+        let replayed = replay::replay(&caches(&all), &options)?;
+        Ok((all, replayed))
     })?;
-    let all = gather::open_all(&specs, skip_missing, &gathering, &console).map_err(|error| {
-        let code = exit::of_gather(&error);
-        failed(code)(error.into())
-    })?;
-    console.finish();
-    let caches: Vec<&Cache> = all.opened.iter().map(|opened| &opened.cache).collect();
-    let reports: Vec<BakedCache> = all.opened.iter().map(|opened| opened.report.clone()).collect();
-
-    let Some(options) = arguments.build.replay(&arguments.platforms, &registry) else {
-        return Err(failed(exit::USAGE)("--build CONTEXT is missing".into()));
-    };
-    err("replaying the build; no step runs, and no layer is downloaded");
-    let replayed = replay::replay(&caches, &options).map_err(|error| {
-        let code = exit::of_replay(&error);
-        failed(code)(error.into())
-    })?;
-    let bytes =
-        keys::file::write(&replayed.candidates).map_err(|error| failed(exit::FAILURE)(error.into()))?;
-    fs::write(&arguments.output, bytes).map_err(|error| {
-        let message = format!("cannot write {}: {error}", arguments.output.display());
-        failed(exit::FAILURE)(message.into())
-    })?;
-
-    let (keyed, records) = proven(&replayed.candidates, &caches);
+    let (keyed, records) = proven(&candidates, &caches(&all));
     let outcome = Outcome {
-        output: arguments.output.display().to_string(),
-        caches: &reports,
+        output: file.write(keys::file::write(&candidates))?,
+        caches: all.opened.iter().map(|opened| &opened.report).collect(),
         missing: &all.missing,
-        complete: replayed.report.is_complete(),
-        report: &replayed.report,
-        candidates: replayed.candidates.len(),
+        complete: report.is_complete(),
+        report: &report,
+        candidates: candidates.len(),
         records,
         keyed,
     };
-    out(if arguments.json { render::json(&outcome) } else { text(&outcome) });
+    arguments.output.report(&outcome, text)?;
     Ok(if !outcome.complete {
         exit::NOT_CACHED
     } else if keyed < records && !arguments.allow_unkeyed {
@@ -159,6 +112,10 @@ fn replay(arguments: Arguments) -> Result<u8, Failed> {
     } else {
         exit::OK
     })
+}
+
+fn caches(all: &All) -> Vec<&Cache> {
+    all.opened.iter().map(|opened| &opened.cache).collect()
 }
 
 /// How many of the distinct records with inputs have their key, and how many there are.

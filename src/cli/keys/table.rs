@@ -1,15 +1,25 @@
 //! What `warmkit keys` prints for people.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 
 use indicatif::HumanBytes;
+use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
-use super::super::render::{described, worth};
+use super::super::output::one_line;
+use super::super::render::{LISTED, described, unkeyed, worth};
 use crate::gather::sidecar::{PullReport, PushReport};
 use crate::gather::{Check, Status, StepReport};
 
+/// Columns that a step's name gets on the narrowest terminal.
+const LEAST: usize = 20;
+/// Rows of sources that one step shows.
+const SHOWN: usize = 4;
+
 /// Sources by number, the steps with what keys them, and the sum.
-pub(super) fn check(check: &Check) -> String {
+///
+/// Names of steps are cut where they would not fit into as many `columns`.
+pub(super) fn check(check: &Check, columns: Option<usize>) -> String {
     let mut text = String::new();
     for cache in &check.caches {
         let _ = writeln!(text, "cache       {}", described(cache));
@@ -27,12 +37,19 @@ pub(super) fn check(check: &Check) -> String {
             cells.iter().map(|cell| cell.chars().count()).max().unwrap_or_default().max(title.len())
         };
         let (key_width, size_width) = (width(&keys, "KEY"), width(&sizes, "SIZE"));
+        let room = columns.map(|columns| columns.saturating_sub(key_width + size_width + 4).max(LEAST));
         let _ = writeln!(text, "\n{:<key_width$}  {:>size_width$}  STEP", "KEY", "SIZE");
         for ((step, key), size) in check.steps.iter().zip(&keys).zip(&sizes) {
-            let _ = writeln!(text, "{key:<key_width$}  {size:>size_width$}  {}", label(step));
+            let _ = writeln!(text, "{key:<key_width$}  {size:>size_width$}  {}", cut(&label(step), room));
         }
     }
     let _ = write!(text, "\n{}", sum(check));
+    if !check.unkeyed.is_empty() {
+        if check.steps.len() > LISTED {
+            let _ = write!(text, "\n\n{}", unkeyed(&check.unkeyed));
+        }
+        text.push_str("\n\ngive --keys-from a source that knows them, or make one: warmkit keys replay");
+    }
     text
 }
 
@@ -70,10 +87,43 @@ fn key(step: &StepReport) -> String {
         Status::Unkeyed => "none".to_owned(),
         Status::OnlyInputs => "input missing".to_owned(),
         Status::Root | Status::Keyed => {
-            let numbers: Vec<String> = step.sources.iter().map(|at| (at + 1).to_string()).collect();
-            format!("from {}", numbers.join(", "))
+            format!("from {}", ranges(&step.sources))
         }
     }
+}
+
+/// Sources by their numbers, those in a row as one: `1-3, 7`.
+fn ranges(sources: &[usize]) -> String {
+    let in_a_row =
+        sources.chunk_by(|one, next| one + 1 == *next).filter_map(|row| Some((row.first()?, row.last()?)));
+    let mut ranges: Vec<String> = in_a_row
+        .map(|(first, last)| match last - first {
+            0 => format!("{}", first + 1),
+            1 => format!("{}, {}", first + 1, last + 1),
+            _ => format!("{}-{}", first + 1, last + 1),
+        })
+        .collect();
+    if ranges.len() > SHOWN {
+        ranges.truncate(SHOWN);
+        ranges.push("…".to_owned());
+    }
+    ranges.join(", ")
+}
+
+/// As much of the text as there is room for.
+fn cut(text: &str, room: Option<usize>) -> Cow<'_, str> {
+    let Some(room) = room.filter(|&room| text.width() > room) else { return Cow::Borrowed(text) };
+    let mut left = room - 1;
+    let fits = |c: &char| {
+        let rest = left.checked_sub(c.width().unwrap_or_default());
+        rest.is_some_and(|rest| {
+            left = rest;
+            true
+        })
+    };
+    let mut cut: String = text.chars().take_while(fits).collect();
+    cut.push('…');
+    Cow::Owned(cut)
 }
 
 fn size(step: &StepReport) -> String {
@@ -82,7 +132,7 @@ fn size(step: &StepReport) -> String {
 
 fn label(step: &StepReport) -> String {
     let what = match (&step.name, &step.layer, &step.digest) {
-        (Some(name), ..) => name.clone(),
+        (Some(name), ..) => one_line(name).into_owned(),
         (None, Some(layer), _) => format!("layer {layer}"),
         (None, None, Some(digest)) => format!("record {digest}, without a layer"),
         (None, None, None) => String::new(),
@@ -101,6 +151,9 @@ fn sum(check: &Check) -> String {
     );
     if only_inputs > 0 {
         let _ = write!(text, " ({only_inputs} of them only because an input has none)");
+    }
+    if check.left_out > 0 {
+        let _ = write!(text, "; {} of other platforms are left out", check.left_out);
     }
     text
 }
@@ -144,6 +197,7 @@ mod tests {
             missing: Vec::new(),
             keys_from: vec![source("r.io/app:1", 1), source("r.io/app:2", 0)],
             records: 8,
+            left_out: 3,
             keyed: 6,
             roots: 2,
             unkeyed: vec![lost(false), lost(true)],
@@ -155,7 +209,7 @@ mod tests {
             ],
             seconds: 0.5,
         };
-        let text = check(&checked);
+        let text = check(&checked, None);
         let text = text.replace(&record.to_string(), "<record>").replace(&digest.to_string(), "<digest>");
         insta::assert_snapshot!(text, @r"
         cache       r.io/app:cache (<digest>)
@@ -168,7 +222,54 @@ mod tests {
         none                9 B  layer <digest>
         input missing         -  record <record>, without a layer
 
-        8 records: 2 need no key, 4 have one, 2 have none (1 of them only because an input has none)
+        8 records: 2 need no key, 4 have one, 2 have none (1 of them only because an input has none); 3 of other platforms are left out
+
+        give --keys-from a source that knows them, or make one: warmkit keys replay
         ");
+    }
+
+    #[test]
+    fn sources_in_a_row_are_one() {
+        let cases: [(&[usize], &str); 6] = [
+            (&[0], "1"),
+            (&[0, 1], "1, 2"),
+            (&[0, 1, 2], "1-3"),
+            (&[0, 1, 2, 6, 8, 9], "1-3, 7, 9, 10"),
+            (&[0, 2, 4, 6], "1, 3, 5, 7"),
+            (&[0, 2, 4, 6, 8], "1, 3, 5, 7, …"),
+        ];
+        for (sources, expected) in cases {
+            assert_eq!(ranges(sources), expected);
+        }
+    }
+
+    #[test]
+    fn names_are_cut_at_the_columns_that_they_take() {
+        let cases = [
+            ("RUN make", None, "RUN make"),
+            ("RUN make", Some(8), "RUN make"),
+            ("RUN make", Some(7), "RUN ma…"),
+            ("日本語", Some(6), "日本語"),
+            ("日本語", Some(5), "日本…"),
+            ("日本語", Some(4), "日…"),
+            ("e\u{301}te\u{301}s", Some(3), "e\u{301}t…"),
+        ];
+        for (name, room, expected) in cases {
+            assert_eq!(cut(name, room), expected, "{name} {room:?}");
+        }
+    }
+
+    #[test]
+    fn hostile_names_stay_in_their_row() {
+        let step = StepReport {
+            name: Some("RUN \u{1b}[2J\nnone  1 B  RUN forged".into()),
+            layer: None,
+            digest: None,
+            status: Status::Keyed,
+            sources: vec![0],
+            records: 1,
+            size: None,
+        };
+        assert_eq!(label(&step), "RUN \\u001b[2J\\nnone  1 B  RUN forged");
     }
 }

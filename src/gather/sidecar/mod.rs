@@ -39,6 +39,9 @@ const MAX_TAG: usize = 128;
 /// The most sidecars of one cache that are read. Each push replaces those before, so there is one, or
 /// some few where several were pushed at the same time.
 const MAX_SIDECARS: usize = 16;
+/// The most manifests that are read to find them. Registries tell in their list what replaces what; of one
+/// that does not, each manifest that was ever pushed has to be asked.
+const MAX_LISTED: usize = 256;
 
 /// Why something that is listed as a sidecar is none that can be read.
 #[derive(Debug, thiserror::Error)]
@@ -50,8 +53,8 @@ pub enum Problem {
     /// Its manifest is one of something else.
     #[error("its manifest has no layer of media type {LAYER_TYPE} alone")]
     Layers,
-    /// Its keys file is too long.
-    #[error("its keys file is said to have {size} bytes; more than {limit} are not read", limit = file::MAX_BYTES)]
+    /// Its keys file is too long, or those of all sidecars of a cache are: a push could not put them into one.
+    #[error("its keys file is said to have {size} bytes; of all together no more than {limit} are read", limit = file::MAX_BYTES)]
     TooLarge {
         /// As its manifest says.
         size: u64,
@@ -60,8 +63,13 @@ pub enum Problem {
     #[error(transparent)]
     Keys(#[from] file::Error),
     /// There are too many of them.
-    #[error("the registry lists more than {MAX_SIDECARS} sidecars for it")]
-    TooMany,
+    #[error("the registry lists {found} sidecars for it, and no more than {limit} are read")]
+    TooMany {
+        /// How many there are.
+        found: usize,
+        /// The most that are read.
+        limit: usize,
+    },
 }
 
 /// A sidecar that was read.
@@ -145,11 +153,8 @@ impl Cache<'_> {
             return Ok(Found { api, listed: digests, sidecars: Vec::new() });
         }
         let mut read = Vec::new();
-        for referrer in live(listed.iter().map(|referrer| &referrer.manifest)) {
+        for referrer in self.few(live(listed.iter().map(|referrer| &referrer.manifest)), MAX_LISTED)? {
             self.options.check()?;
-            if read.len() == MAX_SIDECARS {
-                return Err(self.damaged(&referrer.digest, Problem::TooMany));
-            }
             let manifest =
                 registry.manifest(Some(&referrer.digest), progress).map_err(|source| self.failed(source))?;
             read.extend(self.artifact(&manifest)?.map(|artifact| (manifest.digest, artifact)));
@@ -164,11 +169,12 @@ impl Cache<'_> {
             })
             .collect();
         let mut sidecars = Vec::new();
-        for live in live(described.iter()) {
+        let mut left = file::MAX_BYTES;
+        for live in self.few(live(described.iter()), MAX_SIDECARS)? {
             let Some((digest, artifact)) = read.iter().find(|(digest, _)| *digest == live.digest) else {
                 continue;
             };
-            let keys = self.keys(registry, digest, artifact, progress)?;
+            let keys = self.keys(registry, digest, artifact, &mut left, progress)?;
             let name = format!("sidecar of {}", self.reference);
             sidecars.push(Sidecar { name, digest: *digest, current: true, keys });
         }
@@ -176,6 +182,14 @@ impl Cache<'_> {
             sidecars.extend(self.earlier(registry, progress)?);
         }
         Ok(Found { api, listed: digests, sidecars })
+    }
+
+    /// `all` of them, unless they are more than `limit`.
+    fn few<'a>(&self, all: Vec<&'a Descriptor>, limit: usize) -> Result<Vec<&'a Descriptor>, Error> {
+        match all.get(limit) {
+            Some(first) => Err(self.damaged(&first.digest, Problem::TooMany { found: all.len(), limit })),
+            None => Ok(all),
+        }
     }
 
     /// What refers to the cache, and whether the registry has an API to say so.
@@ -195,20 +209,21 @@ impl Cache<'_> {
         Ok(Some(artifact).filter(|artifact| artifact.artifact_type == ARTIFACT_TYPE))
     }
 
+    /// What a sidecar holds; its size is taken from `left`, in bytes.
     fn keys(
         &self,
         registry: &Registry,
         digest: &Digest,
         artifact: &Artifact,
+        left: &mut u64,
         progress: &dyn Progress,
     ) -> Result<KeysFile, Error> {
         let [layer] = artifact.layers.as_slice() else { return Err(self.damaged(digest, Problem::Layers)) };
         if layer.media_type != LAYER_TYPE {
             return Err(self.damaged(digest, Problem::Layers));
         }
-        if layer.size > file::MAX_BYTES {
-            return Err(self.damaged(digest, Problem::TooLarge { size: layer.size }));
-        }
+        let rest = left.checked_sub(layer.size);
+        *left = rest.ok_or_else(|| self.damaged(digest, Problem::TooLarge { size: layer.size }))?;
         let bytes = registry.document(layer, progress).map_err(|source| self.failed(source))?;
         KeysFile::parse(&bytes).map_err(|error| self.damaged(digest, error))
     }
@@ -227,7 +242,8 @@ impl Cache<'_> {
             )));
             return Ok(None);
         };
-        let keys = self.keys(registry, &manifest.digest, &artifact, progress)?;
+        let mut left = file::MAX_BYTES;
+        let keys = self.keys(registry, &manifest.digest, &artifact, &mut left, progress)?;
         let current = artifact.subject.is_some_and(|subject| subject.digest == *self.subject);
         let earlier = if current { "" } else { "earlier " };
         let name = format!("{earlier}sidecar of {}", self.reference);

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::{ARTIFACT_TYPE, Cache, Found, LAYER_TYPE, SUPERSEDES, Sidecar, sidecar_tag};
 use crate::digest::Digest;
-use crate::gather::{Coverage, Error, KeySourceReport, Options, collect, open};
+use crate::gather::{Coverage, Error, KeySourceReport, Options, Status, collect, open};
 use crate::keys::file::KeysFile;
 use crate::keys::{KeySpec, Keyring};
 use crate::oci::media_type::{OCI_INDEX, OCI_MANIFEST};
@@ -80,7 +80,11 @@ pub fn push(
     let wanted = Coverage::wanted(&caches);
     let keyring = Keyring::prove(&found.candidates, wanted.iter().copied());
     if keyring.is_empty() && !wanted.is_empty() {
-        return Err(Error::NothingProven { cache: name, records: wanted.len(), sources: found.reports });
+        return Err(Error::NothingProven {
+            cache: name,
+            records: found.coverage.need_key().count(),
+            sources: found.reports,
+        });
     }
 
     let keys = KeysFile::of_keyring(&keyring);
@@ -116,8 +120,8 @@ pub fn push(
         subject,
         sidecar,
         found_by,
-        records: wanted.len(),
-        keyed: keyring.len(),
+        records: found.coverage.need_key().count(),
+        keyed: found.coverage.need_key().filter(|record| record.status != Status::Unkeyed).count(),
         keys: keys.len(),
         added: keys.missing_from(&known),
         keys_from: found.reports,

@@ -9,13 +9,16 @@
 //!
 //! Mirrors `getConfig` of `BuildKit`'s `cache/remotecache/azblob/utils.go` (v0.34).
 
-use std::fmt;
-
 use ureq::http::Uri;
 
 use crate::source::Environment;
+use crate::source::fields::{Fields, SpecError, Written, parse_url};
 use crate::source::secret::Secret;
-use crate::source::spec::{Fields, SpecError, write_fields};
+
+/// The variable that stands in for `account_url`, and what is expected of both.
+const URL: &str = "BUILDKIT_AZURE_STORAGE_ACCOUNT_URL";
+const EXPECTED: &str = "a URL such as https://account.blob.core.windows.net, without a query: shared access \
+                        signatures are not supported";
 
 const KEYS: &[&str] = &[
     "account_url",
@@ -29,10 +32,10 @@ const KEYS: &[&str] = &[
 ];
 
 /// Caches in a container of Azure's blob storage, as they were written.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attributes {
     /// Where the account is.
-    pub account_url: Option<String>,
+    pub account_url: Option<Uri>,
     /// The account's name.
     pub account_name: Option<String>,
     /// The container.
@@ -47,14 +50,13 @@ pub struct Attributes {
     pub blobs_prefix: String,
     /// The account's key, where one was written.
     pub key: Option<Secret>,
-    /// For showing it again: every attribute but secrets.
-    shown: Vec<(String, String)>,
+    /// Every attribute but secrets.
+    pub(in crate::source) written: Written,
 }
 
 /// Attributes and variables together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Settings {
-    /// Without a slash at the end.
     pub(super) url: Uri,
     pub(super) account: String,
     pub(super) container: String,
@@ -65,8 +67,9 @@ impl Attributes {
     pub(in crate::source) fn parse(values: Vec<(String, String)>) -> Result<Self, SpecError> {
         let fields = Fields::new("azblob", KEYS, values)?;
         let text = |key| fields.get(key).map(str::to_owned);
+        let url = fields.get("account_url").map(|url| parse_url("account_url", url, EXPECTED));
         Ok(Self {
-            account_url: text("account_url"),
+            account_url: url.transpose()?,
             account_name: text("account_name"),
             container: text("container"),
             names: fields.get("name").unwrap_or("buildkit").split(';').map(str::to_owned).collect(),
@@ -74,7 +77,7 @@ impl Attributes {
             manifests_prefix: fields.written("manifests_prefix").unwrap_or("manifests").to_owned(),
             blobs_prefix: fields.written("blobs_prefix").unwrap_or("blobs").to_owned(),
             key: fields.get("secret_access_key").map(Secret::new),
-            shown: fields.without(&["secret_access_key"]),
+            written: fields.without(&["secret_access_key"]),
         })
     }
 
@@ -82,22 +85,14 @@ impl Attributes {
         let set = |written: &Option<String>, variable| {
             written.as_deref().or_else(|| env.text(variable)).map(str::to_owned)
         };
-        let variable = "BUILDKIT_AZURE_STORAGE_ACCOUNT_URL";
-        let not_set = SpecError::NotSet { kind: "azblob", key: "account_url", variable };
-        let text = set(&self.account_url, variable).ok_or(not_set)?;
-        let expected = "a URL such as https://account.blob.core.windows.net, without a query";
-        let invalid = || SpecError::Value {
-            key: "account_url",
-            // A query may be a signature.
-            value: text.split('?').next().unwrap_or_default().to_owned(),
-            expected,
+        let url = match (&self.account_url, env.text(URL)) {
+            (Some(url), _) => url.clone(),
+            (None, Some(text)) => parse_url(URL, text, EXPECTED)?,
+            (None, None) => {
+                return Err(SpecError::NotSet { kind: "azblob", key: "account_url", variable: URL });
+            }
         };
-        let url: Uri = text.trim_end_matches('/').parse().map_err(|_| invalid())?;
-        let host = url.host().unwrap_or_default();
-        if !matches!(url.scheme_str(), Some("http" | "https")) || host.is_empty() || url.query().is_some() {
-            return Err(invalid());
-        }
-        let label = host.split('.').next().unwrap_or_default().to_owned();
+        let label = url.host().unwrap_or_default().split('.').next().unwrap_or_default().to_owned();
         let account = set(&self.account_name, "BUILDKIT_AZURE_STORAGE_ACCOUNT_NAME").unwrap_or(label);
         let container = set(&self.container, "BUILDKIT_AZURE_STORAGE_CONTAINER");
         let container = container.unwrap_or_else(|| "buildkit-cache".to_owned());
@@ -128,19 +123,6 @@ pub(super) fn join(parts: &[&str]) -> String {
     }
     let joined = kept.join("/");
     if text.starts_with('/') { format!("/{joined}") } else { joined }
-}
-
-impl fmt::Display for Attributes {
-    /// As it was written, but for the key.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write_fields(f, "azblob", &self.shown)
-    }
-}
-
-impl fmt::Debug for Attributes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Attributes({self})")
-    }
 }
 
 #[cfg(test)]
@@ -174,7 +156,7 @@ mod tests {
             (
                 "type=azblob,account_url=http://127.0.0.1:1/x/,account_name=x,container=c,prefix=",
                 all,
-                ["http://127.0.0.1:1/x", "x", "c", ""],
+                ["http://127.0.0.1:1/x/", "x", "c", ""],
             ),
         ];
         for (text, variables, [url, account, container, prefix]) in cases {
@@ -189,12 +171,15 @@ mod tests {
         let cases = [
             ("type=azblob", "type=azblob needs account_url=… or $BUILDKIT_AZURE_STORAGE_ACCOUNT_URL"),
             ("type=azblob,account_url=a.example", "invalid value \"a.example\" for account_url"),
-            ("type=azblob,account_url=https://a?sig=hidden", "invalid value \"https://a\" for account_url"),
             ("type=azblob,account_url=https://a,container=a/b", "invalid value \"a/b\" for container"),
         ];
         for (text, expected) in cases {
-            let error = parse(text).settings(&Environment::default()).unwrap_err().to_string();
-            assert!(error.starts_with(expected) && !error.contains("hidden"), "{text}: {error}");
+            let settings = |spec| match spec {
+                CacheSpec::Azblob(attributes) => attributes.settings(&Environment::default()),
+                other => panic!("{other}"),
+            };
+            let error = text.parse().and_then(settings).unwrap_err().to_string();
+            assert!(error.starts_with(expected), "{text}: {error}");
         }
     }
 
@@ -202,8 +187,8 @@ mod tests {
     fn every_name_counts_and_the_key_is_not_shown() {
         let found = parse("type=azblob,name=a;b/c,secret_access_key=hidden");
         assert_eq!(found.names, ["a", "b/c"]);
-        assert_eq!(found.to_string(), "type=azblob,name=a;b/c");
-        assert!(!format!("{found:?} {:?}", found.key).contains("hidden"));
+        assert_eq!(found.written.to_string(), "type=azblob,name=a;b/c");
+        assert!(!format!("{found:?}").contains("hidden"));
     }
 
     #[test]

@@ -11,7 +11,6 @@
 //!
 //! Mirrors azidentity's `DefaultAzureCredential`, which `BuildKit` uses without a key, in its order.
 
-use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -23,7 +22,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use ureq::http::Uri;
 
-use crate::source::Error;
+use super::error::AzureError;
 use crate::source::credentials::run_helper;
 use crate::source::hmac::hmac_sha256;
 use crate::source::http::{Failure, Options, Reply, Transport, percent_encode};
@@ -36,50 +35,6 @@ const AUTHORITY: &str = "https://login.microsoftonline.com";
 const METADATA: &str = "http://169.254.169.254/metadata/identity/oauth2/token";
 /// How long before its end a token is fetched anew.
 const AHEAD: Duration = Duration::from_secs(300);
-const MAX_ANSWER: u64 = 1 << 20;
-
-/// Why Azure credentials cannot be had.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum AzureError {
-    /// There are none anywhere.
-    #[error(
-        "no Azure credentials: write secret_access_key, set AZURE_TENANT_ID, AZURE_CLIENT_ID and \
-         AZURE_CLIENT_SECRET, or log in with az (asked for a managed identity: {metadata}; az: {cli})"
-    )]
-    None {
-        /// Why the instance's metadata gave none.
-        metadata: String,
-        /// Why the command line gave none.
-        cli: String,
-    },
-    /// An account key that is none.
-    #[error("secret_access_key is not the base64 of an account's key")]
-    Key,
-    /// The file of a workload's token cannot be read.
-    #[error("cannot read {}, which AZURE_FEDERATED_TOKEN_FILE names: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// A service that gave none.
-    #[error("{service} gives no token: {reason}")]
-    Service {
-        /// Which service.
-        service: String,
-        /// What it said.
-        reason: String,
-    },
-}
-
-impl From<AzureError> for Failure {
-    fn from(error: AzureError) -> Self {
-        Self::Final(Error::Azure(error))
-    }
-}
 
 fn service(service: &str, reason: impl Into<String>) -> AzureError {
     AzureError::Service { service: service.to_owned(), reason: reason.into() }
@@ -275,7 +230,7 @@ fn token_of(mut reply: Reply, origin: &str) -> Result<Token, Failure> {
         let detail = reply.error_detail();
         return Err(service(&reply.host, format!("status {} ({detail})", reply.status)).into());
     }
-    let bytes = reply.read(MAX_ANSWER)?.unwrap_or_default();
+    let bytes = reply.answer()?;
     let answer: Answer =
         serde_json::from_slice(&bytes).map_err(|error| service(&reply.host, error.to_string()))?;
     let lasts = answer.expires_in.as_u64().or_else(|| answer.expires_in.as_str()?.parse().ok());

@@ -16,40 +16,27 @@
 mod attributes;
 mod token;
 
-use std::fmt;
-use std::io::Write;
-
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::json;
-use ureq::http::Uri;
 
 pub use self::attributes::Attributes;
 use self::attributes::{Protocol, Settings};
 use self::token::Scope;
-use super::http::{
-    Download, Failure, Method, Options, Reply, RetryPolicy, Stop, Transport, document, percent_encode,
-};
-use super::{Denied, Error, Manifest, MissingCache, Source, SpecError};
+use super::http::{Failure, Method, Options, Transport, percent_encode};
+use super::objects::{Config, Object, Objects, Store};
+use super::{Denied, Error};
 use crate::digest::Digest;
-use crate::oci::Descriptor;
-use crate::progress::Progress;
 
 const SERVICE: &str = "twirp/github.actions.results.api.v1.CacheService/GetCacheEntryDownloadURL";
 /// What go-actions-cache hashes for the `version` of every entry.
 const ENTRY_VERSION: &str = "|go-actionscache-1.0";
 const PLACE: &str = "the cache of GitHub Actions";
-const MAX_ANSWER: u64 = 1 << 20;
 
-/// The caches of one scope, one for each ref that the token may read.
-pub struct Gha {
-    name: String,
-    scope: String,
+/// The service, and the job that asks it.
+pub(super) struct Service {
     settings: Settings,
-    refs: Vec<Scope>,
     transport: Transport,
-    retry: RetryPolicy,
-    stop: Stop,
 }
 
 #[derive(Deserialize)]
@@ -67,64 +54,49 @@ struct AnswerV1 {
     archive_location: String,
 }
 
-impl fmt::Debug for Gha {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Gha").field("name", &self.name).finish_non_exhaustive()
-    }
+/// Gets ready; asks for nothing yet.
+///
+/// # Errors
+/// [`Error::NoRunner`] where neither attributes nor environment have address and token, and
+/// [`Error::JobToken`] where the token has ended, or is none.
+pub(super) fn open(attributes: &Attributes, options: &Options) -> Result<Objects<Service>, Error> {
+    let settings = attributes.settings(&options.env)?;
+    let refs = token::scopes(settings.token.expose(), Timestamp::now())
+        .map_err(|reason| Error::JobToken { origin: settings.origin, reason })?;
+    let config = |of: &Scope| Config {
+        what: format!("scope {:?} of {}", attributes.scope, of.name),
+        name: attributes.scope.clone(),
+        part: format!(" for {}", of.name),
+        key: index_key(&attributes.scope, of),
+        // A branch of which nothing has been built yet takes what the others have.
+        is_expected: false,
+    };
+    let configs = refs.iter().map(config).collect();
+    let transport = Transport::at(&settings.url, options)?;
+    let store = Service { settings, transport };
+    Ok(Objects::new(store, attributes.written.to_string(), configs, "buildkit-blob-1-".to_owned(), options))
 }
 
-impl Gha {
-    /// Gets ready; asks for nothing yet.
-    ///
-    /// # Errors
-    /// [`Error::NoRunner`] where neither attributes nor environment have address and token, and
-    /// [`Error::JobToken`] where the token has ended, or is none.
-    pub fn open(attributes: &Attributes, options: &Options) -> Result<Self, Error> {
-        let settings = attributes.settings(&options.env)?;
-        let (value, expected) = (settings.url.clone(), "a URL of http or https");
-        let invalid = || SpecError::Value { key: "url_v2", value: value.clone(), expected };
-        let url: Uri = settings.url.parse().map_err(|_| invalid())?;
-        if !matches!(url.scheme_str(), Some("http" | "https")) || url.query().is_some() {
-            return Err(invalid().into());
-        }
-        let refs = token::scopes(settings.token.expose(), Timestamp::now())
-            .map_err(|reason| Error::JobToken { origin: settings.origin, reason })?;
-        Ok(Self {
-            name: attributes.to_string(),
-            scope: attributes.scope.clone(),
-            transport: Transport::at(&url, options)?,
-            settings,
-            refs,
-            retry: options.retry,
-            stop: options.stop.clone(),
-        })
+/// What the key of a ref's cache config begins with. A number follows it, and goes up with each export.
+fn index_key(name: &str, of: &Scope) -> String {
+    let hash = Digest::of(of.name.as_bytes()).hex();
+    format!("index-{name}-1-{}#", &hash[..8])
+}
+
+impl Store for Service {
+    fn place(&self) -> &str {
+        PLACE
     }
 
-    /// What the key of a ref's cache config begins with. A number follows it, and goes up with each export.
-    fn index_key(&self, scope: &Scope) -> String {
-        let hash = Digest::of(scope.name.as_bytes()).hex();
-        format!("index-{}-1-{}#", self.scope, &hash[..8])
-    }
-
-    /// Makes one request for an entry. Gives an answer that has it, in whole or in part.
-    fn get(
-        &self,
-        what: &str,
-        key: &str,
-        headers: &[(&'static str, String)],
-        missing: &dyn Fn(String) -> Error,
-    ) -> Result<Reply, Failure> {
-        if self.stop.is_stopped() {
-            return Err(Error::Stopped { what: what.to_owned() }.into());
-        }
-        let url = self.locate(what, key)?.ok_or_else(|| missing(String::new()))?;
+    fn get(&self, what: &str, key: &str, headers: &[(&'static str, String)]) -> Result<Object, Failure> {
+        let Some(url) = self.locate(what, key)? else { return Ok(Object::Missing(String::new())) };
         let mut reply = self.transport.get(&url, headers, None)?;
         if let Some(failure) = reply.passing_failure() {
             return Err(failure);
         }
         match reply.status {
-            200 | 206 => Ok(reply),
-            404 => Err(missing(reply.error_detail()).into()),
+            200 | 206 => Ok(Object::Here(reply)),
+            404 => Ok(Object::Missing(reply.error_detail())),
             status => {
                 let detail = reply.error_detail();
                 let host = reply.host;
@@ -138,7 +110,9 @@ impl Gha {
             }
         }
     }
+}
 
+impl Service {
     /// Asks the service where the newest entry is whose key begins with `key`.
     fn locate(&self, what: &str, key: &str) -> Result<Option<String>, Failure> {
         let version = Digest::of(ENTRY_VERSION.as_bytes()).hex();
@@ -177,7 +151,7 @@ impl Gha {
             let denied = Denied { host, what: what(), credentials, status, detail, advice };
             return Err(Error::Denied(Box::new(denied)).into());
         }
-        let bytes = reply.read(MAX_ANSWER)?.unwrap_or_default();
+        let bytes = reply.answer()?;
         let bad = |reason: String| Error::BadAnswer { what: what(), host: reply.host.clone(), reason };
         let json = |error| bad(format!("sent an answer that is not valid: {error}"));
         let url = match self.settings.protocol {
@@ -197,59 +171,5 @@ impl Gha {
             );
         }
         Ok(Some(url))
-    }
-}
-
-impl Source for Gha {
-    fn name(&self) -> String {
-        self.name.clone()
-    }
-
-    fn manifest(&self, digest: Option<&Digest>, progress: &dyn Progress) -> Result<Manifest, Error> {
-        Manifest::one_of(self.manifests(progress)?, digest, &self.name)
-    }
-
-    fn manifests(&self, progress: &dyn Progress) -> Result<Vec<Manifest>, Error> {
-        let mut found = Vec::new();
-        let mut first_missing = None;
-        for scope in &self.refs {
-            let (what, key) = (format!("scope {:?} of {}", self.scope, scope.name), self.index_key(scope));
-            let missing = |detail| {
-                let missing = MissingCache {
-                    name: self.scope.clone(),
-                    place: format!("{PLACE} for {}", scope.name),
-                    key: key.clone(),
-                    detail,
-                };
-                Error::NoSuchCache(Box::new(missing))
-            };
-            let whole = format!("{what} of {PLACE}");
-            let ask = || self.get(&what, &key, &[], &missing);
-            match document(&whole, &self.name, self.retry, &self.stop, progress, &ask) {
-                Ok(bytes) => found.push(Manifest::of_config(bytes, None, &self.name)?),
-                // A branch of which nothing has been built yet takes what the others have.
-                Err(error @ Error::NoSuchCache(_)) => {
-                    first_missing.get_or_insert(error);
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        match first_missing {
-            Some(error) if found.is_empty() => Err(error),
-            _ => Ok(found),
-        }
-    }
-
-    fn blob(&self, blob: &Descriptor, out: &mut dyn Write, progress: &dyn Progress) -> Result<(), Error> {
-        let key = format!("buildkit-blob-1-{}", blob.digest);
-        let missing =
-            |detail| Error::NoSuchBlob { blob: blob.digest, source_name: format!("{PLACE} ({key})"), detail };
-        let download =
-            Download { blob, source_name: &self.name, place: PLACE, retry: self.retry, stop: &self.stop };
-        download.run(out, progress, &|what, headers| self.get(what, &key, headers, &missing))
-    }
-
-    fn repository(&self) -> Option<(String, String)> {
-        None
     }
 }

@@ -2,11 +2,11 @@
 
 use std::io::{self, Read, Write};
 
+use super::reply::{Reply, read_failure};
 use super::retry::{Attempts, Failure, RetryPolicy, Stop};
-use super::transport::{Reply, read_failure};
 use crate::oci::Descriptor;
 use crate::progress::Progress;
-use crate::source::{Error, MAX_DOCUMENT, Mismatch, Receiver};
+use crate::source::{Error, Mismatch, Receiver};
 
 /// What is read at once; also the size of a `Fetched` event at most.
 const BUFFER: usize = 128 << 10;
@@ -58,6 +58,7 @@ impl Download<'_> {
         let mut attempts = Attempts::new(whole, self.retry, self.stop, progress);
         let mut buffer = vec![0; BUFFER];
         loop {
+            attempts.check()?;
             let before = receiver.received();
             let result = self.attempt(&what, ask, &mut receiver, &mut buffer);
             match result {
@@ -154,29 +155,6 @@ impl Download<'_> {
             return Err(Failure::again(format!("{}: {reason}", reply.host)));
         }
         Ok(())
-    }
-}
-
-/// Reads a document into memory, asking as often as it takes; more than [`MAX_DOCUMENT`] is an error.
-/// `what` names it in messages.
-pub(in crate::source) fn document(
-    what: &str,
-    source_name: &str,
-    retry: RetryPolicy,
-    stop: &Stop,
-    progress: &dyn Progress,
-    ask: &dyn Fn() -> Result<Reply, Failure>,
-) -> Result<Vec<u8>, Error> {
-    let mut attempts = Attempts::new(what.to_owned(), retry, stop, progress);
-    loop {
-        match ask().and_then(|mut reply| reply.read(MAX_DOCUMENT)) {
-            Ok(Some(bytes)) => return Ok(bytes),
-            Ok(None) => {
-                let (what, source_name) = (what.to_owned(), source_name.to_owned());
-                return Err(Error::TooLarge { what, source_name, limit: MAX_DOCUMENT });
-            }
-            Err(failure) => attempts.failed(failure)?,
-        }
     }
 }
 

@@ -4,11 +4,14 @@
 //! blob        one blob: resumed where it broke off, proven at the end
 //!   retry     waits, and when to give up
 //!   transport base URL, redirects, TLS, which failures may pass
+//!     reply   what an answer means, and how much of it is read
 //! ```
 //!
 //! What to ask for, and who is asking, is for each source to say.
 
 mod blob;
+mod pool;
+mod reply;
 mod retry;
 mod text;
 mod transport;
@@ -17,13 +20,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::credentials::Environment;
-use super::registry::Pool;
 
-pub(super) use blob::{Download, document};
+pub(super) use blob::Download;
+pub use pool::Pool;
+pub(super) use reply::Reply;
 pub(super) use retry::{Attempts, Failure};
 pub use retry::{RetryPolicy, Stop};
 pub(super) use text::{element, percent_encode};
-pub(super) use transport::{Method, Reply, Transport, host_of, is_loopback, origin, parse_uri};
+pub(super) use transport::{Method, Transport, host_of, is_loopback, origin, parse_uri};
 
 /// How to reach sources over a network.
 #[derive(Debug, Clone)]
@@ -44,7 +48,7 @@ pub struct Options {
     pub helper_timeout: Duration,
     /// Ends requests before their time.
     pub stop: Stop,
-    /// Connections and tokens that registries opened with these options share. Where anything else here is
+    /// What sources opened with these options share: connections and tokens. Where anything else here is
     /// changed, a new one belongs here too.
     pub pool: Pool,
 }

@@ -119,9 +119,9 @@ pub(in crate::source) enum Failure {
     Final(Error),
 }
 
-impl From<Error> for Failure {
-    fn from(error: Error) -> Self {
-        Self::Final(error)
+impl<E: Into<Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::Final(error.into())
     }
 }
 
@@ -152,6 +152,25 @@ impl<'a> Attempts<'a> {
         Self { what, policy, stop, progress, failures: 0 }
     }
 
+    /// Makes attempts until one succeeds, or none will.
+    pub(in crate::source) fn run<T>(
+        mut self,
+        mut attempt: impl FnMut() -> Result<T, Failure>,
+    ) -> Result<T, Error> {
+        loop {
+            self.check()?;
+            match attempt() {
+                Ok(found) => return Ok(found),
+                Err(failure) => self.failed(failure)?,
+            }
+        }
+    }
+
+    /// Whether there may be another attempt.
+    pub(in crate::source) fn check(&self) -> Result<(), Error> {
+        if self.stop.is_stopped() { Err(Error::Stopped { what: self.what.clone() }) } else { Ok(()) }
+    }
+
     /// Forgets earlier failures: something arrived.
     pub(in crate::source) fn progressed(&mut self) {
         self.failures = 0;
@@ -163,6 +182,10 @@ impl<'a> Attempts<'a> {
             Failure::Final(error) => return Err(error),
             Failure::Again { reason, after, answered } => (reason, after, answered),
         };
+        // A connection that was cut to end the waiting is no failure of the server.
+        if self.stop.is_stopped() {
+            return Err(Error::Stopped { what: self.what.clone() });
+        }
         self.failures += 1;
         let limit = if answered { self.policy.failures } else { self.policy.failures_before_first_answer };
         if self.failures >= limit.max(1) {

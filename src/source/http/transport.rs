@@ -3,27 +3,22 @@
 //! Redirects are followed here and not by the client, so that an `Authorization` header goes to the
 //! host that asked for it and to no other, and never from https to http.
 
-use std::io::Read;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use jiff::Timestamp;
-use ureq::http::header::{ACCEPT_ENCODING, AUTHORIZATION, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE};
+use ureq::http::header::{ACCEPT_ENCODING, AUTHORIZATION, LOCATION};
 use ureq::http::{HeaderMap, Response, Uri};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body};
 
 use super::Options;
-use super::retry::{Failure, parse_retry_after};
-use super::text::error_detail;
+use super::reply::Reply;
+use super::retry::Failure;
 use crate::source::Error;
 
 const MAX_REDIRECTS: usize = 10;
-/// As much of an error's body as is read.
-const MAX_ERROR_BODY: u64 = 64 << 10;
-
 /// A connection pool for one server, shared by threads.
 pub(in crate::source) struct Transport {
     agent: Agent,
@@ -45,17 +40,6 @@ pub(in crate::source) struct Transport {
 pub(in crate::source) enum Method {
     Put,
     Post,
-}
-
-/// An answer, after redirects.
-pub(in crate::source) struct Reply {
-    pub(in crate::source) status: u16,
-    pub(in crate::source) headers: HeaderMap,
-    pub(in crate::source) body: Body,
-    /// Who answered; not the registry if it redirected.
-    pub(in crate::source) host: String,
-    /// Whether whoever answered saw the `Authorization` that was given.
-    pub(in crate::source) authorized: bool,
 }
 
 /// The host of an authority, without port and without brackets.
@@ -183,8 +167,10 @@ impl Transport {
     ) -> Result<Reply, Failure> {
         let mut at: Uri = parse_uri(url, &self.authority)?;
         let asked = origin(&at);
+        let mut authorization = authorization;
         for _ in 0..MAX_REDIRECTS {
-            let authorization = authorization.filter(|_| origin(&at) == asked);
+            // Nor does it come back: where to ask then is what another host has said.
+            authorization = authorization.filter(|_| origin(&at) == asked);
             let (response, host) = self.get_at(&at, headers, authorization)?;
             if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
                 return Ok(Reply::new(response, host, authorization.is_some()));
@@ -321,6 +307,9 @@ impl Transport {
             ureq::Error::Timeout(ureq::Timeout::PerRead) => again("sent nothing for too long".to_owned()),
             ureq::Error::Timeout(kind) => again(format!("timed out ({kind})")),
             ureq::Error::HostNotFound => again("no such host".to_owned()),
+            ureq::Error::LargeResponseHeader(_, limit) => {
+                bad(format!("sent more than {limit} bytes of headers"))
+            }
             ureq::Error::BadUri(_) | ureq::Error::Http(_) => bad(format!("cannot be asked: {error}")),
             other => again(other.to_string()),
         }
@@ -335,73 +324,6 @@ fn rustls_error(error: &std::io::Error) -> Option<&rustls::Error> {
 /// Whether the peer answered a TLS greeting with something that is no TLS at all.
 fn is_not_tls(error: &rustls::Error) -> bool {
     matches!(error, rustls::Error::InvalidMessage(_))
-}
-
-/// Errors of reading a body; all may pass.
-pub(in crate::source) fn read_failure(host: &str, error: &std::io::Error) -> Failure {
-    let timed_out = error
-        .get_ref()
-        .and_then(|inner| inner.downcast_ref::<ureq::Error>())
-        .is_some_and(|error| matches!(error, ureq::Error::Timeout(_)));
-    let reason = match error.kind() {
-        _ if timed_out => "the transfer stalled".to_owned(),
-        std::io::ErrorKind::UnexpectedEof => "the transfer broke off".to_owned(),
-        _ => error.to_string(),
-    };
-    Failure::again(format!("{host}: {reason}"))
-}
-
-impl Reply {
-    fn new(response: Response<Body>, host: String, authorized: bool) -> Self {
-        let (parts, body) = response.into_parts();
-        Self { status: parts.status.as_u16(), headers: parts.headers, body, host, authorized }
-    }
-
-    /// A header as text.
-    pub(in crate::source) fn header(&self, name: &str) -> Option<&str> {
-        self.headers.get(name).and_then(|value| value.to_str().ok())
-    }
-
-    /// All `WWW-Authenticate` headers.
-    pub(in crate::source) fn challenges(&self) -> impl Iterator<Item = &str> {
-        self.headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok())
-    }
-
-    /// Reads the body into memory; `None` if it is longer than `limit`.
-    pub(in crate::source) fn read(&mut self, limit: u64) -> Result<Option<Vec<u8>>, Failure> {
-        let mut bytes = Vec::new();
-        let mut reader = self.body.as_reader().take(limit + 1);
-        reader.read_to_end(&mut bytes).map_err(|error| read_failure(&self.host, &error))?;
-        Ok(Some(bytes).filter(|bytes| bytes.len() as u64 <= limit))
-    }
-
-    /// What the body of an error says, in one line; reading it also frees the connection.
-    pub(in crate::source) fn error_detail(&mut self) -> String {
-        self.error_body().1
-    }
-
-    /// The body of an error, as far as it is read, and what it says, in one line.
-    pub(in crate::source) fn error_body(&mut self) -> (Vec<u8>, String) {
-        let mut bytes = Vec::new();
-        // A part of the message is better than none.
-        let _ = self.body.as_reader().take(MAX_ERROR_BODY).read_to_end(&mut bytes);
-        let detail = error_detail(&bytes);
-        (bytes, detail)
-    }
-
-    /// The failure that a status means, where it is one that may pass: 408, 429 and 5xx, but for what is
-    /// not implemented.
-    pub(in crate::source) fn passing_failure(&mut self) -> Option<Failure> {
-        if !matches!(self.status, 408 | 429 | 500 | 502..=599) {
-            return None;
-        }
-        let after = self.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()).map(str::to_owned);
-        let after = after.and_then(|text| parse_retry_after(&text, Timestamp::now()));
-        let detail = self.error_detail();
-        let detail = if detail.is_empty() { detail } else { format!(" ({detail})") };
-        let reason = format!("{} answered with status {}{detail}", self.host, self.status);
-        Some(Failure::Again { reason, after, answered: true })
-    }
 }
 
 pub(in crate::source) fn parse_uri(url: &str, host: &str) -> Result<Uri, Failure> {
@@ -477,7 +399,7 @@ fn root_certs(dirs: impl Iterator<Item = PathBuf>) -> Result<RootCerts, Error> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
+    use std::io::{Read, Write};
 
     use super::*;
 

@@ -25,7 +25,8 @@ use crate::source::{Denied, Error};
 
 /// How long a token lasts whose service does not say (distribution's token spec).
 const DEFAULT_LIFETIME: u64 = 60;
-const MAX_TOKEN_BODY: u64 = 1 << 20;
+/// The longest that a token is kept, in seconds, whatever its service says.
+const LONGEST_LIFETIME: u64 = 24 * 60 * 60;
 
 /// An `Authorization` header and which one it is.
 #[derive(Clone)]
@@ -236,12 +237,13 @@ impl Auth {
             let denied = Denied { host, what, credentials, status, detail, advice };
             return Err(Error::Denied(Box::new(denied)).into());
         }
-        let bytes = reply.read(MAX_TOKEN_BODY)?.unwrap_or_default();
+        let bytes = reply.answer()?;
         let answer: TokenAnswer = serde_json::from_slice(&bytes)
             .map_err(|error| bad(&reply.host, format!("sent a token that is not valid: {error}")))?;
         let token = [answer.token, answer.access_token].into_iter().find(|token| !token.is_empty());
         let token = token.ok_or_else(|| bad(&reply.host, "sent no token".to_owned()))?;
-        Ok((token, Duration::from_secs(answer.expires_in.unwrap_or(DEFAULT_LIFETIME))))
+        let lifetime = answer.expires_in.unwrap_or(DEFAULT_LIFETIME).min(LONGEST_LIFETIME);
+        Ok((token, Duration::from_secs(lifetime)))
     }
 
     /// What to ask the token service for: what is needed, and what the registry named besides.

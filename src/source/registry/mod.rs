@@ -4,7 +4,7 @@
 //! push             blobs and manifests, to write a sidecar beside a cache
 //! referrers        what refers to a manifest
 //! manifest, blob   what to ask for, and proving what came
-//!   pool           what many tags of one registry share
+//!   shared         what many tags of one registry share
 //!   auth           challenge -> credentials -> token
 //!   http           waits, base URL, redirects, TLS: as for every source over a network
 //! ```
@@ -14,15 +14,16 @@
 
 mod auth;
 mod challenge;
-mod pool;
 mod push;
 mod referrers;
+mod shared;
 
 use std::fmt;
 use std::io::Write;
 use std::sync::Arc;
 
 use self::auth::{Auth, Renewal};
+use self::shared::Shared;
 use super::http::{Attempts, Download, Failure, Options, Reply, RetryPolicy, Stop, Transport, host_of};
 use super::{Denied, Error, MAX_MANIFEST, Manifest, Source};
 use crate::digest::Digest;
@@ -30,7 +31,6 @@ use crate::oci::media_type::{DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFE
 use crate::oci::{Descriptor, Reference};
 use crate::progress::Progress;
 
-pub use pool::Pool;
 pub use push::Pushed;
 
 /// One repository of a registry, and the manifest in it that a reference names.
@@ -60,11 +60,12 @@ impl Registry {
             other => other,
         };
         let pinned = reference.digest().map(str::parse).transpose().map_err(super::SpecError::from)?;
+        let shared = options.pool.shared::<Shared>();
         Ok(Self {
             pinned,
             name: reference.to_string(),
-            transport: options.pool.transport(authority, options)?,
-            auth: options.pool.auth(reference, options),
+            transport: shared.transport(authority, options)?,
+            auth: shared.auth(reference, options),
             reference: reference.clone(),
             retry: options.retry,
             stop: options.stop.clone(),
@@ -103,9 +104,6 @@ impl Registry {
         let mut got_new = false;
         let mut others_left = 3;
         loop {
-            if self.stop.is_stopped() {
-                return Err(Error::Stopped { what: what.to_owned() }.into());
-            }
             let authorization = self.auth.current(&self.transport)?;
             let header = authorization.as_ref().map(|a| a.header.as_str());
             let mut reply = exchange(header)?;
@@ -173,6 +171,25 @@ impl Registry {
     }
 }
 
+impl Registry {
+    /// Whether it would hand out a blob: asks for the first byte, as a download would. A `HEAD` tells less
+    /// where the registry redirects to a storage host.
+    ///
+    /// # Errors
+    /// As for reading, but that a blob which is not there is an answer.
+    pub fn has_blob(&self, blob: &Digest, progress: &dyn Progress) -> Result<bool, Error> {
+        let what = format!("blob {blob}");
+        let whole = format!("{what} of {}", self.repository_name());
+        let mut attempts = Attempts::new(whole, self.retry, &self.stop, progress);
+        loop {
+            match self.get(&what, &format!("blobs/{blob}"), &[("range", "bytes=0-0".to_owned())]) {
+                Ok(reply) => return Ok(reply.status != 404),
+                Err(failure) => attempts.failed(failure)?,
+            }
+        }
+    }
+}
+
 impl Source for Registry {
     fn name(&self) -> String {
         self.name.clone()
@@ -188,13 +205,8 @@ impl Source for Registry {
             }
         };
         let whole = format!("{what} of {}", self.repository_name());
-        let mut attempts = Attempts::new(whole, self.retry, &self.stop, progress);
-        let (bytes, media_type) = loop {
-            match self.try_manifest(&what, &reference) {
-                Ok(found) => break found,
-                Err(failure) => attempts.failed(failure)?,
-            }
-        };
+        let attempts = Attempts::new(whole, self.retry, &self.stop, progress);
+        let (bytes, media_type) = attempts.run(|| self.try_manifest(&what, &reference))?;
         let found = Digest::of(&bytes);
         if let Some(&expected) = expected.filter(|expected| **expected != found) {
             return Err(Error::ManifestMismatch { source_name: self.name(), expected, found });

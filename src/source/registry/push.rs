@@ -48,13 +48,9 @@ impl Registry {
     pub fn put_blob(&self, bytes: &[u8], progress: &dyn Progress) -> Result<Digest, Error> {
         let digest = Digest::of(bytes);
         let what = format!("upload of blob {digest}");
-        let mut attempts = Attempts::new(self.whole(&what), self.retry, &self.stop, progress);
-        loop {
-            match self.try_blob(&what, &digest, bytes) {
-                Ok(()) => return Ok(digest),
-                Err(failure) => attempts.failed(failure)?,
-            }
-        }
+        let attempts = Attempts::new(self.whole(&what), self.retry, &self.stop, progress);
+        attempts.run(|| self.try_blob(&what, &digest, bytes))?;
+        Ok(digest)
     }
 
     pub(super) fn whole(&self, what: &str) -> String {
@@ -125,13 +121,7 @@ impl Registry {
             check_digest(&what, &reply, &digest)?;
             Ok(Pushed { digest, listed: reply.header("oci-subject").is_some() })
         };
-        let mut attempts = Attempts::new(self.whole(&what), self.retry, &self.stop, progress);
-        loop {
-            match attempt() {
-                Ok(pushed) => return Ok(pushed),
-                Err(failure) => attempts.failed(failure)?,
-            }
-        }
+        Attempts::new(self.whole(&what), self.retry, &self.stop, progress).run(attempt)
     }
 
     /// Makes a request that sends something, with whatever authorization it takes. Redirects that keep the

@@ -2,12 +2,14 @@
 //!
 //! ```text
 //! GET referrers/<digest>?artifactType=…   200 and an index, empty where there is nothing
+//!                                         Link: <…?…>; rel="next": and there is more
 //!                                         anything else of a client error: the registry has no such API
 //! GET manifests/sha256-<hex>              the same index under a tag, which clients keep up to date
 //! ```
 //!
 //! OCI distribution-spec v1.1, "Listing Referrers" and "Referrers Tag Schema".
 
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
 use super::Registry;
@@ -18,6 +20,10 @@ use crate::progress::Progress;
 use crate::source::http::{Attempts, Failure, RetryPolicy, percent_encode};
 use crate::source::{Error, MAX_MANIFEST, Manifest};
 
+/// The most pages of one list that are read.
+const MAX_PAGES: usize = 256;
+/// The most bytes of all pages of one list.
+const MAX_LIST: u64 = 4 * MAX_MANIFEST;
 /// How often a list under a tag is written again because somebody else wrote it at the same time.
 const WRITES: u32 = 8;
 
@@ -26,9 +32,27 @@ pub(super) fn fallback_tag(subject: &Digest) -> String {
     format!("sha256-{}", subject.hex())
 }
 
+/// One page of a list.
+struct Page {
+    list: ReferrersList,
+    bytes: u64,
+    /// What to ask the same endpoint for next.
+    next: Option<String>,
+}
+
+/// The query of the next page, from `</v2/…/referrers/…?n=…&last=…>; rel="next"`. Whatever host and path stand
+/// there, only the registry's own list is asked.
+fn next_query(link: &str) -> Option<String> {
+    let mut links = link.split('<').filter_map(|link| link.split_once('>'));
+    let (url, _) = links.find(|(_, rest)| rest.contains("rel=\"next\"") || rest.contains("rel=next"))?;
+    Some(url.find('?').map_or("", |at| &url[at..]).to_owned())
+}
+
 impl Registry {
     /// What the registry lists as referring to `subject`, as far as it may be of this type; `None` where
     /// it has no referrers API.
+    ///
+    /// A list of several pages is read to its end.
     ///
     /// Who cannot find the API may be told so with all kinds of client errors, or with a web page. Those
     /// that share a [`Pool`](super::Pool) ask once.
@@ -43,41 +67,65 @@ impl Registry {
             return Ok(None);
         }
         let what = format!("referrers of {subject}");
-        let path = format!("referrers/{subject}?artifactType={}", percent_encode(artifact_type));
-        let mut attempts =
-            Attempts::new(format!("{what} in {}", self.repository_name()), self.retry, &self.stop, progress);
-        let list = loop {
-            match self.try_referrers(&what, &path) {
-                Ok(list) => break list,
-                // The cache itself could be read: it is only this that there is not.
-                Err(Failure::Final(Error::Denied(_))) => break None,
-                Err(failure) => attempts.failed(failure)?,
+        let path = format!("referrers/{subject}");
+        let mut query = format!("?artifactType={}", percent_encode(artifact_type));
+        let mut listed = Vec::new();
+        let (mut asked, mut left) = (BTreeSet::new(), MAX_LIST);
+        loop {
+            let place = format!("{what} in {}", self.repository_name());
+            let first = asked.is_empty();
+            let attempts = Attempts::new(place, self.retry, &self.stop, progress);
+            let page = attempts.run(|| {
+                match self.try_referrers(&what, &format!("{path}{query}"), left, first) {
+                    // The cache itself could be read: it is only this that there is not.
+                    Err(Failure::Final(Error::Denied(_))) if first => Ok(None),
+                    result => result,
+                }
+            })?;
+            if first {
+                without.store(page.is_none(), Ordering::Relaxed);
             }
-        };
-        without.store(list.is_none(), Ordering::Relaxed);
-        let of_type = |list: ReferrersList| list.referrers().filter(|r| r.may_be(artifact_type)).collect();
-        Ok(list.map(of_type))
+            let Some(Page { list, bytes, next }) = page else { return Ok(None) };
+            listed.extend(list.referrers().filter(|referrer| referrer.may_be(artifact_type)));
+            let Some(next) = next else { return Ok(Some(listed)) };
+            left = left.saturating_sub(bytes);
+            asked.insert(std::mem::replace(&mut query, next));
+            if asked.contains(&query) || asked.len() == MAX_PAGES {
+                let host = self.transport.authority().to_owned();
+                return Err(Error::BadAnswer { what, host, reason: "pages without end".to_owned() });
+            }
+        }
     }
 
-    fn try_referrers(&self, what: &str, path: &str) -> Result<Option<ReferrersList>, Failure> {
+    /// One page of what the registry lists; `None` where it has no such API, which only the `first` page tells.
+    fn try_referrers(
+        &self,
+        what: &str,
+        path: &str,
+        limit: u64,
+        first: bool,
+    ) -> Result<Option<Page>, Failure> {
         let mut reply = self.get(what, path, &[("accept", OCI_INDEX.to_owned())])?;
         let media_type = reply.header("content-type").unwrap_or_default();
         let is_index = media_type.split(';').next().is_some_and(|media_type| media_type.trim() == OCI_INDEX);
         match reply.status {
             200 if is_index => {
-                let bytes = reply.read(MAX_MANIFEST)?.ok_or_else(|| Error::TooLarge {
+                let next = reply.header("link").and_then(next_query);
+                let limit = limit.min(MAX_MANIFEST);
+                let bytes = reply.read(limit)?.ok_or_else(|| Error::TooLarge {
                     what: what.to_owned(),
                     source_name: self.repository_name(),
-                    limit: MAX_MANIFEST,
+                    limit,
                 })?;
                 let host = reply.host;
                 let bad = |error: crate::oci::Error| {
                     let (what, reason) = (what.to_owned(), format!("sent no such list: {error}"));
                     Failure::Final(Error::BadAnswer { what, host, reason })
                 };
-                ReferrersList::parse(&bytes).map(Some).map_err(bad)
+                let list = ReferrersList::parse(&bytes).map_err(bad)?;
+                Ok(Some(Page { list, bytes: bytes.len() as u64, next }))
             }
-            200 | 400..=499 | 501 => {
+            200 | 400..=499 | 501 if first => {
                 // Reading it frees the connection.
                 reply.error_detail();
                 Ok(None)
@@ -92,16 +140,14 @@ impl Registry {
     /// The manifest under a tag; `None` where there is none.
     pub fn tagged(&self, tag: &str, progress: &dyn Progress) -> Result<Option<Manifest>, Error> {
         let what = format!("tag {tag:?}");
-        let mut attempts =
-            Attempts::new(format!("{what} of {}", self.repository_name()), self.retry, &self.stop, progress);
-        let (bytes, media_type) = loop {
+        let whole = format!("{what} of {}", self.repository_name());
+        let found = Attempts::new(whole, self.retry, &self.stop, progress).run(|| {
             match self.try_manifest(&what, tag) {
-                Ok(found) => break found,
-                Err(Failure::Final(Error::NoSuchManifest { .. })) => return Ok(None),
-                Err(failure) => attempts.failed(failure)?,
+                Err(Failure::Final(Error::NoSuchManifest { .. })) => Ok(None),
+                result => result.map(Some),
             }
-        };
-        Ok(Some(Manifest { digest: Digest::of(&bytes), bytes, media_type }))
+        })?;
+        Ok(found.map(|(bytes, media_type)| Manifest { digest: Digest::of(&bytes), bytes, media_type }))
     }
 
     /// What the tag that stands in for the referrers API lists, as far as it may be of this type.
@@ -143,11 +189,10 @@ impl Registry {
         let tag = fallback_tag(subject);
         let what = format!("update of tag {tag:?}");
         let policy = RetryPolicy { failures: WRITES, ..self.retry };
-        let mut attempts = Attempts::new(self.whole(&what), policy, &self.stop, progress);
-        loop {
+        Attempts::new(self.whole(&what), policy, &self.stop, progress).run(|| {
             let mut list = self.tagged_list(subject, progress)?.unwrap_or_default();
             if !list.replace(added, superseded) {
-                return Ok(tag);
+                return Ok(tag.clone());
             }
             let bytes = list.to_bytes().map_err(|error| Error::BadAnswer {
                 what: what.clone(),
@@ -157,9 +202,9 @@ impl Registry {
             self.put_manifest(&tag, OCI_INDEX, &bytes, progress)?;
             let stays = |list: ReferrersList| !list.clone().replace(added, &[]);
             if self.tagged_list(subject, progress)?.is_some_and(stays) {
-                return Ok(tag);
+                return Ok(tag.clone());
             }
-            attempts.failed(Failure::again("somebody else wrote it at the same time"))?;
-        }
+            Err(Failure::again("somebody else wrote it at the same time"))
+        })
     }
 }

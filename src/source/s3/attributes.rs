@@ -3,13 +3,16 @@
 //! Mirrors `getConfig` of `BuildKit`'s `cache/remotecache/s3/s3.go` (v0.34): names, defaults, and the
 //! variables that stand in for `bucket` and `region`. Unlike there, a value that makes no sense is an error.
 
-use std::fmt;
+use ureq::http::Uri;
 
 use super::sigv4::Keys;
+use crate::source::fields::{Fields, SpecError, Written, parse_url};
 use crate::source::secret::Secret;
-use crate::source::spec::{Fields, SpecError, parse_bool};
 
-pub(in crate::source) const KEYS: &[&str] = &[
+/// What is expected of `endpoint_url`.
+pub(super) const ENDPOINT: &str = "the URL of a server, such as https://s3.example.com";
+
+const KEYS: &[&str] = &[
     "bucket",
     "region",
     "name",
@@ -29,7 +32,7 @@ pub(in crate::source) const KEYS: &[&str] = &[
 ];
 
 /// A cache in a bucket, as it was written.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attributes {
     /// `$AWS_BUCKET` where it was not written.
     pub bucket: Option<String>,
@@ -44,15 +47,15 @@ pub struct Attributes {
     /// What the keys of blobs go on with.
     pub blobs_prefix: String,
     /// A server that is not Amazon's.
-    pub endpoint_url: Option<String>,
+    pub endpoint_url: Option<Uri>,
     /// Whether that server wants the bucket in the path.
     pub use_path_style: bool,
     /// Keys that were written; otherwise they are looked for as AWS's tools do.
     pub keys: Option<Keys>,
     /// How often a request that fails may be made.
     pub retry_max_attempts: Option<u32>,
-    /// For showing it again: every attribute but secrets.
-    shown: Vec<(String, String)>,
+    /// Every attribute but secrets.
+    pub(in crate::source) written: Written,
 }
 
 impl Attributes {
@@ -74,10 +77,8 @@ impl Attributes {
             let (key, expected) = ("retry_mode", "standard or adaptive");
             return Err(SpecError::Value { key, value: mode.to_owned(), expected });
         }
-        fields
-            .get("disable_accept_encoding")
-            .map(|v| parse_bool("disable_accept_encoding", v))
-            .transpose()?;
+        fields.flag("disable_accept_encoding")?;
+        let endpoint = fields.get("endpoint_url").map(|url| parse_url("endpoint_url", url, ENDPOINT));
         let names = fields.written("name").unwrap_or("buildkit");
         Ok(Self {
             bucket: text("bucket"),
@@ -87,16 +88,14 @@ impl Attributes {
             prefix: text("prefix").unwrap_or_default(),
             manifests_prefix: fields.written("manifests_prefix").unwrap_or("manifests/").to_owned(),
             blobs_prefix: fields.written("blobs_prefix").unwrap_or("blobs/").to_owned(),
-            endpoint_url: text("endpoint_url"),
-            use_path_style: fields
-                .get("use_path_style")
-                .map_or(Ok(false), |v| parse_bool("use_path_style", v))?,
+            endpoint_url: endpoint.transpose()?,
+            use_path_style: fields.flag("use_path_style")?,
             keys,
             retry_max_attempts: fields
                 .get("retry_max_attempts")
                 .map(|value| parse_attempts("retry_max_attempts", value))
                 .transpose()?,
-            shown: fields.without(&["access_key_id", "secret_access_key", "session_token"]),
+            written: fields.without(&["access_key_id", "secret_access_key", "session_token"]),
         })
     }
 }
@@ -104,19 +103,6 @@ impl Attributes {
 fn parse_attempts(key: &'static str, value: &str) -> Result<u32, SpecError> {
     let invalid = || SpecError::Value { key, value: value.to_owned(), expected: "a positive number" };
     value.parse().ok().filter(|n| *n > 0).ok_or_else(invalid)
-}
-
-impl fmt::Display for Attributes {
-    /// As it was written, but for the keys.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        crate::source::spec::write_fields(f, "s3", &self.shown)
-    }
-}
-
-impl fmt::Debug for Attributes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Attributes({self})")
-    }
 }
 
 #[cfg(test)]
@@ -154,9 +140,9 @@ mod tests {
                     \"prefix=a,b\",touch_refresh=1h";
         let found = parse(text).unwrap();
         let shown = "type=s3,bucket=b,\"prefix=a,b\",touch_refresh=1h";
-        assert_eq!(found.to_string(), shown);
-        assert!(!format!("{found:?} {:?}", found.keys).contains("hidden"));
-        assert_eq!(parse(shown).unwrap().to_string(), shown);
+        assert_eq!(found.written.to_string(), shown);
+        assert!(!format!("{found:?}").contains("hidden"));
+        assert_eq!(parse(shown).unwrap().written.to_string(), shown);
     }
 
     #[test]
@@ -168,6 +154,11 @@ mod tests {
             (
                 "type=s3,retry_max_attempts=0",
                 "invalid value \"0\" for retry_max_attempts: expected a positive number",
+            ),
+            (
+                "type=s3,endpoint_url=minio:9000",
+                "invalid value \"minio:9000\" for endpoint_url: expected the URL of a server, such as \
+                 https://s3.example.com",
             ),
             ("type=s3,retry_mode=x", "invalid value \"x\" for retry_mode: expected standard or adaptive"),
         ];

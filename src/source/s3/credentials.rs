@@ -12,183 +12,24 @@
 //! Mirrors the order of aws-sdk-go-v2's `config.LoadDefaultConfig`, which `BuildKit` and buildx use.
 //! What comes with a time at which it ends is fetched anew before that.
 
-use std::fmt;
-use std::io;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use jiff::{SignedDuration, Timestamp};
-use serde::Deserialize;
 
+use super::error::AwsError;
+use super::held::{Answer, Held};
 use super::profile::{Profile, Profiles};
 use super::remote;
 use super::sigv4::Keys;
-use crate::source::Error;
 use crate::source::credentials::run_helper;
 use crate::source::http::{Failure, Options};
-use crate::source::secret::Secret;
 
 /// How long before their end temporary keys are fetched anew.
 const AHEAD: SignedDuration = SignedDuration::from_mins(5);
 /// How many profiles may take their credentials from one another.
 const MAX_CHAIN: usize = 8;
-
-/// Why AWS credentials cannot be had.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum AwsError {
-    /// There are none anywhere.
-    #[error(
-        "no AWS credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the attributes \
-         access_key_id and secret_access_key (looked into the environment, {}, and asked for a container's or \
-         an instance's role: {metadata})",
-        list(files)
-    )]
-    None {
-        /// The shared files; they need not exist.
-        files: Vec<PathBuf>,
-        /// Why the instance's metadata gave none.
-        metadata: String,
-    },
-    /// A file that is named, or the shared files, cannot be read.
-    #[error("cannot read {}, which is to hold AWS credentials: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// A profile that is not there.
-    #[error("no AWS profile {name:?} in {}", list(files))]
-    NoProfile {
-        /// As it was asked for.
-        name: String,
-        /// Where it was looked for.
-        files: Vec<PathBuf>,
-    },
-    /// A profile, or the environment, with one half of what belongs together.
-    #[error("AWS credentials from {from} are not complete: {missing} is missing")]
-    Incomplete {
-        /// The profile, or the environment.
-        from: String,
-        /// What is missing.
-        missing: &'static str,
-    },
-    /// A profile that takes its credentials in a way that is not supported.
-    #[error(
-        "AWS profile {name:?} takes its credentials by {setting}, which warmkit does not; run \
-         `eval \"$(aws configure export-credentials --profile {name} --format env)\"` first"
-    )]
-    Unsupported {
-        /// The profile.
-        name: String,
-        /// The setting.
-        setting: &'static str,
-    },
-    /// Profiles that take credentials from one another in a circle.
-    #[error("AWS profile {name:?} takes its credentials from itself, by way of source_profile")]
-    Circle {
-        /// The profile that was asked for.
-        name: String,
-    },
-    /// A program of a profile that gave none.
-    #[error("the credential_process of AWS profile {name:?} failed: {reason}")]
-    Process {
-        /// The profile.
-        name: String,
-        /// In which way.
-        reason: String,
-    },
-    /// A service that gave none.
-    #[error("{service} gives no AWS credentials: {reason}")]
-    Service {
-        /// Which service.
-        service: String,
-        /// What it said.
-        reason: String,
-    },
-}
-
-fn list(files: &[PathBuf]) -> String {
-    if files.is_empty() {
-        return "no shared file, since HOME is not set".to_owned();
-    }
-    files.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" and ")
-}
-
-impl From<AwsError> for Failure {
-    fn from(error: AwsError) -> Self {
-        Self::Final(Error::Aws(error))
-    }
-}
-
-/// Keys, whose they are, and how long they last.
-#[derive(Debug, Clone)]
-pub(super) struct Held {
-    pub(super) keys: Keys,
-    /// For messages, after "from".
-    pub(super) origin: String,
-    pub(super) expires: Option<Timestamp>,
-}
-
-impl Held {
-    fn new(id: &str, secret: &str, session_token: Option<&str>, origin: impl Into<String>) -> Self {
-        let session_token = session_token.filter(|token| !token.is_empty()).map(Secret::new);
-        let keys = Keys { id: id.to_owned(), secret: Secret::new(secret), session_token };
-        Self { keys, origin: origin.into(), expires: None }
-    }
-}
-
-impl fmt::Display for Held {
-    /// Whose they are and where from; an access key's id is no secret.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "with access key {} from {}", self.keys.id, self.origin)
-    }
-}
-
-/// Credentials as programs and services write them.
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-pub(super) struct Answer {
-    #[serde(default)]
-    access_key_id: String,
-    #[serde(default)]
-    secret_access_key: String,
-    #[serde(default, alias = "Token")]
-    session_token: Option<String>,
-    #[serde(default)]
-    expiration: Option<String>,
-    /// Where there are none, why.
-    #[serde(default)]
-    pub(super) message: String,
-}
-
-impl Answer {
-    pub(super) fn new(id: String, secret: String, token: String, expiration: Option<String>) -> Self {
-        Self {
-            access_key_id: id,
-            secret_access_key: secret,
-            session_token: Some(token),
-            expiration,
-            message: String::new(),
-        }
-    }
-
-    /// Takes them; says what is missing.
-    pub(super) fn into_held(self, origin: &str) -> Result<Held, String> {
-        if self.access_key_id.is_empty() || self.secret_access_key.is_empty() {
-            let no = "it holds no AccessKeyId and SecretAccessKey".to_owned();
-            return Err(if self.message.is_empty() { no } else { self.message });
-        }
-        let expires = self.expiration.filter(|text| !text.is_empty());
-        let expires = expires.map(|text| text.parse().map_err(|error| format!("its Expiration: {error}")));
-        let token = self.session_token.as_deref();
-        let held = Held::new(&self.access_key_id, &self.secret_access_key, token, origin);
-        Ok(Held { expires: expires.transpose()?, ..held })
-    }
-}
 
 /// Finds keys and keeps them as long as they last; shared by threads.
 pub(super) struct Provider {

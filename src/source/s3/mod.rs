@@ -11,100 +11,86 @@
 mod attributes;
 mod credentials;
 mod endpoint;
+mod error;
+mod held;
 mod profile;
 mod remote;
 mod sigv4;
 
-use std::fmt;
-use std::io::Write;
-
 use jiff::Timestamp;
 
 pub use self::attributes::Attributes;
-pub use self::credentials::AwsError;
+use self::attributes::ENDPOINT;
 use self::credentials::Provider;
 use self::endpoint::{Endpoint, host_header};
+pub use self::error::AwsError;
 pub use self::sigv4::Keys;
-use super::http::{Download, Failure, Options, Reply, RetryPolicy, Stop, Transport, document, element};
-use super::{Denied, Error, Manifest, MissingCache, Source, SpecError};
-use crate::digest::Digest;
-use crate::oci::Descriptor;
-use crate::progress::Progress;
+use super::fields::parse_url;
+use super::http::{Failure, Options, Reply, Transport, element};
+use super::objects::{Config, Object, Objects, Store};
+use super::{Denied, Error, SpecError};
 
-/// One cache in a bucket.
-pub struct S3 {
-    name: String,
-    bucket: String,
+/// A bucket, and who is asking.
+pub(super) struct Bucket {
+    /// `bucket <name>`, for messages.
+    place: String,
     region: String,
-    cache: String,
-    manifest_key: String,
-    blobs: String,
     endpoint: Endpoint,
     provider: Provider,
     transport: Transport,
-    retry: RetryPolicy,
-    stop: Stop,
 }
 
-impl fmt::Debug for S3 {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("S3").field("name", &self.name).finish_non_exhaustive()
+/// Gets ready; asks for nothing yet.
+///
+/// # Errors
+/// Neither the attributes nor the environment say which bucket, or what they say is none.
+pub(super) fn open(attributes: &Attributes, options: &Options) -> Result<Objects<Bucket>, Error> {
+    let set = |written: &Option<String>, key, variable| -> Result<String, SpecError> {
+        let found = written.as_deref().or_else(|| options.env.text(variable));
+        found.map(str::to_owned).ok_or(SpecError::NotSet { kind: "s3", key, variable })
+    };
+    let bucket = set(&attributes.bucket, "bucket", "AWS_BUCKET")?;
+    let region = set(&attributes.region, "region", "AWS_REGION")?;
+    let set = |variable| Some(parse_url(variable, options.env.text(variable)?, ENDPOINT));
+    let url = match &attributes.endpoint_url {
+        Some(url) => Some(url.clone()),
+        None => set("AWS_ENDPOINT_URL_S3").or_else(|| set("AWS_ENDPOINT_URL")).transpose()?,
+    };
+    let endpoint = Endpoint::new(&bucket, &region, url.as_ref(), attributes.use_path_style)?;
+    let config = Config {
+        what: format!("cache {:?}", attributes.name),
+        name: attributes.name.clone(),
+        part: String::new(),
+        key: format!("{}{}{}", attributes.prefix, attributes.manifests_prefix, attributes.name),
+        is_expected: true,
+    };
+    let blobs = format!("{}{}", attributes.prefix, attributes.blobs_prefix);
+    let store = Bucket {
+        place: format!("bucket {bucket}"),
+        provider: Provider::new(attributes.keys.clone(), &region, options),
+        transport: Transport::at(&endpoint.base, options)?,
+        endpoint,
+        region,
+    };
+    let mut options = options.clone();
+    if let Some(attempts) = attributes.retry_max_attempts {
+        let retry = &mut options.retry;
+        retry.failures = attempts;
+        retry.failures_before_first_answer = retry.failures_before_first_answer.min(attempts);
     }
+    Ok(Objects::new(store, attributes.written.to_string(), vec![config], blobs, &options))
 }
 
-impl S3 {
-    /// Gets ready; asks for nothing yet.
-    ///
-    /// # Errors
-    /// Neither the attributes nor the environment say which bucket, or what they say is none.
-    pub fn open(attributes: &Attributes, options: &Options) -> Result<Self, Error> {
-        let set = |written: &Option<String>, key, variable| -> Result<String, SpecError> {
-            let found = written.as_deref().or_else(|| options.env.text(variable));
-            found.map(str::to_owned).ok_or(SpecError::NotSet { kind: "s3", key, variable })
-        };
-        let bucket = set(&attributes.bucket, "bucket", "AWS_BUCKET")?;
-        let region = set(&attributes.region, "region", "AWS_REGION")?;
-        let url = attributes.endpoint_url.as_deref();
-        let endpoint = Endpoint::new(&bucket, &region, url, attributes.use_path_style)?;
-        let mut retry = options.retry;
-        if let Some(attempts) = attributes.retry_max_attempts {
-            retry.failures = attempts;
-            retry.failures_before_first_answer = retry.failures_before_first_answer.min(attempts);
-        }
-        Ok(Self {
-            name: attributes.to_string(),
-            cache: attributes.name.clone(),
-            manifest_key: format!("{}{}{}", attributes.prefix, attributes.manifests_prefix, attributes.name),
-            blobs: format!("{}{}", attributes.prefix, attributes.blobs_prefix),
-            provider: Provider::new(attributes.keys.clone(), &region, options),
-            transport: Transport::at(&endpoint.base, options)?,
-            endpoint,
-            bucket,
-            region,
-            retry,
-            stop: options.stop.clone(),
-        })
+impl Store for Bucket {
+    fn place(&self) -> &str {
+        &self.place
     }
 
-    fn place(&self) -> String {
-        format!("bucket {}", self.bucket)
-    }
-
-    /// Makes one request for the object `key`. Gives an answer that has it, in whole or in part.
-    fn get(
-        &self,
-        what: &str,
-        key: &str,
-        headers: &[(&'static str, String)],
-        missing: &dyn Fn(String) -> Error,
-    ) -> Result<Reply, Failure> {
+    fn get(&self, what: &str, key: &str, headers: &[(&'static str, String)]) -> Result<Object, Failure> {
         let path = self.endpoint.path(key);
         let host = host_header(&self.endpoint.base);
         let mut renewed = false;
         loop {
-            if self.stop.is_stopped() {
-                return Err(Error::Stopped { what: what.to_owned() }.into());
-            }
             let keys = self.provider.current()?;
             let request = sigv4::Request {
                 method: "GET",
@@ -121,7 +107,7 @@ impl S3 {
                 return Err(failure);
             }
             if matches!(reply.status, 200 | 206) {
-                return Ok(reply);
+                return Ok(Object::Here(reply));
             }
             let refusal = Refusal::read(&mut reply);
             let ended =
@@ -130,32 +116,30 @@ impl S3 {
                 renewed = true;
                 continue;
             }
-            return Err(self.error(what, key, reply, refusal, missing).into());
+            if reply.status == 404 && refusal.code != "NoSuchBucket" {
+                return Ok(Object::Missing(refusal.detail));
+            }
+            return Err(self.refused(what, key, reply, refusal).into());
         }
     }
+}
 
-    fn error(
-        &self,
-        what: &str,
-        key: &str,
-        reply: Reply,
-        refusal: Refusal,
-        missing: &dyn Fn(String) -> Error,
-    ) -> Error {
+impl Bucket {
+    /// The error that a refusal means.
+    fn refused(&self, what: &str, key: &str, reply: Reply, refusal: Refusal) -> Error {
         let (status, host, Refusal { code, detail, region }) = (reply.status, reply.host, refusal);
         if let Some(region) = region.filter(|region| *region != self.region)
             && matches!(status, 301 | 307 | 400)
         {
-            let bucket = self.bucket.clone();
+            let bucket = self.place.clone();
             return Error::OtherRegion { bucket, asked: self.region.clone(), region };
         }
         match (status, code.as_str()) {
-            (404, "NoSuchBucket") => Error::NoSuchContainer { host, name: self.place(), detail },
-            (404, _) => missing(detail),
+            (404, _) => Error::NoSuchContainer { host, name: self.place.clone(), detail },
             (401 | 403, _) | (_, "ExpiredToken" | "InvalidToken" | "TokenRefreshRequired") => {
                 let denied = Denied {
                     host,
-                    what: format!("{what} ({key}) in {}", self.place()),
+                    what: format!("{what} ({key}) in {}", self.place),
                     credentials: self.provider.shown(),
                     status,
                     detail,
@@ -163,7 +147,7 @@ impl S3 {
                 };
                 Error::Denied(Box::new(denied))
             }
-            _ => Error::Status { what: format!("{what} of {}", self.place()), host, status, detail },
+            _ => Error::Status { what: format!("{what} of {}", self.place), host, status, detail },
         }
     }
 }
@@ -195,44 +179,8 @@ impl Refusal {
         let header = reply.header("x-amz-bucket-region").map(str::to_owned);
         let (body, detail) = reply.error_body();
         let code = element(&body, "Code").unwrap_or_default();
-        Self { code, detail, region: header.or_else(|| element(&body, "Region")) }
-    }
-}
-
-impl Source for S3 {
-    fn name(&self) -> String {
-        self.name.clone()
-    }
-
-    fn manifest(&self, digest: Option<&Digest>, progress: &dyn Progress) -> Result<Manifest, Error> {
-        let what = format!("cache {:?}", self.cache);
-        let whole = format!("{what} of {}", self.place());
-        let missing = |detail| {
-            let missing = MissingCache {
-                name: self.cache.clone(),
-                place: self.place(),
-                key: self.manifest_key.clone(),
-                detail,
-            };
-            Error::NoSuchCache(Box::new(missing))
-        };
-        let bytes = document(&whole, &self.name, self.retry, &self.stop, progress, &|| {
-            self.get(&what, &self.manifest_key, &[], &missing)
-        })?;
-        Manifest::of_config(bytes, digest, &self.name)
-    }
-
-    fn blob(&self, blob: &Descriptor, out: &mut dyn Write, progress: &dyn Progress) -> Result<(), Error> {
-        let place = self.place();
-        let key = format!("{}{}", self.blobs, blob.digest);
-        let missing =
-            |detail| Error::NoSuchBlob { blob: blob.digest, source_name: format!("{place} ({key})"), detail };
-        let download =
-            Download { blob, source_name: &self.name, place: &place, retry: self.retry, stop: &self.stop };
-        download.run(out, progress, &|what, headers| self.get(what, &key, headers, &missing))
-    }
-
-    fn repository(&self) -> Option<(String, String)> {
-        None
+        let region = header.or_else(|| element(&body, "Region"));
+        // It goes into an advice.
+        Self { code, detail, region: region.filter(|region| endpoint::is_region(region)) }
     }
 }

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 
-use super::credentials::AwsError;
+use super::error::AwsError;
 use crate::source::Environment;
 
 /// The settings of one profile.

@@ -13,8 +13,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use ureq::http::Uri;
 
-use super::credentials::{Answer, AwsError, Held};
 use super::endpoint::{dns_suffix, host_header};
+use super::error::AwsError;
+use super::held::{Answer, Held};
 use super::sigv4::{self, Keys};
 use crate::source::http::{Failure, Method, Options, Reply, Transport, element, is_loopback, percent_encode};
 
@@ -22,7 +23,6 @@ use crate::source::http::{Failure, Method, Options, Reply, Transport, element, i
 const STS_VERSION: &str = "2011-06-15";
 /// How sessions are called in an account's log, unless a profile says otherwise.
 const SESSION_NAME: &str = "warmkit";
-const MAX_ANSWER: u64 = 1 << 20;
 /// ECS's agent; a relative URI is relative to it.
 const ECS_AGENT: &str = "http://169.254.170.2";
 /// Where an agent on this host may listen besides loopback: ECS, EKS on IPv4 and IPv6.
@@ -106,7 +106,7 @@ fn from_sts(mut reply: Reply, origin: &str) -> Result<Held, Failure> {
         let detail = reply.error_detail();
         return Err(service(&from, format!("status {} ({detail})", reply.status)).into());
     }
-    let xml = reply.read(MAX_ANSWER)?.unwrap_or_default();
+    let xml = reply.answer()?;
     let text = |name| element(&xml, name).unwrap_or_default();
     let answer = Answer::new(
         text("AccessKeyId"),
@@ -152,7 +152,7 @@ pub(super) fn of_container(options: &Options) -> Result<Option<Held>, Failure> {
 }
 
 fn from_json(reply: &mut Reply, from: &str) -> Result<Held, Failure> {
-    let bytes = reply.read(MAX_ANSWER)?.unwrap_or_default();
+    let bytes = reply.answer()?;
     let answer: Answer = serde_json::from_slice(&bytes).map_err(|error| service(from, error.to_string()))?;
     Ok(answer.into_held(from).map_err(|reason| service(from, reason))?)
 }
@@ -197,6 +197,6 @@ fn text(mut reply: Reply, what: &str) -> Result<String, Failure> {
         let reason = format!("status {} when asked for {what}", reply.status);
         return Err(service("the instance's metadata", reason).into());
     }
-    let bytes = reply.read(MAX_ANSWER)?.unwrap_or_default();
+    let bytes = reply.answer()?;
     Ok(String::from_utf8_lossy(&bytes).trim().to_owned())
 }

@@ -17,7 +17,7 @@ use crate::verify::database;
 use crate::verify::disk;
 use crate::verify::files::{MAX_DATABASE, Tree};
 use crate::verify::report::Findings;
-use crate::verify::snapshotter::{self, Kind};
+use crate::verify::snapshotter::{self, Kind, Snapshotter};
 
 /// A view under construction: what has to be mounted waits for the daemon's mount namespace.
 #[derive(Debug)]
@@ -100,13 +100,7 @@ impl View {
         make_directory(&self.root.join(&directory))?;
         let path = worker.join("snapshots/metadata.db");
         self.copy(tree, &path)?;
-        let mut findings = Findings::default();
-        let Some(db) = database::open(tree, &path, &mut findings) else {
-            let (found, _) = findings.finish();
-            let detail = found.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-            return Err(LiveError::Damaged { path: self.original.join(path), detail });
-        };
-        let store = snapshotter::read(&db, &path, &mut findings);
+        let store = self.store(tree, &path)?;
         let active: BTreeMap<String, bool> = store
             .snapshots
             .values()
@@ -121,6 +115,20 @@ impl View {
             }
         }
         Ok(())
+    }
+
+    /// The snapshotter's database, which a daemon makes with its first snapshot.
+    fn store(&self, tree: &Tree, path: &Path) -> Result<Snapshotter, LiveError> {
+        if !self.root.join(path).exists() {
+            return Ok(Snapshotter::default());
+        }
+        let mut findings = Findings::default();
+        if let Some(db) = database::open(tree, path, &mut findings) {
+            return Ok(snapshotter::read(&db, path, &mut findings));
+        }
+        let (found, _) = findings.finish();
+        let detail = found.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+        Err(LiveError::Damaged { path: self.original.join(path), detail })
     }
 
     /// A snapshot that the daemon may write to.

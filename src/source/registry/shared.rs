@@ -5,7 +5,6 @@
 //! credential helper, and one token.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::auth::Auth;
@@ -14,39 +13,33 @@ use crate::source::Error;
 use crate::source::credentials::Credentials;
 use crate::source::http::{Options, Transport};
 
-/// Connections and tokens; clones share them.
-#[derive(Clone, Default)]
-pub struct Pool(Arc<Mutex<Shared>>);
+/// Connections and tokens.
+#[derive(Default)]
+pub(super) struct Shared(Mutex<Maps>);
 
 #[derive(Default)]
-struct Shared {
+struct Maps {
     /// By host and port, and whether plain http is allowed.
     transports: HashMap<(String, bool), Arc<Transport>>,
     /// By registry and repository, as references name them.
     auths: HashMap<(String, String, bool), Arc<Auth>>,
 }
 
-impl fmt::Debug for Pool {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pool").field("registries", &self.lock().transports.len()).finish()
-    }
-}
-
-impl Pool {
-    fn lock(&self) -> MutexGuard<'_, Shared> {
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Maps> {
         // Maps are changed by one insertion each, so a panic elsewhere leaves nothing half done.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The connections to a registry.
     pub(super) fn transport(&self, authority: &str, options: &Options) -> Result<Arc<Transport>, Error> {
-        let mut shared = self.lock();
+        let mut maps = self.lock();
         let key = (authority.to_owned(), options.insecure);
-        if let Some(transport) = shared.transports.get(&key) {
+        if let Some(transport) = maps.transports.get(&key) {
             return Ok(Arc::clone(transport));
         }
         let transport = Arc::new(Transport::new(authority, options)?);
-        shared.transports.insert(key, Arc::clone(&transport));
+        maps.transports.insert(key, Arc::clone(&transport));
         Ok(transport)
     }
 

@@ -1,0 +1,104 @@
+//! What a server answers: the failures that a status means, and how much of a body is read.
+
+use std::io::Read;
+
+use jiff::Timestamp;
+use ureq::Body;
+use ureq::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
+use ureq::http::{HeaderMap, Response};
+
+use super::retry::{Failure, parse_retry_after};
+use super::text::error_detail;
+use crate::source::Error;
+
+/// The longest answer of a service that gives tokens, keys or addresses.
+const MAX_ANSWER: u64 = 1 << 20;
+/// As much of an error's body as is read.
+const MAX_ERROR_BODY: u64 = 64 << 10;
+
+/// An answer, after redirects.
+pub(in crate::source) struct Reply {
+    pub(in crate::source) status: u16,
+    pub(in crate::source) headers: HeaderMap,
+    pub(in crate::source) body: Body,
+    /// Who answered; not the registry if it redirected.
+    pub(in crate::source) host: String,
+    /// Whether whoever answered saw the `Authorization` that was given.
+    pub(in crate::source) authorized: bool,
+}
+
+impl Reply {
+    pub(super) fn new(response: Response<Body>, host: String, authorized: bool) -> Self {
+        let (parts, body) = response.into_parts();
+        Self { status: parts.status.as_u16(), headers: parts.headers, body, host, authorized }
+    }
+
+    /// A header as text.
+    pub(in crate::source) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+
+    /// All `WWW-Authenticate` headers.
+    pub(in crate::source) fn challenges(&self) -> impl Iterator<Item = &str> {
+        self.headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok())
+    }
+
+    /// Reads the body into memory; `None` if it is longer than `limit`.
+    pub(in crate::source) fn read(&mut self, limit: u64) -> Result<Option<Vec<u8>>, Failure> {
+        let mut bytes = Vec::new();
+        let mut reader = self.body.as_reader().take(limit + 1);
+        reader.read_to_end(&mut bytes).map_err(|error| read_failure(&self.host, &error))?;
+        Ok(Some(bytes).filter(|bytes| bytes.len() as u64 <= limit))
+    }
+
+    /// Reads the body of an answer that is never long, such as a token.
+    pub(in crate::source) fn answer(&mut self) -> Result<Vec<u8>, Failure> {
+        let read = self.read(MAX_ANSWER)?;
+        read.ok_or_else(|| {
+            let reason = format!("sent more than {MAX_ANSWER} bytes where a few were expected");
+            Error::BadAnswer { what: "request".to_owned(), host: self.host.clone(), reason }.into()
+        })
+    }
+
+    /// What the body of an error says, in one line; reading it also frees the connection.
+    pub(in crate::source) fn error_detail(&mut self) -> String {
+        self.error_body().1
+    }
+
+    /// The body of an error, as far as it is read, and what it says, in one line.
+    pub(in crate::source) fn error_body(&mut self) -> (Vec<u8>, String) {
+        let mut bytes = Vec::new();
+        // A part of the message is better than none.
+        let _ = self.body.as_reader().take(MAX_ERROR_BODY).read_to_end(&mut bytes);
+        let detail = error_detail(&bytes);
+        (bytes, detail)
+    }
+
+    /// The failure that a status means, where it is one that may pass: 408, 429 and 5xx, but for what is
+    /// not implemented.
+    pub(in crate::source) fn passing_failure(&mut self) -> Option<Failure> {
+        if !matches!(self.status, 408 | 429 | 500 | 502..=599) {
+            return None;
+        }
+        let after = self.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let after = after.and_then(|text| parse_retry_after(&text, Timestamp::now()));
+        let detail = self.error_detail();
+        let detail = if detail.is_empty() { detail } else { format!(" ({detail})") };
+        let reason = format!("{} answered with status {}{detail}", self.host, self.status);
+        Some(Failure::Again { reason, after, answered: true })
+    }
+}
+
+/// Errors of reading a body; all may pass.
+pub(in crate::source) fn read_failure(host: &str, error: &std::io::Error) -> Failure {
+    let timed_out = error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<ureq::Error>())
+        .is_some_and(|error| matches!(error, ureq::Error::Timeout(_)));
+    let reason = match error.kind() {
+        _ if timed_out => "the transfer stalled".to_owned(),
+        std::io::ErrorKind::UnexpectedEof => "the transfer broke off".to_owned(),
+        _ => error.to_string(),
+    };
+    Failure::again(format!("{host}: {reason}"))
+}
