@@ -6,7 +6,6 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
@@ -14,7 +13,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 use support::command::{Ended, run};
-use support::files::{copy_tree, digest_of};
+use support::demo::{self, demo};
+use support::files::digest_of;
 use support::machine::{Emulator, PARTITION};
 use support::packer::{list, packer, run_packer};
 use support::registry::PASSWORD;
@@ -23,10 +23,6 @@ use support::{BuildOutcome, BuildRequest, Registry, Scratch, Tools, tools};
 /// Where virtual machines see the loopback of the machine that they run on.
 const HOST: &str = "10.0.2.2";
 
-fn demo(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/demo").join(name)
-}
-
 #[test]
 fn machines_booted_from_a_baked_disk_are_warm() {
     let (Some(packer), Some(tools)) = (packer(), Tools::find(tools::NEWEST)) else { return };
@@ -34,7 +30,7 @@ fn machines_booted_from_a_baked_disk_are_warm() {
     let registry = Registry::start_with_password(&tools);
     push_demo(&registry);
     let scratch = Scratch::new();
-    let context = context(&scratch);
+    let context = demo::context(&scratch);
 
     let disk = bake(&packer, &emulator, &registry, &scratch);
     is_sealed(&emulator, &disk, &registry, &scratch);
@@ -67,21 +63,6 @@ fn push_demo(registry: &Registry) {
         registry.put_blob("demo", &blob(&text(&part["digest"])));
     }
     registry.put_manifest("demo", "cache", &text(&manifest["mediaType"]), &bytes);
-}
-
-/// The demo's context. Modes are part of cache keys, and a checkout has those of its umask.
-fn context(scratch: &Scratch) -> PathBuf {
-    fn set_modes(path: &Path) {
-        let is_dir = path.is_dir();
-        fs::set_permissions(path, fs::Permissions::from_mode(if is_dir { 0o755 } else { 0o644 })).unwrap();
-        if is_dir {
-            fs::read_dir(path).unwrap().for_each(|entry| set_modes(&entry.unwrap().path()));
-        }
-    }
-    let context = scratch.join("context");
-    copy_tree(&demo("context"), &context);
-    set_modes(&context);
-    context
 }
 
 /// The docker configuration that lets machines read the registry, and the secret in it.
@@ -192,7 +173,7 @@ fn first_build(emulator: &Emulator, disk: &Path, context: &Path, name: &str) -> 
     let mut request = BuildRequest::new(Path::new("/root/context")).tar(Path::new("/root/result.tar"));
     request.platform = Some("linux/amd64".into());
     let outcome = BuildOutcome::parse(&machine.build(&request));
-    assert_eq!(outcome.steps.len(), 12, "{}", outcome.log);
+    assert_eq!(outcome.steps.len(), demo::STEPS, "{}", outcome.log);
     assert!(outcome.not_cached().is_empty(), "{}", outcome.log);
     let moved = (outcome.imports, outcome.downloads, outcome.extractions);
     assert_eq!(moved, (0, 0, 0), "(imports, downloads, extractions)\n{}", outcome.log);

@@ -16,6 +16,7 @@ pub mod buildx;
 pub mod cases;
 pub mod command;
 pub mod daemon;
+pub mod demo;
 pub mod files;
 pub mod gha;
 pub mod git;

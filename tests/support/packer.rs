@@ -23,7 +23,7 @@ pub fn packer() -> Option<PathBuf> {
     found
 }
 
-/// Runs `packer <verb> -var … packer/<template>`, with a home of its own and no call home.
+/// Runs `packer <verb> -var … packer/<template>`, with a home and a cache of its own, and no call home.
 #[track_caller]
 pub fn run_packer(
     packer: &Path,
@@ -34,7 +34,8 @@ pub fn run_packer(
 ) -> Ended {
     let home = Scratch::new();
     let mut command = Command::new(packer);
-    command.arg(verb).env("HOME", home.path()).env("CHECKPOINT_DISABLE", "1").env("PACKER_NO_COLOR", "1");
+    command.arg(verb).env("HOME", home.path()).env("PACKER_CACHE_DIR", home.join("cache"));
+    command.env("CHECKPOINT_DISABLE", "1").env("PACKER_NO_COLOR", "1");
     for (name, value) in variables {
         command.arg("-var").arg(format!("{name}={value}"));
     }
