@@ -121,7 +121,7 @@ fn coverage(corpus: &Corpus, case: &Case, built: &Built, failures: &mut String) 
         check_warm(&root, "replay");
     }
     fs::remove_dir_all(&root).unwrap();
-    Coverage { replayed, records, unkeyed, steps, not_cached }
+    Coverage { records, unkeyed, steps, replayed, not_cached }
 }
 
 /// Solves a build with its cache; gives the key source.

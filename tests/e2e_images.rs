@@ -133,16 +133,7 @@ fn seeds(release: &str) {
     let baked = bake(&[&origin.cache, "--keys-from", &origin.image, "--json"], &root).expect_success("bake");
     let report: Value = serde_json::from_str(&baked.stdout).unwrap();
     assert_eq!(report["images_skipped"], json!([]));
-    let seeded: Vec<(&str, bool, u64)> = report["images"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|i| {
-            (i["image"].as_str().unwrap(), i["frontend"].as_bool().unwrap(), i["layers"].as_u64().unwrap())
-        })
-        .collect();
-    let [base, files, frontend] = setting.pinned();
-    assert_eq!(seeded, [(base.as_str(), false, 3), (files.as_str(), false, 2), (frontend.as_str(), true, 2)]);
+    assert_all_seeded(&setting, &report);
     check_databases(&setting.tools, &root);
     verify(&["--read-data"], &root).expect_success("verify of a seeded root");
     let foreign = root.join("runc-overlayfs/content/blobs/sha256").join(setting.foreign.hex());
@@ -163,6 +154,19 @@ fn seeds(release: &str) {
     base_is_gone(&setting, &origin);
 }
 
+/// Asserts that the images of the build are seeded, each for this machine.
+#[track_caller]
+fn assert_all_seeded(setting: &Setting, report: &Value) {
+    let images = report["images"].as_array().unwrap().iter();
+    let seeded: Vec<(&str, bool, u64)> = images
+        .map(|i| {
+            (i["image"].as_str().unwrap(), i["frontend"].as_bool().unwrap(), i["layers"].as_u64().unwrap())
+        })
+        .collect();
+    let [base, files, frontend] = setting.pinned();
+    assert_eq!(seeded, [(base.as_str(), false, 3), (files.as_str(), false, 2), (frontend.as_str(), true, 2)]);
+}
+
 /// A replay runs the frontend, which has to come whole, and no step; it has all keys.
 fn replayed(setting: &Setting, origin: &Origin) {
     let keys = setting.scratch.join("keys.json");
@@ -177,6 +181,17 @@ fn replayed(setting: &Setting, origin: &Origin) {
     let mut command = warmkit();
     command.args(["keys", "check", &origin.cache, "--no-sidecar", "--keys-from", &keys]);
     command::run(&mut command, Duration::from_secs(60)).expect_success("keys check");
+
+    // Straight in a bake it finds the images too, as provenance does.
+    let root = setting.root("by-replay");
+    let (context, buildkitd) = (setting.build().context, &setting.tools.buildkitd);
+    let build = ["--build", context.to_str().unwrap(), "--buildkitd", buildkitd.to_str().unwrap()];
+    let baked =
+        bake(&[&[&*origin.cache, "--json"], &build[..]].concat(), &root).expect_success("bake --build");
+    assert_all_seeded(setting, &serde_json::from_str(&baked.stdout).unwrap());
+    let daemon = setting.daemon(&root);
+    first_build(setting, origin, &daemon);
+    daemon.stop();
 }
 
 /// The build that the cache is of: each tag is looked up, and that is all.

@@ -97,10 +97,7 @@ fn keys_every_record(release: &str, name: &'static str) {
     let daemon = world.daemon(&root);
     assert_warm(&daemon.build(&case.request), &origin);
     daemon.stop();
-    // In a build of many branches a daemon begins with several steps that miss, in an order of its own.
-    if name == "app" {
-        misses(&world, &case, &origin);
-    }
+    misses(&world, &case, &origin);
 }
 
 /// A changed file ends the replay at the step that takes it.
@@ -353,6 +350,61 @@ fn a_build_that_cannot_be_solved_is_an_error() {
         assert!(ended.stderr.contains(said), "{more:?}: {}", ended.stderr);
         assert!(!ended.stderr.contains("/h/127"), "names of this replay alone: {}", ended.stderr);
     }
+}
+
+/// In a build of many branches a daemon begins with steps that miss because another does, in an order of its
+/// own. The report names the one that differs, each time.
+fn names_the_step_that_differs(release: &str, mode: &str) {
+    let Some(tools) = Tools::find(release) else { return };
+    let world = World::start(tools);
+    let context = world.scratch.join("branches");
+    fs::create_dir(&context).unwrap();
+    fs::copy(&world.tools.busybox, context.join("busybox")).unwrap();
+    fs::write(context.join("a"), "a\n").unwrap();
+    let dockerfile = "FROM scratch AS base\nCOPY busybox /bin/sh\n\
+        FROM base AS deps\nCOPY a /a\nRUN echo deps >/deps\n\
+        FROM base AS build\nCOPY --from=deps /deps /deps\nRUN echo build >/out\nRUN echo more >/more\n\
+        FROM base AS docs\nRUN echo docs >/docs\n\
+        FROM base\nCOPY --from=docs /docs /\nCOPY --from=build /out /out\nCOPY --from=deps /deps /\n\
+        RUN --mount=from=docs,target=/d --mount=from=build,target=/b echo last >/last\n";
+    fs::write(context.join("Dockerfile"), dockerfile).unwrap();
+    let request = BuildRequest::new(&context);
+    let daemon = world.daemon(&world.scratch.join("branches-root"));
+    // An image has to be there for `mode=min`.
+    let cache = world.registry.reference("branches", "cache");
+    let image = world.registry.reference("branches", "image");
+    let to = support::cases::cache_to(&cache, "").replace("mode=max", mode);
+    daemon.build(&request.push(&image).export_to(&to));
+    daemon.stop();
+    let cases = [
+        ("COPY a /a", "COPY a /b", "[deps 1/2] COPY a /b"),
+        ("echo deps", "echo DEPS", "[deps 2/2] RUN echo DEPS >/deps"),
+        ("echo more", "echo MORE", "[build 3/3] RUN echo MORE >/more"),
+        ("=build /out", "=build /more", "[stage-4 2/4] COPY --from=build /more /out"),
+        // Both the stage and the step are in the cache, but not this one on that one.
+        ("=deps /deps /\n", "=docs /deps /\n", "[stage-4 3/4] COPY --from=docs /deps /"),
+    ];
+    for (old, new, expected) in cases {
+        edit(&context.join("Dockerfile"), old, new);
+        let (outcome, _) = replay(&world, &cache, &request, &[], 9);
+        assert_eq!(missed(&outcome).0, expected, "{outcome}");
+        fs::write(context.join("Dockerfile"), dockerfile).unwrap();
+    }
+}
+
+#[test]
+fn names_the_step_that_differs_on_v0_34_2() {
+    names_the_step_that_differs("v0.34.2", "mode=max");
+}
+
+#[test]
+fn names_the_step_that_differs_on_v0_12_5() {
+    names_the_step_that_differs("v0.12.5", "mode=min");
+}
+
+#[test]
+fn app_on_v0_12_5() {
+    keys_every_record("v0.12.5", "app");
 }
 
 #[test]

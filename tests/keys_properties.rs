@@ -176,7 +176,9 @@ proptest! {
         let mut candidates = warmkit::keys::Candidates::new();
         for (op, outputs) in &offered {
             candidates.add(op.clone(), None);
-            outputs.iter().for_each(|output| candidates.add_output(op.clone(), *output));
+            for output in outputs {
+                candidates.add_output(op.clone(), *output);
+            }
         }
         let records: Vec<_> = made_of.iter().map(|(op, output)| op.record_digest(*output)).collect();
         let keyring = Keyring::prove(&candidates, &records);

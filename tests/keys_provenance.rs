@@ -353,6 +353,22 @@ fn the_platform_comes_first() {
     }
 }
 
+/// What says no platform ran on the builder's own, or on the one that is asked for.
+#[test]
+fn an_operation_without_a_platform_may_have_run_on_the_builders() {
+    let exec = json!({"meta": {"args": ["a"], "cwd": "/"}, "mounts": [{"dest": "/"}]});
+    let step = json!({"id": "step0", "op": {"Op": {"exec": exec}}, "inputs": ["step1:0"]});
+    let count = |builder: &str| {
+        let predicate = json!({
+            "buildType": "x", "builder": {}, "buildConfig": {"llbDefinition": [step]},
+            "invocation": {"environment": {"platform": builder}},
+        });
+        let platform: Platform = "linux/amd64".parse().unwrap();
+        provenance::candidates(predicate.to_string().as_bytes(), &platform).unwrap().len()
+    };
+    assert_eq!((count("linux/amd64"), count("linux/arm64")), (1, 2));
+}
+
 #[test]
 fn says_what_is_wrong() {
     let read = |json: &str| provenance::candidates(json.as_bytes(), &amd64()).unwrap_err();

@@ -115,7 +115,6 @@ impl Error {
         match self {
             Self::Gather(error) => error.class(),
             Self::DiffIdMismatch { .. }
-            | Self::Replay(replay::Error::TooLarge { .. })
             | Self::Layer { source: L::Decompress { .. } | L::Archive { .. } | L::Refused { .. }, .. } => {
                 ErrorClass::Content
             }

@@ -1,18 +1,31 @@
 //! Ending on a signal.
 
+use std::fs;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread;
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::exit::{self, Failure};
 use super::output::err;
 use crate::source::Stop;
 
-const SIGNALS: [i32; 2] = [SIGINT, SIGTERM];
+/// Those that ask a process to end. A terminal that goes away is one of them, but not under `nohup`.
+fn signals() -> Vec<i32> {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let of = if ignores(&status, SIGHUP) { &[SIGINT, SIGTERM] as &[i32] } else { &[SIGINT, SIGTERM, SIGHUP] };
+    of.to_vec()
+}
+
+/// Whether a process that has this `/proc/<pid>/status` was started with `signal` ignored: proc(5), `SigIgn`.
+fn ignores(status: &str, signal: i32) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default();
+    mask >> (signal - 1) & 1 == 1
+}
 
 /// A flag that becomes true when somebody wants the process to end. The second signal ends it at once, in
 /// case the first does not get through.
@@ -23,7 +36,10 @@ pub(super) fn interrupted() -> Result<Arc<AtomicBool>, Failure> {
         signal_hook::flag::register_conditional_shutdown(signal, code, Arc::clone(&flag))?;
         signal_hook::flag::register(signal, Arc::clone(&flag))
     };
-    SIGNALS.into_iter().try_for_each(|signal| register(signal).map(drop)).map_err(|error| failed(&error))?;
+    signals()
+        .into_iter()
+        .try_for_each(|signal| register(signal).map(drop))
+        .map_err(|error| failed(&error))?;
     Ok(flag)
 }
 
@@ -32,7 +48,7 @@ pub(super) fn interruptible<T, E: Into<Failure>>(
     work: impl FnOnce(Stop) -> Result<T, E>,
 ) -> Result<T, Failure> {
     let stop = Stop::on_flag(interrupted()?);
-    let mut signals = Signals::new(SIGNALS).map_err(|error| failed(&error))?;
+    let mut signals = Signals::new(signals()).map_err(|error| failed(&error))?;
     let told = stop.clone();
     // Also cuts connections, so that nothing waits for a server any longer.
     thread::spawn(move || signals.forever().for_each(|_| told.stop()));
@@ -43,7 +59,7 @@ pub(super) fn interruptible<T, E: Into<Failure>>(
 
 /// Ends the process on a signal, with the exit code for that: for work that has nothing to undo.
 pub(super) fn end_on_signal() -> Result<(), Failure> {
-    let mut signals = Signals::new(SIGNALS).map_err(|error| failed(&error))?;
+    let mut signals = Signals::new(signals()).map_err(|error| failed(&error))?;
     thread::spawn(move || {
         if signals.forever().next().is_some() {
             err("\nerror: interrupted");
@@ -55,4 +71,16 @@ pub(super) fn end_on_signal() -> Result<(), Failure> {
 
 fn failed(error: &io::Error) -> Failure {
     Failure::new(format!("cannot handle signals: {error}"), exit::FAILURE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tells_what_is_ignored() {
+        let status = "Name:\twarmkit\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000001001\nSigCgt:\t0\n";
+        assert_eq!([SIGHUP, SIGINT, SIGTERM].map(|signal| ignores(status, signal)), [true, false, false]);
+        assert!(!ignores("", SIGHUP));
+    }
 }

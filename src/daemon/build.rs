@@ -1,12 +1,13 @@
 //! A build of a Dockerfile, as `buildctl` runs it.
 
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
 
 use super::steps::{Graph, Outcome};
-use super::tools::{Tools, output};
+use super::tools::Tools;
 use super::{Error, tail};
 
 /// What is built.
@@ -47,7 +48,10 @@ const MAX_LINE: u64 = 16 << 20;
 
 impl Build {
     /// Runs the build, without any output but its progress, and calls `watch` each time more of that
-    /// was read. A build that fails, or was stopped, has [`Outcome::failure`].
+    /// was read. Gives what was said of each step, and why the build failed, if it did or was stopped.
+    ///
+    /// The progress comes by `--trace`, which has everything, and which every release has; `--progress=rawjson`
+    /// is there from v0.13 on.
     ///
     /// # Errors
     /// The client cannot be run.
@@ -57,51 +61,27 @@ impl Build {
         address: &str,
         watch: &mut dyn FnMut(&Graph) -> Watch,
     ) -> Result<(Graph, Option<String>), Error> {
-        let help = output(Command::new(&tools.buildctl).args(["build", "--help"]))?;
-        // From v0.13 on; before, what people read has to do.
-        let raw = help.contains("rawjson");
         let mut command = Command::new(&tools.buildctl);
         command.arg("--addr").arg(address).arg("build");
         self.arguments(&mut command);
-        command.arg(if raw { "--progress=rawjson" } else { "--progress=plain" });
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command.args(["--progress=plain", "--trace", "/dev/stdout"]);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let failed =
             |detail: String| Error::Program { command: tools.buildctl.display().to_string(), detail };
         let mut client = command.spawn().map_err(|error| failed(error.to_string()))?;
+        let (trace, errors) = (client.stdout.take(), client.stderr.take());
         let mut graph = Graph::default();
-        let mut said = String::new();
-        if let Some(errors) = client.stderr.take() {
-            // Progress may be long; of everything else only the end is kept.
-            let mut lines = BufReader::new(errors);
-            let mut line = Vec::new();
-            loop {
-                line.clear();
-                match lines.by_ref().take(MAX_LINE).read_until(b'\n', &mut line) {
-                    Ok(0) => break,
-                    Ok(_) => {}
-                    Err(error) => {
-                        let _ = client.kill();
-                        let _ = client.wait();
-                        return Err(failed(error.to_string()));
-                    }
-                }
-                let text = String::from_utf8_lossy(&line);
-                let understood = if raw { graph.raw(&text) } else { graph.plain(&text) };
-                if !understood || !raw {
-                    said.push_str(&text);
-                    if said.len() > 1 << 16 {
-                        said = tail(&said);
-                        said.push('\n');
-                    }
-                }
-                if understood && watch(&graph) == Watch::Stop {
-                    // One that ended by itself in between is as good.
-                    let _ = client.kill();
-                    break;
-                }
+        let (read, said) = thread::scope(|scope| {
+            let said = scope.spawn(|| errors.map(end_of).unwrap_or_default());
+            let read = trace.map_or(Ok(Watch::GoOn), |trace| follow(trace, &mut graph, watch));
+            if !matches!(read, Ok(Watch::GoOn)) {
+                // One that ended by itself in between is as good.
+                let _ = client.kill();
             }
-        }
+            (read, said.join().unwrap_or_default())
+        });
         let status = client.wait().map_err(|error| failed(error.to_string()))?;
+        read.map_err(|error| failed(error.to_string()))?;
         let failure = (!status.success()).then(|| format!("{status}: {}", tail(&said)));
         Ok((graph, failure))
     }
@@ -170,6 +150,48 @@ impl Build {
     }
 }
 
+/// Reads a trace to its end, or until `watch` has seen enough.
+fn follow(trace: impl Read, graph: &mut Graph, watch: &mut dyn FnMut(&Graph) -> Watch) -> io::Result<Watch> {
+    let mut trace = BufReader::new(trace);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        if trace.by_ref().take(MAX_LINE).read_until(b'\n', &mut line)? == 0 {
+            return Ok(Watch::GoOn);
+        }
+        if graph.read(&line) && watch(graph) == Watch::Stop {
+            return Ok(Watch::Stop);
+        }
+    }
+}
+
+/// The end of what a client says, without what it says of steps: `#<number> …`.
+fn end_of(errors: impl Read) -> String {
+    let mut lines = BufReader::new(errors);
+    let mut line = Vec::new();
+    let mut said = String::new();
+    loop {
+        line.clear();
+        if !lines.by_ref().take(MAX_LINE).read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
+            return said;
+        }
+        let text = String::from_utf8_lossy(&line);
+        if text.trim().is_empty() || is_progress(&text) {
+            continue;
+        }
+        said.push_str(&text);
+        if said.len() > 1 << 16 {
+            said = tail(&said);
+            said.push('\n');
+        }
+    }
+}
+
+fn is_progress(line: &str) -> bool {
+    let number = line.strip_prefix('#').and_then(|rest| rest.split_once(' ')).map(|(number, _)| number);
+    number.is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
+}
+
 /// Directory and digest of a context that is an OCI layout.
 fn layout(context: &str) -> Option<(&str, &str)> {
     context.strip_prefix("oci-layout://")?.rsplit_once('@')
@@ -178,4 +200,17 @@ fn layout(context: &str) -> Option<(&str, &str)> {
 /// Whether a context is one that the daemon gets by itself.
 fn is_remote(context: &str) -> bool {
     context.contains("://") || context.starts_with("git@") || context.starts_with("github.com/")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_what_a_client_says_the_steps_are_left_aside() {
+        let said =
+            "#1 [internal] load\n#1 DONE 0.0s\n\n#12 0.031 output\nerror: failed to solve: no #5\n# 1\n";
+        assert_eq!(end_of(said.as_bytes()), "error: failed to solve: no #5\n# 1\n");
+        assert!(end_of("x\n".repeat(1 << 20).as_bytes()).len() <= 1 << 17);
+    }
 }

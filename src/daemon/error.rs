@@ -58,6 +58,9 @@ pub enum Error {
         /// The end of its log.
         log: String,
     },
+    /// It was not waited for any longer.
+    #[error("interrupted")]
+    Stopped,
     /// The daemon did not answer in time.
     #[error("buildkitd did not answer within {seconds} s; its log ends with: {log}")]
     NoAnswer {

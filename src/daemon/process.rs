@@ -2,17 +2,20 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{Error, Tools, io_error, tail};
+use super::{Error, Tools, io_error, output, tail};
 
 /// How long a daemon may take until it answers: it reads its databases, and a slow disk is slow.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The option that says where the socket for traces goes, which daemons may not share.
+const TRACES: &str = "--otel-socket-path";
 
 /// Runs the daemon (`$3…`) and ends it when its input says so, or ends: then whoever started it was
 /// killed, and the directories `$1` and `$2` go too.
@@ -48,7 +51,6 @@ exit "$status"
 "#;
 
 /// What a daemon is started on.
-#[derive(Debug, Clone)]
 pub struct Start<'a> {
     /// Its root.
     pub root: &'a Path,
@@ -62,6 +64,10 @@ pub struct Start<'a> {
     pub snapshotter: &'a str,
     /// Further arguments of buildkitd.
     pub arguments: &'a [OsString],
+    /// Asked while its first answer is waited for: whether to give up.
+    pub is_stopped: &'a dyn Fn() -> bool,
+    /// Variables of its environment that differ from those of this process; `None`: not there.
+    pub environment: &'a [(OsString, Option<OsString>)],
 }
 
 /// A running daemon; ended when dropped.
@@ -97,17 +103,26 @@ impl Daemon {
             fs::write(&path, "").map_err(io_error("write", &path))?;
             path
         };
-        let output = File::create(&log).map_err(io_error("make", &log))?;
-        let errors = output.try_clone().map_err(io_error("open", &log))?;
+        let logged = File::create(&log).map_err(io_error("make", &log))?;
+        let errors = logged.try_clone().map_err(io_error("open", &log))?;
         let mut command = Command::new("sh");
         command.args(["-c", GUARD, "sh"]).arg(run).arg(scratch).arg(&tools.buildkitd);
         command.arg("--config").arg(&config).arg("--root").arg(root);
         command.arg("--addr").arg(format!("unix://{}", socket.display()));
-        command.arg("--otel-socket-path").arg(run.join("otel.sock"));
+        // From v0.13 on; before, that socket is there only where tracing was asked for.
+        if output(Command::new(&tools.buildkitd).arg("--help"))?.contains(TRACES) {
+            command.arg(TRACES).arg(run.join("otel.sock"));
+        }
         // Nothing here lives long enough to be collected.
         command.args(["--oci-worker=true", "--containerd-worker=false", "--oci-worker-gc=false"]);
         command.args(["--oci-worker-snapshotter", start.snapshotter]).args(start.arguments);
-        command.env("PATH", &tools.path).stdin(Stdio::piped()).stdout(output).stderr(errors);
+        for (name, value) in start.environment {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        command.env("PATH", &tools.path).stdin(Stdio::piped()).stdout(logged).stderr(errors);
         // An interrupt from the terminal ends us; the daemon then ends as it should, by the guard.
         command.process_group(0);
         // A thread of its own, so that its namespaces are not those of this process.
@@ -125,27 +140,44 @@ impl Daemon {
         };
         let word = guard.stdin.take();
         let mut daemon = Self { guard, word, socket, log };
-        daemon.wait_for_answer(tools)?;
+        daemon.wait_for_answer(tools, start.is_stopped)?;
         Ok(daemon)
     }
 
-    fn wait_for_answer(&mut self, tools: &Tools) -> Result<(), Error> {
+    fn wait_for_answer(&mut self, tools: &Tools, is_stopped: &dyn Fn() -> bool) -> Result<(), Error> {
         let begin = Instant::now();
-        loop {
+        let mut asking: Option<Child> = None;
+        let answer = loop {
             if let Ok(Some(status)) = self.guard.try_wait() {
-                return Err(Error::Ended { status, log: self.log_tail() });
+                break Err(Error::Ended { status, log: self.log_tail() });
             }
-            let mut client = Command::new(&tools.buildctl);
-            client.arg("--addr").arg(self.address()).args(["debug", "workers"]);
-            client.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-            if self.socket.exists() && client.status().as_ref().is_ok_and(ExitStatus::success) {
-                return Ok(());
+            if is_stopped() {
+                break Err(Error::Stopped);
             }
             if begin.elapsed() > PATIENCE {
-                return Err(Error::NoAnswer { seconds: PATIENCE.as_secs(), log: self.log_tail() });
+                break Err(Error::NoAnswer { seconds: PATIENCE.as_secs(), log: self.log_tail() });
             }
-            thread::sleep(Duration::from_millis(50));
+            // A client of a daemon that hangs does so too, so it is not waited for.
+            match asking.as_mut().map(Child::try_wait) {
+                Some(Ok(None)) => {}
+                Some(Ok(Some(status))) if status.success() => return Ok(()),
+                _ if !self.socket.exists() => {}
+                _ => asking = self.ask(tools).ok(),
+            }
+            thread::sleep(Duration::from_millis(20));
+        };
+        if let Some(mut client) = asking {
+            let _ = client.kill();
+            let _ = client.wait();
         }
+        answer
+    }
+
+    fn ask(&self, tools: &Tools) -> io::Result<Child> {
+        let mut client = Command::new(&tools.buildctl);
+        client.arg("--addr").arg(self.address()).args(["debug", "workers"]);
+        client.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        client.spawn()
     }
 
     /// Where it listens.

@@ -47,29 +47,33 @@ pub struct Outcome {
     pub failure: Option<String>,
 }
 
-/// `client.SolveStatus` of `BuildKit`, as far as it is needed.
+/// `client.SolveStatus` of `BuildKit`, as far as it is needed. Up to v0.12 its members have the names of the
+/// Go fields, and lists may be null.
 #[derive(Deserialize)]
 struct Status {
-    #[serde(default)]
-    vertexes: Vec<RawVertex>,
-    #[serde(default)]
-    statuses: Vec<RawStatus>,
+    #[serde(default, alias = "Vertexes")]
+    vertexes: Option<Vec<RawVertex>>,
+    #[serde(default, alias = "Statuses")]
+    statuses: Option<Vec<RawStatus>>,
 }
 
 #[derive(Deserialize)]
 struct RawVertex {
+    #[serde(alias = "Digest")]
     digest: String,
-    #[serde(default)]
+    #[serde(default, alias = "Name")]
     name: String,
-    #[serde(default)]
-    inputs: Vec<String>,
-    #[serde(default)]
+    #[serde(default, alias = "Inputs")]
+    inputs: Option<Vec<String>>,
+    #[serde(default, alias = "Started")]
     started: Option<String>,
-    #[serde(default)]
+    #[serde(default, alias = "Completed")]
+    completed: Option<String>,
+    #[serde(default, alias = "Cached")]
     cached: bool,
-    #[serde(default)]
+    #[serde(default, alias = "Error")]
     error: String,
-    #[serde(default, rename = "progressGroup")]
+    #[serde(default, rename = "progressGroup", alias = "ProgressGroup")]
     group: Option<RawGroup>,
 }
 
@@ -82,7 +86,7 @@ struct RawGroup {
 
 #[derive(Deserialize)]
 struct RawStatus {
-    #[serde(default)]
+    #[serde(default, alias = "ID")]
     id: String,
 }
 
@@ -93,24 +97,39 @@ pub struct Vertex {
     pub name: String,
     /// Its own name, the group's left aside.
     pub own_name: String,
-    /// The ids of the vertices that it stands on; plain output does not tell.
+    /// The ids of the vertices that it stands on; none: a source.
     pub inputs: Vec<String>,
-    /// Whether the daemon began with it: to ask for it (sources), to run it, or to take it from a cache.
-    pub started: bool,
+    /// Whether the daemon began with it because no cache had it: to run it, to look at the files that it takes,
+    /// or, of a source, to ask for it. Of looking at files it tells only where that fails.
+    pub began: bool,
     /// Whether it was taken from a cache.
+    pub loaded: bool,
+    /// Whether it is shown as taken from a cache: loaded, or what stands on it was, or began. The last may be
+    /// false: a step that fails while its files are looked at shows all that it stands on as done.
     pub cached: bool,
     /// What went wrong with it; empty where nothing did.
     pub error: String,
     /// Position among all vertices seen.
     order: usize,
-    has_inputs: bool,
+}
+
+impl Vertex {
+    /// Whether it puts together what stands below it, as for `COPY --link`: it costs nothing, and no cache need
+    /// have it.
+    pub fn is_merge(&self) -> bool {
+        self.own_name.contains("] LINK ")
+    }
 }
 
 /// Everything that was said of each vertex.
 #[derive(Debug, Default)]
 pub struct Graph {
-    /// By digest, or by number in plain output.
+    /// By digest.
     vertices: BTreeMap<String, Vertex>,
+    /// How often something was said of a vertex.
+    told: usize,
+    /// Sources that are being asked for, but images: one is shown so too while a layer of it is.
+    asked: BTreeSet<String>,
     extracted: BTreeSet<String>,
 }
 
@@ -120,6 +139,59 @@ impl Graph {
         let mut vertices: Vec<&Vertex> = self.vertices.values().collect();
         vertices.sort_by_key(|vertex| vertex.order);
         vertices
+    }
+
+    /// What stands on nothing: images, contexts, downloads; in no order.
+    pub fn sources(&self) -> impl Iterator<Item = &Vertex> {
+        self.vertices.values().filter(|vertex| vertex.inputs.is_empty())
+    }
+
+    /// How often something was said of a vertex. (Of downloads something is said all the time.)
+    pub fn told(&self) -> usize {
+        self.told
+    }
+
+    /// Whether a context or a download is being asked for, which may take its time.
+    pub fn is_asking(&self) -> bool {
+        !self.asked.is_empty()
+    }
+
+    /// Why a cache could not be imported.
+    pub fn import_error(&self) -> Option<&str> {
+        let failed = |vertex: &&Vertex| is_import(vertex) && !vertex.error.is_empty();
+        self.sources().find(failed).map(|vertex| vertex.error.as_str())
+    }
+
+    /// The ids of all vertices that were loaded from a cache, and of those that they stand on.
+    pub fn found(&self) -> BTreeSet<&str> {
+        let mut found = BTreeSet::new();
+        let loaded = self.vertices.iter().filter(|(_, vertex)| vertex.loaded);
+        let mut pending: Vec<&str> = loaded.map(|(id, _)| id.as_str()).collect();
+        while let Some(id) = pending.pop() {
+            if found.insert(id) {
+                pending
+                    .extend(self.get(id).into_iter().flat_map(|vertex| &vertex.inputs).map(String::as_str));
+            }
+        }
+        found
+    }
+
+    /// The vertices that one stands on, directly or through others, with their ids.
+    pub fn below<'a>(&'a self, vertex: &'a Vertex) -> BTreeMap<&'a str, &'a Vertex> {
+        let mut below = BTreeMap::new();
+        let mut pending: Vec<&str> = vertex.inputs.iter().map(String::as_str).collect();
+        while let Some(id) = pending.pop() {
+            let Some(input) = self.get(id) else { continue };
+            if below.insert(id, input).is_none() {
+                pending.extend(input.inputs.iter().map(String::as_str));
+            }
+        }
+        below
+    }
+
+    /// Steps with inputs that no cache had, as far as the daemon told, in no order.
+    pub fn begun(&self) -> impl Iterator<Item = &Vertex> {
+        self.vertices.values().filter(|v| v.began && !v.loaded && !v.inputs.is_empty() && !v.is_merge())
     }
 
     /// The vertex with an id, as in [`Vertex::inputs`].
@@ -132,10 +204,14 @@ impl Graph {
         self.vertices.entry(id.to_owned()).or_insert_with(|| Vertex { order, ..Vertex::default() })
     }
 
-    /// Takes a line of JSON; false where it is something else.
-    pub(super) fn raw(&mut self, line: &str) -> bool {
-        let Ok(status) = serde_json::from_str::<Status>(line) else { return false };
-        for raw in status.vertexes {
+    /// Takes a line of what `buildctl build --trace` writes; false where it is something else.
+    pub fn read(&mut self, line: &[u8]) -> bool {
+        let Ok(status) = serde_json::from_slice::<Status>(line) else { return false };
+        for raw in status.vertexes.unwrap_or_default() {
+            self.told += 1;
+            let is_asked = raw.started.is_some() && raw.completed.is_none();
+            // What a consumer's beginning shows as done has one time for both.
+            let is_shown = raw.cached && raw.completed.is_some() && raw.completed == raw.started;
             let vertex = self.vertex(&raw.digest);
             let own_name = raw.name.clone();
             let name = raw.group.map(|group| group.name).filter(|name| !name.is_empty()).unwrap_or(raw.name);
@@ -145,42 +221,23 @@ impl Graph {
             if !own_name.is_empty() {
                 vertex.own_name = own_name;
             }
-            vertex.has_inputs |= !raw.inputs.is_empty();
             if vertex.inputs.is_empty() {
-                vertex.inputs = raw.inputs;
+                vertex.inputs = raw.inputs.unwrap_or_default();
             }
-            vertex.started |= raw.started.is_some();
+            vertex.began |= raw.started.is_some() && !raw.cached;
+            vertex.loaded |= raw.started.is_some() && raw.cached && !is_shown;
             vertex.cached |= raw.cached;
             if !raw.error.is_empty() {
                 vertex.error = raw.error;
             }
+            if is_asked && vertex.inputs.is_empty() && !is_image(&vertex.own_name) {
+                self.asked.insert(raw.digest);
+            } else {
+                self.asked.remove(&raw.digest);
+            }
         }
-        for status in status.statuses {
+        for status in status.statuses.unwrap_or_default() {
             self.extraction(&status.id);
-        }
-        true
-    }
-
-    /// Takes a line for people: `#<number> <name>` first, then `#<number> <event>`.
-    pub(super) fn plain(&mut self, line: &str) -> bool {
-        let Some((number, text)) = line.trim_end().strip_prefix('#').and_then(|rest| rest.split_once(' '))
-        else {
-            return false;
-        };
-        if !number.bytes().all(|b| b.is_ascii_digit()) {
-            return false;
-        }
-        self.extraction(text);
-        let vertex = self.vertex(number);
-        vertex.started = true;
-        // Plain output does not say; of vertices of one name the first is the source.
-        vertex.has_inputs = true;
-        if vertex.name.is_empty() {
-            text.clone_into(&mut vertex.name);
-        } else if text == "CACHED" {
-            vertex.cached = true;
-        } else if let Some(error) = text.strip_prefix("ERROR: ") {
-            error.clone_into(&mut vertex.error);
         }
         true
     }
@@ -201,7 +258,7 @@ impl Graph {
                 StepStatus::Error { message: vertex.error.clone() }
             } else if vertex.cached {
                 StepStatus::Cached
-            } else if vertex.started {
+            } else if vertex.began {
                 StepStatus::Ran
             } else {
                 StepStatus::NotReached
@@ -214,9 +271,17 @@ impl Graph {
                 steps.push(Step { name: vertex.name.clone(), status });
             }
         }
-        let imports = vertices.iter().filter(|v| v.name.starts_with("importing cache manifest")).count();
+        let imports = vertices.iter().filter(|vertex| is_import(vertex)).count();
         Outcome { steps, imports, extractions: self.extracted.len(), failure: None }
     }
+}
+
+fn is_image(name: &str) -> bool {
+    ["FROM ", "docker-image://", "oci-layout://"].iter().any(|mark| name.contains(mark))
+}
+
+fn is_import(vertex: &Vertex) -> bool {
+    vertex.name.starts_with("importing cache manifest")
 }
 
 /// Whether what a daemon calls a vertex is an instruction: `[build 2/4] RUN make`, and not `[internal] …`,
@@ -237,12 +302,9 @@ fn is_step(vertex: &Vertex, all: &[&Vertex]) -> bool {
     if !is_instruction(name) || name.contains("] FROM ") {
         return false;
     }
-    let mut same = all.iter().filter(|other| other.name == name);
-    let is_first = same.clone().next().is_some_and(|first| first.order == vertex.order);
-    let has_consumer = same.any(|other| other.order != vertex.order && other.has_inputs);
     let remote = name.contains("] ADD ") && (name.contains("://") || name.contains("git@"));
-    let is_download = remote && has_consumer && (!vertex.has_inputs || is_first);
-    !is_download
+    let is_source_of = |other: &&&Vertex| other.name == name && !other.inputs.is_empty();
+    !(remote && vertex.inputs.is_empty() && all.iter().any(|other| is_source_of(&other)))
 }
 
 /// The status of a step of two parts.
@@ -273,13 +335,44 @@ mod tests {
             {"digest":"sha256:2","name":"[2/3] LINK COPY --link a /","inputs":["sha256:1"],"started":"x",
              "progressGroup":{"id":"g","name":"[2/3] COPY --link a /"}},
             {"digest":"sha256:3","name":"[3/3] RUN true","started":"x","cached":true}]}"#;
-        assert!(graph.raw(line));
+        assert!(graph.read(line.as_bytes()));
         // Said once, as the messages that follow need not say it again.
-        assert!(graph.raw(r#"{"vertexes":[{"digest":"sha256:3","name":"[3/3] RUN true","started":"x"}]}"#));
+        assert!(graph.read(br#"{"vertexes":[{"digest":"sha256:3","name":"[3/3] RUN true","started":"x"}]}"#));
         let outcome = graph.outcome();
         // The copy was CACHED, the merge onto what stands below ran.
         let expected = [("[2/3] COPY --link a /", &StepStatus::Ran), ("[3/3] RUN true", &StepStatus::Cached)];
         assert_eq!(steps(&outcome), expected);
+    }
+
+    #[test]
+    fn reads_the_traces_of_old_releases() {
+        let mut graph = Graph::default();
+        // As v0.12.5 writes it.
+        let line = r#"{"Vertexes":[
+            {"Digest":"sha256:0","Inputs":null,"Name":"[1/2] FROM a","Started":"1","Completed":null},
+            {"Digest":"sha256:1","Inputs":null,"Name":"[internal] load build context","Started":"1","Completed":null,"Cached":false,
+             "Error":"","ProgressGroup":null},
+            {"Digest":"sha256:2","Inputs":["sha256:1"],"Name":"[2/2] RUN true","Started":"1","Completed":"1",
+             "Cached":true,"Error":"","ProgressGroup":null}],
+            "Statuses":[{"ID":"extracting sha256:3","Vertex":"sha256:1"}],"Logs":null,"Warnings":null}"#;
+        assert!(graph.read(line.as_bytes()) && graph.is_asking() && graph.found().is_empty());
+        let outcome = graph.outcome();
+        assert_eq!(steps(&outcome), [("[2/2] RUN true", &StepStatus::Cached)]);
+        assert_eq!((outcome.extractions, graph.told()), (1, 3));
+        let line = r#"{"Vertexes":[{"Digest":"sha256:1","Started":"1","Completed":"2"}],"Statuses":null}"#;
+        assert!(graph.read(line.as_bytes()) && !graph.is_asking());
+    }
+
+    #[test]
+    fn a_download_is_asked_for_each_time_and_is_no_step() {
+        let mut graph = Graph::default();
+        let name = "[2/2] ADD http://127.0.0.1/a /";
+        let line = format!(
+            r#"{{"vertexes":[{{"digest":"1","name":"{name}","started":"x"}},
+                {{"digest":"2","name":"{name}","inputs":["1"],"started":"x","cached":true}}]}}"#
+        );
+        assert!(graph.read(line.as_bytes()));
+        assert_eq!(steps(&graph.outcome()), [(name, &StepStatus::Cached)]);
     }
 
     #[test]
@@ -294,37 +387,14 @@ mod tests {
             for (b, other) in parts.iter().enumerate() {
                 let mut graph = Graph::default();
                 for (digest, (part, _)) in [one, other].iter().enumerate() {
-                    assert!(graph.raw(&format!(
+                    assert!(graph.read(format!(
                         r#"{{"vertexes":[{{{part}"digest":"{digest}","inputs":["i"],"name":"[1/1] RUN a"}}]}}"#
-                    )));
+).as_bytes()));
                 }
                 let (_, worst) = &parts[a.min(b)];
                 assert_eq!(steps(&graph.outcome()), [("[1/1] RUN a", worst)], "{one:?} {other:?}");
             }
         }
-    }
-
-    #[test]
-    fn plain_output_is_read_as_raw_output_is() {
-        let mut graph = Graph::default();
-        let log = "#1 [1/2] FROM a\n#1 DONE 0.0s\n#2 importing cache manifest from a\n#2 DONE 0.1s\n\
-                   #3 [2/2] RUN echo CACHED\n#3 extracting sha256:1\n#3 extracting sha256:1 done\n#3 CACHED\n";
-        assert!(log.lines().all(|line| graph.plain(line)));
-        let outcome = graph.outcome();
-        assert_eq!(steps(&outcome), [("[2/2] RUN echo CACHED", &StepStatus::Cached)]);
-        assert_eq!((outcome.imports, outcome.extractions), (1, 1));
-    }
-
-    #[test]
-    fn a_download_is_asked_for_each_time_and_is_no_step() {
-        let mut graph = Graph::default();
-        let name = "[2/2] ADD http://127.0.0.1/a /";
-        let line = format!(
-            r#"{{"vertexes":[{{"digest":"1","name":"{name}","started":"x"}},
-                {{"digest":"2","name":"{name}","inputs":["1"],"started":"x","cached":true}}]}}"#
-        );
-        assert!(graph.raw(&line));
-        assert_eq!(steps(&graph.outcome()), [(name, &StepStatus::Cached)]);
     }
 
     #[test]

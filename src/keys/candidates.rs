@@ -257,6 +257,27 @@ mod tests {
     }
 
     #[test]
+    fn an_operation_is_of_all_releases_that_a_source_tells() {
+        let op = OpDigest::new("op");
+        let of = |writers: Option<Writers>| {
+            let mut candidates = Candidates::new();
+            candidates.add(op.clone(), None);
+            if let Some(writers) = writers {
+                candidates.add_writers(&op, writers);
+            }
+            candidates
+        };
+        let (old, new) = (Writers::TO_V0_12, Writers::V0_17);
+        for (one, other, both) in
+            [(Some(old), Some(new), old | new), (None, Some(new), new), (Some(old), None, old)]
+        {
+            let mut merged = of(one);
+            merged.merge(of(other));
+            assert_eq!(merged.writers(&op), Some(both));
+        }
+    }
+
+    #[test]
     fn targets_are_told_where_every_source_tells() {
         let (one, two) = (OpDigest::new("one"), OpDigest::new("two"));
         let of = |ops: &[&OpDigest], target: Option<&str>| {

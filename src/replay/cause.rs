@@ -59,72 +59,88 @@ pub struct Missed {
     pub cause: Cause,
 }
 
-/// A merge of what is in the cache costs nothing, and no cache need have it.
-fn is_merge(vertex: &Vertex) -> bool {
-    vertex.own_name.contains("] LINK ")
+/// The steps that missed for certain: no cache had them, and all that they stand on was found.
+///
+/// A daemon may begin with another step before: it looks at the files of one input while it does not know yet
+/// whether a cache has the other.
+pub(super) fn certain(graph: &Graph) -> Vec<&Vertex> {
+    let mut begun = graph.begun().peekable();
+    if begun.peek().is_none() {
+        return Vec::new();
+    }
+    let found = graph.found();
+    let is_found =
+        |(id, vertex): (&str, &Vertex)| vertex.inputs.is_empty() || vertex.is_merge() || found.contains(id);
+    begun.filter(|vertex| graph.below(vertex).into_iter().all(is_found)).collect()
 }
 
-/// Whether a vertex was begun: it stands on others, and no cache had it.
-fn is_missed(vertex: &Vertex) -> bool {
-    vertex.started && !vertex.cached && !vertex.inputs.is_empty() && !is_merge(vertex)
+/// A step that a daemon began with, of which it did not say of all that it stands on whether a cache had it.
+#[derive(Debug)]
+pub(super) struct Suspect {
+    missed: Missed,
+    /// The names of all that it stands on. (Ids are others in each build that takes a local context.)
+    below: BTreeSet<String>,
 }
 
-/// Whether a vertex was to run, for which all that it stands on had to be there. A daemon also begins with one
-/// to look at the files of an input, while it does not know yet whether another input will be found.
-pub(super) fn is_first_missed(graph: &Graph, vertex: &Vertex) -> bool {
-    is_missed(vertex)
-        && vertex.inputs.iter().all(|id| graph.get(id).is_some_and(|input| is_found(graph, input)))
-        && !stands_on_missed(graph, vertex)
+/// Tells the causes of misses of one build.
+pub(super) struct Causes<'a> {
+    /// Digests of the records that stand on nothing.
+    roots: BTreeSet<&'a str>,
+    gate: &'a Gate,
+    platforms: Vec<Platform>,
 }
 
-fn is_found(graph: &Graph, vertex: &Vertex) -> bool {
-    let inputs = || vertex.inputs.iter().all(|id| graph.get(id).is_some_and(|input| is_found(graph, input)));
-    vertex.cached || vertex.inputs.is_empty() || (is_merge(vertex) && inputs())
-}
+impl<'a> Causes<'a> {
+    pub(super) fn new(caches: &[&'a Cache], gate: &'a Gate, platforms: Vec<Platform>) -> Self {
+        let records = caches.iter().flat_map(|cache| &cache.records);
+        let roots = records.filter(|record| record.inputs.is_empty());
+        Self { roots: roots.map(|record| record.digest.as_str()).collect(), gate, platforms }
+    }
 
-/// Whether anything that a vertex stands on missed, directly or through merges and steps that wait for it.
-fn stands_on_missed(graph: &Graph, vertex: &Vertex) -> bool {
-    let mut seen = BTreeSet::new();
-    let mut pending: Vec<&str> = vertex.inputs.iter().map(String::as_str).collect();
-    while let Some(id) = pending.pop() {
-        let Some(input) = seen.insert(id).then(|| graph.get(id)).flatten() else { continue };
-        if is_missed(input) {
-            return true;
+    /// These steps in the order in which they were reported, each with its cause.
+    pub(super) fn of(&self, graph: &Graph, steps: &[&Vertex]) -> Vec<Missed> {
+        let mut all = Vec::new();
+        for vertex in
+            graph.vertices().into_iter().filter(|v| steps.iter().any(|step| std::ptr::eq(*step, *v)))
+        {
+            let missed = self.of_one(graph, vertex);
+            if !all.contains(&missed) {
+                all.push(missed);
+            }
         }
-        pending.extend(input.inputs.iter().map(String::as_str));
+        all
     }
-    false
-}
 
-/// The steps that missed and stand on nothing that missed, in the order of the build.
-pub(super) fn missed(graph: &Graph, caches: &[&Cache], gate: &Gate, platforms: &[Platform]) -> Vec<Missed> {
-    let roots: BTreeSet<&str> = caches
-        .iter()
-        .flat_map(|cache| &cache.records)
-        .filter(|record| record.inputs.is_empty())
-        .map(|record| record.digest.as_str())
-        .collect();
-    let begun: Vec<&Vertex> = graph.vertices().into_iter().filter(|vertex| is_missed(vertex)).collect();
-    let mut first: Vec<&Vertex> =
-        begun.iter().copied().filter(|vertex| is_first_missed(graph, vertex)).collect();
-    if first.is_empty() {
-        // It ended before one was to run.
-        first = begun.into_iter().filter(|vertex| !stands_on_missed(graph, vertex)).collect();
+    /// What a daemon began with in a build in which nothing missed for certain.
+    pub(super) fn suspects(&self, graph: &Graph) -> Vec<Suspect> {
+        let suspect = |vertex: &Vertex| Suspect {
+            missed: self.of_one(graph, vertex),
+            below: graph.below(vertex).values().map(|below| self.gate.real_name(&below.name)).collect(),
+        };
+        graph.begun().map(suspect).collect()
     }
-    let mut all: Vec<Missed> = Vec::new();
-    for vertex in first {
+
+    fn of_one(&self, graph: &Graph, vertex: &Vertex) -> Missed {
         let inputs: Vec<&Vertex> = vertex.inputs.iter().filter_map(|id| graph.get(id)).collect();
-        let moved =
-            inputs.iter().find_map(|input| moved(&gate.real_name(&input.own_name), &roots, platforms));
+        let moved = inputs
+            .iter()
+            .find_map(|input| moved(&self.gate.real_name(&input.own_name), &self.roots, &self.platforms));
         let takes_files = inputs.iter().any(|input| input.inputs.is_empty() && is_context(&input.own_name));
         let cause = match moved {
             Some(cause) => cause,
             None if takes_files => Cause::Files,
             None => Cause::Instruction,
         };
-        let missed = Missed { step: gate.real_name(&vertex.name), cause };
-        if !all.contains(&missed) {
-            all.push(missed);
+        Missed { step: self.gate.real_name(&vertex.name), cause }
+    }
+}
+
+/// Of all suspects those that stand on no other, each once.
+pub(super) fn lowest(suspects: &[Suspect]) -> Vec<Missed> {
+    let mut all = Vec::new();
+    for Suspect { missed, below } in suspects {
+        if !suspects.iter().any(|other| below.contains(&other.missed.step)) && !all.contains(missed) {
+            all.push(missed.clone());
         }
     }
     all
@@ -161,4 +177,70 @@ fn image_key(digest: Digest, platform: &Platform) -> OpDigest {
         platform.os, platform.arch
     );
     OpDigest::of(format!("buildkit.source.v0:{}", Digest::of(text.as_bytes())).as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A build as a daemon tells of it: vertices that were begun, loaded, or only shown as done, and their inputs.
+    fn graph(vertices: &[(&str, &str, &[&str])]) -> Graph {
+        let mut graph = Graph::default();
+        for (name, how, inputs) in vertices {
+            let (cached, completed) = match *how {
+                "began" => (false, serde_json::Value::Null),
+                "loaded" => (true, serde_json::Value::Null),
+                "shown" => (true, "1".into()),
+                _ => (false, "2".into()),
+            };
+            let started = (*how != "-").then_some("1");
+            let vertex = serde_json::json!({
+                "digest": name, "name": name, "inputs": inputs, "started": started, "cached": cached,
+                "completed": completed,
+            });
+            assert!(graph.read(serde_json::json!({"vertexes": [vertex]}).to_string().as_bytes()));
+        }
+        graph
+    }
+
+    fn names(graph: &Graph) -> Vec<&str> {
+        certain(graph).into_iter().map(|vertex| vertex.name.as_str()).collect()
+    }
+
+    #[test]
+    fn certain_is_what_stands_on_nothing_but_what_was_found() {
+        // `copy` has its files looked at while nobody knows whether a cache has `run`, and shows it as done.
+        let open = [
+            ("image", "began", &[][..]),
+            ("deps", "loaded", &["image"]),
+            ("docs", "loaded", &["image"]),
+            ("run", "shown", &["deps"]),
+            ("copy", "began", &["run", "docs"]),
+        ];
+        assert!(names(&graph(&open)).is_empty());
+        let mut known = open;
+        known[3].1 = "began";
+        assert_eq!(names(&graph(&known)), ["run"]);
+        // What was found may be known from what stands on it alone; a merge need not be.
+        let below = [
+            ("image", "began", &[][..]),
+            ("deps", "shown", &["image"]),
+            ("run", "loaded", &["deps"]),
+            ("[2/3] LINK copy", "began", &["run"]),
+            ("next", "began", &["[2/3] LINK copy", "deps"]),
+        ];
+        assert_eq!(names(&graph(&below)), ["next"]);
+    }
+
+    #[test]
+    fn of_suspects_the_lowest_count() {
+        let suspect = |step: &str, below: &[&str]| Suspect {
+            missed: Missed { step: step.to_owned(), cause: Cause::Instruction },
+            below: below.iter().map(|&name| name.to_owned()).collect(),
+        };
+        let all =
+            [suspect("b", &["a"]), suspect("a", &["x"]), suspect("c", &["b", "y"]), suspect("a", &["x"])];
+        let lowest = lowest(&all);
+        assert_eq!(lowest.iter().map(|missed| missed.step.as_str()).collect::<Vec<_>>(), ["a"]);
+    }
 }

@@ -4,43 +4,105 @@
 //! daemon ── source policy ──▶ http://127.0.0.1:<port>/v2/h/<host>/p[<port>]/<repository>/…
 //!                                 manifests, configs ──▶ the registry, with this machine's credentials
 //!                                 layers ──────────────▶ refused, but for the frontend's own image
-//!        ── --import-cache ──▶ http://127.0.0.1:<port>/v2/c/<number>/…
-//!                                 manifests, configs ──▶ the caches, whatever form they have
-//!                                 layers ──────────────▶ refused
+//!        ── --import-cache ──▶ http://127.0.0.1:<port>/cache/…   (as S3 does)
+//!                                 manifests/records ───▶ the caches, whatever form they have
+//!                                 blobs/… ─────────────▶ refused
 //! ```
 //!
 //! A source policy rewrites each `docker-image://` of the build, so that no layer can be pulled, whatever
 //! the build asks for: a replay needs what images *are*, not what is in them. It also tells what each
 //! tag means today.
+//!
+//! A layer is not refused at once. A daemon asks for one where a step was not found by what it stands on, to look for
+//! it by the files that it takes: of the step that misses, and of steps above it whose other inputs were
+//! found. Any refusal ends the build. So layers wait until the daemon does nothing else any more, and which
+//! of them is refused then differs from build to build: see [`Gate::begin`].
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::import::Import;
+use crate::daemon::Graph;
 use crate::digest::Digest;
+use crate::oci::manifest::media_type;
 use crate::oci::media_type::OCI_MANIFEST;
-use crate::oci::{Descriptor, Document, Reference};
+use crate::oci::{Descriptor, Document, Platform};
 use crate::progress::Silent;
 use crate::source::{self, Manifest, Registry, Source};
 
 /// The longest request head that is read, in bytes.
 const MAX_HEAD: u64 = 64 << 10;
 
-/// How long a layer that is asked for is not refused yet.
-const GRACE: Duration = Duration::from_secs(5);
+/// How long a daemon is silent that waits for layers alone.
+const QUIET: Duration = Duration::from_secs(1);
+/// After how long a silence the layers are refused too that were refused in an earlier build.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What is known of one repository.
 struct Repository {
     registry: Registry,
-    /// Whether its layers may be read: only those of a frontend, which has to run.
-    layers: bool,
     /// Blobs that its manifests name: what they are, and whether they are layers.
     blobs: HashMap<Digest, (Descriptor, bool)>,
+    /// The tags that manifests and indexes were asked for by.
+    tags: HashMap<Digest, String>,
+    /// What indexes list: in which index, and for which platform.
+    listed: HashMap<Digest, (Digest, Platform)>,
+    /// The images that were asked for: manifests, or indexes with a platform.
+    used: HashSet<(Digest, Option<Platform>)>,
+}
+
+impl Repository {
+    fn new(registry: Registry) -> Self {
+        Self {
+            registry,
+            blobs: HashMap::new(),
+            tags: HashMap::new(),
+            listed: HashMap::new(),
+            used: HashSet::new(),
+        }
+    }
+
+    /// Takes down what a document names, and what it is for.
+    fn learn(&mut self, digest: Digest, tag: Option<&str>, document: &Document) {
+        if let Some(tag) = tag {
+            self.tags.insert(digest, tag.to_owned());
+        }
+        match document {
+            Document::Manifest { config, layers } => {
+                self.blobs.insert(config.digest, (config.clone(), false));
+                for layer in layers {
+                    self.blobs.entry(layer.digest).or_insert_with(|| (layer.clone(), true));
+                }
+                self.used.insert(match self.listed.get(&digest) {
+                    Some((index, platform)) => (*index, Some(platform.clone())),
+                    None => (digest, None),
+                });
+            }
+            Document::Index { manifests } => {
+                for manifest in manifests {
+                    if let Some(platform) = &manifest.platform {
+                        self.listed.insert(manifest.digest, (digest, platform.clone()));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// An image that the daemon asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Used {
+    /// `<host>[:<port>]/<repository>[:<tag>]@<digest>`; the digest is that of an index, where there is one.
+    pub(super) image: String,
+    /// Which of an index; `None`: it is no index.
+    pub(super) platform: Option<Platform>,
+    /// Whether it is that of a frontend.
+    pub(super) frontend: bool,
 }
 
 #[derive(Default)]
@@ -48,18 +110,61 @@ struct State {
     repositories: HashMap<String, Arc<Mutex<Repository>>>,
     resolved: BTreeMap<String, Digest>,
     refused: BTreeSet<String>,
+    /// Repositories of frontends, as `host/repository`: they run, so their layers are given.
+    frontends: BTreeSet<String>,
     /// Why manifests could not be had.
     problems: BTreeSet<String>,
 }
 
 struct Shared {
     options: source::Options,
-    /// Repositories of frontends, as `host/repository`.
-    frontends: BTreeSet<String>,
-    /// By their numbers.
-    imports: Vec<Import>,
+    /// The config of the cache that is imported.
+    import: Vec<u8>,
+    imported: AtomicBool,
     state: Mutex<State>,
+    waiting: Mutex<Waiting>,
+    /// One that waits may go on.
+    woken: Condvar,
     ended: AtomicBool,
+}
+
+/// What layers wait for, in one build.
+struct Waiting {
+    /// The number of the build: who asked in an earlier one waits for nothing.
+    build: usize,
+    /// Whether all are refused together.
+    together: bool,
+    /// Those that were refused in builds of this target before, one in each.
+    tried: BTreeSet<String>,
+    /// Those that were refused in this one.
+    refused: BTreeSet<String>,
+    /// Whether none was left that was not refused before.
+    exhausted: bool,
+    /// When the daemon last said anything of a step, or asked for anything.
+    heard: Instant,
+    /// What [`Graph::told`] was then.
+    told: usize,
+    /// Whether the daemon asks for a source, which may take its time.
+    asking: bool,
+    /// Requests that are being answered by registries.
+    answering: usize,
+}
+
+impl Waiting {
+    fn silence(&self) -> Duration {
+        if self.asking || self.answering > 0 { Duration::ZERO } else { self.heard.elapsed() }
+    }
+}
+
+/// How layers were refused in a build.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// None was.
+    None,
+    /// Some, as agreed.
+    Some,
+    /// One that was refused in an earlier build too: there was no other.
+    Exhausted,
 }
 
 /// A running gate; ends when dropped.
@@ -75,19 +180,26 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Gate {
     /// Opens it on loopback, at a port that the kernel picks.
-    pub(super) fn open(
-        options: &source::Options,
-        frontends: &[Reference],
-        imports: Vec<Import>,
-    ) -> io::Result<Self> {
+    pub(super) fn open(options: &source::Options, import: Vec<u8>) -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let address = listener.local_addr()?;
-        let frontends = frontends.iter().map(|r| format!("{}/{}", r.registry(), r.repository())).collect();
         let shared = Arc::new(Shared {
             options: options.clone(),
-            frontends,
-            imports,
+            import,
+            imported: AtomicBool::new(false),
             state: Mutex::default(),
+            waiting: Mutex::new(Waiting {
+                build: 0,
+                together: true,
+                tried: BTreeSet::new(),
+                refused: BTreeSet::new(),
+                exhausted: false,
+                heard: Instant::now(),
+                told: 0,
+                asking: false,
+                answering: 0,
+            }),
+            woken: Condvar::new(),
             ended: AtomicBool::new(false),
         });
         let serving = Arc::clone(&shared);
@@ -110,11 +222,66 @@ impl Gate {
         self.address.to_string()
     }
 
-    /// The imports, as values of `--import-cache`.
-    pub(super) fn imports(&self) -> Vec<String> {
-        let host = self.host();
-        let import = |number| format!("type=registry,ref={host}/c/{number}:cache");
-        (0..self.shared.imports.len()).map(import).collect()
+    /// The import, as a value of `--import-cache`.
+    pub(super) fn import(&self) -> String {
+        format!(
+            "type=s3,endpoint_url=http://{},use_path_style=true,bucket=cache,name=records,region=none,\
+             access_key_id=none,secret_access_key=none",
+            self.host()
+        )
+    }
+
+    /// Whether the import was asked for.
+    pub(super) fn was_imported(&self) -> bool {
+        self.shared.imported.load(Ordering::Relaxed)
+    }
+
+    /// A build begins. In the `first` one of a target all layers that are asked for are refused together, so that the
+    /// steps that asked for them all fail. Since the first failure may hide the others, each further one
+    /// refuses only one layer, and none that such a build refused before.
+    pub(super) fn begin(&self, first: bool) {
+        let mut waiting = lock(&self.shared.waiting);
+        waiting.build += 1;
+        waiting.together = first;
+        if first {
+            waiting.tried.clear();
+        }
+        waiting.refused.clear();
+        waiting.exhausted = false;
+        waiting.heard = Instant::now();
+        waiting.told = 0;
+        waiting.asking = false;
+        drop(waiting);
+        self.shared.woken.notify_all();
+    }
+
+    /// The daemon said this of a build by now.
+    pub(super) fn heard(&self, graph: &Graph) {
+        let mut waiting = lock(&self.shared.waiting);
+        if waiting.told != graph.told() {
+            waiting.told = graph.told();
+            waiting.heard = Instant::now();
+        }
+        waiting.asking = graph.is_asking();
+        drop(waiting);
+        // The image of a frontend alone has no other name than its own: those of steps are called `[…] FROM …`.
+        let images = graph.sources().filter_map(|source| source.own_name.strip_prefix("docker-image://"));
+        for image in images {
+            if let Ok(reference) = source::spec::parse_reference(&self.real_name(image)) {
+                let name = format!("{}/{}", reference.registry(), reference.repository());
+                lock(&self.shared.state).frontends.insert(name);
+            }
+        }
+    }
+
+    /// How layers were refused since the build began.
+    pub(super) fn ended_by(&self) -> Refused {
+        let waiting = lock(&self.shared.waiting);
+        match (waiting.exhausted, waiting.refused.is_empty()) {
+            (true, _) => Refused::Exhausted,
+            (false, true) => Refused::None,
+            (false, false) => Refused::Some,
+        }
     }
 
     /// The source policy that sends every image this way.
@@ -166,12 +333,31 @@ impl Gate {
         lock(&self.shared.state).resolved.clone()
     }
 
+    /// The images that the daemon asked for, in no order.
+    pub(super) fn used(&self) -> Vec<Used> {
+        let State { repositories, frontends, .. } = &*lock(&self.shared.state);
+        let (repositories, frontends) = (repositories.clone(), frontends.clone());
+        let mut all = Vec::new();
+        for (name, repository) in repositories {
+            let repository = lock(&repository);
+            for (digest, platform) in &repository.used {
+                let tag = repository.tags.get(digest).map(|tag| format!(":{tag}")).unwrap_or_default();
+                all.push(Used {
+                    image: format!("{name}{tag}@{digest}"),
+                    platform: platform.clone(),
+                    frontend: frontends.contains(&name),
+                });
+            }
+        }
+        all
+    }
+
     /// Why images could not be resolved: what registries said.
     pub(super) fn problems(&self) -> Vec<String> {
         lock(&self.shared.state).problems.iter().cloned().collect()
     }
 
-    /// Images of which a layer was asked for, and refused.
+    /// Images of which a layer was asked for, and not given.
     pub(super) fn refused(&self) -> BTreeSet<String> {
         lock(&self.shared.state).refused.clone()
     }
@@ -180,6 +366,7 @@ impl Gate {
 impl Drop for Gate {
     fn drop(&mut self) {
         self.shared.ended.store(true, Ordering::Relaxed);
+        self.shared.woken.notify_all();
         // Wakes the thread, which waits for a connection.
         let _ = TcpStream::connect(self.address);
         if let Some(thread) = self.thread.take() {
@@ -237,6 +424,22 @@ impl Refusal {
     }
 }
 
+/// What there is to give.
+enum Found<'a> {
+    Document { bytes: Cow<'a, [u8]>, headers: String },
+    Blob(Arc<Mutex<Repository>>, Descriptor),
+}
+
+struct Answering<'a>(&'a Shared);
+
+impl Drop for Answering<'_> {
+    fn drop(&mut self) {
+        let mut waiting = lock(&self.0.waiting);
+        waiting.answering -= 1;
+        waiting.heard = Instant::now();
+    }
+}
+
 impl Shared {
     fn serve(&self, stream: &TcpStream) {
         let _ = stream.set_read_timeout(Some(Duration::from_secs(60)));
@@ -250,89 +453,98 @@ impl Shared {
 
     fn answer(&self, mut out: &TcpStream, method: &str, path: &str) -> io::Result<()> {
         let head_only = method == "HEAD";
-        let document = match self.import(path) {
-            Some(document) => Some(document),
-            None => asked(path).filter(|asked| asked.kind == "manifests").map(|asked| self.manifest(&asked)),
+        let path = path.split('?').next().unwrap_or_default();
+        let found = match method {
+            "GET" | "HEAD" => self.find(path),
+            _ => Err(Refusal::new("405 Method Not Allowed", "UNSUPPORTED", &"a replay only reads")),
         };
-        let refusal = match asked(path) {
-            _ if !matches!(method, "GET" | "HEAD") => {
-                Refusal::new("405 Method Not Allowed", "UNSUPPORTED", &"a replay only reads")
+        match found {
+            Ok(Found::Document { bytes, headers }) => {
+                write!(out, "HTTP/1.1 200 OK\r\n{headers}Content-Length: {}\r\n\r\n", bytes.len())?;
+                if head_only { Ok(()) } else { out.write_all(&bytes) }
             }
-            _ if document.is_some() => match document {
-                Some(Ok(Manifest { bytes, digest, media_type })) => {
-                    write!(
-                        out,
-                        "HTTP/1.1 200 OK\r\nContent-Type: {media_type}\r\nDocker-Content-Digest: {digest}\r\n\
-                         Content-Length: {}\r\n\r\n",
-                        bytes.len()
-                    )?;
-                    return if head_only { Ok(()) } else { out.write_all(&bytes) };
+            Ok(Found::Blob(repository, blob)) => {
+                let kind = "application/octet-stream";
+                let length = blob.size;
+                write!(out, "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\r\n")?;
+                if head_only {
+                    return Ok(());
                 }
-                Some(Err(refusal)) => refusal,
-                None => return Ok(()),
-            },
-            None if path.trim_end_matches('/') == "/v2" => {
-                return write!(out, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{{}}");
+                let _answering = self.answering();
+                let repository = lock(&repository);
+                // The head is out: what fails now ends the connection, and the daemon sees it is short.
+                repository.registry.blob(&blob, &mut out, &Silent).map_err(io::Error::other)
             }
-            None => Refusal::new("404 Not Found", "NAME_UNKNOWN", &"no such path"),
-            Some(asked) => match self.blob(&asked) {
-                Ok((repository, blob)) => {
-                    write!(
-                        out,
-                        "HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nContent-Length: {}\r\n\r\n",
-                        blob.size
-                    )?;
-                    if head_only {
-                        return Ok(());
-                    }
-                    let repository = lock(&repository);
-                    // The head is out: what fails now ends the connection, and the daemon sees it is short.
-                    return repository.registry.blob(&blob, &mut out, &Silent).map_err(io::Error::other);
-                }
-                Err(refusal) => refusal,
-            },
-        };
-        let body = serde_json::json!({"errors": [{"code": refusal.code, "message": refusal.message}]});
-        let body = body.to_string();
-        let head = format!(
-            "HTTP/1.1 {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
-            refusal.status,
-            body.len()
-        );
-        out.write_all(head.as_bytes())?;
-        if head_only { Ok(()) } else { out.write_all(body.as_bytes()) }
-    }
-
-    /// What is asked of an import: `/v2/c/<number>/manifests/…` or `/v2/c/<number>/blobs/<config>`; `None`
-    /// where it is not asked for one. `Err` where it has no such thing: its layers.
-    fn import(&self, path: &str) -> Option<Result<Manifest, Refusal>> {
-        let (number, rest) = path.split('?').next()?.strip_prefix("/v2/c/")?.split_once('/')?;
-        let import = self.imports.get(number.parse::<usize>().ok()?)?;
-        let of = |bytes: &[u8], media_type: &str| Manifest {
-            digest: Digest::of(bytes),
-            bytes: bytes.to_owned(),
-            media_type: media_type.to_owned(),
-        };
-        let manifest = of(&import.manifest, OCI_MANIFEST);
-        let config = of(&import.config, "application/octet-stream");
-        Some(match rest.split_once('/')? {
-            ("manifests", name) if name == "cache" || name == manifest.digest.to_string() => Ok(manifest),
-            ("blobs", name) if name == config.digest.to_string() => Ok(config),
-            ("blobs", _) => Err(self.refuse("a cache")),
-            _ => Err(Refusal::new("404 Not Found", "MANIFEST_UNKNOWN", &"no such manifest")),
-        })
-    }
-
-    /// Refuses a layer, after some time. A daemon asks for one where a step was not found by what it stands on, to
-    /// look for it by the files that it takes; at once refused, the build would end there, often before the step
-    /// is known that really misses.
-    fn refuse(&self, what: &str) -> Refusal {
-        lock(&self.state).refused.insert(what.to_owned());
-        let asked = Instant::now();
-        while asked.elapsed() < GRACE && !self.ended.load(Ordering::Relaxed) {
-            thread::sleep(Duration::from_millis(50));
+            Err(Refusal { status, code, message }) => {
+                let body = serde_json::json!({"errors": [{"code": code, "message": message}]}).to_string();
+                let (kind, length) = ("application/json", body.len());
+                write!(out, "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\r\n")?;
+                if head_only { Ok(()) } else { out.write_all(body.as_bytes()) }
+            }
         }
-        Refusal::new("403 Forbidden", "DENIED", &"a replay downloads no layer")
+    }
+
+    fn find(&self, path: &str) -> Result<Found<'_>, Refusal> {
+        if path == "/cache/manifests/records" {
+            self.imported.store(true, Ordering::Relaxed);
+            return Ok(Found::Document { bytes: Cow::Borrowed(&self.import), headers: String::new() });
+        }
+        if path.starts_with("/cache/blobs/") {
+            return match self.wait("a cache", path, || false) {
+                Ok(()) => Err(Refusal::new("404 Not Found", "BLOB_UNKNOWN", &"a cache has no layers here")),
+                Err(refusal) => Err(refusal),
+            };
+        }
+        if path.trim_end_matches('/') == "/v2" {
+            return Ok(Found::Document { bytes: Cow::Borrowed(b"{}"), headers: String::new() });
+        }
+        let missing = || Refusal::new("404 Not Found", "NAME_UNKNOWN", &"no such path");
+        let asked = asked(path).ok_or_else(missing)?;
+        if asked.kind == "manifests" {
+            let _answering = self.answering();
+            let Manifest { bytes, digest, media_type } = self.manifest(&asked)?;
+            let headers = format!("Content-Type: {media_type}\r\nDocker-Content-Digest: {digest}\r\n");
+            return Ok(Found::Document { bytes: Cow::Owned(bytes), headers });
+        }
+        let (repository, blob) = self.blob(&asked)?;
+        Ok(Found::Blob(repository, blob))
+    }
+
+    /// Until it is dropped, the daemon waits for a registry.
+    fn answering(&self) -> Answering<'_> {
+        lock(&self.waiting).answering += 1;
+        Answering(self)
+    }
+
+    /// Keeps who asks for a layer waiting until it may be had, or until the time has come to refuse it.
+    fn wait(&self, what: &str, path: &str, may_be_had: impl Fn() -> bool) -> Result<(), Refusal> {
+        lock(&self.state).refused.insert(what.to_owned());
+        let mut waiting = lock(&self.waiting);
+        waiting.heard = Instant::now();
+        let build = waiting.build;
+        while waiting.build == build && !self.ended.load(Ordering::Relaxed) && !waiting.refused.contains(path)
+        {
+            if may_be_had() {
+                lock(&self.state).refused.remove(what);
+                return Ok(());
+            }
+            let is_new = !waiting.tried.contains(path);
+            let silence = waiting.silence();
+            let with_others = waiting.together && !waiting.refused.is_empty();
+            if with_others || silence >= PATIENCE || (is_new && silence >= QUIET) {
+                waiting.exhausted |= !is_new;
+                waiting.refused.insert(path.to_owned());
+                if !waiting.together {
+                    waiting.tried.insert(path.to_owned());
+                    waiting.heard = Instant::now();
+                }
+                self.woken.notify_all();
+                break;
+            }
+            let woken = self.woken.wait_timeout(waiting, Duration::from_millis(50));
+            waiting = woken.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Err(Refusal::new("403 Forbidden", "DENIED", &"a replay downloads no layer"))
     }
 
     fn repository(&self, name: &str) -> Result<Arc<Mutex<Repository>>, Refusal> {
@@ -342,8 +554,7 @@ impl Shared {
         let invalid = |error: &dyn std::fmt::Display| Refusal::new("400 Bad Request", "NAME_INVALID", error);
         let reference = source::spec::parse_reference(name).map_err(|error| invalid(&error))?;
         let registry = Registry::open(&reference, &self.options).map_err(|error| Refusal::of(&error))?;
-        let layers = self.frontends.contains(name);
-        let made = Arc::new(Mutex::new(Repository { registry, layers, blobs: HashMap::new() }));
+        let made = Arc::new(Mutex::new(Repository::new(registry)));
         Ok(Arc::clone(lock(&self.state).repositories.entry(name.to_owned()).or_insert(made)))
     }
 
@@ -364,18 +575,16 @@ impl Shared {
             lock(&self.state).problems.insert(format!("{}: {error}", asked.repository));
             Refusal::of(&error)
         })?;
-        let document = Document::parse(&manifest.bytes);
-        if let Ok(Document::Manifest { config, layers }) = &document {
-            repository.blobs.insert(config.digest, (config.clone(), false));
-            for layer in layers {
-                repository.blobs.entry(layer.digest).or_insert_with(|| (layer.clone(), true));
-            }
+        let tag = asked.name.parse::<Digest>().is_err().then_some(asked.name);
+        if let Ok(document) = Document::parse(&manifest.bytes) {
+            repository.learn(manifest.digest, tag, &document);
         }
         if manifest.media_type.is_empty() {
-            manifest.media_type = media_type(&manifest.bytes);
+            let said = media_type(&manifest.bytes);
+            manifest.media_type = said.unwrap_or_else(|| OCI_MANIFEST.to_owned());
         }
-        if asked.name.parse::<Digest>().is_err() {
-            let name = format!("{}:{}", asked.repository, asked.name);
+        if let Some(tag) = tag {
+            let name = format!("{}:{tag}", asked.repository);
             lock(&self.state).resolved.insert(name, manifest.digest);
         }
         Ok(manifest)
@@ -386,26 +595,16 @@ impl Shared {
         let known = asked.name.parse().ok().and_then(|digest: Digest| {
             let repository = lock(&repository);
             let (blob, is_layer) = repository.blobs.get(&digest)?;
-            Some((blob.clone(), *is_layer && !repository.layers))
+            Some((blob.clone(), *is_layer))
         });
-        match known {
-            Some((blob, false)) => Ok((repository, blob)),
-            Some((_, true)) => Err(self.refuse(&asked.repository)),
-            None => Err(Refusal::new("404 Not Found", "BLOB_UNKNOWN", &"no manifest names this blob")),
+        let unknown = || Refusal::new("404 Not Found", "BLOB_UNKNOWN", &"no manifest names this blob");
+        let (blob, is_layer) = known.ok_or_else(unknown)?;
+        let is_frontend = || lock(&self.state).frontends.contains(&asked.repository);
+        if is_layer && !is_frontend() {
+            self.wait(&asked.repository, &format!("{}/{}", asked.repository, asked.name), is_frontend)?;
         }
+        Ok((repository, blob))
     }
-}
-
-/// What a document says that it is; registries send it along, layouts do not.
-fn media_type(bytes: &[u8]) -> String {
-    #[derive(serde::Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Typed {
-        #[serde(default)]
-        media_type: String,
-    }
-    let said = serde_json::from_slice::<Typed>(bytes).map(|typed| typed.media_type).unwrap_or_default();
-    if said.is_empty() { OCI_MANIFEST.to_owned() } else { said }
 }
 
 /// Reads the head of a request, and gives its method and path; `None` when there is none.
@@ -448,7 +647,7 @@ mod tests {
 
     #[test]
     fn names_of_the_gate_become_real_ones_again() {
-        let gate = Gate::open(&source::Options::default(), &[], Vec::new()).unwrap();
+        let gate = Gate::open(&source::Options::default(), Vec::new()).unwrap();
         let host = gate.host();
         let cases = [
             (
@@ -465,7 +664,7 @@ mod tests {
 
     #[test]
     fn what_no_manifest_named_is_not_there() {
-        let gate = Gate::open(&source::Options::default(), &[], Vec::new()).unwrap();
+        let gate = Gate::open(&source::Options::default(), Vec::new()).unwrap();
         let url = format!("http://{}/v2", gate.host());
         let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
         let digest = Digest::of(b"x");

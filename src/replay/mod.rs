@@ -23,6 +23,7 @@ mod gate;
 mod import;
 mod runtime;
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -30,13 +31,14 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use crate::daemon::{self, Build, Daemon, Graph, Search, Start, StepStatus, Watch, io_error};
-use crate::digest::{Digest, RecordDigest};
-use crate::keys::{self, Candidates, harvest};
+use crate::daemon::{self, Build, Daemon, Graph, Search, Start, Step, StepStatus, Watch, io_error};
+use crate::digest::Digest;
+use crate::keys::{self, Candidates, UsedImage, harvest};
 use crate::oci::{Cache, Platform, Reference};
-use crate::source::{self, OciLayout};
+use crate::source::{self, OciLayout, Stop};
 
-use gate::Gate;
+use cause::Causes;
+use gate::{Gate, Refused, Used};
 use runtime::Runtime;
 
 pub use cause::{Cause, Missed};
@@ -111,7 +113,8 @@ impl Report {
 /// What a replay gives.
 #[derive(Debug, Clone)]
 pub struct Replay {
-    /// The operation digests that the daemon computed; nothing here is proven.
+    /// The operation digests that the daemon computed, of which nothing is proven here, and the images that it
+    /// asked for.
     pub candidates: Candidates,
     /// What it did.
     pub report: Report,
@@ -132,20 +135,11 @@ pub enum Error {
         /// What the client said in the end.
         detail: String,
     },
-    /// A cache that no daemon can import, not in parts either.
-    #[error(
-        "record {digest} stands on {records} others, which take {bytes} bytes: daemons import at most {limit}; \
-         take the keys from provenance or from the builder's cache.db"
-    )]
-    TooLarge {
-        /// The record.
-        digest: RecordDigest,
-        /// Itself, and all that it stands on.
-        records: usize,
-        /// What these take in a config or manifest.
-        bytes: usize,
-        /// What a daemon reads.
-        limit: usize,
+    /// The daemon could not import the caches, so that nothing could be found.
+    #[error("buildkitd did not import the caches: {detail}")]
+    Import {
+        /// What it said.
+        detail: String,
     },
     /// A named context that is an OCI layout, and the image cannot be found in it.
     #[error("--build-context {name}: {source}")]
@@ -179,7 +173,7 @@ pub fn replay(caches: &[&Cache], options: &Options) -> Result<Replay, Error> {
 
     let tools = daemon::find(&options.search, run.path())?;
     let runtime = Runtime::make(&tools, run.path())?;
-    let gate = Gate::open(&options.registry, &frontends(&options.build), import::imports(caches)?)
+    let gate = Gate::open(&options.registry, import::config(caches))
         .map_err(io_error("listen at", Path::new("127.0.0.1")))?;
     let policy = run.path().join("policy.json");
     fs::write(&policy, gate.policy()).map_err(io_error("write", &policy))?;
@@ -200,6 +194,8 @@ pub fn replay(caches: &[&Cache], options: &Options) -> Result<Replay, Error> {
         // Serves on every file system; there is nothing to be fast with.
         snapshotter: "native",
         arguments: &arguments,
+        is_stopped: &|| options.registry.stop.is_stopped(),
+        environment: &environment(std::env::vars_os()),
     };
     let daemon = Daemon::start(&tools, &start, || Ok::<(), Error>(()))?;
     let mut builds = Vec::new();
@@ -208,21 +204,32 @@ pub fn replay(caches: &[&Cache], options: &Options) -> Result<Replay, Error> {
         [] => vec![options.build.target.clone()],
         targets => targets.iter().cloned().map(Some).collect(),
     };
+    let rounds = Rounds {
+        tools: &tools,
+        daemon: &daemon,
+        gate: &gate,
+        runtime: &runtime,
+        causes: Causes::new(caches, &gate, platforms(&options.build)),
+        stop: &options.registry.stop,
+    };
     for target in targets {
         let mut build = options.build.clone();
-        build.target.clone_from(&target);
+        build.target = target;
         build.contexts.clone_from(&contexts);
-        build.import_caches = gate.imports();
+        build.import_caches = vec![gate.import()];
         build.opts.push(runtime.option.clone());
         build.buildctl_args.extend(["--source-policy-file".into(), (&policy).into()]);
         for entitlement in ENTITLEMENTS {
             build.buildctl_args.extend(["--allow", entitlement].map(OsString::from));
         }
-        let replayed = one(&build, target, &tools, &daemon, &gate, caches, options);
-        builds.push(replayed?);
+        builds.push(rounds.replay(&build)?);
     }
+    drop(rounds);
     daemon.stop();
-    let candidates = harvest::candidates(&root).map_err(Error::Harvest)?;
+    let mut candidates = harvest::candidates(&root).map_err(Error::Harvest)?;
+    for image in images(&gate, &options.build) {
+        candidates.add_image(image);
+    }
     let images = gate.resolved().into_iter().map(|(image, digest)| Resolved { image, digest }).collect();
     let layers_refused = gate.refused().into_iter().collect();
     let runs_refused = runtime.refused();
@@ -260,6 +267,14 @@ fn pinned(contexts: &[String]) -> Result<Vec<String>, Error> {
     contexts.iter().map(pin).collect()
 }
 
+/// What the daemon's environment says of S3 is not meant for the import, and could keep it from its way.
+fn environment(vars: impl Iterator<Item = (OsString, OsString)>) -> Vec<(OsString, Option<OsString>)> {
+    let of_s3 = vars.map(|(name, _)| name).filter(|name| name.as_encoded_bytes().starts_with(b"AWS_"));
+    let nothing = ["AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"];
+    let nothing = nothing.map(|name| (name.into(), Some("/dev/null".into())));
+    of_s3.map(|name| (name, None)).chain(nothing).collect()
+}
+
 /// What a step may ask for that a daemon does not allow by itself.
 const ENTITLEMENTS: [&str; 2] = ["network.host", "security.insecure"];
 
@@ -280,74 +295,107 @@ fn configuration(options: &Options, gate: &Gate, run: &Path) -> Result<PathBuf, 
     Ok(path)
 }
 
-/// Replays one target.
-fn one(
-    build: &Build,
-    target: Option<String>,
-    tools: &daemon::Tools,
-    daemon: &Daemon,
-    gate: &Gate,
-    caches: &[&Cache],
-    options: &Options,
-) -> Result<Replayed, Error> {
-    let stop = &options.registry.stop;
-    let mut watch = |graph: &Graph| {
-        let over = stop.is_stopped()
-            || graph.vertices().into_iter().any(|vertex| cause::is_first_missed(graph, vertex));
-        if over { Watch::Stop } else { Watch::GoOn }
-    };
-    let (graph, failure) = build.run(tools, &daemon.address(), &mut watch)?;
-    if stop.is_stopped() {
-        return Err(Error::Interrupted);
+/// How often a target is built at most, to find the step that misses.
+const BUILDS: usize = 64;
+
+/// What builds of all targets have in common.
+struct Rounds<'a> {
+    tools: &'a daemon::Tools,
+    daemon: &'a Daemon,
+    gate: &'a Gate,
+    runtime: &'a Runtime,
+    causes: Causes<'a>,
+    stop: &'a Stop,
+}
+
+impl Rounds<'_> {
+    /// Replays one target: builds it until it is found whole, or a step misses for certain, or no other can.
+    fn replay(&self, build: &Build) -> Result<Replayed, Error> {
+        let target = build.target.clone();
+        let mut suspects = Vec::new();
+        let mut builds = 0;
+        loop {
+            self.gate.begin(builds == 0);
+            builds += 1;
+            let runs_refused = self.runtime.refused();
+            let mut watch = |graph: &Graph| {
+                self.gate.heard(graph);
+                let over = self.stop.is_stopped() || !cause::certain(graph).is_empty();
+                if over { Watch::Stop } else { Watch::GoOn }
+            };
+            let (graph, failure) = build.run(self.tools, &self.daemon.address(), &mut watch)?;
+            if self.stop.is_stopped() {
+                return Err(Error::Interrupted);
+            }
+            let missed = self.causes.of(&graph, &cause::certain(&graph));
+            let Some(detail) = failure else { return Ok(replayed(target, &graph, Vec::new())) };
+            let refused = self.gate.ended_by();
+            let is_miss = refused != Refused::None || self.runtime.refused() > runs_refused;
+            if missed.is_empty() && !is_miss {
+                return Err(Error::Build { target, detail: self.why(&detail) });
+            }
+            if !self.gate.was_imported() {
+                let detail = graph.import_error().unwrap_or("it did not ask for them").to_owned();
+                return Err(Error::Import { detail });
+            }
+            if !missed.is_empty() {
+                return Ok(replayed(target, &graph, missed));
+            }
+            suspects.extend(self.causes.suspects(&graph));
+            let missed = cause::lowest(&suspects);
+            if refused == Refused::Exhausted || builds == BUILDS {
+                if missed.is_empty() {
+                    return Err(Error::Build { target, detail: self.why(&detail) });
+                }
+                return Ok(replayed(target, &graph, missed));
+            }
+        }
     }
-    let platforms = platforms(build);
-    let missed = cause::missed(&graph, caches, gate, &platforms);
-    let steps = graph.outcome().steps;
-    if let Some(detail) = failure.filter(|_| missed.is_empty()) {
-        let detail = match gate.problems().as_slice() {
-            [] => gate.real_name(&detail),
+
+    fn why(&self, detail: &str) -> String {
+        match self.gate.problems().as_slice() {
+            [] => self.gate.real_name(detail),
             problems => problems.join("\n"),
-        };
-        return Err(Error::Build { target, detail });
+        }
     }
-    let found = steps.iter().filter(|step| step.status == StepStatus::Cached).count();
-    Ok(Replayed { target, steps: steps.len(), cached: found, missed })
+}
+
+/// The images that the daemon asked for; one without an index is used on every platform of the build.
+fn images(gate: &Gate, build: &Build) -> Vec<UsedImage> {
+    let mut all = Vec::new();
+    for Used { image, platform, frontend } in gate.used() {
+        let Ok(reference) = image.parse::<Reference>() else { continue };
+        let on = match platform {
+            Some(platform) => vec![platform],
+            None if frontend || build.platform.is_none() => vec![Platform::host()],
+            None => named_platforms(build),
+        };
+        let used = |platform| UsedImage { reference: reference.clone(), platform, target: None, frontend };
+        all.extend(on.into_iter().map(used));
+    }
+    all
+}
+
+fn replayed(target: Option<String>, graph: &Graph, missed: Vec<Missed>) -> Replayed {
+    let steps = graph.outcome().steps;
+    let found: BTreeSet<&str> =
+        graph.found().into_iter().filter_map(|id| graph.get(id)).map(|v| v.name.as_str()).collect();
+    let is_found = |step: &&Step| {
+        step.status == StepStatus::Cached && (missed.is_empty() || found.contains(step.name.as_str()))
+    };
+    let cached = steps.iter().filter(is_found).count();
+    Replayed { target, steps: steps.len(), cached, missed }
 }
 
 /// What the build is for, and what it may run on.
 fn platforms(build: &Build) -> Vec<Platform> {
+    named_platforms(build).into_iter().chain([Platform::host()]).collect()
+}
+
+/// What the build is for, where it is said.
+fn named_platforms(build: &Build) -> Vec<Platform> {
     let named = build.platform.iter().flat_map(|all| all.split(','));
-    named.filter_map(|platform| platform.trim().parse().ok()).chain([Platform::host()]).collect()
-}
-
-/// The images that frontends come in: they run, so they have to be downloaded.
-fn frontends(build: &Build) -> Vec<Reference> {
-    let from_args = build.build_args.iter().filter_map(|arg| arg.strip_prefix("BUILDKIT_SYNTAX="));
-    let from_opts = build.opts.iter().filter_map(|opt| opt.strip_prefix("source="));
-    let file = build.dockerfile.clone().unwrap_or_else(|| build.context.join("Dockerfile"));
-    let text = fs::read(&file).unwrap_or_default();
-    let text = String::from_utf8_lossy(&text);
-    let from_file = syntax(&text);
-    from_args
-        .chain(from_opts)
-        .chain(from_file)
-        .filter_map(|text| source::spec::parse_reference(text).ok())
-        .collect()
-}
-
-/// The frontend that a Dockerfile asks for: `# syntax=docker/dockerfile:1` among its first comments.
-fn syntax(text: &str) -> Option<&str> {
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let lines = text.lines().map(str::trim).skip_while(|line| line.starts_with("#!"));
-    for line in lines {
-        let directive = line.strip_prefix('#').or_else(|| line.strip_prefix("//"))?;
-        if let Some((name, value)) = directive.split_once('=')
-            && name.trim().eq_ignore_ascii_case("syntax")
-        {
-            return value.split_whitespace().next();
-        }
-    }
-    None
+    named.filter_map(|platform| platform.trim().parse().ok()).collect()
 }
 
 #[cfg(test)]
@@ -386,20 +434,5 @@ mod tests {
         }
         let error = pinned(&[format!("c=oci-layout://{two}:none")]).unwrap_err().to_string();
         assert!(error.starts_with("--build-context c: ") && error.contains("none"), "{error}");
-    }
-
-    #[test]
-    fn finds_the_frontend() {
-        let cases = [
-            ("# syntax=docker/dockerfile:1\nFROM a\n", Some("docker/dockerfile:1")),
-            ("#!/usr/bin/env x\n# escape=`\n#SYNTAX = a/b:c options\n", Some("a/b:c")),
-            ("// syntax=x/y\n", Some("x/y")),
-            ("# about\n# syntax=a\n", Some("a")),
-            ("FROM a\n# syntax=b\n", None),
-            ("", None),
-        ];
-        for (text, expected) in cases {
-            assert_eq!(syntax(text), expected, "{text:?}");
-        }
     }
 }

@@ -96,7 +96,7 @@ impl<S: Store> Objects<S> {
                 source_name: self.name.clone(),
                 limit: MAX_DOCUMENT,
             };
-            reply.read(MAX_DOCUMENT)?.ok_or_else(|| too_large().into())
+            reply.document(&whole, MAX_DOCUMENT)?.ok_or_else(|| too_large().into())
         })?;
         Ok(Manifest::of_config(bytes))
     }

@@ -89,6 +89,13 @@ fn bodies_without_end() {
 }
 
 #[test]
+fn web_pages() {
+    let page = "sent a web page instead; is there a proxy or a sign-in page in between?";
+    let sign_in = |_: &Request| Answer::new(200, "\n<html><h1>Sign in to the WiFi</h1></html>");
+    all_say(sign_in, [page, page, page, "sent an answer that is not valid"]);
+}
+
+#[test]
 fn waits_without_end() {
     for after in ["3601", "18446744073709551615", "Tue, 31 Dec 2999 23:59:59 GMT"] {
         let answer = move |_: &Request| Answer::new(429, "").header("retry-after", after);

@@ -260,7 +260,7 @@ fn in_pages(count: usize, size: usize, after: Option<usize>) -> Server {
             )
         };
         match if to < count { Some(to) } else { after } {
-            Some(last) => answer.header("link", link(last)),
+            Some(next) => answer.header("link", link(next)),
             None => answer,
         }
     })
@@ -285,11 +285,12 @@ fn a_list_is_read_to_its_last_page() {
         assert!(server.requests().len() <= most);
     }
     // What is missing of a list is not passed over.
-    let server = Server::start(move |request| match request.target.contains("last=") {
-        true => Answer::new(404, "gone"),
-        false => Answer::new(200, r#"{"manifests":[]}"#)
-            .header("content-type", OCI_INDEX)
-            .header("link", "<?last=1>; rel=\"next\""),
+    let server = Server::start(move |request| {
+        if request.target.contains("last=") {
+            return Answer::new(404, "gone");
+        }
+        let page = Answer::new(200, r#"{"manifests":[]}"#).header("content-type", OCI_INDEX);
+        page.header("link", "<?last=1>; rel=\"next\"")
     });
     let error = crate::registry(&server, &options()).referrers(&subject, TYPE, &Silent).unwrap_err();
     assert!(matches!(error, Error::Status { status: 404, .. }), "{error}");

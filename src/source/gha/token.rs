@@ -29,9 +29,11 @@ pub(super) struct Scope {
 
 /// The scopes of a token, in its order; otherwise what is wrong with it.
 pub(super) fn scopes(token: &str, now: Timestamp) -> Result<Vec<Scope>, String> {
-    let claims = token.split('.').nth(1).ok_or("it is no JSON web token")?;
-    let claims = URL_SAFE_NO_PAD.decode(claims.trim_end_matches('=')).map_err(|error| error.to_string())?;
-    let claims: Claims = serde_json::from_slice(&claims).map_err(|error| error.to_string())?;
+    const NONE: &str = "it is no JSON web token";
+    let claims = token.split('.').nth(1).ok_or(NONE)?;
+    let claims = URL_SAFE_NO_PAD.decode(claims.trim_end_matches('=')).map_err(|_| NONE)?;
+    let claims: Claims =
+        serde_json::from_slice(&claims).map_err(|error| format!("{NONE} of a job: {error}"))?;
     let scopes: Vec<Scope> =
         serde_json::from_str(&claims.ac).map_err(|error| format!("its claim ac: {error}"))?;
     let seconds = |of: f64, name| {
@@ -67,7 +69,8 @@ mod tests {
         assert_eq!(names, ["refs/heads/a", "refs/heads/main"]);
         let cases = [
             ("nothing".to_owned(), "no JSON web token"),
-            ("a.%.b".to_owned(), "Invalid"),
+            ("a.%.b".to_owned(), "no JSON web token"),
+            (token("{"), "no JSON web token of a job: EOF"),
             (token(r#"{"nbf":0,"exp":1900000000}"#), "missing field `ac`"),
             (token(r#"{"ac":"[","nbf":0,"exp":1900000000}"#), "its claim ac"),
             (token(r#"{"ac":"[]","nbf":0,"exp":1900000000}"#), "names no scope"),

@@ -51,6 +51,17 @@ impl Reply {
         Ok(Some(bytes).filter(|bytes| bytes.len() as u64 <= limit))
     }
 
+    /// Reads the JSON document `what` into memory; `None` if it is longer than `limit`. A web page, as proxies and
+    /// sign-in pages answer with, is an error of its own: who sent it matters, not where its JSON is wrong.
+    pub(in crate::source) fn document(&mut self, what: &str, limit: u64) -> Result<Option<Vec<u8>>, Failure> {
+        let bytes = self.read(limit)?;
+        if bytes.as_ref().is_some_and(|bytes| bytes.trim_ascii_start().starts_with(b"<")) {
+            let reason = "sent a web page instead; is there a proxy or a sign-in page in between?".to_owned();
+            return Err(Error::BadAnswer { what: what.to_owned(), host: self.host.clone(), reason }.into());
+        }
+        Ok(bytes)
+    }
+
     /// Reads the body of an answer that is never long, such as a token.
     pub(in crate::source) fn answer(&mut self) -> Result<Vec<u8>, Failure> {
         let read = self.read(MAX_ANSWER)?;

@@ -163,7 +163,7 @@ impl Registry {
         }
         let media_type = reply.header("content-type").unwrap_or_default();
         let media_type = media_type.split(';').next().unwrap_or_default().trim().to_owned();
-        let bytes = reply.read(MAX_MANIFEST)?.ok_or_else(|| {
+        let bytes = reply.document(what, MAX_MANIFEST)?.ok_or_else(|| {
             let (what, source_name) = (what.to_owned(), self.name.clone());
             Error::TooLarge { what, source_name, limit: MAX_MANIFEST }
         })?;

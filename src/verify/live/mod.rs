@@ -131,6 +131,8 @@ pub fn live(root: &Path, options: &LiveOptions) -> Result<LiveReport, LiveError>
         config: options.buildkitd_config.as_deref(),
         snapshotter: "overlayfs",
         arguments: &[],
+        environment: &[],
+        is_stopped: &|| false,
     };
     let daemon = Daemon::start(&tools, &start, || view.enter())?;
     let outcome = options.build.outcome(&tools, &daemon.address());
