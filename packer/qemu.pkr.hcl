@@ -190,7 +190,7 @@ source "qemu" "warm" {
     [for key in compact([var.ssh_public_key]) :
     ["-smbios", "type=11,value=io.systemd.credential.binary:ssh.authorized_keys.root=${base64encode(key)}"]],
     [for seed in compact([var.seed]) :
-    ["-smbios", "type=1,serial=ds=nocloud;s=http://{{ .HTTPIP }}:{{ .HTTPPort }}/"]],
+    ["-smbios", "type=1,serial=ds=nocloud-net;s=http://{{ .HTTPIP }}:{{ .HTTPPort }}/"]],
   )
 
   ssh_username         = var.ssh_username
