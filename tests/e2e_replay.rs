@@ -331,6 +331,52 @@ fn many_steps_and_foreign_platforms() {
     );
 }
 
+/// Importers of registry caches read 1 MiB of a config at most, some 3,500 records. A replay imports any, at once.
+#[test]
+fn a_cache_of_many_more_records_than_a_registry_import_takes() {
+    let Some((world, case, origin)) = start(tools::NEWEST, "whiteouts") else { return };
+    let (outcome, _) = replay(&world, &origin.cache, &case.request, &[], 0);
+    let of_build = outcome["records"].as_u64().unwrap();
+
+    let other = |index: u64| {
+        let digest = Digest::of(format!("of another build {index}").as_bytes()).to_string();
+        let inputs =
+            if index.is_multiple_of(CHAIN) { vec![] } else { vec![[serde_json::json!({"link": index - 1})]] };
+        serde_json::json!({"digest": digest, "inputs": inputs, "layers": [{"layer": 0}]})
+    };
+    let mut records: Vec<Value> = (0..OTHERS).map(other).collect();
+    let (manifest, media_type) = world.registry.manifest(case.name, "cache");
+    let mut manifest: Value = serde_json::from_slice(&manifest).unwrap();
+    let config = world.registry.blob(case.name, manifest["config"]["digest"].as_str().unwrap());
+    let mut config: Value = serde_json::from_slice(&config).unwrap();
+    // The records of this build come last, where the first to be cut off are.
+    for mut record in config["records"].as_array().unwrap().clone() {
+        let inputs = record.get_mut("inputs").and_then(Value::as_array_mut).into_iter().flatten();
+        for link in inputs.flat_map(|alternatives| alternatives.as_array_mut().unwrap()) {
+            link["link"] = (link["link"].as_u64().unwrap_or_default() + OTHERS).into();
+        }
+        records.push(record);
+    }
+    config["records"] = records.into();
+    let config = serde_json::to_vec(&config).unwrap();
+    world.registry.put_blob(case.name, &config);
+    manifest["config"]["digest"] = Digest::of(&config).to_string().into();
+    manifest["config"]["size"] = config.len().into();
+    let manifest = serde_json::to_vec(&manifest).unwrap();
+    world.registry.put_manifest(case.name, "cache", &media_type, &manifest);
+
+    let (outcome, _) = replay(&world, &origin.cache, &case.request, &["--allow-unkeyed"], 0);
+    assert_eq!(outcome["builds"][0]["missed"], Value::Array(Vec::new()), "{outcome}");
+    assert_eq!(outcome["builds"][0]["cached"], origin.outcome.steps.len());
+    // Those that chains stand on need no key.
+    let all = of_build + OTHERS - OTHERS / CHAIN;
+    assert_eq!((&outcome["records"], &outcome["keyed"]), (&all.into(), &of_build.into()));
+}
+
+/// Records of other builds in a cache, in chains.
+const OTHERS: u64 = 5000;
+const CHAIN: u64 = 100;
+
 /// What cannot be replayed at all is an error, not a miss.
 #[test]
 fn a_build_that_cannot_be_solved_is_an_error() {

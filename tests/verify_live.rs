@@ -8,6 +8,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -226,6 +227,49 @@ fn what_is_missing_is_said() {
         "{error}"
     );
     assert_eq!(leftovers(scratch.path()), [""; 0]);
+}
+
+/// The directories of steps that run in the scratch directories beside a root.
+fn running(beside: &Path) -> usize {
+    let below = |directories: Vec<PathBuf>, name: &str| -> Vec<PathBuf> {
+        let entries = directories.iter().filter_map(|directory| fs::read_dir(directory).ok()).flatten();
+        let paths = entries.flatten().map(|entry| entry.path());
+        paths.filter(|path| path.to_string_lossy().contains(name)).collect()
+    };
+    let roots = below(vec![beside.to_owned()], ".warmkit-verify-").into_iter().map(|path| path.join("root"));
+    let workers = below(roots.collect(), "runc-overlayfs");
+    below(workers.into_iter().map(|worker| worker.join("executor")).collect(), "")
+        .iter()
+        .filter(|p| p.is_dir())
+        .count()
+}
+
+#[test]
+fn an_interrupt_ends_it_and_what_it_runs() {
+    let Some(tools) = Tools::find("v0.34.2") else { return };
+    let world = World::start(tools);
+    let case = world.case("app");
+    let origin = world.export(&case);
+    let mut request = options(&world, &case.request);
+    // Nothing is said of a step that says nothing.
+    let dockerfile = "ARG BASE\nFROM ${BASE}\nRUN sleep 1000\n";
+    request.build.dockerfile = Some(world.scratch.write("slow/Dockerfile", dockerfile));
+    let interrupted = request.interrupted.clone();
+    let beside = origin.root.parent().unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let begin = Instant::now();
+            while running(beside) == 0 && begin.elapsed() < Duration::from_secs(60) {
+                thread::sleep(Duration::from_millis(20));
+            }
+            interrupted.store(true, Ordering::Relaxed);
+        });
+        let error = live(&origin.root, &request).unwrap_err();
+        assert!(matches!(error, LiveError::Interrupted), "{error}");
+    });
+    // And before there is a daemon.
+    let error = live(&origin.root, &request).unwrap_err();
+    assert!(matches!(error, LiveError::Daemon(daemon::Error::Stopped)), "{error}");
 }
 
 /// A daemon makes the database of snapshots with its first one.

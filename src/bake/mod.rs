@@ -190,25 +190,22 @@ fn end(progress: &dyn Progress, phase: Phase, started: Instant) -> Duration {
     took
 }
 
-/// Proves what the sources offered, and replays the build where that leaves a record without a key.
-fn keys(
-    mut offers: Vec<Offer>,
+/// Replays the build where the other sources leave a record without a key, and adds to `keys` what it gives.
+fn replay_missing(
+    keys: &mut Keys,
     caches: &[Cache],
     options: &Options,
     progress: &dyn Progress,
-) -> Result<(Keys, Option<replay::Report>), Error> {
-    let Some(build) = &options.replay else { return Ok((gather::prove(&offers, caches), None)) };
-    let keys = gather::prove(&offers, caches);
-    if keys.coverage.lost() == 0 {
-        return Ok((keys, None));
-    }
+) -> Result<Option<replay::Report>, Error> {
+    let Some(build) = options.replay.as_ref().filter(|_| keys.coverage.lost() > 0) else { return Ok(None) };
     let build = replay::Options { registry: options.registry.clone(), ..build.clone() };
     let Replay { candidates, report } = replay::replay(&caches.iter().collect::<Vec<_>>(), &build)?;
     for missed in report.builds.iter().flat_map(|build| &build.missed) {
         progress.event(Event::Warning(format!("the replay missed {}: {}", missed.step, missed.cause)));
     }
-    offers.push(Offer { source: format!("--build {}", build.build.context.display()), candidates });
-    Ok((gather::prove(&offers, caches), Some(report)))
+    let source = format!("--build {}", build.build.context.display());
+    keys.add(Offer { source, candidates }, caches);
+    Ok(Some(report))
 }
 
 fn bake_into(
@@ -235,8 +232,9 @@ fn bake_into(
     let started = begin(progress, Phase::Keys);
     let mut offers = gather::offers(&options.keys_from, &gathering, progress)?;
     offers.extend(all.sidecars);
-    let (mut keys, replayed) = keys(offers, &caches, options, progress)?;
+    let mut keys = gather::prove(&offers, &caches);
     let left_out = gather::keep_platforms(&mut caches, &baked, &mut keys, &gathering, progress)?;
+    let replayed = replay_missing(&mut keys, &caches, options, progress)?;
     let mut blobs = gather::blobs(&caches, |at| baked[at].cache.clone())?;
     let (total, unkeyed) = (keys.coverage.records().len(), keys.coverage.unkeyed());
     for (report, cache) in baked.iter_mut().zip(&caches) {

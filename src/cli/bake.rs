@@ -66,7 +66,7 @@ pub(super) struct Arguments {
     #[command(flatten)]
     keys: KeySources,
 
-    /// Whether to seed the images that the builds used, their frontends included, as provenance tells:
+    /// Whether to seed the images that the builds used, their frontends included, as provenance or a replay tells:
     /// a build then pulls and extracts no layer of them
     #[arg(long, value_name = "WHICH", default_value = "auto")]
     images: FindImages,

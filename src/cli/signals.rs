@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -57,16 +57,34 @@ pub(super) fn interruptible<T, E: Into<Failure>>(
     })
 }
 
-/// Ends the process on a signal, with the exit code for that: for work that has nothing to undo.
-pub(super) fn end_on_signal() -> Result<(), Failure> {
+/// How a signal ends the process: at once, until there is something to undo.
+pub(super) struct Ending {
+    orderly: Arc<AtomicBool>,
+    interrupted: Arc<AtomicBool>,
+}
+
+impl Ending {
+    /// From now on the first signal only makes this flag true.
+    pub(super) fn in_order(&self) -> Arc<AtomicBool> {
+        self.orderly.store(true, Ordering::SeqCst);
+        Arc::clone(&self.interrupted)
+    }
+}
+
+/// Ends the process on a signal, with the exit code for that.
+pub(super) fn end_on_signal() -> Result<Ending, Failure> {
     let mut signals = Signals::new(signals()).map_err(|error| failed(&error))?;
+    let ending = Ending { orderly: Arc::default(), interrupted: Arc::default() };
+    let (orderly, interrupted) = (Arc::clone(&ending.orderly), Arc::clone(&ending.interrupted));
     thread::spawn(move || {
-        if signals.forever().next().is_some() {
-            err("\nerror: interrupted");
-            std::process::exit(i32::from(exit::FAILURE));
+        for _ in signals.forever() {
+            if !orderly.load(Ordering::SeqCst) || interrupted.swap(true, Ordering::SeqCst) {
+                err("\nerror: interrupted");
+                std::process::exit(i32::from(exit::FAILURE));
+            }
         }
     });
-    Ok(())
+    Ok(ending)
 }
 
 fn failed(error: &io::Error) -> Failure {

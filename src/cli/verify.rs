@@ -1,6 +1,8 @@
 //! `warmkit verify`.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use clap::Args;
 use serde::Serialize;
@@ -63,7 +65,7 @@ pub(super) struct Arguments {
 }
 
 impl Arguments {
-    fn live(&self, context: PathBuf) -> LiveOptions {
+    fn live(&self, context: PathBuf, interrupted: Arc<AtomicBool>) -> LiveOptions {
         let build = Build {
             target: self.target.clone(),
             platform: self.platform.clone(),
@@ -71,7 +73,7 @@ impl Arguments {
             ..self.solve.build(context)
         };
         let buildkitd_config = self.solve.buildkitd_config.clone();
-        LiveOptions { build, search: self.solve.search(), buildkitd_config, scratch: None }
+        LiveOptions { build, search: self.solve.search(), buildkitd_config, scratch: None, interrupted }
     }
 }
 
@@ -89,7 +91,7 @@ struct Outcome<'a> {
 
 /// Verifies and returns the exit code.
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
-    signals::end_on_signal()?;
+    let ending = signals::end_on_signal()?;
     let output = arguments.output;
     let options = verify::Options { read_data: arguments.read_data, ..verify::Options::default() };
     let report = verify::offline(&arguments.root, &options, &Console::new(Verbs::VERIFY))?;
@@ -100,7 +102,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
         None => None,
         Some(context) => {
             err("building on a throwaway view of the root");
-            Some(verify::live(&arguments.root, &arguments.live(context.clone()))?)
+            Some(verify::live(&arguments.root, &arguments.live(context.clone(), ending.in_order()))?)
         }
     };
     if output.is_json() {

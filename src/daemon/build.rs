@@ -4,7 +4,9 @@ use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
+use std::time::Duration;
 
 use super::steps::{Graph, Outcome};
 use super::tools::Tools;
@@ -46,9 +48,16 @@ pub enum Watch {
 /// The longest line that is taken at once: a piece of a container's output in base64 fits.
 const MAX_LINE: u64 = 16 << 20;
 
+/// How often a build that says nothing is looked at.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Lines of a trace that are read ahead.
+const AHEAD: usize = 64;
+
 impl Build {
     /// Runs the build, without any output but its progress, and calls `watch` each time more of that
-    /// was read. Gives what was said of each step, and why the build failed, if it did or was stopped.
+    /// was read, and from time to time where nothing comes. Gives what was said of each step, and why the
+    /// build failed, if it did or was stopped.
     ///
     /// The progress comes by `--trace`, which has everything, and which every release has; `--progress=rawjson`
     /// is there from v0.13 on.
@@ -86,12 +95,18 @@ impl Build {
         Ok((graph, failure))
     }
 
-    /// As [`Build::run`], to its end, with what it did.
+    /// As [`Build::run`], to its end or until it `is_stopped`, with what it did.
     ///
     /// # Errors
     /// The client cannot be run.
-    pub fn outcome(&self, tools: &Tools, address: &str) -> Result<Outcome, Error> {
-        let (graph, failure) = self.run(tools, address, &mut |_| Watch::GoOn)?;
+    pub fn outcome(
+        &self,
+        tools: &Tools,
+        address: &str,
+        is_stopped: &dyn Fn() -> bool,
+    ) -> Result<Outcome, Error> {
+        let mut watch = |_: &Graph| if is_stopped() { Watch::Stop } else { Watch::GoOn };
+        let (graph, failure) = self.run(tools, address, &mut watch)?;
         Ok(Outcome { failure, ..graph.outcome() })
     }
 
@@ -150,16 +165,31 @@ impl Build {
     }
 }
 
-/// Reads a trace to its end, or until `watch` has seen enough.
-fn follow(trace: impl Read, graph: &mut Graph, watch: &mut dyn FnMut(&Graph) -> Watch) -> io::Result<Watch> {
-    let mut trace = BufReader::new(trace);
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        if trace.by_ref().take(MAX_LINE).read_until(b'\n', &mut line)? == 0 {
-            return Ok(Watch::GoOn);
+/// Reads a trace to its end, or until `watch` has seen enough; then whoever writes it has to be ended.
+fn follow(
+    trace: impl Read + Send + 'static,
+    graph: &mut Graph,
+    watch: &mut dyn FnMut(&Graph) -> Watch,
+) -> io::Result<Watch> {
+    let (send, lines) = mpsc::sync_channel(AHEAD);
+    // Ends with the trace, or with the first line that nobody takes any more.
+    thread::spawn(move || {
+        let mut trace = BufReader::new(trace);
+        loop {
+            let mut line = Vec::new();
+            let read = trace.by_ref().take(MAX_LINE).read_until(b'\n', &mut line);
+            if matches!(read, Ok(0)) || send.send(read.map(|_| line)).is_err() {
+                return;
+            }
         }
-        if graph.read(&line) && watch(graph) == Watch::Stop {
+    });
+    loop {
+        let is_news = match lines.recv_timeout(LOOK) {
+            Ok(line) => graph.read(&line?),
+            Err(RecvTimeoutError::Timeout) => true,
+            Err(RecvTimeoutError::Disconnected) => return Ok(Watch::GoOn),
+        };
+        if is_news && watch(graph) == Watch::Stop {
             return Ok(Watch::Stop);
         }
     }

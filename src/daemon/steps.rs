@@ -119,6 +119,11 @@ impl Vertex {
     pub fn is_merge(&self) -> bool {
         self.own_name.contains("] LINK ")
     }
+
+    /// Whether it is an instruction, or a part of one, and not `[internal] …` or what comes of a named context.
+    pub fn is_instruction(&self) -> bool {
+        is_instruction(&self.own_name)
+    }
 }
 
 /// Everything that was said of each vertex.

@@ -56,8 +56,32 @@ impl Keys {
         self.proven_by.get(record).map_or(&[], Vec::as_slice)
     }
 
+    /// Adds what one more source offers, and proves with it what is not proven yet of the records of `caches`.
+    pub fn add(&mut self, offer: Offer, caches: &[Cache]) {
+        let records = caches.iter().flat_map(|cache| &cache.records).map(|record| &record.digest);
+        let unproven = records.filter(|record| self.keyring.get(record).is_none());
+        let proven = Keyring::prove(&offer.candidates, unproven);
+        self.keyring.extend(proven);
+        self.credit(&offer, caches);
+        self.candidates.merge(offer.candidates);
+        self.count(caches);
+    }
+
+    /// Notes which of the proven keys this source could have proven.
+    fn credit(&mut self, offer: &Offer, caches: &[Cache]) {
+        let at = self.reports.len();
+        let (source, candidates) = (offer.source.clone(), offer.candidates.len());
+        self.reports.push(KeySourceReport { source, candidates, keyed: 0, only: 0 });
+        for record in Coverage::wanted(caches) {
+            let proven = self.keyring.get(record);
+            if proven.is_some_and(|proven| proven.follows_from(&offer.candidates)) {
+                self.proven_by.entry(record.clone()).or_default().push(at);
+            }
+        }
+    }
+
     /// Decides which records of `caches` a build finds, and what each source is worth for them. All of these
-    /// records were among those that were proven.
+    /// records were among those of the proof.
     pub(super) fn count(&mut self, caches: &[Cache]) {
         self.coverage = Coverage::new(caches, &self.keyring, &self.candidates);
         for report in &mut self.reports {
@@ -122,26 +146,10 @@ pub fn prove(offers: &[Offer], caches: &[Cache]) -> Keys {
     // Root keys are written as they are, but a proof gives some of them a name.
     let records = caches.iter().flat_map(|cache| &cache.records);
     let keyring = Keyring::prove(&candidates, records.map(|record| &record.digest));
-
-    let mut proven_by = HashMap::new();
-    for record in Coverage::wanted(caches) {
-        let Some(proven) = keyring.get(record) else { continue };
-        let able = |offer: &Offer| proven.follows_from(&offer.candidates);
-        let sources: Vec<usize> =
-            offers.iter().enumerate().filter(|(_, offer)| able(offer)).map(|(at, _)| at).collect();
-        proven_by.insert(record.clone(), sources);
+    let mut keys = Keys { candidates, keyring, ..Keys::default() };
+    for offer in offers {
+        keys.credit(offer, caches);
     }
-
-    let reports = offers
-        .iter()
-        .map(|offer| KeySourceReport {
-            source: offer.source.clone(),
-            candidates: offer.candidates.len(),
-            keyed: 0,
-            only: 0,
-        })
-        .collect();
-    let mut keys = Keys { candidates, keyring, coverage: Coverage::default(), reports, proven_by };
     keys.count(caches);
     keys
 }
@@ -256,5 +264,20 @@ mod tests {
         let worth: Vec<_> = keys.reports.iter().map(|r| (r.keyed, r.only)).collect();
         assert_eq!(worth, [(2, 0), (4, 2)]);
         assert_eq!(keys.coverage.count(Status::Keyed), 4);
+    }
+    #[test]
+    fn a_source_that_comes_later_is_worth_as_much() {
+        let caches = [cache(&["a", "b", "c", "d"]), cache(&["b", "e"])];
+        let offers = [offer("y", &["a", "b"]), offer("x", &["b", "c"]), offer("z", &["e", "other"])];
+        let at_once = prove(&offers, &caches);
+        let [y, x, z] = offers;
+        let mut in_turn = prove(&[y], &caches);
+        in_turn.add(x, &caches);
+        in_turn.add(z, &caches);
+        assert_eq!(in_turn.reports, at_once.reports);
+        assert_eq!(in_turn.coverage.records(), at_once.coverage.records());
+        for record in at_once.coverage.records() {
+            assert_eq!(in_turn.proven_by(&record.digest), at_once.proven_by(&record.digest));
+        }
     }
 }

@@ -80,6 +80,13 @@ impl Keyring {
         Self { keys }
     }
 
+    /// Takes over the keys of records that have none here.
+    pub fn extend(&mut self, other: Self) {
+        for (record, proven) in other.keys {
+            self.keys.entry(record).or_insert(proven);
+        }
+    }
+
     /// The key of a record; `None` where no candidate proved it.
     pub fn get(&self, record: &RecordDigest) -> Option<&ProvenKey> {
         self.keys.get(record)

@@ -5,14 +5,15 @@
 //! what it says. Where it stands on an image, the cache tells whether it knows that image: its key is
 //! made of the image's digest or of its layers.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 
 use serde::Serialize;
 
 use super::gate::Gate;
 use crate::daemon::{Graph, Vertex};
-use crate::digest::{Digest, OpDigest};
+use crate::digest::{Digest, RecordDigest};
+use crate::keys::images::image_keys;
 use crate::oci::{Cache, Platform};
 
 /// Why a step was not in the caches.
@@ -85,7 +86,7 @@ pub(super) struct Suspect {
 /// Tells the causes of misses of one build.
 pub(super) struct Causes<'a> {
     /// Digests of the records that stand on nothing.
-    roots: BTreeSet<&'a str>,
+    roots: HashSet<&'a RecordDigest>,
     gate: &'a Gate,
     platforms: Vec<Platform>,
 }
@@ -94,7 +95,7 @@ impl<'a> Causes<'a> {
     pub(super) fn new(caches: &[&'a Cache], gate: &'a Gate, platforms: Vec<Platform>) -> Self {
         let records = caches.iter().flat_map(|cache| &cache.records);
         let roots = records.filter(|record| record.inputs.is_empty());
-        Self { roots: roots.map(|record| record.digest.as_str()).collect(), gate, platforms }
+        Self { roots: roots.map(|record| &record.digest).collect(), gate, platforms }
     }
 
     /// These steps in the order in which they were reported, each with its cause.
@@ -121,17 +122,23 @@ impl<'a> Causes<'a> {
     }
 
     fn of_one(&self, graph: &Graph, vertex: &Vertex) -> Missed {
-        let inputs: Vec<&Vertex> = vertex.inputs.iter().filter_map(|id| graph.get(id)).collect();
-        let moved = inputs
-            .iter()
-            .find_map(|input| moved(&self.gate.real_name(&input.own_name), &self.roots, &self.platforms));
-        let takes_files = inputs.iter().any(|input| input.inputs.is_empty() && is_context(&input.own_name));
+        let inputs = vertex.inputs.iter().filter_map(|id| graph.get(id));
+        let sources: Vec<&Vertex> = inputs.filter(|input| input.inputs.is_empty()).collect();
+        let moved = sources.iter().find_map(|source| self.moved(&self.gate.real_name(&source.own_name)));
         let cause = match moved {
             Some(cause) => cause,
-            None if takes_files => Cause::Files,
+            None if sources.into_iter().any(has_files) => Cause::Files,
             None => Cause::Instruction,
         };
         Missed { step: self.gate.real_name(&vertex.name), cause }
+    }
+
+    /// Whether a source is an image that the caches do not know.
+    fn moved(&self, name: &str) -> Option<Cause> {
+        let (reference, digest) = image(name)?;
+        let mut keys = self.platforms.iter().flat_map(|platform| image_keys(&digest, platform, None));
+        let known = keys.any(|key| self.roots.contains(&key));
+        (!known).then(|| Cause::BaseMoved { image: reference.to_owned(), digest })
     }
 }
 
@@ -146,37 +153,24 @@ pub(super) fn lowest(suspects: &[Suspect]) -> Vec<Missed> {
     all
 }
 
-/// Whether a source is what a client sends: `[internal] load build context`, `[context x] load from client`.
-fn is_context(name: &str) -> bool {
-    name.ends_with("load build context")
-        || name.starts_with("[context ")
-        || name.ends_with("load from client")
+/// Whether files come from a source that is no image: `[internal] load build context`, `[context x] load from
+/// client`, `[2/3] ADD https://…`. A stage may be called `context` too, and its `FROM` is an instruction.
+fn has_files(source: &Vertex) -> bool {
+    let name = &source.own_name;
+    if source.is_instruction() {
+        return name.contains("] ADD ");
+    }
+    image(name).is_none() && (name.starts_with("[context ") || name.contains("] load "))
 }
 
-/// Whether a vertex is an image that the caches do not know: `[build 1/4] FROM ghcr.io/a/b:1@sha256:…`.
-fn moved(name: &str, roots: &BTreeSet<&str>, platforms: &[Platform]) -> Option<Cause> {
-    let image = name.split_once("FROM ").map_or(name, |(_, image)| image);
-    let image = image.strip_prefix("docker-image://").unwrap_or(image);
-    let (reference, digest) = image.rsplit_once('@')?;
-    let digest: Digest = digest.parse().ok()?;
-    let known = platforms
-        .iter()
-        .any(|platform| roots.contains(image_key(digest, platform).record_digest(0).as_str()));
-    (!known).then(|| Cause::BaseMoved { image: reference.to_owned(), digest })
-}
-
-/// The operation digest of an image by its digest: `mainManifestKey` in `source/containerimage/pull.go`, under
-/// the prefix of `CacheMap` in `solver/llbsolver/ops/source.go` (v0.34.2; the same in v0.17.3).
-fn image_key(digest: Digest, platform: &Platform) -> OpDigest {
-    let variant = match platform.variant.as_str() {
-        "" => String::new(),
-        variant => format!(",\"Variant\":\"{variant}\""),
-    };
-    let text = format!(
-        "{{\"Digest\":\"{digest}\",\"OS\":\"{}\",\"Arch\":\"{}\"{variant}}}",
-        platform.os, platform.arch
-    );
-    OpDigest::of(format!("buildkit.source.v0:{}", Digest::of(text.as_bytes())).as_bytes())
+/// The image that a source is, as the build names it, and its digest: `[build 1/4] FROM ghcr.io/a/b:1@sha256:…`,
+/// `[context b] ghcr.io/a/b:1@sha256:…`, `docker-image://ghcr.io/a/b:1@sha256:…`.
+fn image(name: &str) -> Option<(&str, Digest)> {
+    let name = name.split_once("] ").filter(|_| name.starts_with('[')).map_or(name, |(_, name)| name);
+    let name =
+        ["FROM ", "docker-image://"].iter().fold(name, |name, mark| name.strip_prefix(mark).unwrap_or(name));
+    let (reference, digest) = name.rsplit_once('@')?;
+    Some((reference, digest.parse().ok()?))
 }
 
 #[cfg(test)]
@@ -230,6 +224,98 @@ mod tests {
             ("next", "began", &["[2/3] LINK copy", "deps"]),
         ];
         assert_eq!(names(&graph(&below)), ["next"]);
+        // Sources are asked for in each build.
+        assert_eq!(names(&graph(&[("image", "began", &[]), ("run", "began", &["image"])])), ["run"]);
+    }
+
+    fn gate() -> Gate {
+        Gate::open(&crate::source::Options::default(), Vec::new()).unwrap()
+    }
+
+    /// What the replay says of `step`, which missed: the cause, where the caches know the image `known`.
+    fn cause(known: &str, graph: &Graph, step: &str) -> Cause {
+        let platform: Platform = "linux/amd64".parse().unwrap();
+        let keys = image_keys(&Digest::of(known.as_bytes()), &platform, None);
+        let gate = gate();
+        let platforms = vec!["linux/s390x".parse().unwrap(), platform];
+        let causes = Causes { roots: keys.iter().collect(), gate: &gate, platforms };
+        let steps: Vec<&Vertex> = graph.begun().filter(|vertex| vertex.name == step).collect();
+        let [missed] = causes.of(graph, &steps).try_into().unwrap();
+        assert_eq!(missed.step, step);
+        missed.cause
+    }
+
+    #[test]
+    fn the_cause_is_in_what_a_step_stands_on_directly() {
+        let digest = Digest::of(b"today");
+        let moved = |image: &str| Cause::BaseMoved { image: image.to_owned(), digest };
+        let cases = [
+            ("[build 1/2] FROM r.io/a:1@DIGEST", moved("r.io/a:1"), Cause::Instruction),
+            ("[context 1/2] FROM r.io/a:1@DIGEST", moved("r.io/a:1"), Cause::Instruction),
+            ("[context base] r.io/a:1@DIGEST", moved("r.io/a:1"), Cause::Instruction),
+            ("docker-image://r.io/a:1@DIGEST", moved("r.io/a:1"), Cause::Instruction),
+            ("FROM r.io/a:1@DIGEST", moved("r.io/a:1"), Cause::Instruction),
+            ("[internal] load build context", Cause::Files, Cause::Files),
+            ("[linux/arm64 internal] load build context", Cause::Files, Cause::Files),
+            ("[internal] load git source https://r.io/a.git#main", Cause::Files, Cause::Files),
+            ("[context base] load from client", Cause::Files, Cause::Files),
+            ("[context base] https://r.io/a.tar", Cause::Files, Cause::Files),
+            ("[2/3] ADD https://r.io/a /", Cause::Files, Cause::Files),
+            ("[context 1/2] WORKDIR /", Cause::Instruction, Cause::Instruction),
+            ("[internal] preparing inline document", Cause::Instruction, Cause::Instruction),
+        ];
+        for (source, unknown, known) in cases {
+            let source = source.replace("DIGEST", &digest.to_string());
+            let graph =
+                graph(&[(&source, "began", &[]), ("copy", "began", &[&source]), ("run", "began", &["copy"])]);
+            assert_eq!(cause("yesterday", &graph, "copy"), unknown, "{source}");
+            assert_eq!(cause("today", &graph, "copy"), known, "{source}");
+            assert_eq!(cause("yesterday", &graph, "run"), Cause::Instruction, "{source} is not right below");
+        }
+        // A download has a source and a step of the same name.
+        let name = "[2/3] ADD https://r.io/a /";
+        let below =
+            graph(&[("source", "began", &[]), (name, "began", &["source"]), ("run", "began", &[name])]);
+        assert_eq!(cause("today", &below, "run"), Cause::Instruction);
+        // A moved image explains what files cannot.
+        let image = format!("[1/2] FROM r.io/a:1@{digest}");
+        let both = ["[internal] load build context", &image];
+        let graph = graph(&[(both[0], "began", &[]), (both[1], "began", &[]), ("copy", "began", &both)]);
+        assert_eq!(cause("yesterday", &graph, "copy"), moved("r.io/a:1"));
+        assert_eq!(cause("today", &graph, "copy"), Cause::Files);
+    }
+
+    #[test]
+    fn what_begins_in_several_builds_is_told_apart_by_what_it_stands_on() {
+        let gate = gate();
+        let causes = Causes { roots: HashSet::new(), gate: &gate, platforms: Vec::new() };
+        let first = [
+            ("deps", "shown", &[][..]),
+            ("run", "shown", &["deps"]),
+            ("more", "shown", &["run"]),
+            ("copy", "began", &["more"]),
+        ];
+        let mut second = first;
+        (second[1].1, second[3].1) = ("began", "shown");
+        let mut suspects = causes.suspects(&graph(&first));
+        suspects.extend(causes.suspects(&graph(&second)));
+        let lowest = lowest(&suspects);
+        assert_eq!(lowest.iter().map(|missed| missed.step.as_str()).collect::<Vec<_>>(), ["run"]);
+    }
+
+    #[test]
+    fn a_step_of_two_platforms_is_named_once() {
+        let gate = gate();
+        let causes = Causes { roots: HashSet::new(), gate: &gate, platforms: Vec::new() };
+        let mut graph = graph(&[("base", "loaded", &[])]);
+        for (digest, name) in [("1", "[2/3] RUN a"), ("2", "[2/3] RUN a"), ("3", "[2/2] RUN b")] {
+            let vertex =
+                serde_json::json!({"digest": digest, "name": name, "inputs": ["base"], "started": "1"});
+            assert!(graph.read(serde_json::json!({"vertexes": [vertex]}).to_string().as_bytes()));
+        }
+        let missed = causes.of(&graph, &certain(&graph));
+        let steps: Vec<&str> = missed.iter().map(|missed| missed.step.as_str()).collect();
+        assert_eq!(steps, ["[2/3] RUN a", "[2/2] RUN b"]);
     }
 
     #[test]

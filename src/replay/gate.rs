@@ -13,19 +13,16 @@
 //! the build asks for: a replay needs what images *are*, not what is in them. It also tells what each
 //! tag means today.
 //!
-//! A layer is not refused at once. A daemon asks for one where a step was not found by what it stands on, to look for
-//! it by the files that it takes: of the step that misses, and of steps above it whose other inputs were
-//! found. Any refusal ends the build. So layers wait until the daemon does nothing else any more, and which
-//! of them is refused then differs from build to build: see [`Gate::begin`].
+//! A layer is not refused at once: [`Waiting`] says when.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::daemon::Graph;
 use crate::digest::Digest;
@@ -35,13 +32,10 @@ use crate::oci::{Descriptor, Document, Platform};
 use crate::progress::Silent;
 use crate::source::{self, Manifest, Registry, Source};
 
+use super::waiting::Waiting;
+
 /// The longest request head that is read, in bytes.
 const MAX_HEAD: u64 = 64 << 10;
-
-/// How long a daemon is silent that waits for layers alone.
-const QUIET: Duration = Duration::from_secs(1);
-/// After how long a silence the layers are refused too that were refused in an earlier build.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What is known of one repository.
 struct Repository {
@@ -122,49 +116,8 @@ struct Shared {
     import: Vec<u8>,
     imported: AtomicBool,
     state: Mutex<State>,
-    waiting: Mutex<Waiting>,
-    /// One that waits may go on.
-    woken: Condvar,
+    waiting: Waiting,
     ended: AtomicBool,
-}
-
-/// What layers wait for, in one build.
-struct Waiting {
-    /// The number of the build: who asked in an earlier one waits for nothing.
-    build: usize,
-    /// Whether all are refused together.
-    together: bool,
-    /// Those that were refused in builds of this target before, one in each.
-    tried: BTreeSet<String>,
-    /// Those that were refused in this one.
-    refused: BTreeSet<String>,
-    /// Whether none was left that was not refused before.
-    exhausted: bool,
-    /// When the daemon last said anything of a step, or asked for anything.
-    heard: Instant,
-    /// What [`Graph::told`] was then.
-    told: usize,
-    /// Whether the daemon asks for a source, which may take its time.
-    asking: bool,
-    /// Requests that are being answered by registries.
-    answering: usize,
-}
-
-impl Waiting {
-    fn silence(&self) -> Duration {
-        if self.asking || self.answering > 0 { Duration::ZERO } else { self.heard.elapsed() }
-    }
-}
-
-/// How layers were refused in a build.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Refused {
-    /// None was.
-    None,
-    /// Some, as agreed.
-    Some,
-    /// One that was refused in an earlier build too: there was no other.
-    Exhausted,
 }
 
 /// A running gate; ends when dropped.
@@ -188,18 +141,7 @@ impl Gate {
             import,
             imported: AtomicBool::new(false),
             state: Mutex::default(),
-            waiting: Mutex::new(Waiting {
-                build: 0,
-                together: true,
-                tried: BTreeSet::new(),
-                refused: BTreeSet::new(),
-                exhausted: false,
-                heard: Instant::now(),
-                told: 0,
-                asking: false,
-                answering: 0,
-            }),
-            woken: Condvar::new(),
+            waiting: Waiting::new(),
             ended: AtomicBool::new(false),
         });
         let serving = Arc::clone(&shared);
@@ -236,34 +178,14 @@ impl Gate {
         self.shared.imported.load(Ordering::Relaxed)
     }
 
-    /// A build begins. In the `first` one of a target all layers that are asked for are refused together, so that the
-    /// steps that asked for them all fail. Since the first failure may hide the others, each further one
-    /// refuses only one layer, and none that such a build refused before.
-    pub(super) fn begin(&self, first: bool) {
-        let mut waiting = lock(&self.shared.waiting);
-        waiting.build += 1;
-        waiting.together = first;
-        if first {
-            waiting.tried.clear();
-        }
-        waiting.refused.clear();
-        waiting.exhausted = false;
-        waiting.heard = Instant::now();
-        waiting.told = 0;
-        waiting.asking = false;
-        drop(waiting);
-        self.shared.woken.notify_all();
+    /// When layers are refused.
+    pub(super) fn waiting(&self) -> &Waiting {
+        &self.shared.waiting
     }
 
     /// The daemon said this of a build by now.
     pub(super) fn heard(&self, graph: &Graph) {
-        let mut waiting = lock(&self.shared.waiting);
-        if waiting.told != graph.told() {
-            waiting.told = graph.told();
-            waiting.heard = Instant::now();
-        }
-        waiting.asking = graph.is_asking();
-        drop(waiting);
+        self.shared.waiting.heard(graph.told(), graph.is_asking());
         // The image of a frontend alone has no other name than its own: those of steps are called `[…] FROM …`.
         let images = graph.sources().filter_map(|source| source.own_name.strip_prefix("docker-image://"));
         for image in images {
@@ -271,16 +193,6 @@ impl Gate {
                 let name = format!("{}/{}", reference.registry(), reference.repository());
                 lock(&self.shared.state).frontends.insert(name);
             }
-        }
-    }
-
-    /// How layers were refused since the build began.
-    pub(super) fn ended_by(&self) -> Refused {
-        let waiting = lock(&self.shared.waiting);
-        match (waiting.exhausted, waiting.refused.is_empty()) {
-            (true, _) => Refused::Exhausted,
-            (false, true) => Refused::None,
-            (false, false) => Refused::Some,
         }
     }
 
@@ -366,7 +278,7 @@ impl Gate {
 impl Drop for Gate {
     fn drop(&mut self) {
         self.shared.ended.store(true, Ordering::Relaxed);
-        self.shared.woken.notify_all();
+        self.shared.waiting.end();
         // Wakes the thread, which waits for a connection.
         let _ = TcpStream::connect(self.address);
         if let Some(thread) = self.thread.take() {
@@ -430,16 +342,6 @@ enum Found<'a> {
     Blob(Arc<Mutex<Repository>>, Descriptor),
 }
 
-struct Answering<'a>(&'a Shared);
-
-impl Drop for Answering<'_> {
-    fn drop(&mut self) {
-        let mut waiting = lock(&self.0.waiting);
-        waiting.answering -= 1;
-        waiting.heard = Instant::now();
-    }
-}
-
 impl Shared {
     fn serve(&self, stream: &TcpStream) {
         let _ = stream.set_read_timeout(Some(Duration::from_secs(60)));
@@ -470,7 +372,7 @@ impl Shared {
                 if head_only {
                     return Ok(());
                 }
-                let _answering = self.answering();
+                let _answering = self.waiting.answering();
                 let repository = lock(&repository);
                 // The head is out: what fails now ends the connection, and the daemon sees it is short.
                 repository.registry.blob(&blob, &mut out, &Silent).map_err(io::Error::other)
@@ -501,7 +403,7 @@ impl Shared {
         let missing = || Refusal::new("404 Not Found", "NAME_UNKNOWN", &"no such path");
         let asked = asked(path).ok_or_else(missing)?;
         if asked.kind == "manifests" {
-            let _answering = self.answering();
+            let _answering = self.waiting.answering();
             let Manifest { bytes, digest, media_type } = self.manifest(&asked)?;
             let headers = format!("Content-Type: {media_type}\r\nDocker-Content-Digest: {digest}\r\n");
             return Ok(Found::Document { bytes: Cow::Owned(bytes), headers });
@@ -510,39 +412,12 @@ impl Shared {
         Ok(Found::Blob(repository, blob))
     }
 
-    /// Until it is dropped, the daemon waits for a registry.
-    fn answering(&self) -> Answering<'_> {
-        lock(&self.waiting).answering += 1;
-        Answering(self)
-    }
-
-    /// Keeps who asks for a layer waiting until it may be had, or until the time has come to refuse it.
-    fn wait(&self, what: &str, path: &str, may_be_had: impl Fn() -> bool) -> Result<(), Refusal> {
-        lock(&self.state).refused.insert(what.to_owned());
-        let mut waiting = lock(&self.waiting);
-        waiting.heard = Instant::now();
-        let build = waiting.build;
-        while waiting.build == build && !self.ended.load(Ordering::Relaxed) && !waiting.refused.contains(path)
-        {
-            if may_be_had() {
-                lock(&self.state).refused.remove(what);
-                return Ok(());
-            }
-            let is_new = !waiting.tried.contains(path);
-            let silence = waiting.silence();
-            let with_others = waiting.together && !waiting.refused.is_empty();
-            if with_others || silence >= PATIENCE || (is_new && silence >= QUIET) {
-                waiting.exhausted |= !is_new;
-                waiting.refused.insert(path.to_owned());
-                if !waiting.together {
-                    waiting.tried.insert(path.to_owned());
-                    waiting.heard = Instant::now();
-                }
-                self.woken.notify_all();
-                break;
-            }
-            let woken = self.woken.wait_timeout(waiting, Duration::from_millis(50));
-            waiting = woken.unwrap_or_else(PoisonError::into_inner).0;
+    /// Keeps who asks for a layer of `image` waiting until it may be had, or is refused.
+    fn wait(&self, image: &str, path: &str, may_be_had: impl Fn() -> bool) -> Result<(), Refusal> {
+        lock(&self.state).refused.insert(image.to_owned());
+        if self.waiting.wait(path, may_be_had) {
+            lock(&self.state).refused.remove(image);
+            return Ok(());
         }
         Err(Refusal::new("403 Forbidden", "DENIED", &"a replay downloads no layer"))
     }

@@ -12,7 +12,8 @@
 //! the dialect of its own release. Three things keep it from doing anything else:
 //!
 //! - `import`: the caches come to it without their layers, and so small that it takes them;
-//! - `gate`: a registry on loopback that has the caches, and hands on of images all but layers;
+//! - `gate`: a registry on loopback that has the caches, and hands on of images all but layers, which `waiting`
+//!   refuses when the daemon does nothing else;
 //! - `runtime`: in place of runc stands a program that runs no step.
 //!
 //! So a step that is in no cache cannot run, and what it stands on cannot be downloaded. The replay ends at the
@@ -22,6 +23,7 @@ mod cause;
 mod gate;
 mod import;
 mod runtime;
+mod waiting;
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -38,8 +40,9 @@ use crate::oci::{Cache, Platform, Reference};
 use crate::source::{self, OciLayout, Stop};
 
 use cause::Causes;
-use gate::{Gate, Refused, Used};
+use gate::{Gate, Used};
 use runtime::Runtime;
+use waiting::Refused;
 
 pub use cause::{Cause, Missed};
 
@@ -315,7 +318,7 @@ impl Rounds<'_> {
         let mut suspects = Vec::new();
         let mut builds = 0;
         loop {
-            self.gate.begin(builds == 0);
+            self.gate.waiting().begin(builds == 0);
             builds += 1;
             let runs_refused = self.runtime.refused();
             let mut watch = |graph: &Graph| {
@@ -329,7 +332,7 @@ impl Rounds<'_> {
             }
             let missed = self.causes.of(&graph, &cause::certain(&graph));
             let Some(detail) = failure else { return Ok(replayed(target, &graph, Vec::new())) };
-            let refused = self.gate.ended_by();
+            let refused = self.gate.waiting().refused();
             let is_miss = refused != Refused::None || self.runtime.refused() > runs_refused;
             if missed.is_empty() && !is_miss {
                 return Err(Error::Build { target, detail: self.why(&detail) });

@@ -18,6 +18,8 @@ mod view;
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
 
@@ -38,6 +40,8 @@ pub struct LiveOptions {
     /// Where the scratch directory is made; `None`: beside the root, whose file system is known to serve
     /// snapshots.
     pub scratch: Option<PathBuf>,
+    /// True once somebody wants it to end; then nothing of it stays behind.
+    pub interrupted: Arc<AtomicBool>,
 }
 
 /// What the build did.
@@ -86,6 +90,9 @@ pub enum LiveError {
         #[source]
         source: io::Error,
     },
+    /// It was to end.
+    #[error("interrupted")]
+    Interrupted,
     /// The snapshotter's database cannot be read, so it is unknown which snapshots may be written to.
     #[error("{} is damaged, so no view of the root can be made: {detail}", path.display())]
     Damaged {
@@ -122,6 +129,7 @@ pub fn live(root: &Path, options: &LiveOptions) -> Result<LiveReport, LiveError>
     let scratch = tempfile::Builder::new().prefix(".warmkit-verify-").tempdir_in(&beside);
     let scratch = scratch.map_err(fail("make a directory in", &beside))?;
 
+    let is_stopped = || options.interrupted.load(Ordering::Relaxed);
     let tools = daemon::find(&options.search, run.path())?;
     let view = view::View::make(&tree, &workers, scratch.path())?;
     let start = Start {
@@ -132,14 +140,17 @@ pub fn live(root: &Path, options: &LiveOptions) -> Result<LiveReport, LiveError>
         snapshotter: "overlayfs",
         arguments: &[],
         environment: &[],
-        is_stopped: &|| false,
+        is_stopped: &is_stopped,
     };
     let daemon = Daemon::start(&tools, &start, || view.enter())?;
-    let outcome = options.build.outcome(&tools, &daemon.address());
+    let outcome = options.build.outcome(&tools, &daemon.address(), &is_stopped);
     daemon.stop();
     for directory in [scratch, run] {
         let path = directory.path().to_owned();
         directory.close().map_err(fail("remove", &path))?;
+    }
+    if is_stopped() {
+        return Err(LiveError::Interrupted);
     }
     let Outcome { steps, imports, extractions, failure } = outcome?;
     Ok(LiveReport { buildkitd: tools.version, steps, imports, extractions, failure })
