@@ -173,14 +173,13 @@ source "qemu" "warm" {
   output_directory = var.output
   vm_name          = "warm.qcow2"
 
-  accelerator       = var.accelerator
-  cpus              = var.cpus
-  memory            = var.memory
-  headless          = true
-  boot_wait         = "0s"
-  disable_vnc       = true
-  http_directory    = var.seed
-  http_bind_address = "127.0.0.1"
+  accelerator    = var.accelerator
+  cpus           = var.cpus
+  memory         = var.memory
+  headless       = true
+  boot_wait      = "0s"
+  disable_vnc    = true
+  http_directory = var.seed
 
   # The machine is reached from this one alone.
   qemuargs = concat(
