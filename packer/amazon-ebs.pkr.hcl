@@ -211,8 +211,10 @@ build {
       "WARMKIT_DOCKER_CONFIG=${var.docker_config}",
     ]
 
-    # Settings go through a file that is removed, not through a command line that others can read.
+    # Settings go through a file, not through a command line that others can read, and one in memory:
+    # what is deleted from a disk is still in a snapshot of it.
     use_env_var_file = true
+    remote_folder    = "/dev/shm"
     execute_command  = ". '{{ .EnvVarFile }}' && $([ \"$(id -u)\" -eq 0 ] || echo sudo -n -E) bash '{{ .Path }}'"
   }
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes the machine it runs on warm: installs warmkit, bakes the caches into a BuildKit root,
-# verifies it. Both templates run this; it also runs by hand, on any Linux machine, as root.
+# verifies it. All templates run this; it also runs by hand, on any Linux machine, as root.
 # It never asks anything.
 #
 # In the environment (lists: one entry per line):
@@ -15,6 +15,8 @@
 #   WARMKIT_PLATFORM       OS/ARCH[/VARIANT] of the builds (default: this machine's)
 #   WARMKIT_ALLOW_UNKEYED  true: records without a key are no failure
 #   WARMKIT_READ_DATA      true: verify compares every file with its layer, too
+#   WARMKIT_ENABLE         a unit that is enabled at the end: the one that starts BuildKit, where it
+#                          must not have started on a root of its own before
 #   WARMKIT_DOCKER_CONFIG  the text of a docker config.json with credentials; kept in memory only
 #
 # Exit code: that of the warmkit command that failed (see README.md, "Exit codes"),
@@ -131,5 +133,7 @@ args+=(--root "$root")
 args=(verify --root "$root")
 [ "${WARMKIT_READ_DATA-}" != true ] || args+=(--read-data)
 "$warmkit" "${args[@]}"
+
+[ -z "${WARMKIT_ENABLE-}" ] || systemctl enable -- "$WARMKIT_ENABLE"
 
 say "$root is warm"

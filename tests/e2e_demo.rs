@@ -3,29 +3,10 @@
 
 mod support;
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
-
 use support::command::Ended;
-use support::files::copy_tree;
+use support::demo::{self, demo};
 use support::warmkit::{bake, verify};
 use support::{BuildRequest, Daemon, Registry, Scratch, Tools, tools};
-
-fn demo(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/demo").join(name)
-}
-
-/// Modes are part of cache keys, and a checkout has those of its umask.
-fn set_modes(path: &Path) {
-    let is_dir = path.is_dir();
-    fs::set_permissions(path, fs::Permissions::from_mode(if is_dir { 0o755 } else { 0o644 })).unwrap();
-    if is_dir {
-        for entry in fs::read_dir(path).unwrap() {
-            set_modes(&entry.unwrap().path());
-        }
-    }
-}
 
 #[test]
 fn bakes_and_is_warm() {
@@ -38,9 +19,7 @@ fn bakes_and_is_warm() {
     bake(&[&cache, "--keys-from", &keys], &root).expect_success("bake");
     verify(&["--read-data"], &root).expect_success("verify");
 
-    let context = scratch.join("context");
-    copy_tree(&demo("context"), &context);
-    set_modes(&context);
+    let context = demo::context(&scratch);
     let context_path = context.display().to_string();
     let buildkitd = tools.buildkitd.display().to_string();
     let live = ["--build", &context_path, "--opt", "platform=linux/amd64", "--buildkitd", &buildkitd];
@@ -61,7 +40,7 @@ fn bakes_and_is_warm() {
     let mut request = BuildRequest::new(&context).tar(&scratch.join("result.tar"));
     request.platform = Some("linux/amd64".into());
     let outcome = daemon.build(&request);
-    assert_eq!(outcome.steps.len(), 12, "{}", outcome.log);
+    assert_eq!(outcome.steps.len(), demo::STEPS, "{}", outcome.log);
     assert!(outcome.not_cached().is_empty(), "{}", outcome.log);
     assert_eq!((outcome.imports, outcome.extractions), (0, 0), "{}", outcome.log);
     daemon.stop();

@@ -1,51 +1,31 @@
-//! The Packer templates, run by the real Packer: both are valid, and the null one makes a root on
+//! The Packer templates, run by the real Packer: all are valid, and the null one makes a root on
 //! which a real daemon prints CACHED for every step.
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test that cannot set up has failed")]
 
 mod support;
 
-use std::env;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use support::cases::assert_warm;
 use support::command::{Ended, run};
-use support::tools::{NEWEST, on_path};
-use support::{Scratch, Tools, World, skip::skip};
+use support::machine::Key;
+use support::packer::{list, packer};
+use support::tools::NEWEST;
+use support::{Scratch, Tools, World};
 
-/// Debian's Packer. As with [`Tools::find`], to lack it is a failure where everything is required.
-#[track_caller]
-fn packer() -> Option<PathBuf> {
-    let found = on_path("packer");
-    if found.is_none() {
-        skip("no packer in $PATH");
-    }
-    found
-}
-
-/// Runs `packer <verb> -var … packer/<template>`, with a home of its own and no call home.
+/// Runs `packer <verb> -var … packer/<template>`.
 #[track_caller]
 fn run_packer(packer: &Path, verb: &str, template: &str, variables: &[(&str, &str)]) -> Ended {
-    let home = Scratch::new();
-    let mut command = Command::new(packer);
-    command.arg(verb).env("HOME", home.path()).env("CHECKPOINT_DISABLE", "1").env("PACKER_NO_COLOR", "1");
-    for (name, value) in variables {
-        command.arg("-var").arg(format!("{name}={value}"));
-    }
-    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("packer").join(template));
-    run(&mut command, Duration::from_secs(300))
-}
-
-fn list(items: &[&str]) -> String {
-    serde_json::to_string(items).unwrap()
+    support::packer::run_packer(packer, verb, template, variables, Duration::from_secs(300))
 }
 
 const AMAZON: [(&str, &str); 2] = [("region", "eu-central-1"), ("source_ami", "ami-0123456789abcdef0")];
 
 #[test]
-fn both_templates_are_valid() {
+fn the_templates_are_valid() {
     let Some(packer) = packer() else { return };
     let caches =
         list(&["registry.example.com/app:cache", "type=registry,ref=registry.example.com/base:cache"]);
@@ -62,6 +42,25 @@ fn both_templates_are_valid() {
         [&amazon[..], &uploads, &[("keys", "[\"type=provenance,src=/tmp/warmkit/README.md\"]")]].concat();
     run_packer(&packer, "validate", "amazon-ebs.pkr.hcl", &all)
         .expect_success("validate amazon-ebs with uploads");
+
+    let scratch = Scratch::new();
+    let (image, key) = (scratch.write("image.qcow2", ""), Key::generate(scratch.path()));
+    let output = scratch.join("out");
+    let image = [
+        ("image", image.to_str().unwrap()),
+        (
+            "image_checksum",
+            concat!("sha256:", "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"),
+        ),
+        ("output", output.to_str().unwrap()),
+    ];
+    let ssh = [("ssh_private_key_file", key.private.to_str().unwrap()), ("ssh_public_key", &key.public)];
+    let qemu = [&image[..], &ssh, &caches].concat();
+    run_packer(&packer, "validate", "qemu.pkr.hcl", &qemu).expect_success("validate qemu");
+
+    let seed = [("seed", scratch.path().to_str().unwrap()), ("disk_size", "50G"), ("ssh_username", "debian")];
+    let all = [&qemu[..], &uploads, &seed].concat();
+    run_packer(&packer, "validate", "qemu.pkr.hcl", &all).expect_success("validate qemu with a seed");
 }
 
 #[test]
@@ -73,6 +72,7 @@ fn a_template_without_its_variables_is_not_valid() {
         ("null.pkr.hcl", &[("caches", "[]")][..], "The list of caches is empty"),
         ("amazon-ebs.pkr.hcl", &[("caches", "[\"a\"]")][..], "Unset variable \"region\""),
         ("amazon-ebs.pkr.hcl", &missing_file, "Bad source '/nonexistent'"),
+        ("qemu.pkr.hcl", &[("caches", "[\"a\"]")][..], "Unset variable \"image\""),
     ] {
         let ended = run_packer(&packer, "validate", template, variables);
         assert!(!ended.status.success(), "{template} {variables:?}");

@@ -150,7 +150,8 @@ fn the_readmes_commands_exist() {
 
 #[test]
 fn scripts_stop_at_the_first_failure() {
-    let scripts = files("scripts").into_iter().chain(files(".ci")).chain(files("packer"));
+    let scripts =
+        files("scripts").into_iter().chain(files(".ci")).chain(files("packer")).chain(files("tests/support"));
     let mut looked_at = 0;
     for script in scripts {
         let text = text_of(&script);

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Takes out of a machine what must not be in an image of it: what makes it this one machine (its id, its
+# host keys, its random seed), who may log in, and what is secret. The last thing before the machine is
+# shut down: nobody logs in to it again before it has booted anew.
+#
+# What it takes out, the machines that boot from the image make anew: the id by systemd, host keys by
+# cloud-init or by a unit of the image's own.
+set -euo pipefail
+
+[ "$(id -u)" -eq 0 ] || {
+    echo 'seal: needs root' >&2
+    exit 1
+}
+
+if command -v cloud-init >/dev/null; then
+    cloud-init clean --logs
+fi
+
+# Empty, not absent: systemd then makes one in the first boot, on a read-only file system, too.
+: >/etc/machine-id
+rm -f /var/lib/dbus/machine-id /var/lib/systemd/random-seed /var/lib/systemd/credential.secret
+rm -f /etc/ssh/ssh_host_*_key /etc/ssh/ssh_host_*_key.pub
+
+# The user that Packer logged in as, and root.
+for home in /root "$(getent passwd "${SUDO_USER:-root}" | cut -d: -f6)"; do
+    rm -f "$home"/.ssh/authorized_keys "$home"/.ssh/known_hosts "$home"/.*_history
+    rm -f "$home"/.docker/config.json "$home"/.config/containers/auth.json
+done
+rm -f /run/containers/0/auth.json
+
+# Logs name the machine.
+rm -rf /var/log/journal/* /tmp/warmkit
+find /var/log -type f -exec truncate --size=0 -- {} +
+
+# What was deleted, here and by the bake, is deleted on the disk, too.
+sync
+fstrim --all --verbose || echo 'seal: this disk cannot discard: deleted blocks may stay in the image' >&2

@@ -1,0 +1,195 @@
+//! The disk image that `packer build packer/qemu.pkr.hcl` makes: machines that boot from it print CACHED in
+//! their first build, and each is its own.
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use serde_json::Value;
+use support::command::{Ended, run};
+use support::demo::{self, demo};
+use support::files::digest_of;
+use support::machine::{Emulator, PARTITION};
+use support::packer::{list, packer, run_packer};
+use support::registry::PASSWORD;
+use support::{BuildOutcome, BuildRequest, Registry, Scratch, Tools, tools};
+
+/// Where virtual machines see the loopback of the machine that they run on.
+const HOST: &str = "10.0.2.2";
+
+#[test]
+fn machines_booted_from_a_baked_disk_are_warm() {
+    let (Some(packer), Some(tools)) = (packer(), Tools::find(tools::NEWEST)) else { return };
+    let Some(emulator) = Emulator::find() else { return };
+    let registry = Registry::start_with_password(&tools);
+    push_demo(&registry);
+    let scratch = Scratch::new();
+    let context = demo::context(&scratch);
+
+    let disk = bake(&packer, &emulator, &registry, &scratch);
+    is_sealed(&emulator, &disk, &registry, &scratch);
+
+    let before = digest_of(&disk);
+    let machines: Vec<_> = thread::scope(|scope| {
+        let (emulator, disk, context) = (&emulator, &disk, &context);
+        let boot = |name| scope.spawn(move || first_build(emulator, disk, context, name));
+        ["alpha", "beta"].map(boot).map(|thread| thread.join().unwrap()).into()
+    });
+    assert_eq!(digest_of(&disk), before);
+
+    let names: Vec<_> = machines.iter().map(|machine| machine.hostname.as_str()).collect();
+    assert_eq!(names, ["alpha", "beta"]);
+    let ids: BTreeSet<_> = machines.iter().flat_map(|machine| [&machine.id, &machine.host_key]).collect();
+    assert_eq!(ids.len(), 4, "{machines:?}");
+    assert_eq!(machines[0].result, machines[1].result);
+}
+
+/// Pushes the demo's cache to `demo:cache`.
+fn push_demo(registry: &Registry) {
+    let blob = |digest: &str| fs::read(demo("cache/blobs/sha256").join(&digest["sha256:".len()..])).unwrap();
+    let json = |bytes: &[u8]| serde_json::from_slice::<Value>(bytes).unwrap();
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let index = json(&fs::read(demo("cache/index.json")).unwrap());
+    let manifest = &index["manifests"][0];
+    let bytes = blob(&text(&manifest["digest"]));
+    let parsed = json(&bytes);
+    for part in parsed["layers"].as_array().unwrap().iter().chain([&parsed["config"]]) {
+        registry.put_blob("demo", &blob(&text(&part["digest"])));
+    }
+    registry.put_manifest("demo", "cache", &text(&manifest["mediaType"]), &bytes);
+}
+
+/// The docker configuration that lets machines read the registry, and the secret in it.
+fn credentials(registry: &Registry) -> (String, String) {
+    let config = fs::read_to_string(registry.docker_config().join("config.json")).unwrap();
+    let auth = serde_json::from_str::<Value>(&config).unwrap()["auths"][registry.host()]["auth"].clone();
+    (config.replace("127.0.0.1", HOST), auth.as_str().unwrap().to_owned())
+}
+
+/// `packer build` on a disk that has BuildKit and nothing else; gives the new one.
+#[track_caller]
+fn bake(packer: &Path, emulator: &Emulator, registry: &Registry, scratch: &Scratch) -> PathBuf {
+    // What debuggers need would take as long to upload as the whole bake.
+    let warmkit = scratch.join("warmkit");
+    let mut strip = Command::new("strip");
+    strip.arg("-o").arg(&warmkit).arg(env!("CARGO_BIN_EXE_warmkit"));
+    run(&mut strip, Duration::from_secs(60)).expect_success("strip");
+
+    let reference = registry.reference("demo", "cache").replace("127.0.0.1", HOST);
+    let caches = list(&[&format!("type=registry,ref={reference},registry.insecure=true")]);
+    let keys = list(&["type=provenance,src=/tmp/warmkit/provenance.json"]);
+    let files = list(&[demo("provenance.json").to_str().unwrap()]);
+    let checksum = digest_of(&emulator.disk).to_string();
+    let output = scratch.join("disk");
+    let (config, _) = credentials(registry);
+    let variables = [
+        ("image", emulator.disk.to_str().unwrap()),
+        ("image_checksum", &checksum),
+        ("output", output.to_str().unwrap()),
+        ("ssh_private_key_file", emulator.key.private.to_str().unwrap()),
+        ("ssh_public_key", &emulator.key.public),
+        ("accelerator", "tcg"),
+        ("cpu", "max,la57=off"),
+        ("memory", "1024"),
+        ("warmkit_binary", warmkit.to_str().unwrap()),
+        ("docker_config", &config),
+        ("caches", &caches),
+        ("keys", &keys),
+        ("files", &files),
+        ("enable", "buildkit.service"),
+        ("read_data", "true"),
+    ];
+    let limit = Duration::from_secs(1200);
+    let ended = run_packer(packer, "build", "qemu.pkr.hcl", &variables, limit).expect_success("packer build");
+    assert!(ended.stdout.contains("provision: /var/lib/buildkit is warm"), "{}", ended.stdout);
+    assert!(
+        !(ended.stdout + &ended.stderr).contains(&credentials(registry).1),
+        "packer printed the password"
+    );
+    output.join("warm.qcow2")
+}
+
+/// Asserts that the image has nothing of the machine that it was made on, nor what that was let in with.
+#[track_caller]
+fn is_sealed(emulator: &Emulator, disk: &Path, registry: &Registry, scratch: &Scratch) {
+    let raw = scratch.join("raw");
+    emulator.to_raw(disk, &raw);
+    let partition = format!("{}?offset={PARTITION}", raw.display());
+    let ended = |program: &str, arguments: &[&str]| {
+        run(Command::new(program).args(arguments), Duration::from_secs(300))
+    };
+    ended("e2fsck", &["-fn", &partition]).expect_success("e2fsck: the machine was shut down cleanly");
+
+    let debugfs = |request: &str| -> Ended { ended("debugfs", &["-R", request, &partition]) };
+    let names = |directory: &str| -> Vec<String> {
+        // `/<inode>/<mode>/<uid>/<gid>/<name>/<size>/`
+        let listed = debugfs(&format!("ls -p {directory}")).stdout;
+        let names: Vec<_> =
+            listed.lines().filter_map(|line| Some(line.split('/').nth(5)?.to_owned())).collect();
+        assert!(names.contains(&"..".to_owned()), "{directory}: {listed}");
+        names
+    };
+    assert!(names("/var/lib/buildkit").contains(&"cache.db".to_owned()));
+    assert_eq!(debugfs("cat /etc/machine-id").stdout, "");
+    let found = |directory, start: &str| names(directory).iter().any(|name| name.starts_with(start));
+    assert!(found("/etc", "machine-id") && !found("/etc/ssh", "ssh_host_"));
+    assert!(!found("/root/.ssh", "authorized_keys") && !found("/root", ".docker"));
+    assert!(!found("/tmp", "warmkit") && !found("/var/lib/buildkit", "history.db"));
+
+    // Not in what was deleted, either.
+    let (_, secret) = credentials(registry);
+    assert!(secret.len() > PASSWORD.len());
+    for (what, count) in [(secret.as_str(), "0"), ("buildkit.service", "at least one")] {
+        let grep = ended("grep", &["-c", "-a", "-F", what, raw.to_str().unwrap()]);
+        assert_eq!(grep.stdout.trim() == "0", count == "0", "{what} in the image: {count}, {grep:?}");
+    }
+    fs::remove_file(raw).unwrap();
+}
+
+/// What is told by a machine of itself, and of its first build.
+#[derive(Debug)]
+struct Told {
+    hostname: String,
+    id: String,
+    host_key: String,
+    result: String,
+}
+
+/// Boots a machine, and asserts that its first build finds everything.
+#[track_caller]
+fn first_build(emulator: &Emulator, disk: &Path, context: &Path, name: &str) -> Told {
+    let machine = emulator.boot(disk, name);
+    // Waits until all units are up; "degraded" would be that one has failed.
+    assert_eq!(machine.try_run("systemctl is-system-running --wait").stdout.trim(), "running");
+    assert_eq!(machine.run("systemctl is-active buildkit.service"), "active");
+    machine.copy(context, "/root/context");
+
+    let mut request = BuildRequest::new(Path::new("/root/context")).tar(Path::new("/root/result.tar"));
+    request.platform = Some("linux/amd64".into());
+    let outcome = BuildOutcome::parse(&machine.build(&request));
+    assert_eq!(outcome.steps.len(), demo::STEPS, "{}", outcome.log);
+    assert!(outcome.not_cached().is_empty(), "{}", outcome.log);
+    let moved = (outcome.imports, outcome.downloads, outcome.extractions);
+    assert_eq!(moved, (0, 0, 0), "(imports, downloads, extractions)\n{}", outcome.log);
+
+    let log = machine.run("journalctl --output=cat --unit=buildkit.service");
+    assert!(log.contains("running server on"), "{log}");
+    let errors: Vec<_> =
+        log.lines().filter(|l| l.contains("level=error") || l.contains("level=fatal")).collect();
+    assert!(errors.is_empty(), "{errors:#?}");
+
+    let told = Told {
+        hostname: machine.run("hostname"),
+        id: machine.run("cat /etc/machine-id"),
+        host_key: machine.run("cat /etc/ssh/ssh_host_ed25519_key.pub"),
+        result: machine.run("sha256sum /root/result.tar"),
+    };
+    machine.power_off();
+    told
+}

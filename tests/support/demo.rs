@@ -1,0 +1,34 @@
+//! The small real cache in fixtures/demo.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use super::Scratch;
+use super::files::copy_tree;
+
+/// How many steps its build has.
+pub const STEPS: usize = 12;
+
+/// A file or directory of the fixture.
+pub fn demo(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/demo").join(name)
+}
+
+/// A copy of its context. Modes are part of cache keys, and a checkout has those of its umask.
+pub fn context(scratch: &Scratch) -> PathBuf {
+    let context = scratch.join("context");
+    copy_tree(&demo("context"), &context);
+    set_modes(&context);
+    context
+}
+
+fn set_modes(path: &Path) {
+    let is_dir = path.is_dir();
+    fs::set_permissions(path, fs::Permissions::from_mode(if is_dir { 0o755 } else { 0o644 })).unwrap();
+    if is_dir {
+        for entry in fs::read_dir(path).unwrap() {
+            set_modes(&entry.unwrap().path());
+        }
+    }
+}
