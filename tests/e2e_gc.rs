@@ -1,0 +1,232 @@
+//! The forecast of garbage collection against daemons that collect: what they take of a baked root is what was
+//! said, under policies of each kind and the defaults of each release.
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+use std::thread;
+
+use jiff::{SignedDuration, Timestamp};
+use serde_json::{Value, json};
+use support::files::copy_tree;
+use support::handmade::{Handmade, blob_path};
+use support::warmkit::bake;
+use support::{Daemon, Scratch, Tools};
+use warmkit::bolt::{Bucket, BucketRef, Database, Item, PageSize};
+use warmkit::gc::{Configuration, Disk, Record, Release, forecast, keeping};
+
+const METADATA: &str = "runc-overlayfs/metadata_v2.db";
+
+/// `100PB`, as daemons read that: what records of this size have, no disk has, so that how much is free on
+/// this one decides nothing.
+const HUGE: u64 = 100 << 50;
+const SMALL: u64 = 1000;
+
+/// Name, parent, hours since it was used, how often it was, bytes, type.
+type Shape = (&'static str, Option<usize>, i64, u64, u64, &'static str);
+
+/// No two are equally old and equally used: then chance would decide.
+const SHAPES: [Shape; 10] = [
+    ("base", None, 100, 3, SMALL, "regular"),
+    ("middle", Some(0), 90, 1, HUGE, "regular"),
+    ("top", Some(1), 80, 1, SMALL, "regular"),
+    ("one", None, 70, 1, SMALL, "regular"),
+    ("two", None, 60, 5, HUGE, "regular"),
+    ("old", None, 70 * 24, 4, SMALL, "regular"),
+    ("frontend", None, 200, 1, SMALL, "frontend"),
+    ("local", None, 50, 2, SMALL, "source.local"),
+    ("young", None, 1, 1, SMALL, "regular"),
+    // Goes in any case, by a rule of its own at the end.
+    ("last", None, 2, 9, HUGE, "regular"),
+];
+
+/// A root with these records, and the records.
+struct Baked {
+    scratch: Scratch,
+    records: Vec<Record>,
+}
+
+impl Baked {
+    fn new() -> Self {
+        let scratch = Scratch::new();
+        let mut cache = Handmade::default();
+        for (index, (name, parent, ..)) in SHAPES.iter().enumerate() {
+            let layer = cache.layer(name, *parent);
+            assert_eq!(layer, index);
+            cache.record(name, &[], &[layer]);
+        }
+        let layout = scratch.join("layout");
+        let source = cache.write(&layout);
+        let root = scratch.join("root");
+        bake(&[&source, "--allow-unkeyed"], &root).expect_success("bake");
+        let now = Timestamp::now();
+        let ids = ids_by_blob(&root);
+        let id = |name: &str| {
+            let blob = blob_path(&layout, name).file_name().unwrap().to_str().unwrap().to_owned();
+            ids[&format!("sha256:{blob}")].clone()
+        };
+        let record = |(name, parent, hours, usage_count, size, kind): &Shape| Record {
+            id: id(name),
+            size: *size,
+            record_type: (*kind).to_owned(),
+            last_used_at: Some(now - SignedDuration::from_hours(*hours)),
+            usage_count: *usage_count,
+            parents: parent.iter().map(|parent| id(SHAPES[*parent].0)).collect(),
+            ..Record::default()
+        };
+        let records: Vec<Record> = SHAPES.iter().map(record).collect();
+        rewrite(&root, &records);
+        Self { scratch, records }
+    }
+
+    /// The ids of the records that `gone` does not name.
+    fn without(&self, gone: &BTreeSet<&str>) -> BTreeMap<String, i64> {
+        let left = self.records.iter().filter(|record| !gone.contains(record.id.as_str()));
+        left.map(|record| (record.id.clone(), i64::try_from(record.size).unwrap())).collect()
+    }
+
+    fn name(&self, id: &str) -> &'static str {
+        SHAPES[self.records.iter().position(|record| record.id == id).unwrap()].0
+    }
+}
+
+/// Each record's id, by the digest of its blob.
+fn ids_by_blob(root: &Path) -> BTreeMap<String, String> {
+    let database = Database::open(&root.join(METADATA)).unwrap();
+    let main = database.root().bucket(b"_main").unwrap().unwrap();
+    let entry = |(id, item): (&[u8], Item<'_>)| {
+        let Item::Bucket(record) = item else { panic!("a value among the records") };
+        let blob: Value = serde_json::from_slice(record.get(b"cache.blob").unwrap().unwrap()).unwrap();
+        (blob["value"].as_str().unwrap().to_owned(), String::from_utf8(id.to_vec()).unwrap())
+    };
+    main.iter().map(|item| entry(item.unwrap())).collect()
+}
+
+/// Gives the records of a root the times, counts, sizes and types of these.
+fn rewrite(root: &Path, records: &[Record]) {
+    fn copy(from: BucketRef<'_>, to: &mut Bucket) {
+        to.set_sequence(from.sequence());
+        for item in &from {
+            match item.unwrap() {
+                (key, Item::Value(value)) => to.put(key, value),
+                (key, Item::Bucket(bucket)) => copy(bucket, to.bucket(key)),
+            }
+        }
+    }
+    let path = root.join(METADATA);
+    let mut copied = Bucket::new();
+    copy(Database::open(&path).unwrap().root(), &mut copied);
+    for record in records {
+        let entry = copied.bucket("_main").bucket(record.id.as_str());
+        let mut put = |key: &str, value: Value| entry.put(key, json!({ "value": value }).to_string());
+        let used = i64::try_from(record.last_used_at.unwrap().as_nanosecond()).unwrap();
+        put("cache.lastUsedAt", json!(used));
+        put("cache.usageCount", json!(record.usage_count));
+        put("snapshot.size", json!(record.size));
+        put("cache.recordType", json!(record.record_type));
+    }
+    fs::write(&path, copied.to_bytes(PageSize::DEFAULT).unwrap()).unwrap();
+}
+
+/// Starts a daemon on a copy of the root and compares what it leaves with what was said; gives the names of what
+/// went.
+fn collect(tools: &Tools, baked: &Baked, worker: &str) -> BTreeSet<&'static str> {
+    let scratch = Scratch::new();
+    let root = scratch.join("root");
+    copy_tree(&baked.scratch.join("root"), &root);
+    let statistics = rustix::fs::statvfs(&root).unwrap();
+    let disk = Disk {
+        total: statistics.f_blocks * statistics.f_frsize,
+        free: statistics.f_bfree * statistics.f_frsize,
+    };
+    let release: Release = tools.release.parse().unwrap();
+    let daemon = Daemon::start_collecting(tools, &root, worker);
+    let policy = Configuration::read(&daemon.configuration()).unwrap().policy(release, disk).unwrap();
+    let passes = forecast(&baked.records, &policy, release, disk, &[Timestamp::now()]).unwrap();
+    let removed = &passes[0].removed;
+    assert!(removed.iter().all(|removal| removal.among == 1), "chance decides: {removed:?}");
+    let gone: BTreeSet<&str> =
+        removed.iter().map(|removal| baked.records[removal.record].id.as_str()).collect();
+    daemon.wait_until_collected();
+    let left: BTreeMap<String, i64> =
+        daemon.disk_usage().into_iter().map(|usage| (usage.id, usage.size)).collect();
+    let names = |ids: &BTreeMap<String, i64>| -> Vec<_> { ids.keys().map(|id| baked.name(id)).collect() };
+    let expected = baked.without(&gone);
+    assert_eq!(names(&left), names(&expected), "left in {release} under:\n{worker}\n{}", daemon.log());
+    assert_eq!(left, expected, "sizes in {release} under:\n{worker}");
+    daemon.stop();
+    gone.iter().map(|id| baked.name(id)).collect()
+}
+
+/// Runs every policy on one release, each on a daemon of its own, all at once.
+fn forecast_holds(release: &str) {
+    let Some(tools) = Tools::find(release) else { return };
+    let baked = Baked::new();
+    let last = &baked.records[SHAPES.len() - 1].id;
+    // One rule, and one that takes the last record: so that there is always something to wait for.
+    let rule = |text: &str| {
+        let rule = if text.is_empty() { String::new() } else { format!("[[worker.oci.gcpolicy]]\n{text}\n") };
+        format!("gc = true\n{rule}[[worker.oci.gcpolicy]]\nall = true\nfilters = [\"id=={last}\"]\n")
+    };
+    let kept = keeping(&baked.records, 0, release.parse().unwrap());
+    let kept = kept.strip_prefix("[worker.oci]\n").unwrap();
+    let is_before = |minor| release.parse::<Release>().unwrap() < Release::new(0, minor, 0);
+    // Without a limit that the release knows, or with one that it forgets, a rule takes all that it may.
+    let unlimited_before = |minor| {
+        let names = || SHAPES.iter().map(|shape| shape.0).filter(|name| *name != "frontend").collect();
+        is_before(minor).then(names)
+    };
+    // What must go, where it can be told without the forecast.
+    let cases: Vec<(String, Option<Vec<&str>>)> = vec![
+        ("gc = true".to_owned(), None),
+        ("gckeepstorage = \"150PB\"".to_owned(), None),
+        (rule(""), Some(vec!["last"])),
+        (
+            format!("{kept}[[worker.oci.gcpolicy]]\nall = true\nfilters = [\"id=={last}\"]\n"),
+            Some(vec!["last"]),
+        ),
+        (rule("keepBytes = \"250PB\""), None),
+        (rule("all = true\nkeepBytes = \"150PB\""), None),
+        (rule("keepDuration = \"85h\""), Some(vec!["old", "last"])),
+        (rule("keepDuration = 216000"), Some(vec!["top", "middle", "base", "one", "old", "two", "last"])),
+        (rule("filters = [\"type==source.local\", \"id!=x,type~=/^front/\"]"), Some(vec!["local", "last"])),
+        (rule("all = true\nfilters = [\"type==frontend\"]"), Some(vec!["frontend", "last"])),
+        (rule("reservedSpace = \"250PB\"\nmaxUsedSpace = \"150PB\""), unlimited_before(17)),
+        (rule("minFreeSpace = \"120PB\""), None),
+        (rule("minFreeSpace = 1"), unlimited_before(21)),
+    ];
+    thread::scope(|scope| {
+        for (worker, expected) in &cases {
+            let (tools, baked) = (&tools, &baked);
+            scope.spawn(move || {
+                let gone = collect(tools, baked, worker);
+                if let Some(expected) = expected {
+                    assert_eq!(gone, expected.iter().copied().collect(), "{worker}");
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn v0_12_takes_what_was_said() {
+    forecast_holds("v0.12.5");
+}
+
+#[test]
+fn v0_17_takes_what_was_said() {
+    forecast_holds("v0.17.3");
+}
+
+#[test]
+fn v0_22_takes_what_was_said() {
+    forecast_holds("v0.22.0");
+}
+
+#[test]
+fn v0_34_takes_what_was_said() {
+    forecast_holds("v0.34.2");
+}
