@@ -191,7 +191,7 @@ fn forecast_holds(release: &str) {
         (rule("keepBytes = \"250PB\""), None),
         (rule("all = true\nkeepBytes = \"150PB\""), None),
         (rule("keepDuration = \"85h\""), Some(vec!["old", "last"])),
-        (rule("keepDuration = 216000"), Some(vec!["top", "middle", "base", "one", "old", "two", "last"])),
+        (rule("keepDuration = 234000"), Some(vec!["top", "one", "old", "last"])),
         (rule("filters = [\"type==source.local\", \"id!=x,type~=/^front/\"]"), Some(vec!["local", "last"])),
         (rule("all = true\nfilters = [\"type==frontend\"]"), Some(vec!["frontend", "last"])),
         (rule("reservedSpace = \"250PB\"\nmaxUsedSpace = \"150PB\""), unlimited_before(17)),

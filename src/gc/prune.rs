@@ -1,7 +1,9 @@
 //! One collection after another, on records instead of a root.
 //!
 //! Mirrors `Prune`, `prune`, `calculateKeepBytes`, `pruneOnce` and `sortDeleteRecords` in `BuildKit`'s
-//! `cache/manager.go`.
+//! `cache/manager.go`. One thing there is easily missed: a record that loses the last one that stands on it counts
+//! as used at that moment (`parentsOf` means to prevent it, and does not). So a rule with a time takes the upper end
+//! of a chain only, pass by pass.
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
@@ -91,6 +93,7 @@ pub fn forecast(
     let mut passes = Vec::with_capacity(moments.len());
     for at in moments {
         let mut removed = Vec::new();
+        root.clock = root.clock.max(at.as_nanosecond());
         for (index, (rule, filters)) in policy.rules.iter().zip(&filters).enumerate() {
             let matching = root.matching(filters);
             let collection = Collection { rule, index, at: *at, free, matching: &matching };
@@ -119,6 +122,13 @@ struct Collection<'a> {
     matching: &'a [bool],
 }
 
+/// When a record was used last, in nanoseconds since 1970, and how often.
+#[derive(Debug, Clone, Copy)]
+struct Use {
+    last: Option<i128>,
+    count: u64,
+}
+
 /// The records that are left, and what stands on them.
 struct Root<'a> {
     records: &'a [Record],
@@ -129,6 +139,9 @@ struct Root<'a> {
     /// Those that count as shared in the total: also what a shared one stands on.
     is_shared: Vec<bool>,
     is_gone: Vec<bool>,
+    uses: Vec<Use>,
+    /// When a record counts as used next: nanoseconds since 1970, no two alike.
+    clock: i128,
     /// Indexes, those used longest ago first; without a time before all.
     by_time: Vec<usize>,
     /// Indexes, those used least first.
@@ -159,12 +172,16 @@ impl<'a> Root<'a> {
                 pending.extend(&parents[index]);
             }
         }
+        let last = |record: &Record| record.last_used_at.map(Timestamp::as_nanosecond);
+        let uses = records.iter().map(|record| Use { last: last(record), count: record.usage_count });
+        let uses: Vec<Use> = uses.collect();
         let mut by_time: Vec<usize> = (0..records.len()).collect();
         let mut by_count = by_time.clone();
-        by_time.sort_by_key(|index| records[*index].last_used_at);
-        by_count.sort_by_key(|index| records[*index].usage_count);
+        by_time.sort_by_key(|index| uses[*index].last);
+        by_count.sort_by_key(|index| uses[*index].count);
         let is_gone = vec![false; records.len()];
-        Ok(Self { records, release, parents, children, is_shared, is_gone, by_time, by_count })
+        let clock = i128::MIN;
+        Ok(Self { records, release, parents, children, is_shared, is_gone, uses, clock, by_time, by_count })
     }
 
     fn matching(&self, filters: &[Filter]) -> Vec<bool> {
@@ -189,14 +206,32 @@ impl<'a> Root<'a> {
                 return;
             }
             for (record, among) in going {
-                self.is_gone[record] = true;
-                for parent in &self.parents[record] {
-                    self.children[*parent] -= 1;
-                }
+                self.take(record);
                 total -= clamp(self.records[record].size);
                 removed.push(Removal { record, rule: collection.index, among });
             }
         }
+    }
+
+    fn take(&mut self, record: usize) {
+        self.is_gone[record] = true;
+        for parent in std::mem::take(&mut self.parents[record]) {
+            self.children[parent] -= 1;
+            if self.children[parent] == 0 && !self.records[parent].in_use {
+                self.use_now(parent);
+            }
+        }
+    }
+
+    fn use_now(&mut self, index: usize) {
+        let now = Use { last: Some(self.clock), count: self.uses[index].count + 1 };
+        self.clock += 1;
+        self.uses[index] = now;
+        let uses = &self.uses;
+        self.by_time.retain(|other| *other != index);
+        self.by_time.insert(self.by_time.partition_point(|other| uses[*other].last <= now.last), index);
+        self.by_count.retain(|other| *other != index);
+        self.by_count.insert(self.by_count.partition_point(|other| uses[*other].count <= now.count), index);
     }
 
     /// At how many bytes a rule stops; 0: it does not.
@@ -222,10 +257,8 @@ impl<'a> Root<'a> {
         let (record, rule) = (&records[index], collection.rule);
         let is_protected = matches!(record.kind(), "internal" | "frontend") || record.shared;
         let keeps = rule.keep_duration.as_nanos();
-        let is_recent = keeps != 0
-            && record
-                .last_used_at
-                .is_some_and(|used| used.as_nanosecond() > collection.at.as_nanosecond() - keeps);
+        let since = collection.at.as_nanosecond() - keeps;
+        let is_recent = keeps != 0 && self.uses[index].last.is_some_and(|used| used > since);
         !is_gone[index]
             && !record.in_use
             && children[index] == 0
@@ -242,7 +275,7 @@ impl<'a> Root<'a> {
         let mut steps = vec![(0.0, 0.0); candidates.len()];
         let (mut times, mut latest) = (first, None);
         for index in self.by_time.iter().filter(|i| candidates[**i]) {
-            let used = self.records[*index].last_used_at;
+            let used = self.uses[*index].last;
             if used > latest {
                 (times, latest) = (times + 1.0, used);
             }
@@ -250,7 +283,7 @@ impl<'a> Root<'a> {
         }
         let (mut counts, mut most) = (first, 0);
         for index in self.by_count.iter().filter(|i| candidates[**i]) {
-            let used = self.records[*index].usage_count;
+            let used = self.uses[*index].count;
             if used != most {
                 (counts, most) = (counts + 1.0, used);
             }
@@ -262,7 +295,7 @@ impl<'a> Root<'a> {
         let by_score =
             |a: usize, b: usize| if all_equal { Ordering::Equal } else { score(a).total_cmp(&score(b)) };
         let by_use = |a: usize, b: usize| {
-            let key = |i: usize| (self.records[i].usage_count, self.records[i].last_used_at);
+            let key = |i: usize| (self.uses[i].count, self.uses[i].last);
             key(a).cmp(&key(b))
         };
         let candidates = || (0..candidates.len()).filter(|i| candidates[*i]);
@@ -336,7 +369,7 @@ mod tests {
             record("d", 4, 1, &[]),
         ];
         for (reserved_space, expected) in
-            [(41, ""), (40, "c"), (31, "c"), (30, "cb"), (20, "cba"), (1, "cbad")]
+            [(41, ""), (40, "c"), (31, "c"), (30, "cd"), (20, "cdb"), (1, "cdba")]
         {
             assert_eq!(
                 gone(&records, &[Rule { reserved_space, ..rule() }], V34),
@@ -417,12 +450,12 @@ mod tests {
     fn times_are_those_of_the_pass() {
         let records = [record("a", 0, 1, &[]), record("b", 10, 1, &[]), record("c", 11, 1, &["b"])];
         let two_days = Rule { keep_duration: SignedDuration::from_hours(48), ..rule() };
-        let passes = run(&records, &[two_days], V34, DISK, &[47, 48, 58, 59]);
+        let passes = run(&records, &[two_days], V34, DISK, &[47, 48, 58, 59, 106, 107]);
         let taken: Vec<Vec<usize>> =
             passes.iter().map(|pass| pass.removed.iter().map(|removal| removal.record).collect()).collect();
-        // What stands below a record that is kept is kept with it.
-        assert_eq!(taken, [vec![], vec![0], vec![], vec![2, 1]]);
-        assert_eq!(passes[3].bytes_left, 0);
+        // What stands below a record that is kept is kept with it, and counts as used when that goes.
+        assert_eq!(taken, [vec![], vec![0], vec![], vec![2], vec![], vec![1]]);
+        assert_eq!((passes[4].bytes_left, passes[5].bytes_left), (10, 0));
     }
 
     #[test]
