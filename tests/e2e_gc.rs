@@ -18,6 +18,7 @@ use support::{Daemon, Scratch, Tools};
 use warmkit::bolt::{Bucket, BucketRef, Database, Item, PageSize};
 use warmkit::gc::{Configuration, Disk, Record, Release, forecast, keeping};
 
+const LAST_USED_AT: &str = "cache.lastUsedAt";
 const METADATA: &str = "runc-overlayfs/metadata_v2.db";
 
 /// `100PB`, as daemons read that: what records of this size have, no disk has, so that how much is free on
@@ -107,6 +108,38 @@ fn ids_by_blob(root: &Path) -> BTreeMap<String, String> {
 
 /// Gives the records of a root the times, counts, sizes and types of these.
 fn rewrite(root: &Path, records: &[Record]) {
+    change(root, |metadata| {
+        for record in records {
+            let entry = metadata.bucket("_main").bucket(record.id.as_str());
+            let mut put = |key: &str, value: Value| entry.put(key, json!({ "value": value }).to_string());
+            let used = i64::try_from(record.last_used_at.unwrap().as_nanosecond()).unwrap();
+            put(LAST_USED_AT, json!(used));
+            put("cache.usageCount", json!(record.usage_count));
+            put("snapshot.size", json!(record.size));
+            put("cache.recordType", json!(record.record_type));
+        }
+    });
+}
+
+/// Lets this time pass for the records of a root that no daemon holds.
+fn age(root: &Path, by: SignedDuration) {
+    let database = Database::open(&root.join(METADATA)).unwrap();
+    let main = database.root().bucket(b"_main").unwrap().unwrap();
+    let used = main.iter().map(|item| {
+        let (id, Item::Bucket(record)) = item.unwrap() else { panic!("a value among the records") };
+        let value = record.get(LAST_USED_AT.as_bytes()).unwrap().unwrap();
+        let used: Value = serde_json::from_slice(value).unwrap();
+        (id.to_vec(), used["value"].as_i64().unwrap() - i64::try_from(by.as_nanos()).unwrap())
+    });
+    let used: Vec<(Vec<u8>, i64)> = used.collect();
+    change(root, |metadata| {
+        for (id, used) in used {
+            metadata.bucket("_main").bucket(id).put(LAST_USED_AT, json!({ "value": used }).to_string());
+        }
+    });
+}
+
+fn change(root: &Path, edit: impl FnOnce(&mut Bucket)) {
     fn copy(from: BucketRef<'_>, to: &mut Bucket) {
         to.set_sequence(from.sequence());
         for item in &from {
@@ -119,16 +152,14 @@ fn rewrite(root: &Path, records: &[Record]) {
     let path = root.join(METADATA);
     let mut copied = Bucket::new();
     copy(Database::open(&path).unwrap().root(), &mut copied);
-    for record in records {
-        let entry = copied.bucket("_main").bucket(record.id.as_str());
-        let mut put = |key: &str, value: Value| entry.put(key, json!({ "value": value }).to_string());
-        let used = i64::try_from(record.last_used_at.unwrap().as_nanosecond()).unwrap();
-        put("cache.lastUsedAt", json!(used));
-        put("cache.usageCount", json!(record.usage_count));
-        put("snapshot.size", json!(record.size));
-        put("cache.recordType", json!(record.record_type));
-    }
+    edit(&mut copied);
     fs::write(&path, copied.to_bytes(PageSize::DEFAULT).unwrap()).unwrap();
+}
+
+/// The file system that `root` is on.
+fn disk_of(root: &Path) -> Disk {
+    let statistics = rustix::fs::statvfs(root).unwrap();
+    Disk { total: statistics.f_blocks * statistics.f_frsize, free: statistics.f_bfree * statistics.f_frsize }
 }
 
 /// Starts a daemon on a copy of the root and compares what it leaves with what was said; gives the names of what
@@ -137,11 +168,7 @@ fn collect(tools: &Tools, baked: &Baked, worker: &str) -> BTreeSet<&'static str>
     let scratch = Scratch::new();
     let root = scratch.join("root");
     copy_tree(&baked.scratch.join("root"), &root);
-    let statistics = rustix::fs::statvfs(&root).unwrap();
-    let disk = Disk {
-        total: statistics.f_blocks * statistics.f_frsize,
-        free: statistics.f_bfree * statistics.f_frsize,
-    };
+    let disk = disk_of(&root);
     let release: Release = tools.release.parse().unwrap();
     let daemon = Daemon::start_collecting(tools, &root, worker);
     let policy = Configuration::read(&daemon.configuration()).unwrap().policy(release, disk).unwrap();
@@ -229,4 +256,69 @@ fn v0_22_takes_what_was_said() {
 #[test]
 fn v0_34_takes_what_was_said() {
     forecast_holds("v0.34.2");
+}
+
+/// Days pass between the collections of one root: each takes what was said for its day.
+fn forecast_holds_for_days(release: &str) {
+    let Some(tools) = Tools::find(release) else { return };
+    let baked = Baked::new();
+    let root = baked.scratch.join("root");
+    let worker = "[[worker.oci.gcpolicy]]\nkeepDuration = \"65h\"\n";
+    let release: Release = release.parse().unwrap();
+    let disk = disk_of(&root);
+    let policy = Configuration::read(worker).unwrap().policy(release, disk).unwrap();
+    let hours = [0, 48, 114, 180];
+    let now = Timestamp::now();
+    let moments = hours.map(|hours| now + SignedDuration::from_hours(hours));
+    let passes = forecast(&baked.records, &policy, release, disk, &moments).unwrap();
+    let mut before = 0;
+    for (pass, hours) in passes.iter().zip(hours) {
+        age(&root, SignedDuration::from_hours(hours - before));
+        before = hours;
+        let daemon = Daemon::start_collecting(&tools, &root, worker);
+        daemon.wait_until_collected();
+        let left: BTreeSet<&str> = daemon.disk_usage().iter().map(|usage| baked.name(&usage.id)).collect();
+        let gone = passes.iter().take_while(|other| other.at <= pass.at).flat_map(|pass| &pass.removed);
+        let gone: BTreeSet<&str> = gone.map(|removal| SHAPES[removal.record].0).collect();
+        let expected: BTreeSet<&str> =
+            SHAPES.iter().map(|shape| shape.0).filter(|name| !gone.contains(name)).collect();
+        assert_eq!(left, expected, "left in {release} after {hours} hours\n{}", daemon.log());
+        daemon.stop();
+    }
+    // The chain went from its upper end, record by record.
+    let day = |name| passes.iter().position(|p| p.removed.iter().any(|r| SHAPES[r.record].0 == name));
+    assert_eq!([day("top"), day("middle"), day("base"), day("frontend")], [Some(0), Some(2), Some(3), None]);
+}
+
+#[test]
+fn v0_12_takes_what_was_said_for_each_day() {
+    forecast_holds_for_days("v0.12.5");
+}
+
+#[test]
+fn v0_34_takes_what_was_said_for_each_day() {
+    forecast_holds_for_days("v0.34.2");
+}
+
+/// As a bake leaves them, records are equally old and equally used: which of them go is chance, how many is not.
+#[test]
+fn of_equals_as_many_go_as_was_said() {
+    let Some(tools) = Tools::find("v0.34.2") else { return };
+    let mut baked = Baked::new();
+    let root = baked.scratch.join("root");
+    let now = Timestamp::now();
+    for record in &mut baked.records {
+        (record.last_used_at, record.usage_count, record.size) = (Some(now), 1, SMALL);
+    }
+    rewrite(&root, &baked.records);
+    let worker = format!("[[worker.oci.gcpolicy]]\nreservedSpace = {}\n", 6 * SMALL);
+    let disk = disk_of(&root);
+    let policy = Configuration::read(&worker).unwrap().policy(Release::NEWEST, disk).unwrap();
+    let passes = forecast(&baked.records, &policy, Release::NEWEST, disk, &[now]).unwrap();
+    assert_eq!(passes[0].bytes_left, 5 * SMALL);
+    assert!(passes[0].removed[0].among > 1);
+    let daemon = Daemon::start_collecting(&tools, &root, &worker);
+    daemon.wait_until_collected();
+    assert_eq!(daemon.disk_usage().len(), 5);
+    daemon.stop();
 }
