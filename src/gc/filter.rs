@@ -85,12 +85,11 @@ type Read<T> = Result<T, &'static str>;
 
 impl Reader<'_> {
     fn selector(&mut self) -> Read<Selector> {
-        let mut field = self.field()?;
+        let field = self.field()?;
         while self.0.next_if_eq(&'.').is_some() {
             // No field has parts, but the first one is what is looked at.
             self.field()?;
         }
-        field.shrink_to_fit();
         if matches!(self.0.peek(), None | Some(',')) {
             return Ok(Selector { field, test: Test::Present });
         }

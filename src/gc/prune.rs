@@ -464,9 +464,9 @@ mod tests {
         let free = |bytes| Disk { total: 100, free: bytes };
         let wants = |min_free_space| Rule { min_free_space, ..rule() };
         let capped = |min_free_space, max_used_space, reserved_space| Rule {
-            min_free_space,
-            max_used_space,
             reserved_space,
+            max_used_space,
+            min_free_space,
             ..rule()
         };
         for (rules, release, disk, expected) in [

@@ -12,7 +12,7 @@ use super::Error;
 /// | v0.14 | filters see a record's description |
 /// | v0.17 | `reservedSpace`, `maxUsedSpace` and `minFreeSpace` beside `keepBytes`; the defaults use them |
 /// | v0.21 | a `minFreeSpace` that is met takes at most one record; before, it alone took everything |
-/// | v0.22 | what was used, and what was used least, weighs one step more in the order |
+/// | v0.22 | the steps that make the order count from 1, not from 0 |
 /// | v0.31 | the first default rule matches what it names; before, it matched nothing |
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Release {
