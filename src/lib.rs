@@ -46,6 +46,7 @@ pub mod daemon;
 pub mod digest;
 pub mod fsutil;
 pub mod gather;
+pub mod gc;
 pub mod keys;
 pub mod layer;
 pub mod oci;

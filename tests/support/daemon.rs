@@ -65,19 +65,31 @@ impl Daemon {
     /// As [`Daemon::start`], with several registries.
     #[track_caller]
     pub fn start_with(tools: &Tools, root: &Path, registries: &[&Registry]) -> Self {
+        Self::launch(tools, root, &http_registries(registries), "")
+    }
+
+    /// Starts one that collects as `worker` says, which goes on where `[worker.oci]` has begun.
+    #[track_caller]
+    pub fn start_collecting(tools: &Tools, root: &Path, worker: &str) -> Self {
+        Self::launch(tools, root, "", worker)
+    }
+
+    #[track_caller]
+    fn launch(tools: &Tools, root: &Path, registries: &str, worker: &str) -> Self {
         let scratch = Scratch::new();
         // Two daemons of one host would share the default of the tracing socket.
         let config = format!(
-            "root = \"{root}\"\n\
+            "root = \"{root}\"\ndebug = {debug}\n\
              [grpc]\n  address = [\"unix://{socket}\"]\n\
              [otel]\n  socketPath = \"{otel}\"\n\
-             [worker.oci]\n  enabled = true\n  snapshotter = \"overlayfs\"\n\
+             [worker.oci]\n  enabled = true\n  snapshotter = \"overlayfs\"\n{worker}\n\
              [worker.containerd]\n  enabled = false\n\
              {registries}",
             root = root.display(),
+            // What was collected is said to those only who debug.
+            debug = !worker.is_empty(),
             socket = scratch.join("sock").display(),
             otel = scratch.join("otel.sock").display(),
-            registries = http_registries(registries),
         );
         let config = scratch.write("buildkitd.toml", config);
         let log = fs::File::create(scratch.join("log")).unwrap();
@@ -118,6 +130,21 @@ impl Daemon {
     /// Waits until it has collected garbage for the first time, which it does a second after it started.
     pub fn wait_for_collection(&self) {
         thread::sleep(Duration::from_secs(3).saturating_sub(self.started.elapsed()));
+    }
+
+    /// Waits until it has collected garbage, and found some; for those of [`Daemon::start_collecting`].
+    #[track_caller]
+    pub fn wait_until_collected(&self) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !self.log().contains("gc cleaned up") {
+            assert!(Instant::now() < deadline, "nothing was collected\n{}", self.log());
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// The text of its configuration.
+    pub fn configuration(&self) -> String {
+        fs::read_to_string(self.scratch.join("buildkitd.toml")).unwrap()
     }
 
     /// Its root.

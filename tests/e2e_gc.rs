@@ -1,0 +1,324 @@
+//! The forecast of garbage collection against daemons that collect: what they take of a baked root is what was
+//! said, under policies of each kind and the defaults of each release.
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+use std::thread;
+
+use jiff::{SignedDuration, Timestamp};
+use serde_json::{Value, json};
+use support::files::copy_tree;
+use support::handmade::{Handmade, blob_path};
+use support::warmkit::bake;
+use support::{Daemon, Scratch, Tools};
+use warmkit::bolt::{Bucket, BucketRef, Database, Item, PageSize};
+use warmkit::gc::{Configuration, Disk, Record, Release, forecast, keeping};
+
+const LAST_USED_AT: &str = "cache.lastUsedAt";
+const METADATA: &str = "runc-overlayfs/metadata_v2.db";
+
+/// `100PB`, as daemons read that: what records of this size have, no disk has, so that how much is free on
+/// this one decides nothing.
+const HUGE: u64 = 100 << 50;
+const SMALL: u64 = 1000;
+
+/// Name, parent, hours since it was used, how often it was, bytes, type.
+type Shape = (&'static str, Option<usize>, i64, u64, u64, &'static str);
+
+/// No two are equally old and equally used: then chance would decide.
+const SHAPES: [Shape; 10] = [
+    ("base", None, 100, 3, SMALL, "regular"),
+    ("middle", Some(0), 90, 1, HUGE, "regular"),
+    ("top", Some(1), 80, 1, SMALL, "regular"),
+    ("one", None, 70, 1, SMALL, "regular"),
+    ("two", None, 60, 5, HUGE, "regular"),
+    ("old", None, 70 * 24, 4, SMALL, "regular"),
+    ("frontend", None, 200, 1, SMALL, "frontend"),
+    ("local", None, 50, 2, SMALL, "source.local"),
+    ("young", None, 1, 1, SMALL, "regular"),
+    // Goes in any case, by a rule of its own at the end.
+    ("last", None, 2, 9, HUGE, "regular"),
+];
+
+/// A root with these records, and the records.
+struct Baked {
+    scratch: Scratch,
+    records: Vec<Record>,
+}
+
+impl Baked {
+    fn new() -> Self {
+        let scratch = Scratch::new();
+        let mut cache = Handmade::default();
+        for (index, (name, parent, ..)) in SHAPES.iter().enumerate() {
+            let layer = cache.layer(name, *parent);
+            assert_eq!(layer, index);
+            cache.record(name, &[], &[layer]);
+        }
+        let layout = scratch.join("layout");
+        let source = cache.write(&layout);
+        let root = scratch.join("root");
+        bake(&[&source, "--allow-unkeyed"], &root).expect_success("bake");
+        let now = Timestamp::now();
+        let ids = ids_by_blob(&root);
+        let id = |name: &str| {
+            let blob = blob_path(&layout, name).file_name().unwrap().to_str().unwrap().to_owned();
+            ids[&format!("sha256:{blob}")].clone()
+        };
+        let record = |(name, parent, hours, usage_count, size, kind): &Shape| Record {
+            id: id(name),
+            size: *size,
+            record_type: (*kind).to_owned(),
+            last_used_at: Some(now - SignedDuration::from_hours(*hours)),
+            usage_count: *usage_count,
+            parents: parent.iter().map(|parent| id(SHAPES[*parent].0)).collect(),
+            ..Record::default()
+        };
+        let records: Vec<Record> = SHAPES.iter().map(record).collect();
+        rewrite(&root, &records);
+        Self { scratch, records }
+    }
+
+    /// The ids of the records that `gone` does not name.
+    fn without(&self, gone: &BTreeSet<&str>) -> BTreeMap<String, i64> {
+        let left = self.records.iter().filter(|record| !gone.contains(record.id.as_str()));
+        left.map(|record| (record.id.clone(), i64::try_from(record.size).unwrap())).collect()
+    }
+
+    fn name(&self, id: &str) -> &'static str {
+        SHAPES[self.records.iter().position(|record| record.id == id).unwrap()].0
+    }
+}
+
+/// Each record's id, by the digest of its blob.
+fn ids_by_blob(root: &Path) -> BTreeMap<String, String> {
+    let database = Database::open(&root.join(METADATA)).unwrap();
+    let main = database.root().bucket(b"_main").unwrap().unwrap();
+    let entry = |(id, item): (&[u8], Item<'_>)| {
+        let Item::Bucket(record) = item else { panic!("a value among the records") };
+        let blob: Value = serde_json::from_slice(record.get(b"cache.blob").unwrap().unwrap()).unwrap();
+        (blob["value"].as_str().unwrap().to_owned(), String::from_utf8(id.to_vec()).unwrap())
+    };
+    main.iter().map(|item| entry(item.unwrap())).collect()
+}
+
+/// Gives the records of a root the times, counts, sizes and types of these.
+fn rewrite(root: &Path, records: &[Record]) {
+    change(root, |metadata| {
+        for record in records {
+            let entry = metadata.bucket("_main").bucket(record.id.as_str());
+            let mut put = |key: &str, value: Value| entry.put(key, json!({ "value": value }).to_string());
+            let used = i64::try_from(record.last_used_at.unwrap().as_nanosecond()).unwrap();
+            put(LAST_USED_AT, json!(used));
+            put("cache.usageCount", json!(record.usage_count));
+            put("snapshot.size", json!(record.size));
+            put("cache.recordType", json!(record.record_type));
+        }
+    });
+}
+
+/// Lets this time pass for the records of a root that no daemon holds.
+fn age(root: &Path, by: SignedDuration) {
+    let database = Database::open(&root.join(METADATA)).unwrap();
+    let main = database.root().bucket(b"_main").unwrap().unwrap();
+    let used = main.iter().map(|item| {
+        let (id, Item::Bucket(record)) = item.unwrap() else { panic!("a value among the records") };
+        let value = record.get(LAST_USED_AT.as_bytes()).unwrap().unwrap();
+        let used: Value = serde_json::from_slice(value).unwrap();
+        (id.to_vec(), used["value"].as_i64().unwrap() - i64::try_from(by.as_nanos()).unwrap())
+    });
+    let used: Vec<(Vec<u8>, i64)> = used.collect();
+    change(root, |metadata| {
+        for (id, used) in used {
+            metadata.bucket("_main").bucket(id).put(LAST_USED_AT, json!({ "value": used }).to_string());
+        }
+    });
+}
+
+fn change(root: &Path, edit: impl FnOnce(&mut Bucket)) {
+    fn copy(from: BucketRef<'_>, to: &mut Bucket) {
+        to.set_sequence(from.sequence());
+        for item in &from {
+            match item.unwrap() {
+                (key, Item::Value(value)) => to.put(key, value),
+                (key, Item::Bucket(bucket)) => copy(bucket, to.bucket(key)),
+            }
+        }
+    }
+    let path = root.join(METADATA);
+    let mut copied = Bucket::new();
+    copy(Database::open(&path).unwrap().root(), &mut copied);
+    edit(&mut copied);
+    fs::write(&path, copied.to_bytes(PageSize::DEFAULT).unwrap()).unwrap();
+}
+
+/// The file system that `root` is on.
+fn disk_of(root: &Path) -> Disk {
+    let statistics = rustix::fs::statvfs(root).unwrap();
+    Disk { total: statistics.f_blocks * statistics.f_frsize, free: statistics.f_bfree * statistics.f_frsize }
+}
+
+/// Starts a daemon on a copy of the root and compares what it leaves with what was said; gives the names of what
+/// went.
+fn collect(tools: &Tools, baked: &Baked, worker: &str) -> BTreeSet<&'static str> {
+    let scratch = Scratch::new();
+    let root = scratch.join("root");
+    copy_tree(&baked.scratch.join("root"), &root);
+    let disk = disk_of(&root);
+    let release: Release = tools.release.parse().unwrap();
+    let daemon = Daemon::start_collecting(tools, &root, worker);
+    let policy = Configuration::read(&daemon.configuration()).unwrap().policy(release, disk).unwrap();
+    let passes = forecast(&baked.records, &policy, release, disk, &[Timestamp::now()]).unwrap();
+    let removed = &passes[0].removed;
+    assert!(removed.iter().all(|removal| removal.among == 1), "chance decides: {removed:?}");
+    let gone: BTreeSet<&str> =
+        removed.iter().map(|removal| baked.records[removal.record].id.as_str()).collect();
+    daemon.wait_until_collected();
+    let left: BTreeMap<String, i64> =
+        daemon.disk_usage().into_iter().map(|usage| (usage.id, usage.size)).collect();
+    let names = |ids: &BTreeMap<String, i64>| -> Vec<_> { ids.keys().map(|id| baked.name(id)).collect() };
+    let expected = baked.without(&gone);
+    assert_eq!(names(&left), names(&expected), "left in {release} under:\n{worker}\n{}", daemon.log());
+    assert_eq!(left, expected, "sizes in {release} under:\n{worker}");
+    daemon.stop();
+    gone.iter().map(|id| baked.name(id)).collect()
+}
+
+/// Runs every policy on one release, each on a daemon of its own, all at once.
+fn forecast_holds(release: &str) {
+    let Some(tools) = Tools::find(release) else { return };
+    let baked = Baked::new();
+    let last = &baked.records[SHAPES.len() - 1].id;
+    // One rule, and one that takes the last record: so that there is always something to wait for.
+    let rule = |text: &str| {
+        let rule = if text.is_empty() { String::new() } else { format!("[[worker.oci.gcpolicy]]\n{text}\n") };
+        format!("gc = true\n{rule}[[worker.oci.gcpolicy]]\nall = true\nfilters = [\"id=={last}\"]\n")
+    };
+    let kept = keeping(&baked.records, 0, release.parse().unwrap());
+    let kept = kept.strip_prefix("[worker.oci]\n").unwrap();
+    let is_before = |minor| release.parse::<Release>().unwrap() < Release::new(0, minor, 0);
+    // Without a limit that the release knows, or with one that it forgets, a rule takes all that it may.
+    let unlimited_before = |minor| {
+        let names = || SHAPES.iter().map(|shape| shape.0).filter(|name| *name != "frontend").collect();
+        is_before(minor).then(names)
+    };
+    // What must go, where it can be told without the forecast.
+    let cases: Vec<(String, Option<Vec<&str>>)> = vec![
+        ("gc = true".to_owned(), None),
+        ("gckeepstorage = \"150PB\"".to_owned(), None),
+        (rule(""), Some(vec!["last"])),
+        (
+            format!("{kept}[[worker.oci.gcpolicy]]\nall = true\nfilters = [\"id=={last}\"]\n"),
+            Some(vec!["last"]),
+        ),
+        (rule("keepBytes = \"250PB\""), None),
+        (rule("all = true\nkeepBytes = \"150PB\""), None),
+        (rule("keepDuration = \"85h\""), Some(vec!["old", "last"])),
+        (rule("keepDuration = 234000"), Some(vec!["top", "one", "old", "last"])),
+        (rule("filters = [\"type==source.local\", \"id!=x,type~=/^front/\"]"), Some(vec!["local", "last"])),
+        (rule("all = true\nfilters = [\"type==frontend\"]"), Some(vec!["frontend", "last"])),
+        (rule("reservedSpace = \"250PB\"\nmaxUsedSpace = \"150PB\""), unlimited_before(17)),
+        (rule("minFreeSpace = \"120PB\""), None),
+        (rule("minFreeSpace = 1"), unlimited_before(21)),
+    ];
+    thread::scope(|scope| {
+        for (worker, expected) in &cases {
+            let (tools, baked) = (&tools, &baked);
+            scope.spawn(move || {
+                let gone = collect(tools, baked, worker);
+                if let Some(expected) = expected {
+                    assert_eq!(gone, expected.iter().copied().collect(), "{worker}");
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn v0_12_takes_what_was_said() {
+    forecast_holds("v0.12.5");
+}
+
+#[test]
+fn v0_17_takes_what_was_said() {
+    forecast_holds("v0.17.3");
+}
+
+#[test]
+fn v0_22_takes_what_was_said() {
+    forecast_holds("v0.22.0");
+}
+
+#[test]
+fn v0_34_takes_what_was_said() {
+    forecast_holds("v0.34.2");
+}
+
+/// Days pass between the collections of one root: each takes what was said for its day.
+fn forecast_holds_for_days(release: &str) {
+    let Some(tools) = Tools::find(release) else { return };
+    let baked = Baked::new();
+    let root = baked.scratch.join("root");
+    let worker = "[[worker.oci.gcpolicy]]\nkeepDuration = \"65h\"\n";
+    let release: Release = release.parse().unwrap();
+    let disk = disk_of(&root);
+    let policy = Configuration::read(worker).unwrap().policy(release, disk).unwrap();
+    let hours = [0, 48, 114, 180];
+    let now = Timestamp::now();
+    let moments = hours.map(|hours| now + SignedDuration::from_hours(hours));
+    let passes = forecast(&baked.records, &policy, release, disk, &moments).unwrap();
+    let mut before = 0;
+    for (pass, hours) in passes.iter().zip(hours) {
+        age(&root, SignedDuration::from_hours(hours - before));
+        before = hours;
+        let daemon = Daemon::start_collecting(&tools, &root, worker);
+        daemon.wait_until_collected();
+        let left: BTreeSet<&str> = daemon.disk_usage().iter().map(|usage| baked.name(&usage.id)).collect();
+        let gone = passes.iter().take_while(|other| other.at <= pass.at).flat_map(|pass| &pass.removed);
+        let gone: BTreeSet<&str> = gone.map(|removal| SHAPES[removal.record].0).collect();
+        let expected: BTreeSet<&str> =
+            SHAPES.iter().map(|shape| shape.0).filter(|name| !gone.contains(name)).collect();
+        assert_eq!(left, expected, "left in {release} after {hours} hours\n{}", daemon.log());
+        daemon.stop();
+    }
+    // The chain went from its upper end, record by record.
+    let day = |name| passes.iter().position(|p| p.removed.iter().any(|r| SHAPES[r.record].0 == name));
+    assert_eq!([day("top"), day("middle"), day("base"), day("frontend")], [Some(0), Some(2), Some(3), None]);
+}
+
+#[test]
+fn v0_12_takes_what_was_said_for_each_day() {
+    forecast_holds_for_days("v0.12.5");
+}
+
+#[test]
+fn v0_34_takes_what_was_said_for_each_day() {
+    forecast_holds_for_days("v0.34.2");
+}
+
+/// As a bake leaves them, records are equally old and equally used: which of them go is chance, how many is not.
+#[test]
+fn of_equals_as_many_go_as_was_said() {
+    let Some(tools) = Tools::find("v0.34.2") else { return };
+    let mut baked = Baked::new();
+    let root = baked.scratch.join("root");
+    let now = Timestamp::now();
+    for record in &mut baked.records {
+        (record.last_used_at, record.usage_count, record.size) = (Some(now), 1, SMALL);
+    }
+    rewrite(&root, &baked.records);
+    let worker = format!("[[worker.oci.gcpolicy]]\nreservedSpace = {}\n", 6 * SMALL);
+    let disk = disk_of(&root);
+    let policy = Configuration::read(&worker).unwrap().policy(Release::NEWEST, disk).unwrap();
+    let passes = forecast(&baked.records, &policy, Release::NEWEST, disk, &[now]).unwrap();
+    assert_eq!(passes[0].bytes_left, 5 * SMALL);
+    assert!(passes[0].removed[0].among > 1);
+    let daemon = Daemon::start_collecting(&tools, &root, &worker);
+    daemon.wait_until_collected();
+    assert_eq!(daemon.disk_usage().len(), 5);
+    daemon.stop();
+}
