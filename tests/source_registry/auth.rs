@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use warmkit::progress::Silent;
-use warmkit::source::{Environment, ErrorClass, Options, Source};
+use warmkit::source::{Environment, Error, ErrorClass, Options, Source};
 
 use crate::server::{Answer, Request, Server};
 use crate::{Log, bytes, descriptor, options, registry};
@@ -436,4 +436,42 @@ fn a_helper_that_fails_is_named() {
     let start =
         format!("cannot run credential helper docker-credential-absent, which {} asks for: ", path.display());
     assert!(error.to_string().starts_with(&start), "{error}");
+}
+
+#[test]
+fn a_helper_is_ended_when_the_run_is() {
+    let server = basic_registry(b"");
+    let dir = tempfile::tempdir().unwrap();
+    let fifo = dir.path().join("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    write_helper(dir.path(), "ours", &format!("echo $$ > '{}'; exec sleep 600", fifo.display()));
+    let mut options = with_config(dir.path(), &json!({"credsStore": "ours"}));
+    options.helper_timeout = Duration::from_secs(600);
+    let registry = registry(&server, &options);
+    let (pid, error) = std::thread::scope(|scope| {
+        let asked = scope.spawn(|| registry.manifest(None, &Silent).unwrap_err());
+        // Blocks until the helper runs.
+        let pid = std::fs::read_to_string(&fifo).unwrap();
+        options.stop.stop();
+        (pid, asked.join().unwrap())
+    });
+    assert!(matches!(error, Error::Stopped { .. }), "{error}");
+    assert!(!Path::new("/proc").join(pid.trim()).exists());
+}
+
+#[test]
+fn what_a_helper_prints_is_not_repeated() {
+    let server = basic_registry(b"");
+    for script in [
+        "echo '\"hunter2\"'",
+        "echo '{\"Username\":[\"hunter2\"]}'",
+        "echo '{\"Username\":\"ci\",\"Secret\":\"hunter2\"}'; exit 1",
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        write_helper(dir.path(), "ours", script);
+        let options = with_config(dir.path(), &json!({"credsStore": "ours"}));
+        let error = registry(&server, &options).manifest(None, &Silent).unwrap_err();
+        assert_eq!(error.class(), ErrorClass::Auth);
+        assert!(!format!("{error} {error:?}").contains("hunter2"), "{error}");
+    }
 }

@@ -19,7 +19,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 
 use super::challenge::{self, Challenge};
-use crate::source::credentials::{Credential, Credentials, Secret};
+use crate::source::credentials::{Credential, Credentials, JsonFault, Secret};
 use crate::source::http::{Failure, Reply, Transport, percent_encode};
 use crate::source::{Denied, Error};
 
@@ -154,7 +154,7 @@ impl Auth {
 
     /// Gets what a challenge asks for and puts it into `state`.
     fn answer(&self, state: &mut State, challenge: &Challenge, transport: &Transport) -> Result<(), Failure> {
-        let found = self.credentials.find(&self.registry, &self.repository).map_err(Error::from)?;
+        let found = self.credentials.find(&self.registry, &self.repository)?;
         let shown = found.as_ref().map(ToString::to_string).unwrap_or_default();
         let (header, lifetime) = match found.as_ref().map(|credential| &credential.secret) {
             Some(Secret::Registry(token)) => (Some(format!("Bearer {token}")), None),
@@ -238,8 +238,9 @@ impl Auth {
             return Err(Error::Denied(Box::new(denied)).into());
         }
         let bytes = reply.answer()?;
-        let answer: TokenAnswer = serde_json::from_slice(&bytes)
-            .map_err(|error| bad(&reply.host, format!("sent a token that is not valid: {error}")))?;
+        let answer: TokenAnswer = serde_json::from_slice(&bytes).map_err(|error| {
+            bad(&reply.host, format!("sent a token that is not valid: {}", JsonFault::from(&error)))
+        })?;
         let token = [answer.token, answer.access_token].into_iter().find(|token| !token.is_empty());
         let token = token.ok_or_else(|| bad(&reply.host, "sent no token".to_owned()))?;
         let lifetime = answer.expires_in.unwrap_or(DEFAULT_LIFETIME).min(LONGEST_LIFETIME);
@@ -275,7 +276,7 @@ fn token_url(realm: &str, service: &str, scopes: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::source::Environment;
+    use crate::source::{Environment, Options};
 
     #[test]
     fn builds_token_urls() {
@@ -289,8 +290,8 @@ mod tests {
 
     #[test]
     fn asks_for_what_is_needed_once() {
-        let env = Environment::default();
-        let auth = Auth::new(Credentials::new(env, Duration::from_secs(1)), "r", "a/b");
+        let options = Options { env: Environment::default(), ..Options::default() };
+        let auth = Auth::new(Credentials::new(&options), "r", "a/b");
         assert_eq!(auth.scopes("repository:a/b:pull"), ["repository:a/b:pull"]);
         assert_eq!(auth.scopes("other"), ["repository:a/b:pull", "other"]);
         let auth = auth.for_push();
