@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use warmkit::progress::Silent;
-use warmkit::source::{Environment, Error, ErrorClass, Options, Source};
+use warmkit::source::{Environment, Error, ErrorClass, Given, Options, Registry, Source};
 
 use crate::server::{Answer, Request, Server};
 use crate::{Log, bytes, descriptor, options, registry};
@@ -234,19 +234,23 @@ fn says_who_was_denied() {
     let (addr, digest) = (server.addr, descriptor(&blob).digest);
     let dir = tempfile::tempdir().unwrap();
     let config = dir.path().join("config.json");
-    let advice = format!(
-        "run docker login {addr} with an account that may read acme/app, or check that the repository exists \
-         (credentials are read from {})",
-        config.display()
-    );
+    let login = format!("run docker login {addr} with an account that may read acme/app");
     let cases = [
-        (json!({}), "without credentials".to_owned()),
+        (
+            json!({}),
+            "without credentials".to_owned(),
+            format!(
+                "{login}, or check that the repository exists (credentials are read from {})",
+                config.display()
+            ),
+        ),
         (
             json!({"auths": {addr.to_string(): {"username": "ci", "password": "wrong"}}}),
             format!("as \"ci\" from {}", config.display()),
+            format!("these credentials are wrong, or may not read acme/app: {login}"),
         ),
     ];
-    for (json, credentials) in cases {
+    for (json, credentials, advice) in cases {
         let options = with_config(dir.path(), &json);
         let error = registry(&server, &options).document(&descriptor(&blob), &Silent).unwrap_err();
         assert_eq!(
@@ -474,4 +478,71 @@ fn what_a_helper_prints_is_not_repeated() {
         assert_eq!(error.class(), ErrorClass::Auth);
         assert!(!format!("{error} {error:?}").contains("hunter2"), "{error}");
     }
+}
+
+/// A registry that refuses as ECR does what is not valid.
+fn ecr_registry(blob: &[u8], valid: impl Fn(&str) -> bool + Send + Sync + 'static) -> Server {
+    let content = blob.to_vec();
+    Server::start(move |request| match request.header("authorization") {
+        Some(shown) if valid(shown) => Answer::new(200, &*content),
+        _ => Answer::new(401, "Not Authorized")
+            .header("www-authenticate", "Basic realm=\"ecr\",service=\"ecr\""),
+    })
+}
+
+#[test]
+fn wrong_and_expired_credentials_are_told_apart() {
+    let blob = bytes(10);
+    let dir = tempfile::tempdir().unwrap();
+    let config = |server: &Server, auth: &str| {
+        with_config(dir.path(), &json!({"auths": {server.addr.to_string(): {"auth": auth}}}))
+    };
+    let refused =
+        |registry: &Registry| registry.document(&descriptor(&blob), &Silent).unwrap_err().to_string();
+
+    // base64 of "AWS:wrong"
+    let server = ecr_registry(&blob, |_| false);
+    let wrong = refused(&registry(&server, &config(&server, "QVdTOndyb25n")));
+    assert!(
+        wrong.contains("(status 401) (Not Authorized): these credentials are wrong, or may not read"),
+        "{wrong}"
+    );
+
+    let server = Server::start(|request| match request.header("authorization") {
+        Some(_) => Answer::new(403, "Your authorization token has expired. Reauthenticate and try again."),
+        None => Answer::new(401, "").header("www-authenticate", "Basic realm=\"ecr\""),
+    });
+    let expired = refused(&registry(&server, &config(&server, "QVdTOndyb25n")));
+    assert!(
+        expired.contains("Reauthenticate and try again.): these credentials have expired: run docker login"),
+        "{expired}"
+    );
+
+    // Taken once, and then no more: whatever the registry says of it.
+    let taken = AtomicUsize::new(0);
+    let server = ecr_registry(&blob, move |_| taken.fetch_add(1, Ordering::SeqCst) == 0);
+    let registry = registry(&server, &config(&server, "QVdTOndyb25n"));
+    assert_eq!(registry.document(&descriptor(&blob), &Silent).unwrap(), blob);
+    let expired = refused(&registry);
+    assert!(expired.contains("(status 401) (Not Authorized): these credentials have expired: "), "{expired}");
+}
+
+#[test]
+fn given_credentials_go_before_files() {
+    let blob = bytes(10);
+    let server = basic_registry(&blob);
+    let addr = server.addr.to_string();
+    let dir = tempfile::tempdir().unwrap();
+    let auths = json!({"auths": {&addr: {"username": "ci", "password": "wrong"}}});
+    let given = |password: &str| Options {
+        given: Some(Given::read(&addr, "ci", &mut password.as_bytes()).unwrap()),
+        ..with_config(dir.path(), &auths)
+    };
+    assert_eq!(registry(&server, &given("secret\n")).document(&descriptor(&blob), &Silent).unwrap(), blob);
+    let error = registry(&server, &given("hunter2")).manifest(None, &Silent).unwrap_err();
+    assert_eq!(error.class(), ErrorClass::Auth);
+    let end = "as \"ci\" from standard input (status 401): these credentials are wrong, or may not read acme/app: \
+               give a password that may read acme/app";
+    assert!(error.to_string().ends_with(end), "{error}");
+    assert!(!format!("{error:?}").contains("hunter2"));
 }

@@ -65,7 +65,7 @@ pub enum CredentialError {
     HelperStart {
         /// The program.
         helper: String,
-        /// The file that names it.
+        /// The file that names it, or the host that needs it.
         asked_by: String,
         /// Why.
         #[source]
@@ -92,6 +92,21 @@ pub enum CredentialError {
         status: ExitStatus,
         /// What it said.
         message: String,
+    },
+    /// AWS's helper has nothing, and there is no AWS CLI.
+    #[error(
+        "docker-credential-ecr-login has no credentials for {host}: check the machine's role or its AWS credentials \
+         (it writes why to ~/.ecr/log/ecr-login.log)"
+    )]
+    EcrHelper {
+        /// The registry.
+        host: String,
+    },
+    /// An AWS CLI that ended well and printed no password.
+    #[error("aws ecr get-login-password printed no password for {host}")]
+    NoPassword {
+        /// The registry.
+        host: String,
     },
     /// A helper whose answer makes no sense.
     #[error("credential helper {helper} gave an answer for {host} that is not valid: {fault}")]

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 
 use super::error::{CredentialError, JsonFault};
-use super::{Credential, Credentials, Secret};
+use super::{Credential, Credentials, Origin, Secret};
 use crate::source::Error;
 use crate::source::http::Stop;
 
@@ -79,7 +79,7 @@ impl Credentials {
             TOKEN_USER => Secret::Identity(answer.secret),
             _ => Secret::Password { user: answer.username, password: answer.secret },
         };
-        Ok(Some(Credential { secret, origin: format!("credential helper {helper}") }))
+        Ok(Some(Credential { secret, origin: Origin::Helper(helper.to_owned()) }))
     }
 }
 

@@ -73,7 +73,7 @@ fn looks_where_docker_and_podman_do() {
         ("file.json", &auths(&[("r.example", "file:pw"), ("q.example", "file:pw")])),
         ("empty.json", " \n"),
     ]);
-    let cases: [(Vars<'_>, &str, Option<&str>); 11] = [
+    let cases: [(Vars<'_>, &str, Option<&str>); 12] = [
         (&[], "r.example", Some("docker")),
         (&[], "q.example", Some("podman")),
         (&[], "x.example", None),
@@ -82,7 +82,8 @@ fn looks_where_docker_and_podman_do() {
         (&[("DOCKER_CONFIG", "absent")], "r.example", Some("podman")),
         (&[("REGISTRY_AUTH_FILE", "file.json")], "r.example", Some("file")),
         (&[("REGISTRY_AUTH_FILE", "empty.json")], "q.example", None),
-        (&[("DOCKER_CONFIG", "d"), ("REGISTRY_AUTH_FILE", "file.json")], "r.example", Some("named")),
+        (&[("DOCKER_CONFIG", "d"), ("REGISTRY_AUTH_FILE", "file.json")], "r.example", Some("file")),
+        (&[("DOCKER_CONFIG", "d"), ("REGISTRY_AUTH_FILE", "empty.json")], "r.example", Some("named")),
         (&[("XDG_RUNTIME_DIR", "run")], "q.example", Some("run")),
         (&[("XDG_CONFIG_HOME", "xdg")], "q.example", Some("xdg")),
     ];
@@ -210,4 +211,33 @@ fn secrets_are_not_shown() {
     assert_eq!(found.to_string(), format!("as \"ci\" from {}", path.display()));
     let env: Environment = [("PASSWORD", "hunter2")].into_iter().collect();
     assert_eq!(format!("{env:?}"), "{\"PASSWORD\"}");
+}
+
+#[test]
+fn what_was_given_goes_first_and_nowhere_else() {
+    let home = Home::new(&[(".docker/config.json", &auths(&[("r.example", "a:pw"), ("q.example", "b:pw")]))]);
+    let given = Given::read("r.example", "ci", &mut b"pw\n".as_slice()).unwrap();
+    let env = [("HOME", home.0.path())].into_iter().collect();
+    let credentials = Credentials::new(&Options { given: Some(given), env, ..Options::default() });
+    let found = credentials.find("r.example", "x").unwrap().unwrap();
+    assert_eq!(found.to_string(), "as \"ci\" from standard input");
+    assert_eq!(user(Some(found)).as_deref(), Some("ci"));
+    assert_eq!(user(credentials.find("q.example", "x").unwrap()).as_deref(), Some("b"));
+    assert!(credentials.find("x.example", "x").unwrap().is_none());
+    assert!(!format!("{credentials:?}").contains("pw"));
+}
+
+#[test]
+fn a_workflow_has_a_token_for_ghcr_alone() {
+    let home = Home::new(&[(".docker/config.json", &auths(&[("q.example", "b:pw")]))]);
+    let find = |registry: &str, more: &[(&str, &str)]| {
+        let vars = [("HOME", home.0.path().to_str().unwrap()), ("GITHUB_TOKEN", "pw")];
+        credentials(vars.iter().chain(more).copied().collect()).find(registry, "a/b").unwrap()
+    };
+    assert_eq!(find("ghcr.io", &[]).unwrap().to_string(), "as \"x-access-token\" from $GITHUB_TOKEN");
+    assert_eq!(user(find("ghcr.io", &[("GITHUB_ACTOR", "octocat")])).as_deref(), Some("octocat"));
+    assert!(find("r.example", &[]).is_none());
+    assert!(find("ghcr.io.evil.example", &[]).is_none());
+    let file = auths(&[("ghcr.io", "file:pw")]);
+    assert_eq!(user(find("ghcr.io", &[("DOCKER_AUTH_CONFIG", &file)])).as_deref(), Some("file"));
 }

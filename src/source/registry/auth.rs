@@ -11,6 +11,7 @@
 //! One lock is held while a token is fetched, so that threads which all find it stale fetch one.
 
 use std::fmt::Write as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,9 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 
 use super::challenge::{self, Challenge};
-use crate::source::credentials::{Credential, Credentials, JsonFault, Secret};
+use crate::source::credentials::{
+    AWS_CLI, Credential, Credentials, ECR_HELPER, GHCR, GITHUB_TOKEN, JsonFault, Origin, Secret, ecr_region,
+};
 use crate::source::http::{Failure, Reply, Transport, percent_encode};
 use crate::source::{Denied, Error};
 
@@ -54,6 +57,8 @@ pub(super) struct Auth {
     repository: String,
     /// Whether to ask for leave to write, too.
     push: bool,
+    /// Whether the registry has taken what it was shown.
+    accepted: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -67,6 +72,8 @@ struct State {
     challenge: Option<Challenge>,
     /// For messages: with which credentials.
     shown: String,
+    /// Where they came from.
+    origin: Option<Origin>,
 }
 
 #[derive(Deserialize)]
@@ -85,6 +92,7 @@ impl Auth {
             registry: registry.to_owned(),
             repository: repository.to_owned(),
             push: false,
+            accepted: AtomicBool::new(false),
             state: Mutex::default(),
         }
     }
@@ -133,22 +141,52 @@ impl Auth {
         Ok(if state.header == before { Renewal::Nothing } else { Renewal::Got })
     }
 
+    /// Notes that the registry has taken what it was shown.
+    pub(super) fn accepted(&self) {
+        self.accepted.store(true, Ordering::Relaxed);
+    }
+
     /// For messages: with which credentials the registry was asked.
     pub(super) fn shown(&self) -> String {
         let shown = self.lock().shown.clone();
         if shown.is_empty() { "without credentials".to_owned() } else { shown }
     }
 
-    /// For messages: what to do when access is denied.
-    pub(super) fn advice(&self) -> String {
+    /// For messages: what to do when access is denied with this status and these words.
+    pub(super) fn advice(&self, status: u16, detail: &str) -> String {
+        self.advise(self.lock().origin.as_ref(), status, detail)
+    }
+
+    fn advise(&self, origin: Option<&Origin>, status: u16, detail: &str) -> String {
+        let wanted = format!("{} {}", if self.push { "push to" } else { "read" }, self.repository);
+        let Some(origin) = origin else { return self.advise_anonymous(&wanted) };
+        // Who may read may still be refused to push, by a registry that has taken the same password before.
+        let taken_before = status == 401 && !self.push && self.accepted.load(Ordering::Relaxed);
+        let why = if taken_before || detail.to_ascii_lowercase().contains("expired") {
+            "these credentials have expired".to_owned()
+        } else if status == 403 {
+            format!("these credentials may not {wanted}")
+        } else {
+            format!("these credentials are wrong, or may not {wanted}")
+        };
+        format!("{why}: {}", origin.remedy(&self.registry, &wanted))
+    }
+
+    fn advise_anonymous(&self, wanted: &str) -> String {
+        let registry = &self.registry;
+        let cloud = match (registry.as_str(), ecr_region(registry)) {
+            (GHCR, _) => format!("set ${GITHUB_TOKEN}, or "),
+            (_, Some(region)) => format!(
+                "install {ECR_HELPER} or the AWS CLI on a machine whose role may {wanted}, or pipe what \
+                 {AWS_CLI} --region {region} prints to --username AWS --password-stdin, or "
+            ),
+            _ => String::new(),
+        };
         let files: Vec<_> = self.credentials.files().iter().map(|f| f.display().to_string()).collect();
+        let files = if files.is_empty() { "nowhere: HOME is not set".to_owned() } else { files.join(", ") };
         format!(
-            "run docker login {} with an account that may {} {}, or check that the repository exists \
-             (credentials are read from {})",
-            self.registry,
-            if self.push { "push to" } else { "read" },
-            self.repository,
-            if files.is_empty() { "nowhere: HOME is not set".to_owned() } else { files.join(", ") }
+            "{cloud}run docker login {registry} with an account that may {wanted}, or check that the repository \
+             exists (credentials are read from {files})"
         )
     }
 
@@ -164,6 +202,7 @@ impl Auth {
             _ if challenge.scheme == "basic" => (None, None),
             _ => {
                 state.shown.clone_from(&shown);
+                state.origin = found.as_ref().map(|credential| credential.origin.clone());
                 let (token, lifetime) = self.fetch_token(challenge, found.as_ref(), transport)?;
                 (Some(format!("Bearer {token}")), Some(lifetime))
             }
@@ -182,6 +221,7 @@ impl Auth {
         state.header = header;
         state.generation += 1;
         state.shown = shown;
+        state.origin = found.map(|credential| credential.origin);
         Ok(())
     }
 
@@ -233,7 +273,7 @@ impl Auth {
                 return Err(Error::Status { what, host, status, detail }.into());
             }
             let credentials = credential.map_or("without credentials".to_owned(), ToString::to_string);
-            let advice = self.advice();
+            let advice = self.advise(credential.map(|found| &found.origin), status, &detail);
             let denied = Denied { host, what, credentials, status, detail, advice };
             return Err(Error::Denied(Box::new(denied)).into());
         }
@@ -296,6 +336,6 @@ mod tests {
         assert_eq!(auth.scopes("other"), ["repository:a/b:pull", "other"]);
         let auth = auth.for_push();
         assert_eq!(auth.scopes("repository:a/b:pull,push"), ["repository:a/b:pull,push"]);
-        assert!(auth.advice().contains("an account that may push to a/b"));
+        assert!(auth.advice(401, "").contains("an account that may push to a/b"));
     }
 }
