@@ -546,3 +546,80 @@ fn given_credentials_go_before_files() {
     assert!(error.to_string().ends_with(end), "{error}");
     assert!(!format!("{error:?}").contains("hunter2"));
 }
+
+/// A registry as GHCR: its token service wants `ci:se:cret` as long as `open` says so, and gives tokens for one scope
+/// that each last as long as `valid` says.
+fn bearer_registry(
+    open: impl Fn(usize) -> bool + Send + Sync + 'static,
+    valid: impl Fn(usize, &Request) -> bool + Send + Sync + 'static,
+    answer: impl Fn(&Request) -> Answer + Send + Sync + 'static,
+) -> Server {
+    let tokens = AtomicUsize::new(0);
+    Server::start(move |request| {
+        if request.target.starts_with("/token") {
+            let scoped = request.target.contains("scope=repository%3Aacme%2Fapp%3Apull");
+            let known = request.header("authorization") == Some("Basic Y2k6c2U6Y3JldA==");
+            let n = tokens.fetch_add(1, Ordering::SeqCst) + 1;
+            return if scoped && known && open(n) {
+                Answer::new(200, json!({"token": format!("t{n}"), "expires_in": 300}).to_string())
+            } else {
+                Answer::new(403, r#"{"errors":[{"code":"DENIED","message":"denied"}]}"#)
+            };
+        }
+        let token = request.header("authorization").and_then(|v| v.strip_prefix("Bearer t"));
+        match token.map(|n| n.parse().unwrap()) {
+            Some(n) if valid(n, request) => answer(request),
+            _ => challenge(request),
+        }
+    })
+}
+
+#[test]
+fn a_password_gets_a_new_token_in_the_middle_of_a_pull() {
+    let blob = bytes(100_000);
+    let content = blob.clone();
+    let dir = tempfile::tempdir().unwrap();
+    // The first token does for the first part alone.
+    let server = bearer_registry(
+        |_| true,
+        |n, request| n > 1 || request.range_start().is_none(),
+        move |request| match request.range_start() {
+            None => Answer::new(200, &*content).cut(40_000),
+            Some(start) => Answer::partial(&content, start),
+        },
+    );
+    let auths = json!({"auths": {server.addr.to_string(): {"auth": "Y2k6c2U6Y3JldA=="}}});
+    let registry = registry(&server, &with_config(dir.path(), &auths));
+    assert_eq!(registry.document(&descriptor(&blob), &Silent).unwrap(), blob);
+    assert_eq!(token_requests(&server).len(), 2);
+}
+
+#[test]
+fn a_password_that_ends_in_the_middle_of_a_pull_is_told_from_one_that_never_did() {
+    let blob = bytes(10);
+    let content = blob.clone();
+    let dir = tempfile::tempdir().unwrap();
+    let taken = AtomicUsize::new(0);
+    let server = bearer_registry(
+        |n| n == 1,
+        move |_, _| taken.fetch_add(1, Ordering::SeqCst) == 0,
+        move |_| Answer::new(200, &*content),
+    );
+    let auths = json!({"auths": {server.addr.to_string(): {"auth": "Y2k6c2U6Y3JldA=="}}});
+    let options = with_config(dir.path(), &auths);
+    let good = registry(&server, &options);
+    assert_eq!(good.document(&descriptor(&blob), &Silent).unwrap(), blob);
+    let error = good.document(&descriptor(&blob), &Silent).unwrap_err();
+    assert_eq!(error.class(), ErrorClass::Auth);
+    assert!(
+        error.to_string().contains("(DENIED: denied): these credentials have expired: run docker"),
+        "{error}"
+    );
+
+    let options = Options { pool: Options::default().pool, ..options };
+    let error = registry(&server, &options).document(&descriptor(&blob), &Silent).unwrap_err();
+    assert!(
+        error.to_string().contains("(DENIED: denied): these credentials may not read acme/app: "),
+        "{error}"
+    );
+}

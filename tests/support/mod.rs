@@ -22,6 +22,7 @@ pub mod git;
 pub mod handmade;
 pub mod image;
 pub mod moto;
+pub mod proxy;
 pub mod registry;
 pub mod serve;
 pub mod skip;

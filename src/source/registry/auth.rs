@@ -161,7 +161,7 @@ impl Auth {
         let wanted = format!("{} {}", if self.push { "push to" } else { "read" }, self.repository);
         let Some(origin) = origin else { return self.advise_anonymous(&wanted) };
         // Who may read may still be refused to push, by a registry that has taken the same password before.
-        let taken_before = status == 401 && !self.push && self.accepted.load(Ordering::Relaxed);
+        let taken_before = !self.push && self.accepted.load(Ordering::Relaxed);
         let why = if taken_before || detail.to_ascii_lowercase().contains("expired") {
             "these credentials have expired".to_owned()
         } else if status == 403 {
