@@ -3,6 +3,7 @@
 mod bake;
 mod build;
 mod caches;
+mod escape;
 pub mod exit;
 mod keys;
 mod options;

@@ -1,12 +1,11 @@
 //! What a command prints: its report on standard output, all else on standard error.
 
-use std::borrow::Cow;
-use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write as _};
 
 use clap::Args;
 use serde::Serialize;
 
+use super::escape::harmless;
 use super::exit::{self, Failure};
 use super::render;
 
@@ -74,64 +73,17 @@ pub(super) fn columns() -> Option<usize> {
     (size.ws_col > 0).then_some(usize::from(size.ws_col))
 }
 
-/// Characters that steer a terminal, or show text in another order than it stands in.
-fn steers(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
-
-/// The text with what steers a terminal, line breaks excepted, as JSON would escape it; JSON stays the same
-/// document. Names of steps and answers of registries are written by anybody.
-fn harmless(text: &str) -> Cow<'_, str> {
-    escaped(text, |c| steers(c) && c != '\n')
-}
-
-/// [`harmless`], and on one line.
-pub(super) fn one_line(text: &str) -> Cow<'_, str> {
-    escaped(text, steers)
-}
-
-fn escaped(text: &str, escapes: impl Fn(char) -> bool) -> Cow<'_, str> {
-    if !text.contains(&escapes) {
-        return Cow::Borrowed(text);
-    }
-    let mut harmless = String::with_capacity(text.len() + 16);
-    for c in text.chars() {
-        match c {
-            '\n' if escapes(c) => harmless.push_str("\\n"),
-            c if escapes(c) => {
-                let _ = write!(harmless, "\\u{:04x}", u32::from(c));
-            }
-            c => harmless.push(c),
-        }
-    }
-    Cow::Owned(harmless)
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::escape::is_steering;
     use super::*;
-
-    #[test]
-    fn no_text_steers_the_terminal() {
-        let cases = [
-            ("RUN make", "RUN make", "RUN make"),
-            ("RUN \u{1b}[2J\u{7}\r", "RUN \\u001b[2J\\u0007\\u000d", "RUN \\u001b[2J\\u0007\\u000d"),
-            ("a\nb\tc", "a\nb\\u0009c", "a\\nb\\u0009c"),
-            ("\u{9b}31m \u{7f}", "\\u009b31m \\u007f", "\\u009b31m \\u007f"),
-            ("\u{202e}drawkcab\u{2066}", "\\u202edrawkcab\\u2066", "\\u202edrawkcab\\u2066"),
-            ("日本 ü 🚀", "日本 ü 🚀", "日本 ü 🚀"),
-        ];
-        for (text, several, one) in cases {
-            assert_eq!((&*harmless(text), &*one_line(text)), (several, one), "{text:?}");
-        }
-    }
 
     #[test]
     fn json_stays_the_same_document() {
         let value = serde_json::json!({"name": "\u{1b}[31m\u{9b}\u{7f}\u{202e}\n\t\"\\ü"});
         let printed = render::json(&value);
         let shown = harmless(&printed);
-        assert!(!shown.chars().any(|c| steers(c) && c != '\n'), "{shown}");
+        assert!(!shown.chars().any(|c| c != '\n' && is_steering(c)), "{shown}");
         assert_eq!(shown.parse::<serde_json::Value>().unwrap(), value);
     }
 }

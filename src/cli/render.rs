@@ -7,7 +7,7 @@ use std::path::Path;
 use indicatif::HumanBytes;
 use serde::Serialize;
 
-use super::output::one_line;
+use super::escape::one_line;
 use crate::bake::{Report, Unkeyed};
 use crate::gather::{BakedCache, KeySourceReport};
 use crate::verify::{self, LiveReport, Severity, StepStatus};

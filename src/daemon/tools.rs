@@ -2,10 +2,16 @@
 
 use std::env;
 use std::ffi::{OsStr, OsString};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use super::{DEFAULT_IMAGE, Error, io_error, tail};
+
+/// How often it is looked at whether a program has ended.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// Where the programs are looked for.
 #[derive(Debug, Clone, Default)]
@@ -36,8 +42,8 @@ pub struct Tools {
 /// Finds them: as given, in `$PATH`, or by docker, which copies them into `run`.
 ///
 /// # Errors
-/// One is not there, or docker cannot get it.
-pub fn find(options: &Search, run: &Path) -> Result<Tools, Error> {
+/// One is not there, or docker cannot get it. [`Error::Stopped`] once it `is_stopped`: an image may take long.
+pub fn find(options: &Search, run: &Path, is_stopped: &dyn Fn() -> bool) -> Result<Tools, Error> {
     let image = options.image.as_deref().unwrap_or(DEFAULT_IMAGE);
     let buildkitd = match &options.buildkitd {
         Some(given) if given.is_file() => given.clone(),
@@ -46,7 +52,7 @@ pub fn find(options: &Search, run: &Path) -> Result<Tools, Error> {
         }
         None => match on_path("buildkitd") {
             Some(found) => found,
-            None => from_image(options.docker.clone(), image, &run.join("bin"))?,
+            None => from_image(options.docker.clone(), image, &run.join("bin"), is_stopped)?,
         },
     };
     let beside = buildkitd.parent().map(|directory| directory.join("buildctl")).filter(|path| path.is_file());
@@ -60,7 +66,7 @@ pub fn find(options: &Search, run: &Path) -> Result<Tools, Error> {
         path.push(":");
         path.push(inherited);
     }
-    let version = output(Command::new(&buildkitd).arg("--version"))?;
+    let version = output_until(Command::new(&buildkitd).arg("--version"), is_stopped)?;
     Ok(Tools { buildkitd, buildctl, version: version.trim().to_owned(), path })
 }
 
@@ -71,18 +77,25 @@ pub fn on_path(name: &str) -> Option<PathBuf> {
 }
 
 /// Takes the programs out of an image. No container is run: one is made, copied from, and removed.
-fn from_image(docker: Option<PathBuf>, image: &str, bin: &Path) -> Result<PathBuf, Error> {
+fn from_image(
+    docker: Option<PathBuf>,
+    image: &str,
+    bin: &Path,
+    is_stopped: &dyn Fn() -> bool,
+) -> Result<PathBuf, Error> {
     let Some(docker) = docker.or_else(|| on_path("docker")) else {
         return Err(Error::NoBuildkitd { image: image.to_owned() });
     };
     std::fs::create_dir_all(bin).map_err(io_error("make", bin))?;
     // Quiet, so that the progress of a pull does not stand before the id.
-    let id = output(Command::new(&docker).args(["create", "--quiet", "--pull", "missing", image]))?;
+    let mut create = Command::new(&docker);
+    let id = output_until(create.args(["create", "--quiet", "--pull", "missing", image]), is_stopped)?;
     let id = id.lines().last().unwrap_or_default().trim().to_owned();
     let mut copied = Ok(());
     for program in ["buildkitd", "buildctl", "buildkit-runc"] {
         let from = format!("{id}:/usr/bin/{program}");
-        copied = output(Command::new(&docker).arg("cp").arg(from).arg(bin.join(program))).map(drop);
+        let mut copy = Command::new(&docker);
+        copied = output_until(copy.arg("cp").arg(from).arg(bin.join(program)), is_stopped).map(drop);
         if copied.is_err() {
             break;
         }
@@ -99,15 +112,43 @@ fn from_image(docker: Option<PathBuf>, image: &str, bin: &Path) -> Result<PathBu
 /// # Errors
 /// It cannot be started, or fails: then with the end of what it said.
 pub fn output(command: &mut Command) -> Result<String, Error> {
+    output_until(command, &|| false)
+}
+
+/// As [`output`], but the program is killed once it `is_stopped`.
+fn output_until(command: &mut Command, is_stopped: &dyn Fn() -> bool) -> Result<String, Error> {
     let shown = shown(command);
-    let ended = command
-        .output()
-        .map_err(|error| Error::Program { command: shown.clone(), detail: error.to_string() })?;
-    if !ended.status.success() {
-        let detail = format!("{}: {}", ended.status, tail(&String::from_utf8_lossy(&ended.stderr)));
-        return Err(Error::Program { command: shown, detail });
+    let failed = |error: io::Error| Error::Program { command: shown.clone(), detail: error.to_string() };
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(failed)?;
+    let (printed, said) = (all_of(child.stdout.take()), all_of(child.stderr.take()));
+    let status = loop {
+        if let Some(status) = child.try_wait().map_err(failed)? {
+            break status;
+        }
+        if is_stopped() {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(Error::Stopped);
+        }
+        thread::sleep(LOOK);
+    };
+    let text =
+        |read: JoinHandle<Vec<u8>>| String::from_utf8_lossy(&read.join().unwrap_or_default()).into_owned();
+    if !status.success() {
+        return Err(Error::Program { command: shown, detail: format!("{status}: {}", tail(&text(said))) });
     }
-    Ok(String::from_utf8_lossy(&ended.stdout).into_owned())
+    Ok(text(printed))
+}
+
+/// Reads what a program writes, beside what is done here.
+fn all_of(pipe: Option<impl Read + Send + 'static>) -> JoinHandle<Vec<u8>> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        // Of one that breaks off, what came until then is what there is.
+        let _ = pipe.map(|mut pipe| pipe.read_to_end(&mut bytes));
+        bytes
+    })
 }
 
 fn shown(command: &Command) -> String {

@@ -174,7 +174,8 @@ pub fn replay(caches: &[&Cache], options: &Options) -> Result<Replay, Error> {
     let beside = options.scratch.clone().unwrap_or_else(std::env::temp_dir);
     let scratch = directory("warmkit-replay-", &beside)?;
 
-    let tools = daemon::find(&options.search, run.path())?;
+    let is_stopped = || options.registry.stop.is_stopped();
+    let tools = daemon::find(&options.search, run.path(), &is_stopped)?;
     let runtime = Runtime::make(&tools, run.path())?;
     let gate = Gate::open(&options.registry, import::config(caches))
         .map_err(io_error("listen at", Path::new("127.0.0.1")))?;
@@ -197,7 +198,7 @@ pub fn replay(caches: &[&Cache], options: &Options) -> Result<Replay, Error> {
         // Serves on every file system; there is nothing to be fast with.
         snapshotter: "native",
         arguments: &arguments,
-        is_stopped: &|| options.registry.stop.is_stopped(),
+        is_stopped: &is_stopped,
         environment: &environment(std::env::vars_os()),
     };
     let daemon = Daemon::start(&tools, &start, || Ok::<(), Error>(()))?;

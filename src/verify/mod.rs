@@ -169,13 +169,17 @@ struct Worker {
 /// schema. Whatever is wrong *in* it is a finding.
 pub fn offline(root: &Path, options: &Options, progress: &dyn Progress) -> Result<Report, Error> {
     let open = |source| Error::Open { path: root.to_owned(), source };
-    let tree = Tree::open(root).map_err(open)?;
+    let user = rustix::process::geteuid();
+    let denied =
+        || open(io::Error::new(io::ErrorKind::PermissionDenied, "no permission; run verify as root"));
+    let tree = Tree::open(root).map_err(|error| match error.kind() {
+        io::ErrorKind::PermissionDenied if !user.is_root() => denied(),
+        _ => open(error),
+    })?;
     let owner = tree.stat(Path::new("")).map_err(|fault| open(io::Error::other(fault.detail)))?.st_uid;
     // Who may not read it would find it damaged.
-    let user = rustix::process::geteuid();
     if !user.is_root() && user.as_raw() != owner {
-        let reason = "it belongs to another user; run verify as root";
-        return Err(open(io::Error::new(io::ErrorKind::PermissionDenied, reason)));
+        return Err(denied());
     }
     let jobs = options.jobs.or_else(|| thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get);
     let mut findings = Findings::default();

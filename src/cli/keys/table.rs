@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use indicatif::HumanBytes;
 use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
-use super::super::output::one_line;
+use super::super::escape::one_line;
 use super::super::render::{LISTED, described, unkeyed, worth};
 use crate::gather::sidecar::{PullReport, PushReport};
 use crate::gather::{Check, Status, StepReport};

@@ -130,7 +130,7 @@ pub fn live(root: &Path, options: &LiveOptions) -> Result<LiveReport, LiveError>
     let scratch = scratch.map_err(fail("make a directory in", &beside))?;
 
     let is_stopped = || options.interrupted.load(Ordering::Relaxed);
-    let tools = daemon::find(&options.search, run.path())?;
+    let tools = daemon::find(&options.search, run.path(), &is_stopped)?;
     let view = view::View::make(&tree, &workers, scratch.path())?;
     let start = Start {
         root: &view.root,

@@ -1,0 +1,57 @@
+//! Text that anybody wrote, made harmless for a terminal.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+
+/// Characters that steer a terminal, or show text in another order than it stands in.
+pub(super) fn is_steering(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// The text with what steers a terminal, line breaks excepted, as JSON would escape it; JSON stays the same
+/// document. Names of steps and answers of registries are written by anybody.
+pub(super) fn harmless(text: &str) -> Cow<'_, str> {
+    escaped(text, |c| is_steering(c) && c != '\n')
+}
+
+/// [`harmless`], and on one line.
+pub(super) fn one_line(text: &str) -> Cow<'_, str> {
+    escaped(text, is_steering)
+}
+
+fn escaped(text: &str, escapes: impl Fn(char) -> bool) -> Cow<'_, str> {
+    if !text.contains(&escapes) {
+        return Cow::Borrowed(text);
+    }
+    let mut harmless = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        match c {
+            '\n' if escapes(c) => harmless.push_str("\\n"),
+            c if escapes(c) => {
+                let _ = write!(harmless, "\\u{:04x}", u32::from(c));
+            }
+            c => harmless.push(c),
+        }
+    }
+    Cow::Owned(harmless)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_text_steers_the_terminal() {
+        let cases = [
+            ("RUN make", "RUN make", "RUN make"),
+            ("RUN \u{1b}[2J\u{7}\r", "RUN \\u001b[2J\\u0007\\u000d", "RUN \\u001b[2J\\u0007\\u000d"),
+            ("a\nb\tc", "a\nb\\u0009c", "a\\nb\\u0009c"),
+            ("\u{9b}31m \u{7f}", "\\u009b31m \\u007f", "\\u009b31m \\u007f"),
+            ("\u{202e}drawkcab\u{2066}", "\\u202edrawkcab\\u2066", "\\u202edrawkcab\\u2066"),
+            ("日本 ü 🚀", "日本 ü 🚀", "日本 ü 🚀"),
+        ];
+        for (text, several, one) in cases {
+            assert_eq!((&*harmless(text), &*one_line(text)), (several, one), "{text:?}");
+        }
+    }
+}
