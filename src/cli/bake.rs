@@ -23,10 +23,9 @@ Examples:
   # mode=max, with keys from the image that it pushed with --provenance=mode=max
   warmkit bake ghcr.io/acme/app:cache --keys-from ghcr.io/acme/app:main
 
-  # with a password that stands in no file, such as a token of ECR
-  aws ecr get-login-password --region eu-central-1 |
-    warmkit bake 123456789012.dkr.ecr.eu-central-1.amazonaws.com/app:cache \\
-      --build . --username AWS --password-stdin
+  # with a password of its own, which no other registry is shown
+  warmkit bake r.example/app:cache --keys-from r.example/app:main \\
+    --username ci --password-stdin < /run/secrets/registry
 
   # a local export and a metadata file, into a root that is shipped elsewhere
   warmkit bake type=local,src=./cache \\
