@@ -23,6 +23,10 @@ Examples:
   # mode=max, with keys from the image that it pushed with --provenance=mode=max
   warmkit bake ghcr.io/acme/app:cache --keys-from ghcr.io/acme/app:main
 
+  # with a password of its own, which no other registry is shown
+  warmkit bake r.example/app:cache --keys-from r.example/app:main \\
+    --username ci --password-stdin < /run/secrets/registry
+
   # a local export and a metadata file, into a root that is shipped elsewhere
   warmkit bake type=local,src=./cache \\
     --keys-from type=provenance,src=metadata.json --root ./root
@@ -113,11 +117,14 @@ fn parse_epoch(text: &str) -> Result<Timestamp, String> {
 
 /// Bakes and returns the exit code.
 pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
+    let skip_missing = arguments.caches.skip_missing;
+    let caches = arguments.caches.read()?;
+    let given = arguments.keys.given(&caches)?;
     let cancel = Cancel::new(signals::interrupted()?);
-    let registry = arguments.keys.registries.options(Stop::default());
+    let registry = arguments.keys.registries.options(Stop::default(), given);
     let options = Options {
-        skip_missing: arguments.caches.skip_missing,
-        caches: arguments.caches.read()?,
+        skip_missing,
+        caches,
         replay: arguments.build.replay(&arguments.keys.platforms, &registry),
         keys_from: arguments.keys.keys_from(),
         no_sidecar: arguments.keys.no_sidecar,

@@ -1,14 +1,16 @@
 //! Arguments that several commands take, and what they mean to the library.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt::Display;
+use std::io::{self, IsTerminal};
 
 use clap::Args;
 
+use super::exit::{self, Failure};
 use crate::gather;
 use crate::keys::KeySpec;
-use crate::oci::Platform;
-use crate::source::{self, Stop};
+use crate::oci::{Platform, Reference};
+use crate::source::{self, CacheSpec, Given, Stop};
 
 /// How registries are asked.
 #[derive(Debug, Args)]
@@ -16,12 +18,39 @@ pub(super) struct Registries {
     /// Allow plain http for registries on other hosts than this one too
     #[arg(long)]
     insecure: bool,
+
+    /// The user whose password --password-stdin reads, at the one registry that caches and key sources are in; goes
+    /// before all other credentials, and no other registry is shown it
+    #[arg(long, value_name = "USER", requires = "password_stdin")]
+    username: Option<String>,
+
+    /// Read a password or token from standard input
+    #[arg(long, requires = "username")]
+    password_stdin: bool,
 }
 
 impl Registries {
+    /// Reads the password, if there is one to read, for the registry of the references that were named. Best before
+    /// signals are caught: nobody may be writing it.
+    pub(super) fn given<'a>(
+        &self,
+        named: impl IntoIterator<Item = &'a Reference>,
+    ) -> Result<Option<Given>, Failure> {
+        let Some(user) = self.username.as_deref().filter(|_| self.password_stdin) else { return Ok(None) };
+        let registry = one_registry(named).map_err(|error| Failure::new(error, exit::USAGE))?;
+        let stdin = io::stdin();
+        if stdin.is_terminal() {
+            let error = "--password-stdin reads a pipe or a file, so that no password is seen on a terminal";
+            return Err(Failure::new(error, exit::USAGE));
+        }
+        Given::read(&registry, user, &mut stdin.lock())
+            .map(Some)
+            .map_err(|error| Failure::new(error, exit::USAGE))
+    }
+
     /// The same for the library; `stop` ends all that is asked.
-    pub(super) fn options(&self, stop: Stop) -> source::Options {
-        source::Options { insecure: self.insecure, stop, ..source::Options::default() }
+    pub(super) fn options(&self, stop: Stop, given: Option<Given>) -> source::Options {
+        source::Options { insecure: self.insecure, given, stop, ..source::Options::default() }
     }
 }
 
@@ -55,13 +84,53 @@ impl KeySources {
         distinct(self.keys_from.clone())
     }
 
+    /// The password for these caches and the key sources, read from standard input if that was asked for.
+    pub(super) fn given<'a>(
+        &'a self,
+        caches: impl IntoIterator<Item = &'a CacheSpec>,
+    ) -> Result<Option<Given>, Failure> {
+        self.registries.given(of_caches(caches).chain(of_keys(&self.keys_from)))
+    }
+
     /// How caches and key sources are read.
-    pub(super) fn gather(&self, stop: Stop) -> gather::Options {
+    pub(super) fn gather(&self, stop: Stop, given: Option<Given>) -> gather::Options {
         gather::Options {
             platforms: self.platforms.clone(),
             no_sidecar: self.no_sidecar,
-            registry: self.registries.options(stop),
+            registry: self.registries.options(stop, given),
         }
+    }
+}
+
+/// The references of caches in registries.
+pub(super) fn of_caches<'a>(
+    caches: impl IntoIterator<Item = &'a CacheSpec>,
+) -> impl Iterator<Item = &'a Reference> {
+    caches.into_iter().filter_map(|cache| match cache {
+        CacheSpec::Registry { reference, .. } => Some(reference),
+        _ => None,
+    })
+}
+
+/// The references of key sources in registries.
+pub(super) fn of_keys(sources: &[KeySpec]) -> impl Iterator<Item = &Reference> {
+    sources.iter().filter_map(|source| match source {
+        KeySpec::Image(reference) => Some(reference),
+        _ => None,
+    })
+}
+
+/// The registry of all of these: a password must not be shown to another one than was meant.
+fn one_registry<'a>(named: impl IntoIterator<Item = &'a Reference>) -> Result<String, String> {
+    let registries: BTreeSet<&str> = named.into_iter().map(Reference::registry).collect();
+    let registries: Vec<_> = registries.into_iter().collect();
+    match registries[..] {
+        [] => Err("--password-stdin is for a registry, and no cache or key source is in one".to_owned()),
+        [registry] => Ok(registry.to_owned()),
+        _ => Err(format!(
+            "--password-stdin is for one registry, and caches and key sources are in several ({}): use docker login",
+            registries.join(", ")
+        )),
     }
 }
 
@@ -78,4 +147,28 @@ pub(super) fn distinct<T: Display + PartialEq>(all: Vec<T>) -> Vec<T> {
         }
     }
     distinct
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_is_for_one_registry() {
+        let cases: [(&[&str], Result<&str, &str>); 5] = [
+            (&["r.example/a:1"], Ok("r.example")),
+            (&["r.example/a:1", "r.example/b/c:2"], Ok("r.example")),
+            (&["alpine"], Ok("docker.io")),
+            (&[], Err("no cache or key source is in one")),
+            (&["r.example/a", "alpine"], Err("in several (docker.io, r.example)")),
+        ];
+        for (references, expected) in cases {
+            let references: Vec<Reference> = references.iter().map(|text| text.parse().unwrap()).collect();
+            match (one_registry(&references), expected) {
+                (Ok(found), Ok(expected)) => assert_eq!(found, expected),
+                (Err(error), Err(part)) => assert!(error.contains(part), "{error}"),
+                (found, _) => panic!("{references:?}: {found:?}"),
+            }
+        }
+    }
 }

@@ -35,7 +35,7 @@ use crate::oci::Descriptor;
 use crate::oci::media_type::CACHE_CONFIG;
 use crate::progress::{Event, Progress};
 
-pub use credentials::Environment;
+pub use credentials::{Environment, Given, GivenError};
 pub use error::{Denied, Entry, Error, ErrorClass, Mismatch, MissingCache};
 pub use fields::SpecError;
 pub use http::{Options, Pool, RetryPolicy, Stop};

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use warmkit::progress::Silent;
-use warmkit::source::{Environment, ErrorClass, Options, Source};
+use warmkit::source::{Environment, Error, ErrorClass, Given, Options, Registry, Source};
 
 use crate::server::{Answer, Request, Server};
 use crate::{Log, bytes, descriptor, options, registry};
@@ -234,19 +234,23 @@ fn says_who_was_denied() {
     let (addr, digest) = (server.addr, descriptor(&blob).digest);
     let dir = tempfile::tempdir().unwrap();
     let config = dir.path().join("config.json");
-    let advice = format!(
-        "run docker login {addr} with an account that may read acme/app, or check that the repository exists \
-         (credentials are read from {})",
-        config.display()
-    );
+    let login = format!("run docker login {addr} with an account that may read acme/app");
     let cases = [
-        (json!({}), "without credentials".to_owned()),
+        (
+            json!({}),
+            "without credentials".to_owned(),
+            format!(
+                "{login}, or check that the repository exists (credentials are read from {})",
+                config.display()
+            ),
+        ),
         (
             json!({"auths": {addr.to_string(): {"username": "ci", "password": "wrong"}}}),
             format!("as \"ci\" from {}", config.display()),
+            format!("these credentials are wrong, or may not read acme/app: {login}"),
         ),
     ];
-    for (json, credentials) in cases {
+    for (json, credentials, advice) in cases {
         let options = with_config(dir.path(), &json);
         let error = registry(&server, &options).document(&descriptor(&blob), &Silent).unwrap_err();
         assert_eq!(
@@ -436,4 +440,186 @@ fn a_helper_that_fails_is_named() {
     let start =
         format!("cannot run credential helper docker-credential-absent, which {} asks for: ", path.display());
     assert!(error.to_string().starts_with(&start), "{error}");
+}
+
+#[test]
+fn a_helper_is_ended_when_the_run_is() {
+    let server = basic_registry(b"");
+    let dir = tempfile::tempdir().unwrap();
+    let fifo = dir.path().join("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    write_helper(dir.path(), "ours", &format!("echo $$ > '{}'; exec sleep 600", fifo.display()));
+    let mut options = with_config(dir.path(), &json!({"credsStore": "ours"}));
+    options.helper_timeout = Duration::from_secs(600);
+    let registry = registry(&server, &options);
+    let (pid, error) = std::thread::scope(|scope| {
+        let asked = scope.spawn(|| registry.manifest(None, &Silent).unwrap_err());
+        // Blocks until the helper runs.
+        let pid = std::fs::read_to_string(&fifo).unwrap();
+        options.stop.stop();
+        (pid, asked.join().unwrap())
+    });
+    assert!(matches!(error, Error::Stopped { .. }), "{error}");
+    assert!(!Path::new("/proc").join(pid.trim()).exists());
+}
+
+#[test]
+fn what_a_helper_prints_is_not_repeated() {
+    let server = basic_registry(b"");
+    for script in [
+        "echo '\"hunter2\"'",
+        "echo '{\"Username\":[\"hunter2\"]}'",
+        "echo '{\"Username\":\"ci\",\"Secret\":\"hunter2\"}'; exit 1",
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        write_helper(dir.path(), "ours", script);
+        let options = with_config(dir.path(), &json!({"credsStore": "ours"}));
+        let error = registry(&server, &options).manifest(None, &Silent).unwrap_err();
+        assert_eq!(error.class(), ErrorClass::Auth);
+        assert!(!format!("{error} {error:?}").contains("hunter2"), "{error}");
+    }
+}
+
+/// A registry that refuses as ECR does what is not valid.
+fn ecr_registry(blob: &[u8], valid: impl Fn(&str) -> bool + Send + Sync + 'static) -> Server {
+    let content = blob.to_vec();
+    Server::start(move |request| match request.header("authorization") {
+        Some(shown) if valid(shown) => Answer::new(200, &*content),
+        _ => Answer::new(401, "Not Authorized")
+            .header("www-authenticate", "Basic realm=\"ecr\",service=\"ecr\""),
+    })
+}
+
+#[test]
+fn wrong_and_expired_credentials_are_told_apart() {
+    let blob = bytes(10);
+    let dir = tempfile::tempdir().unwrap();
+    let config = |server: &Server, auth: &str| {
+        with_config(dir.path(), &json!({"auths": {server.addr.to_string(): {"auth": auth}}}))
+    };
+    let refused =
+        |registry: &Registry| registry.document(&descriptor(&blob), &Silent).unwrap_err().to_string();
+
+    // base64 of "AWS:wrong"
+    let server = ecr_registry(&blob, |_| false);
+    let wrong = refused(&registry(&server, &config(&server, "QVdTOndyb25n")));
+    assert!(
+        wrong.contains("(status 401) (Not Authorized): these credentials are wrong, or may not read"),
+        "{wrong}"
+    );
+
+    let server = Server::start(|request| match request.header("authorization") {
+        Some(_) => Answer::new(403, "Your authorization token has expired. Reauthenticate and try again."),
+        None => Answer::new(401, "").header("www-authenticate", "Basic realm=\"ecr\""),
+    });
+    let expired = refused(&registry(&server, &config(&server, "QVdTOndyb25n")));
+    assert!(
+        expired.contains("Reauthenticate and try again.): these credentials have expired: run docker login"),
+        "{expired}"
+    );
+
+    // Taken once, and then no more: whatever the registry says of it.
+    let taken = AtomicUsize::new(0);
+    let server = ecr_registry(&blob, move |_| taken.fetch_add(1, Ordering::SeqCst) == 0);
+    let registry = registry(&server, &config(&server, "QVdTOndyb25n"));
+    assert_eq!(registry.document(&descriptor(&blob), &Silent).unwrap(), blob);
+    let expired = refused(&registry);
+    assert!(expired.contains("(status 401) (Not Authorized): these credentials have expired: "), "{expired}");
+}
+
+#[test]
+fn given_credentials_go_before_files() {
+    let blob = bytes(10);
+    let server = basic_registry(&blob);
+    let addr = server.addr.to_string();
+    let dir = tempfile::tempdir().unwrap();
+    let auths = json!({"auths": {&addr: {"username": "ci", "password": "wrong"}}});
+    let given = |password: &str| Options {
+        given: Some(Given::read(&addr, "ci", &mut password.as_bytes()).unwrap()),
+        ..with_config(dir.path(), &auths)
+    };
+    assert_eq!(registry(&server, &given("secret\n")).document(&descriptor(&blob), &Silent).unwrap(), blob);
+    let error = registry(&server, &given("hunter2")).manifest(None, &Silent).unwrap_err();
+    assert_eq!(error.class(), ErrorClass::Auth);
+    let end = "as \"ci\" from standard input (status 401): these credentials are wrong, or may not read acme/app: \
+               give a password that may read acme/app";
+    assert!(error.to_string().ends_with(end), "{error}");
+    assert!(!format!("{error:?}").contains("hunter2"));
+}
+
+/// A registry as GHCR: its token service wants `ci:se:cret` as long as `open` says so, and gives tokens for one scope
+/// that each last as long as `valid` says.
+fn bearer_registry(
+    open: impl Fn(usize) -> bool + Send + Sync + 'static,
+    valid: impl Fn(usize, &Request) -> bool + Send + Sync + 'static,
+    answer: impl Fn(&Request) -> Answer + Send + Sync + 'static,
+) -> Server {
+    let tokens = AtomicUsize::new(0);
+    Server::start(move |request| {
+        if request.target.starts_with("/token") {
+            let scoped = request.target.contains("scope=repository%3Aacme%2Fapp%3Apull");
+            let known = request.header("authorization") == Some("Basic Y2k6c2U6Y3JldA==");
+            let n = tokens.fetch_add(1, Ordering::SeqCst) + 1;
+            return if scoped && known && open(n) {
+                Answer::new(200, json!({"token": format!("t{n}"), "expires_in": 300}).to_string())
+            } else {
+                Answer::new(403, r#"{"errors":[{"code":"DENIED","message":"denied"}]}"#)
+            };
+        }
+        let token = request.header("authorization").and_then(|v| v.strip_prefix("Bearer t"));
+        match token.map(|n| n.parse().unwrap()) {
+            Some(n) if valid(n, request) => answer(request),
+            _ => challenge(request),
+        }
+    })
+}
+
+#[test]
+fn a_password_gets_a_new_token_in_the_middle_of_a_pull() {
+    let blob = bytes(100_000);
+    let content = blob.clone();
+    let dir = tempfile::tempdir().unwrap();
+    // The first token does for the first part alone.
+    let server = bearer_registry(
+        |_| true,
+        |n, request| n > 1 || request.range_start().is_none(),
+        move |request| match request.range_start() {
+            None => Answer::new(200, &*content).cut(40_000),
+            Some(start) => Answer::partial(&content, start),
+        },
+    );
+    let auths = json!({"auths": {server.addr.to_string(): {"auth": "Y2k6c2U6Y3JldA=="}}});
+    let registry = registry(&server, &with_config(dir.path(), &auths));
+    assert_eq!(registry.document(&descriptor(&blob), &Silent).unwrap(), blob);
+    assert_eq!(token_requests(&server).len(), 2);
+}
+
+#[test]
+fn a_password_that_ends_in_the_middle_of_a_pull_is_told_from_one_that_never_did() {
+    let blob = bytes(10);
+    let content = blob.clone();
+    let dir = tempfile::tempdir().unwrap();
+    let taken = AtomicUsize::new(0);
+    let server = bearer_registry(
+        |n| n == 1,
+        move |_, _| taken.fetch_add(1, Ordering::SeqCst) == 0,
+        move |_| Answer::new(200, &*content),
+    );
+    let auths = json!({"auths": {server.addr.to_string(): {"auth": "Y2k6c2U6Y3JldA=="}}});
+    let options = with_config(dir.path(), &auths);
+    let good = registry(&server, &options);
+    assert_eq!(good.document(&descriptor(&blob), &Silent).unwrap(), blob);
+    let error = good.document(&descriptor(&blob), &Silent).unwrap_err();
+    assert_eq!(error.class(), ErrorClass::Auth);
+    assert!(
+        error.to_string().contains("(DENIED: denied): these credentials have expired: run docker"),
+        "{error}"
+    );
+
+    let options = Options { pool: Options::default().pool, ..options };
+    let error = registry(&server, &options).document(&descriptor(&blob), &Silent).unwrap_err();
+    assert!(
+        error.to_string().contains("(DENIED: denied): these credentials may not read acme/app: "),
+        "{error}"
+    );
 }

@@ -25,6 +25,7 @@ pub mod image;
 pub mod machine;
 pub mod moto;
 pub mod packer;
+pub mod proxy;
 pub mod registry;
 pub mod serve;
 pub mod skip;

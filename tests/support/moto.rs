@@ -1,6 +1,8 @@
 //! moto's S3 server on a loopback port, which lets in only who signs; gone when dropped.
 
+use std::ffi::OsStr;
 use std::fs::File;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -35,6 +37,19 @@ impl Moto {
     /// Starts one; `None` where it is not installed, after it said so.
     #[track_caller]
     pub fn start() -> Option<Self> {
+        let mut moto = Self::launch(&[])?;
+        moto.set_up();
+        Some(moto)
+    }
+
+    /// Starts one that speaks https, and lets everybody in.
+    #[track_caller]
+    pub fn start_https(certificate: &Path, key: &Path) -> Option<Self> {
+        Self::launch(&["-c".as_ref(), certificate.as_os_str(), "-k".as_ref(), key.as_os_str()])
+    }
+
+    #[track_caller]
+    fn launch(arguments: &[&OsStr]) -> Option<Self> {
         let program = tools::directory().map(|dir| dir.join("moto/bin/moto-server"));
         let Some(program) = program.filter(|path| path.is_file()) else {
             skip::skip("no moto server");
@@ -45,6 +60,7 @@ impl Moto {
         // With port 0 the kernel picks one.
         let child = Command::new(program)
             .args(["-H", "127.0.0.1", "-p", "0"])
+            .args(arguments)
             .env("MOTO_ALLOW_NONEXISTENT_REGION", "true")
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
@@ -66,7 +82,6 @@ impl Moto {
             _scratch: Scratch::new(),
         };
         moto.url = moto.address(&scratch);
-        moto.set_up();
         Some(moto)
     }
 

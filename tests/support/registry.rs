@@ -15,8 +15,29 @@ use super::{Scratch, Tools};
 pub const USER: &str = "warm";
 /// That user's password.
 pub const PASSWORD: &str = "kit";
-/// Both, as `htpasswd -nbBC 4` writes them.
-const HTPASSWD: &str = "warm:$2b$04$mJZc1pMQ0y3Qrp4YWe.VWOAee0AFhXgz4dW6SK3xC5fAOvbGm9PhK\n";
+
+/// Who is let in.
+#[derive(Debug, Clone, Copy)]
+pub struct Login {
+    /// The user.
+    pub user: &'static str,
+    /// The password.
+    pub password: &'static str,
+    /// Both, as `htpasswd -nbBC 4` writes them.
+    htpasswd: &'static str,
+}
+
+const WARM: Login = Login {
+    user: USER,
+    password: PASSWORD,
+    htpasswd: "warm:$2b$04$mJZc1pMQ0y3Qrp4YWe.VWOAee0AFhXgz4dW6SK3xC5fAOvbGm9PhK\n",
+};
+/// The password that moto's ECR gives to the first of its accounts.
+pub const ECR: Login = Login {
+    user: "AWS",
+    password: "123456789012-auth-token",
+    htpasswd: "AWS:$2b$04$abcdefghijklmnopqrstuu/cMn6kFoLFEf9ShbIPSVtJoiKQtizZG\n",
+};
 
 /// A running registry.
 #[derive(Debug)]
@@ -25,28 +46,33 @@ pub struct Registry {
     port: u16,
     scratch: Scratch,
     agent: ureq::Agent,
-    password: bool,
+    login: Option<Login>,
 }
 
 impl Registry {
     /// Starts one that lets everybody in.
     pub fn start(tools: &Tools) -> Self {
-        Self::launch(tools, false)
+        Self::launch(tools, None)
     }
 
     /// Starts one that lets only [`USER`] in.
     pub fn start_with_password(tools: &Tools) -> Self {
-        Self::launch(tools, true)
+        Self::launch(tools, Some(WARM))
     }
 
-    fn launch(tools: &Tools, password: bool) -> Self {
+    /// Starts one that lets only this user in.
+    pub fn start_with_login(tools: &Tools, login: Login) -> Self {
+        Self::launch(tools, Some(login))
+    }
+
+    fn launch(tools: &Tools, login: Option<Login>) -> Self {
         let scratch = Scratch::new();
         let agent = agent();
         // The port is free when it is looked up, and may be taken when it is used: try again then.
         for _ in 0..5 {
             let port = free_port();
-            let child = spawn(tools, &scratch, port, password);
-            let mut registry = Self { child, port, scratch: Scratch::new(), agent: agent.clone(), password };
+            let child = spawn(tools, &scratch, port, login);
+            let mut registry = Self { child, port, scratch: Scratch::new(), agent: agent.clone(), login };
             if registry.comes_up() {
                 registry.scratch = scratch;
                 return registry;
@@ -75,14 +101,14 @@ impl Registry {
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let port = line.trim().rsplit(':').next().unwrap().parse().unwrap();
-        Some(Self { child, port, scratch: Scratch::new(), agent: agent(), password: false })
+        Some(Self { child, port, scratch: Scratch::new(), agent: agent(), login: None })
     }
 
     fn comes_up(&mut self) -> bool {
         let deadline = Instant::now() + Duration::from_secs(20);
         while Instant::now() < deadline && self.child.try_wait().unwrap().is_none() {
             if let Ok(response) = self.agent.get(self.url("")).call() {
-                return response.status() == if self.password { 401 } else { 200 };
+                return response.status() == if self.login.is_some() { 401 } else { 200 };
             }
             thread::sleep(Duration::from_millis(20));
         }
@@ -212,10 +238,8 @@ impl Registry {
     }
 
     fn authorized<B>(&self, request: ureq::RequestBuilder<B>) -> ureq::RequestBuilder<B> {
-        if !self.password {
-            return request;
-        }
-        let token = base64::engine::general_purpose::STANDARD.encode(format!("{USER}:{PASSWORD}"));
+        let Some(Login { user, password, .. }) = self.login else { return request };
+        let token = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
         request.header("authorization", format!("Basic {token}"))
     }
 }
@@ -250,9 +274,9 @@ pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-fn spawn(tools: &Tools, scratch: &Scratch, port: u16, password: bool) -> Child {
-    let auth = if password {
-        let file = scratch.write("htpasswd", HTPASSWD);
+fn spawn(tools: &Tools, scratch: &Scratch, port: u16, login: Option<Login>) -> Child {
+    let auth = if let Some(login) = login {
+        let file = scratch.write("htpasswd", login.htpasswd);
         format!("auth:\n  htpasswd:\n    realm: warmkit tests\n    path: {}\n", file.display())
     } else {
         String::new()

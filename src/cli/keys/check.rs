@@ -43,9 +43,10 @@ pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
     let Arguments { caches, keys, output } = arguments;
     let skip_missing = caches.skip_missing;
     let caches = caches.read()?;
+    let given = keys.given(&caches)?;
     let check = interruptible(|stop| {
         let console = Console::new(Verbs::BAKE);
-        gather::check(&caches, skip_missing, &keys.keys_from(), &keys.gather(stop), &console)
+        gather::check(&caches, skip_missing, &keys.keys_from(), &keys.gather(stop, given), &console)
     })?;
     output.report(&check, |check| table::check(check, columns()))?;
     Ok(if check.unkeyed.is_empty() { exit::OK } else { exit::UNKEYED })

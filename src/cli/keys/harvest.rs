@@ -4,7 +4,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::super::exit::{self, Failure};
-use super::super::options::{Registries, distinct};
+use super::super::options::{Registries, distinct, of_keys};
 use super::super::output::Output;
 use super::super::progress::{Console, Verbs};
 use super::super::signals::interruptible;
@@ -70,11 +70,12 @@ struct Outcome {
 /// Harvests and returns the exit code.
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let file = arguments.file.create()?;
+    let given = arguments.registries.given(of_keys(&arguments.sources))?;
     let offers = interruptible(|stop| {
         let options = gather::Options {
             platforms: arguments.platforms.clone(),
             no_sidecar: true,
-            registry: arguments.registries.options(stop),
+            registry: arguments.registries.options(stop, given),
         };
         gather::offers(&distinct(arguments.sources.clone()), &options, &Console::new(Verbs::BAKE))
     })?;

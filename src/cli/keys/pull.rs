@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::super::caches::discreet;
 use super::super::exit::{self, Failure};
-use super::super::options::Registries;
+use super::super::options::{Registries, of_caches};
 use super::super::output::Output;
 use super::super::progress::{Console, Verbs};
 use super::super::signals::interruptible;
@@ -51,8 +51,9 @@ struct Written {
 /// Pulls and returns the exit code.
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let file = arguments.file.create()?;
+    let given = arguments.registries.given(of_caches([&arguments.cache]))?;
     let (report, keys) = interruptible(|stop| {
-        let registry = arguments.registries.options(stop);
+        let registry = arguments.registries.options(stop, given);
         let options = gather::Options { registry, ..gather::Options::default() };
         sidecar::pull(&arguments.cache, &options, &Console::new(Verbs::BAKE))
     })?;

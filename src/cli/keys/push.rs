@@ -49,8 +49,9 @@ pub(in crate::cli) struct Arguments {
 /// Pushes and returns the exit code.
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let Arguments { cache, keys, output } = arguments;
+    let given = keys.given([cache])?;
     let report = interruptible(|stop| {
-        sidecar::push(cache, &keys.keys_from(), &keys.gather(stop), &Console::new(Verbs::BAKE))
+        sidecar::push(cache, &keys.keys_from(), &keys.gather(stop, given), &Console::new(Verbs::BAKE))
     })?;
     output.report(&report, table::push)?;
     Ok(exit::OK)

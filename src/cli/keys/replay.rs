@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::super::build::ReplayArguments;
 use super::super::caches::Caches;
 use super::super::exit::{self, Failure};
-use super::super::options::Registries;
+use super::super::options::{Registries, of_caches};
 use super::super::output::{Output, err};
 use super::super::progress::{Console, Verbs};
 use super::super::render;
@@ -82,8 +82,9 @@ pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
     let file = arguments.file.create()?;
     let skip_missing = arguments.caches.skip_missing;
     let specs = arguments.caches.read()?;
+    let given = arguments.registries.given(of_caches(&specs))?;
     let (all, Replay { candidates, report }) = interruptible(|stop| {
-        let registry = arguments.registries.options(stop);
+        let registry = arguments.registries.options(stop, given);
         let Some(options) = arguments.build.replay(&arguments.platforms, &registry) else {
             return Err(Failure::new("--build CONTEXT is missing", exit::USAGE));
         };

@@ -23,7 +23,8 @@ use serde_json::Value;
 use ureq::http::Uri;
 
 use super::error::AzureError;
-use crate::source::credentials::run_helper;
+use crate::source::Error;
+use crate::source::credentials::{JsonFault, run_helper};
 use crate::source::hmac::hmac_sha256;
 use crate::source::http::{Failure, Options, Reply, Transport, percent_encode};
 use crate::source::secret::Secret;
@@ -152,7 +153,12 @@ impl Authority {
             Err(Failure::Again { reason, .. }) => reason,
             Err(Failure::Final(error)) => error.to_string(),
         };
-        self.of_cli().map_err(|cli| AzureError::None { metadata, cli }.into())
+        self.of_cli().map_err(|cli| {
+            if self.options.stop.is_stopped() {
+                return Error::Stopped { what: "token for the storage account".to_owned() }.into();
+            }
+            AzureError::None { metadata, cli }.into()
+        })
     }
 
     fn ask_authority(&self, tenant: &str, form: &[(&str, &str)], origin: &str) -> Result<Token, Failure> {
@@ -174,12 +180,12 @@ impl Authority {
         self.options.env.give_to(&mut az);
         az.args(["account", "get-access-token", "--output", "json", "--resource", RESOURCE]);
         let limit = self.options.helper_timeout;
-        let ended = run_helper(&mut az, b"", limit).map_err(|error| error.to_string())?;
-        let ended = ended.ok_or_else(|| format!("no answer in {} seconds", limit.as_secs_f32()))?;
+        let ended = run_helper(&mut az, b"", limit, &self.options.stop).map_err(|error| error.to_string())?;
         if !ended.status.success() {
             return Err(String::from_utf8_lossy(&ended.stderr).trim().to_owned());
         }
-        let answer: Answer = serde_json::from_slice(&ended.stdout).map_err(|error| error.to_string())?;
+        let answer: Answer =
+            serde_json::from_slice(&ended.stdout).map_err(|error| JsonFault::from(&error).to_string())?;
         let left = answer.expires_on.map_or(0, |end| end - Timestamp::now().as_second());
         let origin = "the token of who is logged in with az".to_owned();
         Ok(Token { text: answer.access_token, renew_at: renewal(u64::try_from(left).unwrap_or(0)), origin })
@@ -231,8 +237,8 @@ fn token_of(mut reply: Reply, origin: &str) -> Result<Token, Failure> {
         return Err(service(&reply.host, format!("status {} ({detail})", reply.status)).into());
     }
     let bytes = reply.answer()?;
-    let answer: Answer =
-        serde_json::from_slice(&bytes).map_err(|error| service(&reply.host, error.to_string()))?;
+    let answer: Answer = serde_json::from_slice(&bytes)
+        .map_err(|error| service(&reply.host, JsonFault::from(&error).to_string()))?;
     let lasts = answer.expires_in.as_u64().or_else(|| answer.expires_in.as_str()?.parse().ok());
     if answer.access_token.is_empty() || !answer.access_token.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(service(&reply.host, "its token is no valid header value").into());

@@ -1,3 +1,5 @@
+use base64::Engine as _;
+
 use super::*;
 
 /// A home directory with these files, and an environment that points there.
@@ -22,12 +24,16 @@ impl Home {
     fn credentials(&self, vars: &[(&str, &str)]) -> Credentials {
         let home = ("HOME".to_owned(), self.0.path().as_os_str().to_owned());
         let vars = vars.iter().map(|(name, value)| ((*name).to_owned(), self.path(value).into_os_string()));
-        Credentials::new(vars.chain([home]).collect(), Duration::from_secs(5))
+        credentials(vars.chain([home]).collect())
     }
 
     fn find(&self, registry: &str, repository: &str) -> Option<Credential> {
         self.credentials(&[]).find(registry, repository).unwrap()
     }
+}
+
+fn credentials(env: Environment) -> Credentials {
+    Credentials::new(&Options { env, ..Options::default() })
 }
 
 /// Names and values.
@@ -67,7 +73,7 @@ fn looks_where_docker_and_podman_do() {
         ("file.json", &auths(&[("r.example", "file:pw"), ("q.example", "file:pw")])),
         ("empty.json", " \n"),
     ]);
-    let cases: [(Vars<'_>, &str, Option<&str>); 11] = [
+    let cases: [(Vars<'_>, &str, Option<&str>); 12] = [
         (&[], "r.example", Some("docker")),
         (&[], "q.example", Some("podman")),
         (&[], "x.example", None),
@@ -76,7 +82,8 @@ fn looks_where_docker_and_podman_do() {
         (&[("DOCKER_CONFIG", "absent")], "r.example", Some("podman")),
         (&[("REGISTRY_AUTH_FILE", "file.json")], "r.example", Some("file")),
         (&[("REGISTRY_AUTH_FILE", "empty.json")], "q.example", None),
-        (&[("DOCKER_CONFIG", "d"), ("REGISTRY_AUTH_FILE", "file.json")], "r.example", Some("named")),
+        (&[("DOCKER_CONFIG", "d"), ("REGISTRY_AUTH_FILE", "file.json")], "r.example", Some("file")),
+        (&[("DOCKER_CONFIG", "d"), ("REGISTRY_AUTH_FILE", "empty.json")], "r.example", Some("named")),
         (&[("XDG_RUNTIME_DIR", "run")], "q.example", Some("run")),
         (&[("XDG_CONFIG_HOME", "xdg")], "q.example", Some("xdg")),
     ];
@@ -84,7 +91,7 @@ fn looks_where_docker_and_podman_do() {
         let found = home.credentials(vars).find(registry, "a/b").unwrap();
         assert_eq!(user(found).as_deref(), expected, "{vars:?} {registry}");
     }
-    let nowhere = Credentials::new(Environment::default(), Duration::from_secs(1));
+    let nowhere = credentials(Environment::default());
     assert!(nowhere.find("r.example", "a").unwrap().is_none());
     assert!(nowhere.files().is_empty());
 }
@@ -96,13 +103,13 @@ fn the_environment_may_hold_them_itself() {
         ("HOME", home.0.path().to_str().unwrap().to_owned()),
         ("DOCKER_AUTH_CONFIG", auths(&[("r.example", "env:pw")])),
     ];
-    let credentials = Credentials::new(vars.into_iter().collect(), Duration::from_secs(1));
+    let credentials = credentials(vars.into_iter().collect());
     let found = credentials.find("r.example", "x").unwrap().unwrap();
     assert_eq!(found.to_string(), "as \"env\" from $DOCKER_AUTH_CONFIG");
     assert_eq!(user(credentials.find("q.example", "x").unwrap()).as_deref(), Some("b"));
 
     let broken = [("DOCKER_AUTH_CONFIG", "{")].into_iter().collect();
-    let error = Credentials::new(broken, Duration::from_secs(1)).find("r.example", "x").err().unwrap();
+    let error = self::credentials(broken).find("r.example", "x").err().unwrap();
     assert!(error.to_string().starts_with("credentials file $DOCKER_AUTH_CONFIG is not valid"), "{error}");
 }
 
@@ -166,8 +173,18 @@ fn reads_every_way_of_writing_a_secret() {
 #[test]
 fn says_which_file_is_wrong() {
     let cases = [
-        ("{", "credentials file PATH is not valid: EOF"),
-        (r#"{"auths":[]}"#, "credentials file PATH is not valid: invalid type"),
+        ("{", "credentials file PATH is not valid: it ends too early, at line 1 column 1"),
+        ("auths", "credentials file PATH is not valid: no JSON at line 1 column 1"),
+        (
+            r#"{"auths":{"r.example":{"auth":["hunter2"]}}}"#,
+            "credentials file PATH is not valid: another kind of value than expected, or one that is missing, at \
+             line 1 column 30",
+        ),
+        (
+            r#"{"auths":{"r.example":"hunter2"}}"#,
+            "credentials file PATH is not valid: another kind of value than expected, or one that is missing, at \
+             line 1 column ",
+        ),
         (
             r#"{"auths":{"r.example":{"auth":"%"}}}"#,
             "credentials file PATH: the auth of r.example is not base64 of user:password; log in to it again",
@@ -182,6 +199,7 @@ fn says_which_file_is_wrong() {
         let error = home.credentials(&[]).find("r.example", "a").err().unwrap().to_string();
         let path = home.path(".docker/config.json").display().to_string();
         assert!(error.starts_with(&message.replace("PATH", &path)), "{error}");
+        assert!(!error.contains("hunter2"), "{error}");
     }
 }
 
@@ -193,4 +211,33 @@ fn secrets_are_not_shown() {
     assert_eq!(found.to_string(), format!("as \"ci\" from {}", path.display()));
     let env: Environment = [("PASSWORD", "hunter2")].into_iter().collect();
     assert_eq!(format!("{env:?}"), "{\"PASSWORD\"}");
+}
+
+#[test]
+fn what_was_given_goes_first_and_nowhere_else() {
+    let home = Home::new(&[(".docker/config.json", &auths(&[("r.example", "a:pw"), ("q.example", "b:pw")]))]);
+    let given = Given::read("r.example", "ci", &mut b"pw\n".as_slice()).unwrap();
+    let env = [("HOME", home.0.path())].into_iter().collect();
+    let credentials = Credentials::new(&Options { given: Some(given), env, ..Options::default() });
+    let found = credentials.find("r.example", "x").unwrap().unwrap();
+    assert_eq!(found.to_string(), "as \"ci\" from standard input");
+    assert_eq!(user(Some(found)).as_deref(), Some("ci"));
+    assert_eq!(user(credentials.find("q.example", "x").unwrap()).as_deref(), Some("b"));
+    assert!(credentials.find("x.example", "x").unwrap().is_none());
+    assert!(!format!("{credentials:?}").contains("pw"));
+}
+
+#[test]
+fn a_workflow_has_a_token_for_ghcr_alone() {
+    let home = Home::new(&[(".docker/config.json", &auths(&[("q.example", "b:pw")]))]);
+    let find = |registry: &str, more: &[(&str, &str)]| {
+        let vars = [("HOME", home.0.path().to_str().unwrap()), ("GITHUB_TOKEN", "pw")];
+        credentials(vars.iter().chain(more).copied().collect()).find(registry, "a/b").unwrap()
+    };
+    assert_eq!(find("ghcr.io", &[]).unwrap().to_string(), "as \"x-access-token\" from $GITHUB_TOKEN");
+    assert_eq!(user(find("ghcr.io", &[("GITHUB_ACTOR", "octocat")])).as_deref(), Some("octocat"));
+    assert!(find("r.example", &[]).is_none());
+    assert!(find("ghcr.io.evil.example", &[]).is_none());
+    let file = auths(&[("ghcr.io", "file:pw")]);
+    assert_eq!(user(find("ghcr.io", &[("DOCKER_AUTH_CONFIG", &file)])).as_deref(), Some("file"));
 }

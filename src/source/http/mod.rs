@@ -19,7 +19,7 @@ mod transport;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::credentials::Environment;
+use super::credentials::{Environment, Given};
 
 pub(super) use blob::Download;
 pub use pool::Pool;
@@ -34,6 +34,8 @@ pub(super) use transport::{Method, Transport, host_of, is_loopback, origin, pars
 pub struct Options {
     /// Whether plain http is allowed where a registry is not on loopback and answers no https.
     pub insecure: bool,
+    /// Credentials that go before all others, for their registry.
+    pub given: Option<Given>,
     /// Where credentials are looked for.
     pub env: Environment,
     /// Directories with one of their own per registry, in which `*.crt` are trusted for it.
@@ -58,6 +60,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             insecure: false,
+            given: None,
             env: Environment::of_process(),
             certs_dirs: vec!["/etc/docker/certs.d".into(), "/etc/containers/certs.d".into()],
             retry: RetryPolicy::default(),

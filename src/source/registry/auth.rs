@@ -11,6 +11,7 @@
 //! One lock is held while a token is fetched, so that threads which all find it stale fetch one.
 
 use std::fmt::Write as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,9 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 
 use super::challenge::{self, Challenge};
-use crate::source::credentials::{Credential, Credentials, Secret};
+use crate::source::credentials::{
+    AWS_CLI, Credential, Credentials, ECR_HELPER, GHCR, GITHUB_TOKEN, JsonFault, Origin, Secret, ecr_region,
+};
 use crate::source::http::{Failure, Reply, Transport, percent_encode};
 use crate::source::{Denied, Error};
 
@@ -54,6 +57,8 @@ pub(super) struct Auth {
     repository: String,
     /// Whether to ask for leave to write, too.
     push: bool,
+    /// Whether the registry has taken what it was shown.
+    accepted: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -67,6 +72,8 @@ struct State {
     challenge: Option<Challenge>,
     /// For messages: with which credentials.
     shown: String,
+    /// Where they came from.
+    origin: Option<Origin>,
 }
 
 #[derive(Deserialize)]
@@ -85,6 +92,7 @@ impl Auth {
             registry: registry.to_owned(),
             repository: repository.to_owned(),
             push: false,
+            accepted: AtomicBool::new(false),
             state: Mutex::default(),
         }
     }
@@ -133,28 +141,58 @@ impl Auth {
         Ok(if state.header == before { Renewal::Nothing } else { Renewal::Got })
     }
 
+    /// Notes that the registry has taken what it was shown.
+    pub(super) fn accepted(&self) {
+        self.accepted.store(true, Ordering::Relaxed);
+    }
+
     /// For messages: with which credentials the registry was asked.
     pub(super) fn shown(&self) -> String {
         let shown = self.lock().shown.clone();
         if shown.is_empty() { "without credentials".to_owned() } else { shown }
     }
 
-    /// For messages: what to do when access is denied.
-    pub(super) fn advice(&self) -> String {
+    /// For messages: what to do when access is denied with this status and these words.
+    pub(super) fn advice(&self, status: u16, detail: &str) -> String {
+        self.advise(self.lock().origin.as_ref(), status, detail)
+    }
+
+    fn advise(&self, origin: Option<&Origin>, status: u16, detail: &str) -> String {
+        let wanted = format!("{} {}", if self.push { "push to" } else { "read" }, self.repository);
+        let Some(origin) = origin else { return self.advise_anonymous(&wanted) };
+        // Who may read may still be refused to push, by a registry that has taken the same password before.
+        let taken_before = !self.push && self.accepted.load(Ordering::Relaxed);
+        let why = if taken_before || detail.to_ascii_lowercase().contains("expired") {
+            "these credentials have expired".to_owned()
+        } else if status == 403 {
+            format!("these credentials may not {wanted}")
+        } else {
+            format!("these credentials are wrong, or may not {wanted}")
+        };
+        format!("{why}: {}", origin.remedy(&self.registry, &wanted))
+    }
+
+    fn advise_anonymous(&self, wanted: &str) -> String {
+        let registry = &self.registry;
+        let cloud = match (registry.as_str(), ecr_region(registry)) {
+            (GHCR, _) => format!("set ${GITHUB_TOKEN}, or "),
+            (_, Some(region)) => format!(
+                "install {ECR_HELPER} or the AWS CLI on a machine whose role may {wanted}, or pipe what \
+                 {AWS_CLI} --region {region} prints to --username AWS --password-stdin, or "
+            ),
+            _ => String::new(),
+        };
         let files: Vec<_> = self.credentials.files().iter().map(|f| f.display().to_string()).collect();
+        let files = if files.is_empty() { "nowhere: HOME is not set".to_owned() } else { files.join(", ") };
         format!(
-            "run docker login {} with an account that may {} {}, or check that the repository exists \
-             (credentials are read from {})",
-            self.registry,
-            if self.push { "push to" } else { "read" },
-            self.repository,
-            if files.is_empty() { "nowhere: HOME is not set".to_owned() } else { files.join(", ") }
+            "{cloud}run docker login {registry} with an account that may {wanted}, or check that the repository \
+             exists (credentials are read from {files})"
         )
     }
 
     /// Gets what a challenge asks for and puts it into `state`.
     fn answer(&self, state: &mut State, challenge: &Challenge, transport: &Transport) -> Result<(), Failure> {
-        let found = self.credentials.find(&self.registry, &self.repository).map_err(Error::from)?;
+        let found = self.credentials.find(&self.registry, &self.repository)?;
         let shown = found.as_ref().map(ToString::to_string).unwrap_or_default();
         let (header, lifetime) = match found.as_ref().map(|credential| &credential.secret) {
             Some(Secret::Registry(token)) => (Some(format!("Bearer {token}")), None),
@@ -164,6 +202,7 @@ impl Auth {
             _ if challenge.scheme == "basic" => (None, None),
             _ => {
                 state.shown.clone_from(&shown);
+                state.origin = found.as_ref().map(|credential| credential.origin.clone());
                 let (token, lifetime) = self.fetch_token(challenge, found.as_ref(), transport)?;
                 (Some(format!("Bearer {token}")), Some(lifetime))
             }
@@ -182,6 +221,7 @@ impl Auth {
         state.header = header;
         state.generation += 1;
         state.shown = shown;
+        state.origin = found.map(|credential| credential.origin);
         Ok(())
     }
 
@@ -233,13 +273,14 @@ impl Auth {
                 return Err(Error::Status { what, host, status, detail }.into());
             }
             let credentials = credential.map_or("without credentials".to_owned(), ToString::to_string);
-            let advice = self.advice();
+            let advice = self.advise(credential.map(|found| &found.origin), status, &detail);
             let denied = Denied { host, what, credentials, status, detail, advice };
             return Err(Error::Denied(Box::new(denied)).into());
         }
         let bytes = reply.answer()?;
-        let answer: TokenAnswer = serde_json::from_slice(&bytes)
-            .map_err(|error| bad(&reply.host, format!("sent a token that is not valid: {error}")))?;
+        let answer: TokenAnswer = serde_json::from_slice(&bytes).map_err(|error| {
+            bad(&reply.host, format!("sent a token that is not valid: {}", JsonFault::from(&error)))
+        })?;
         let token = [answer.token, answer.access_token].into_iter().find(|token| !token.is_empty());
         let token = token.ok_or_else(|| bad(&reply.host, "sent no token".to_owned()))?;
         let lifetime = answer.expires_in.unwrap_or(DEFAULT_LIFETIME).min(LONGEST_LIFETIME);
@@ -275,7 +316,7 @@ fn token_url(realm: &str, service: &str, scopes: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::source::Environment;
+    use crate::source::{Environment, Options};
 
     #[test]
     fn builds_token_urls() {
@@ -289,12 +330,12 @@ mod tests {
 
     #[test]
     fn asks_for_what_is_needed_once() {
-        let env = Environment::default();
-        let auth = Auth::new(Credentials::new(env, Duration::from_secs(1)), "r", "a/b");
+        let options = Options { env: Environment::default(), ..Options::default() };
+        let auth = Auth::new(Credentials::new(&options), "r", "a/b");
         assert_eq!(auth.scopes("repository:a/b:pull"), ["repository:a/b:pull"]);
         assert_eq!(auth.scopes("other"), ["repository:a/b:pull", "other"]);
         let auth = auth.for_push();
         assert_eq!(auth.scopes("repository:a/b:pull,push"), ["repository:a/b:pull,push"]);
-        assert!(auth.advice().contains("an account that may push to a/b"));
+        assert!(auth.advice(401, "").contains("an account that may push to a/b"));
     }
 }

@@ -113,6 +113,9 @@ impl Registry {
             // A storage host that the registry redirected to has no say in who may read.
             let from_registry = reply.host == self.transport.authority();
             if !from_registry || !matches!(reply.status, 401 | 403) {
+                if reply.authorized {
+                    self.auth.accepted();
+                }
                 return Ok(reply);
             }
             // Some registries (ECR) answer 403 to a token that ran out. One that has never been shown
@@ -133,13 +136,14 @@ impl Registry {
                 }
             }
             let status = reply.status;
+            let detail = reply.error_detail();
             let denied = Denied {
-                detail: reply.error_detail(),
                 host: reply.host,
                 what: format!("{what} of {}", self.repository_name()),
                 credentials: self.auth.shown(),
                 status,
-                advice: self.auth.advice(),
+                advice: self.auth.advice(status, &detail),
+                detail,
             };
             return Err(Error::Denied(Box::new(denied)).into());
         }

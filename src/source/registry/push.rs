@@ -36,7 +36,7 @@ pub struct Pushed {
 impl Registry {
     /// Gets ready to write, too; asks the registry for nothing yet.
     pub fn open_for_push(reference: &Reference, options: &Options) -> Result<Self, Error> {
-        let credentials = Credentials::new(options.env.clone(), options.helper_timeout);
+        let credentials = Credentials::new(options);
         let auth = Auth::new(credentials, reference.registry(), reference.repository()).for_push();
         Ok(Self { auth: Arc::new(auth), ..Self::open(reference, options)? })
     }

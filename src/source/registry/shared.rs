@@ -49,7 +49,7 @@ impl Shared {
         let (registry, repository) = (reference.registry(), reference.repository());
         let key = (registry.to_owned(), repository.to_owned(), options.insecure);
         let new = || {
-            let credentials = Credentials::new(options.env.clone(), options.helper_timeout);
+            let credentials = Credentials::new(options);
             Arc::new(Auth::new(credentials, registry, repository))
         };
         Arc::clone(self.lock().auths.entry(key).or_insert_with(new))

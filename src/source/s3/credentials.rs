@@ -23,7 +23,7 @@ use super::held::{Answer, Held};
 use super::profile::{Profile, Profiles};
 use super::remote;
 use super::sigv4::Keys;
-use crate::source::credentials::run_helper;
+use crate::source::credentials::{JsonFault, run_helper};
 use crate::source::http::{Failure, Options};
 
 /// How long before their end temporary keys are fetched anew.
@@ -187,19 +187,24 @@ impl Provider {
     }
 
     /// What a program prints; it is run by a shell, as AWS's tools do.
-    fn of_process(&self, name: &str, command: &str) -> Result<Held, AwsError> {
+    fn of_process(&self, name: &str, command: &str) -> Result<Held, Failure> {
         let error = |reason: String| AwsError::Process { name: name.to_owned(), reason };
         let mut shell = Command::new("sh");
         self.options.env.give_to(shell.arg("-c").arg(command));
         let limit = self.options.helper_timeout;
-        let ended = run_helper(&mut shell, b"", limit).map_err(|e| error(e.to_string()))?;
-        let ended = ended.ok_or_else(|| error(format!("no answer in {} seconds", limit.as_secs_f32())))?;
+        let ended = run_helper(&mut shell, b"", limit, &self.options.stop).map_err(|unfinished| {
+            let what = || format!("the credential_process of profile {name:?}");
+            unfinished.stopped(what).unwrap_or_else(|reason| error(reason).into())
+        })?;
         if !ended.status.success() {
             let said = String::from_utf8_lossy(&ended.stderr).trim().to_owned();
-            return Err(error(format!("{} {said}", ended.status)));
+            return Err(error(format!("{} {said}", ended.status)).into());
         }
-        let answer: Answer = serde_json::from_slice(&ended.stdout).map_err(|e| error(e.to_string()))?;
-        answer.into_held(&format!("the credential_process of profile {name:?}")).map_err(error)
+        let answer: Answer =
+            serde_json::from_slice(&ended.stdout).map_err(|e| error(JsonFault::from(&e).to_string()))?;
+        answer
+            .into_held(&format!("the credential_process of profile {name:?}"))
+            .map_err(|reason| error(reason).into())
     }
 }
 

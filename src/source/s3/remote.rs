@@ -17,6 +17,7 @@ use super::endpoint::{dns_suffix, host_header};
 use super::error::AwsError;
 use super::held::{Answer, Held};
 use super::sigv4::{self, Keys};
+use crate::source::credentials::JsonFault;
 use crate::source::http::{Failure, Method, Options, Reply, Transport, element, is_loopback, percent_encode};
 
 /// The version of the security token service's protocol.
@@ -153,7 +154,8 @@ pub(super) fn of_container(options: &Options) -> Result<Option<Held>, Failure> {
 
 fn from_json(reply: &mut Reply, from: &str) -> Result<Held, Failure> {
     let bytes = reply.answer()?;
-    let answer: Answer = serde_json::from_slice(&bytes).map_err(|error| service(from, error.to_string()))?;
+    let answer: Answer =
+        serde_json::from_slice(&bytes).map_err(|error| service(from, JsonFault::from(&error).to_string()))?;
     Ok(answer.into_held(from).map_err(|reason| service(from, reason))?)
 }
 

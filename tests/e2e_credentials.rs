@@ -1,0 +1,293 @@
+//! Promise: a password given, a helper's or an instance role's opens a registry, and stands nowhere afterwards.
+//!
+//! ECR's API is moto, asked by Debian's own `docker-credential-ecr-login` under its real name, through a proxy. What
+//! stands for the AWS CLI is a script that prints what `aws ecr get-login-password` does.
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
+
+mod support;
+
+use std::fs;
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use serde_json::json;
+use support::command::{Ended, run};
+use support::handmade::Handmade;
+use support::moto::Moto;
+use support::proxy::Proxy;
+use support::registry::ECR;
+use support::skip::{is_root, skip};
+use support::warmkit::warmkit;
+use support::{Registry, Scratch, Tools, tools};
+
+/// A private registry of ECR, and its API.
+const HOST: &str = "123456789012.dkr.ecr.us-east-1.amazonaws.com";
+const API: &str = "api.ecr.us-east-1.amazonaws.com";
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// A registry that wants ECR's password, with a cache in `app:cache`.
+fn registry() -> Option<Registry> {
+    let tools = Tools::find(tools::NEWEST)?;
+    let registry = Registry::start_with_login(&tools, ECR);
+    let mut cache = Handmade::default();
+    let layer = cache.layer("file", None);
+    cache.record("base", &[], &[layer]);
+    let (manifest, blobs) = cache.documents();
+    for (_, blob) in &blobs {
+        registry.put_blob("app", blob);
+    }
+    registry.put_manifest("app", "cache", MANIFEST, &manifest);
+    Some(registry)
+}
+
+/// `warmkit <arguments>` that knows the registry under its name at ECR, with nothing of this machine's own.
+fn at_ecr(proxy: &Proxy, home: &Scratch, path: &str, arguments: &[&str]) -> Command {
+    let mut command = warmkit();
+    command.env_clear().env("HOME", home.path()).env("PATH", path).env("HTTPS_PROXY", proxy.url());
+    command.args(arguments).args([&format!("{HOST}/app:cache"), "--insecure"]);
+    command
+}
+
+fn openssl(dir: &Path, command: &str) -> bool {
+    let mut openssl = Command::new("openssl");
+    openssl.args(command.split_whitespace()).current_dir(dir).stdout(Stdio::null()).stderr(Stdio::null());
+    openssl.status().is_ok_and(|status| status.success())
+}
+
+/// What this run printed, without any secret.
+#[track_caller]
+fn assert_discreet(ended: &Ended) {
+    for text in [&ended.stdout, &ended.stderr] {
+        assert!(secrets().iter().all(|secret| !text.contains(secret)), "{text}");
+    }
+}
+
+/// The password, and what becomes of it in an `Authorization`.
+fn secrets() -> [String; 2] {
+    let both = format!("{}:{}", ECR.user, ECR.password);
+    [ECR.password.to_owned(), base64::engine::general_purpose::STANDARD.encode(both)]
+}
+
+/// Files below a directory that hold a secret.
+fn files_with_secrets(dir: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() && !path.is_symlink() {
+            found.extend(files_with_secrets(&path));
+        } else if path.is_file() {
+            let bytes = fs::read(&path).unwrap();
+            let holds = |secret: &String| bytes.windows(secret.len()).any(|part| part == secret.as_bytes());
+            found.extend(secrets().iter().any(holds).then(|| path.display().to_string()));
+        }
+    }
+    found
+}
+
+/// The command lines of a process and of all that it has started, one per line.
+fn command_lines(pid: u32) -> String {
+    let process = Path::new("/proc").join(pid.to_string());
+    let line = fs::read(process.join("cmdline")).unwrap_or_default();
+    let mut lines = String::from_utf8_lossy(&line).replace('\0', " ") + "\n";
+    for thread in fs::read_dir(process.join("task")).into_iter().flatten().flatten() {
+        let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+        children.split_whitespace().for_each(|child| lines.push_str(&command_lines(child.parse().unwrap())));
+    }
+    lines
+}
+
+#[test]
+fn ecr_is_opened_by_the_helper_of_aws() {
+    let helper = "docker-credential-ecr-login";
+    if !Command::new(helper)
+        .arg("version")
+        .stdout(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
+    {
+        return skip("no docker-credential-ecr-login");
+    }
+    let Some(registry) = registry() else { return };
+    let certs = Scratch::new();
+    certs.write("ext", format!("subjectAltName=DNS:{API}\nbasicConstraints=CA:false\n"));
+    let made = [
+        "req -x509 -newkey rsa:2048 -nodes -days 30 -subj /CN=ca -keyout ca.key -out ca.crt",
+        "req -newkey rsa:2048 -nodes -subj /CN=moto -keyout leaf.key -out leaf.csr",
+        "x509 -req -in leaf.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 30 -extfile ext -out leaf.crt",
+    ];
+    if !made.iter().all(|command| openssl(certs.path(), command)) {
+        return skip("no openssl");
+    }
+    let Some(moto) = Moto::start_https(&certs.join("leaf.crt"), &certs.join("leaf.key")) else { return };
+    let api = moto.url().trim_start_matches("https://").to_owned();
+    let proxy = Proxy::start(&[(&format!("{HOST}:80"), &registry.host()), (&format!("{API}:443"), &api)]);
+    let home = Scratch::new();
+    let check = || {
+        let mut command = at_ecr(&proxy, &home, "/usr/bin:/bin", &["keys", "check"]);
+        command.env("SSL_CERT_FILE", certs.join("ca.crt")).env("AWS_EC2_METADATA_DISABLED", "true");
+        command
+    };
+
+    let mut with_keys = check();
+    with_keys.env("AWS_ACCESS_KEY_ID", "any").env("AWS_SECRET_ACCESS_KEY", "any");
+    let ended = run(&mut with_keys, LIMIT).expect_success("keys check at ECR");
+    assert_discreet(&ended);
+    // Not even in the helper's own cache.
+    assert_eq!(files_with_secrets(home.path()), Vec::<String>::new());
+
+    let ended = run(&mut check(), LIMIT);
+    assert_eq!(ended.status.code(), Some(4), "{}", ended.stderr);
+    let message =
+        format!("docker-credential-ecr-login has no credentials for {HOST}: check the machine's role");
+    assert!(ended.stderr.contains(&message), "{}", ended.stderr);
+}
+
+#[test]
+fn ecr_is_opened_by_the_command_line_of_aws() {
+    let Some(registry) = registry() else { return };
+    let proxy = Proxy::start(&[(&format!("{HOST}:80"), &registry.host())]);
+    let home = Scratch::new();
+    let check = |script: &str| {
+        let bin = Scratch::new();
+        bin.program(
+            "aws",
+            format!(
+                "#!/bin/sh\ntest \"$*\" = 'ecr get-login-password --region us-east-1' || exit 9\n{script}\n"
+            ),
+        );
+        run(&mut at_ecr(&proxy, &home, bin.path().to_str().unwrap(), &["keys", "check"]), LIMIT)
+    };
+    let good = check(&format!("echo {}", ECR.password)).expect_success("keys check at ECR");
+    assert_discreet(&good);
+    let cases = [
+        (
+            "echo 'Unable to locate credentials' >&2; exit 253",
+            format!("aws ecr get-login-password failed for {HOST} (exit status: 253): Unable to locate credentials"),
+        ),
+        (":", format!("aws ecr get-login-password printed no password for {HOST}")),
+        (
+            "echo other",
+            "as \"AWS\" from aws ecr get-login-password (status 401) (UNAUTHORIZED: authentication required): these \
+             credentials are wrong, or may not read app: check that the machine's role, or its AWS credentials, may \
+             read app"
+                .to_owned(),
+        ),
+    ];
+    for (script, message) in cases {
+        let ended = check(script);
+        assert_eq!(ended.status.code(), Some(4), "{}", ended.stderr);
+        assert!(ended.stderr.contains(&message), "{}", ended.stderr);
+    }
+
+    let nothing = run(&mut at_ecr(&proxy, &home, "/nonexistent", &["keys", "check"]), LIMIT);
+    assert_eq!(nothing.status.code(), Some(4), "{}", nothing.stderr);
+    assert!(
+        nothing.stderr.contains("install docker-credential-ecr-login or the AWS CLI"),
+        "{}",
+        nothing.stderr
+    );
+}
+
+#[test]
+fn a_password_on_standard_input_stands_nowhere_afterwards() {
+    if !is_root() {
+        return;
+    }
+    let Some(registry) = registry() else { return };
+    let scratch = Scratch::new();
+    fs::create_dir(scratch.join("home")).unwrap();
+    let mut bake = warmkit();
+    bake.args([
+        "bake",
+        &registry.reference("app", "cache"),
+        "--username",
+        ECR.user,
+        "--password-stdin",
+        "--root",
+    ])
+    .arg(scratch.join("root"))
+    .env("HOME", scratch.join("home"))
+    .stdin(Stdio::piped())
+    .stdout(Stdio::piped())
+    .stderr(Stdio::piped());
+    let mut child = bake.spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(ECR.password.as_bytes()).unwrap();
+    // It waits for the end of its input meanwhile; a process that has just begun has no command line yet.
+    let deadline = Instant::now() + LIMIT;
+    let mut lines = command_lines(child.id());
+    while lines.trim().is_empty() && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(5));
+        lines = command_lines(child.id());
+    }
+    drop(stdin);
+    let output = child.wait_with_output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    let ended = Ended { status: output.status, stdout: text(output.stdout), stderr: text(output.stderr) };
+    let ended = ended.expect_success("bake with a password");
+    assert_discreet(&ended);
+    assert!(lines.contains("--username AWS --password-stdin"), "{lines}");
+    assert!(secrets().iter().all(|secret| !lines.contains(secret)), "{lines}");
+    assert_eq!(files_with_secrets(scratch.path()), Vec::<String>::new());
+
+    let mut wrong = Command::new("/bin/sh");
+    wrong.args(["-c", "echo hunter2 | exec \"$0\" keys check \"$1\" --username AWS --password-stdin"]);
+    wrong.arg(env!("CARGO_BIN_EXE_warmkit")).arg(registry.reference("app", "cache"));
+    let ended = run(&mut wrong, LIMIT);
+    assert_eq!(ended.status.code(), Some(4), "{}", ended.stderr);
+    assert!(ended.stderr.contains("as \"AWS\" from standard input"), "{}", ended.stderr);
+    assert!(!ended.stderr.contains("hunter2") && !ended.stdout.contains("hunter2"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_helper_is_told_no_secret_in_its_arguments() {
+    let Some(registry) = registry() else { return };
+    let scratch = Scratch::new();
+    let fifo = scratch.join("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let answer = json!({ "Username": ECR.user, "Secret": ECR.password });
+    scratch.program(
+        "docker-credential-ours",
+        format!("#!/bin/sh\nread go < '{}'\necho '{answer}'\n", fifo.display()),
+    );
+    let config = json!({ "credHelpers": { registry.host(): "ours" } });
+    scratch.write("docker/config.json", config.to_string());
+    let mut check = warmkit();
+    check
+        .args(["keys", "check", &registry.reference("app", "cache")])
+        .env("DOCKER_CONFIG", scratch.join("docker"))
+        .env("PATH", format!("{}:/usr/bin:/bin", scratch.path().display()))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let child = check.spawn().unwrap();
+    // Blocks until the helper runs, and holds it meanwhile.
+    let mut go = fs::OpenOptions::new().write(true).open(&fifo).unwrap();
+    let lines = command_lines(child.id());
+    go.write_all(b"on\n").unwrap();
+    drop(go);
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(lines.contains("docker-credential-ours get"), "{lines}");
+    assert!(secrets().iter().all(|secret| !lines.contains(secret)), "{lines}");
+}
+
+#[test]
+fn a_password_needs_one_registry() {
+    let cases: [(&[&str], &str); 3] = [
+        (&["r.example/a:1", "s.example/a:1"], "in several (r.example, s.example): use docker login"),
+        (&["type=local,src=x"], "no cache or key source is in one"),
+        (&["r.example/a:1"], "standard input has no password"),
+    ];
+    for (caches, message) in cases {
+        let mut check = warmkit();
+        check.args(["keys", "check", "--username", "ci", "--password-stdin"]).args(caches);
+        let ended = run(&mut check, LIMIT);
+        assert_eq!(ended.status.code(), Some(2), "{}", ended.stderr);
+        assert!(ended.stderr.contains(message), "{}", ended.stderr);
+    }
+}
