@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::{Args, ValueEnum, ValueHint};
 use jiff::Timestamp;
 
 use super::build::ReplayArguments;
@@ -60,7 +60,7 @@ pub(super) struct Arguments {
     caches: Caches,
 
     /// The root to make; must be absent or empty
-    #[arg(long, value_name = "DIR", default_value = "/var/lib/buildkit")]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, default_value = "/var/lib/buildkit")]
     root: PathBuf,
 
     #[command(flatten)]

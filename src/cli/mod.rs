@@ -3,8 +3,10 @@
 mod bake;
 mod build;
 mod caches;
+mod completion;
 pub mod exit;
 mod keys;
+mod man;
 mod options;
 mod output;
 mod progress;
@@ -15,6 +17,8 @@ mod verify;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+use output::Output;
 
 /// Bakes BuildKit registry caches into a machine image, so that the first build on a fresh host
 /// prints CACHED for every step.
@@ -31,6 +35,8 @@ enum Command {
     #[command(subcommand)]
     Keys(keys::Command),
     Verify(verify::Arguments),
+    Completion(completion::Arguments),
+    Man(man::Arguments),
 }
 
 /// Runs the command that the process was started with.
@@ -48,6 +54,8 @@ pub fn main() -> ExitCode {
         Command::Bake(arguments) => (arguments.output, bake::run(*arguments)),
         Command::Keys(command) => keys::run(command),
         Command::Verify(arguments) => (arguments.output, verify::run(&arguments)),
+        Command::Completion(arguments) => (Output::default(), completion::run(&arguments)),
+        Command::Man(arguments) => (Output::default(), man::run(&arguments)),
     };
     ExitCode::from(result.unwrap_or_else(|failure| output.failure(&failure)))
 }

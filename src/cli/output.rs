@@ -11,7 +11,7 @@ use super::exit::{self, Failure};
 use super::render;
 
 /// How a command says what came of it.
-#[derive(Debug, Clone, Copy, Args)]
+#[derive(Debug, Clone, Copy, Default, Args)]
 pub(super) struct Output {
     /// Print one JSON object instead of text
     #[arg(long)]
@@ -52,8 +52,16 @@ impl Output {
 /// # Errors
 /// As [`Output::report`].
 pub(super) fn out(text: impl AsRef<str>) -> Result<(), Failure> {
+    out_bytes(format!("{}\n", harmless(text.as_ref())).as_bytes())
+}
+
+/// Prints what is for a program as it is.
+///
+/// # Errors
+/// As [`Output::report`].
+pub(super) fn out_bytes(bytes: &[u8]) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
-    match writeln!(stdout, "{}", harmless(text.as_ref())).and_then(|()| stdout.flush()) {
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err(Failure::new(format!("cannot write to standard output: {error}"), exit::FAILURE))
         }
