@@ -10,7 +10,7 @@ use super::caches::Caches;
 use super::exit::{self, Failure};
 use super::options::KeySources;
 use super::output::Output;
-use super::progress::{Console, Verbs};
+use super::progress::{Shown, Verbs};
 use super::{render, signals};
 use crate::bake::{self, Cancel, Options};
 use crate::oci::Reference;
@@ -84,6 +84,9 @@ pub(super) struct Arguments {
     #[command(flatten)]
     pub(super) output: Output,
 
+    #[command(flatten)]
+    pub(super) progress: Shown,
+
     /// Seconds since 1970 to write where a cache tells no time: the same caches and the same value
     /// give the same databases, byte for byte
     #[arg(long, env = "SOURCE_DATE_EPOCH", value_name = "SECONDS", value_parser = parse_epoch)]
@@ -132,7 +135,7 @@ pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
         written_at: arguments.source_date_epoch.unwrap_or_else(Timestamp::now),
         registry,
     };
-    let report = bake::bake(&options, &cancel, &Console::new(Verbs::BAKE))?;
+    let report = bake::bake(&options, &cancel, &*arguments.progress.start(Verbs::BAKE)?)?;
     arguments.output.report(&report, render::bake)?;
     Ok(exit::OK)
 }

@@ -19,6 +19,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use output::Output;
+use progress::Shown;
 
 /// Bakes BuildKit registry caches into a machine image, so that the first build on a fresh host
 /// prints CACHED for every step.
@@ -50,12 +51,16 @@ pub fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
+    let mut progress = Shown::default();
     let (output, result) = match arguments.command {
-        Command::Bake(arguments) => (arguments.output, bake::run(*arguments)),
+        Command::Bake(arguments) => {
+            progress = arguments.progress;
+            (arguments.output, bake::run(*arguments))
+        }
         Command::Keys(command) => keys::run(command),
         Command::Verify(arguments) => (arguments.output, verify::run(&arguments)),
         Command::Completion(arguments) => (Output::default(), completion::run(&arguments)),
         Command::Man(arguments) => (Output::default(), man::run(&arguments)),
     };
-    ExitCode::from(result.unwrap_or_else(|failure| output.failure(&failure)))
+    ExitCode::from(result.unwrap_or_else(|failure| progress.failure(output, &failure)))
 }

@@ -36,9 +36,8 @@ impl Output {
         out(if self.json { render::json(report) } else { text(report) })
     }
 
-    /// Says why there is no report, and gives the exit code.
-    pub(super) fn failure(self, failure: &Failure) -> u8 {
-        err(render::failure(&*failure.error));
+    /// What `--json` prints where there is no report; gives the exit code.
+    pub(super) fn json_failure(self, failure: &Failure) -> u8 {
         if self.json {
             // Where this fails too, the exit code is all there is.
             let _ = out(render::json_failure(&*failure.error, failure.code));
@@ -72,7 +71,8 @@ pub(super) fn out_bytes(bytes: &[u8]) -> Result<(), Failure> {
 /// Prints a line on standard error.
 pub(super) fn err(text: impl AsRef<str>) {
     // There is nowhere left to say that it failed.
-    let _ = writeln!(io::stderr(), "{}", harmless(text.as_ref()));
+    // In one piece: a program that reads lines gets whole ones.
+    let _ = io::stderr().write_all(format!("{}\n", harmless(text.as_ref())).as_bytes());
 }
 
 /// Columns of the terminal that standard output is, if it is one.
