@@ -199,9 +199,11 @@ fn a_cache_that_is_named_twice_counts_once() {
 /// takes for one.
 #[test]
 fn examples_are_not_wrapped() {
-    let commands: [&[&str]; 7] = [
+    let commands: [&[&str]; 9] = [
         &["bake"],
         &["verify"],
+        &["completion"],
+        &["man"],
         &["keys", "check"],
         &["keys", "push"],
         &["keys", "pull"],

@@ -1,5 +1,10 @@
 //! docs/json.md shows the members that `--json` prints: all of them, and no others.
-#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test that cannot set up has failed")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stderr,
+    reason = "a test that cannot set up has failed"
+)]
 
 #[path = "support/skip.rs"]
 mod skip;
@@ -93,4 +98,59 @@ fn json_has_the_members_that_are_documented() {
     let (verified, code) = printed(&["verify", "--root", root]);
     assert_eq!(code, Some(0), "{verified}");
     assert_eq!(members_of(&verified), members_of(&verify));
+}
+
+/// Events and their members as the table of docs/json.md has them.
+fn documented_events() -> Vec<(String, BTreeSet<String>)> {
+    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/json.md")).unwrap();
+    let heading = "\n## `warmkit bake --progress rawjson`\n";
+    let section = text.split(heading).nth(1).unwrap().split("\n## ").next().unwrap();
+    let names = |cell: &str| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
+    let rows = section.lines().filter(|line| line.starts_with("| `")).skip(1);
+    rows.flat_map(|row| {
+        let cells: Vec<&str> = row.split('|').collect();
+        let members: BTreeSet<String> = names(cells[2]).into_iter().collect();
+        names(cells[1]).into_iter().map(move |event| (event, members.clone()))
+    })
+    .collect()
+}
+
+/// The lines of a bake with `--progress rawjson`, each with the members that are documented for it.
+fn events(arguments: &[&str]) -> Vec<Value> {
+    let documented = documented_events();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_warmkit"));
+    let output = command.args(arguments).args(["--progress", "rawjson"]).output().unwrap();
+    let errors = String::from_utf8(output.stderr).unwrap();
+    let events: Vec<Value> = errors.lines().map(|line| line.parse().expect(line)).collect();
+    for event in &events {
+        let mut members =
+            members_of(event).into_iter().map(|path| path[1..].to_owned()).collect::<BTreeSet<_>>();
+        assert!(members.remove("time") && members.remove("event"), "{event}");
+        let found = documented.iter().find(|(name, _)| event["event"] == name.as_str());
+        assert_eq!(Some(&members), found.map(|(_, members)| members), "{event}");
+    }
+    events
+}
+
+#[test]
+fn progress_has_the_events_that_are_documented() {
+    if !skip::is_root() {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let root = scratch.path().join("root");
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/demo");
+    let cache = format!("type=local,src={}", demo.join("cache").display());
+    let bake = ["bake", &cache, "--root", root.to_str().unwrap()];
+    let failed = events(&bake);
+    assert_eq!(
+        (&failed.last().unwrap()["event"], &failed.last().unwrap()["exit_code"]),
+        (&"error".into(), &6.into())
+    );
+
+    let baked = events(&[&bake[..], &["--allow-unkeyed"]].concat());
+    let last = |event: &str| baked.iter().rfind(|line| line["event"] == event).unwrap();
+    assert_eq!(last("progress")["bytes"], last("planned")["bytes"]);
+    assert_eq!(last("progress")["unpacked"], last("planned")["unpacks"]);
+    assert_eq!(baked.last().unwrap()["phase"], "commit");
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::{Args, ValueEnum, ValueHint};
 use jiff::Timestamp;
 
 use super::build::ReplayArguments;
@@ -10,7 +10,7 @@ use super::caches::Caches;
 use super::exit::{self, Failure};
 use super::options::KeySources;
 use super::output::Output;
-use super::progress::{Console, Verbs};
+use super::progress::{Shown, Verbs};
 use super::{render, signals};
 use crate::bake::{self, Cancel, Options};
 use crate::oci::Reference;
@@ -64,7 +64,7 @@ pub(super) struct Arguments {
     caches: Caches,
 
     /// The root to make; must be absent or empty
-    #[arg(long, value_name = "DIR", default_value = "/var/lib/buildkit")]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, default_value = "/var/lib/buildkit")]
     root: PathBuf,
 
     #[command(flatten)]
@@ -87,6 +87,9 @@ pub(super) struct Arguments {
 
     #[command(flatten)]
     pub(super) output: Output,
+
+    #[command(flatten)]
+    pub(super) progress: Shown,
 
     /// Seconds since 1970 to write where a cache tells no time: the same caches and the same value
     /// give the same databases, byte for byte
@@ -139,7 +142,7 @@ pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
         written_at: arguments.source_date_epoch.unwrap_or_else(Timestamp::now),
         registry,
     };
-    let report = bake::bake(&options, &cancel, &Console::new(Verbs::BAKE))?;
+    let report = bake::bake(&options, &cancel, &*arguments.progress.start(Verbs::BAKE)?)?;
     arguments.output.report(&report, render::bake)?;
     Ok(exit::OK)
 }

@@ -3,9 +3,11 @@
 mod bake;
 mod build;
 mod caches;
+mod completion;
 mod escape;
 pub mod exit;
 mod keys;
+mod man;
 mod options;
 mod output;
 mod progress;
@@ -16,6 +18,9 @@ mod verify;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+use output::Output;
+use progress::Shown;
 
 /// Bakes BuildKit registry caches into a machine image, so that the first build on a fresh host
 /// prints CACHED for every step.
@@ -32,6 +37,8 @@ enum Command {
     #[command(subcommand)]
     Keys(keys::Command),
     Verify(verify::Arguments),
+    Completion(completion::Arguments),
+    Man(man::Arguments),
 }
 
 /// Runs the command that the process was started with.
@@ -45,10 +52,16 @@ pub fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
+    let mut progress = Shown::default();
     let (output, result) = match arguments.command {
-        Command::Bake(arguments) => (arguments.output, bake::run(*arguments)),
+        Command::Bake(arguments) => {
+            progress = arguments.progress;
+            (arguments.output, bake::run(*arguments))
+        }
         Command::Keys(command) => keys::run(command),
         Command::Verify(arguments) => (arguments.output, verify::run(&arguments)),
+        Command::Completion(arguments) => (Output::default(), completion::run(&arguments)),
+        Command::Man(arguments) => (Output::default(), man::run(&arguments)),
     };
-    ExitCode::from(result.unwrap_or_else(|failure| output.failure(&failure)))
+    ExitCode::from(result.unwrap_or_else(|failure| progress.failure(output, &failure)))
 }

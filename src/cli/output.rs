@@ -10,7 +10,7 @@ use super::exit::{self, Failure};
 use super::render;
 
 /// How a command says what came of it.
-#[derive(Debug, Clone, Copy, Args)]
+#[derive(Debug, Clone, Copy, Default, Args)]
 pub(super) struct Output {
     /// Print one JSON object instead of text
     #[arg(long)]
@@ -35,9 +35,8 @@ impl Output {
         out(if self.json { render::json(report) } else { text(report) })
     }
 
-    /// Says why there is no report, and gives the exit code.
-    pub(super) fn failure(self, failure: &Failure) -> u8 {
-        err(render::failure(&*failure.error));
+    /// What `--json` prints where there is no report; gives the exit code.
+    pub(super) fn json_failure(self, failure: &Failure) -> u8 {
         if self.json {
             // Where this fails too, the exit code is all there is.
             let _ = out(render::json_failure(&*failure.error, failure.code));
@@ -51,8 +50,16 @@ impl Output {
 /// # Errors
 /// As [`Output::report`].
 pub(super) fn out(text: impl AsRef<str>) -> Result<(), Failure> {
+    out_bytes(format!("{}\n", harmless(text.as_ref())).as_bytes())
+}
+
+/// Prints what is for a program as it is.
+///
+/// # Errors
+/// As [`Output::report`].
+pub(super) fn out_bytes(bytes: &[u8]) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
-    match writeln!(stdout, "{}", harmless(text.as_ref())).and_then(|()| stdout.flush()) {
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err(Failure::new(format!("cannot write to standard output: {error}"), exit::FAILURE))
         }
@@ -63,7 +70,8 @@ pub(super) fn out(text: impl AsRef<str>) -> Result<(), Failure> {
 /// Prints a line on standard error.
 pub(super) fn err(text: impl AsRef<str>) {
     // There is nowhere left to say that it failed.
-    let _ = writeln!(io::stderr(), "{}", harmless(text.as_ref()));
+    // In one piece: a program that reads lines gets whole ones.
+    let _ = io::stderr().write_all(format!("{}\n", harmless(text.as_ref())).as_bytes());
 }
 
 /// Columns of the terminal that standard output is, if it is one.

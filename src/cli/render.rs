@@ -53,7 +53,8 @@ fn records_without_key<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a [Unke
     }
 }
 
-fn chain(error: &dyn Error) -> String {
+/// A message with its causes.
+pub(super) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

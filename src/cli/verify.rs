@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use clap::Args;
+use clap::{Args, ValueHint};
 use serde::Serialize;
 
 use super::build::Solve;
@@ -33,7 +33,7 @@ Examples:
 #[command(after_help = format!("{}\n\n{EXAMPLES}", exit::HELP))]
 pub(super) struct Arguments {
     /// The root to check; no daemon may run on it
-    #[arg(long, value_name = "DIR", default_value = "/var/lib/buildkit")]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, default_value = "/var/lib/buildkit")]
     root: PathBuf,
 
     /// Unpack each layer again, in memory, and compare it with its snapshot entry by entry

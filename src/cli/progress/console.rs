@@ -1,11 +1,11 @@
-//! Progress on standard error: a bar on a terminal, plain lines elsewhere.
+//! Progress for a person: a bar on a terminal, plain lines elsewhere.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 
-use super::output::err;
+use crate::cli::output::err;
 use crate::progress::{Event, Phase, Progress};
 
 /// How often a log gets a line while layers come in.
@@ -35,32 +35,41 @@ fn style(template: &str) -> ProgressStyle {
 
 /// What is done to layers and to bytes.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Verbs {
+pub(in crate::cli) struct Verbs {
     layers: &'static str,
     bytes: &'static str,
 }
 
 impl Verbs {
-    pub(super) const BAKE: Self = Self { layers: "unpacked", bytes: "downloaded" };
-    pub(super) const VERIFY: Self = Self { layers: "compared", bytes: "hashed" };
+    pub(in crate::cli) const BAKE: Self = Self { layers: "unpacked", bytes: "downloaded" };
+    pub(in crate::cli) const VERIFY: Self = Self { layers: "compared", bytes: "hashed" };
 }
 
 /// Shows events to a person.
 #[derive(Debug)]
-pub(super) struct Console {
+pub(in crate::cli) struct Console {
     bar: Option<ProgressBar>,
     verbs: Verbs,
     state: Mutex<State>,
 }
 
 impl Console {
-    pub(super) fn new(verbs: Verbs) -> Self {
+    pub(in crate::cli) fn new(verbs: Verbs) -> Self {
         // Hidden where standard error is no terminal, or one that cannot go back in a line.
         let bar = Some(ProgressBar::new(0).with_style(style(SPINNER))).filter(|bar| !bar.is_hidden());
         if let Some(bar) = &bar {
             bar.enable_steady_tick(TICK);
         }
         Self { bar, verbs, state: Mutex::default() }
+    }
+
+    /// Lines, also on a terminal.
+    pub(super) fn plain(verbs: Verbs) -> Self {
+        Self { bar: None, verbs, state: Mutex::default() }
+    }
+
+    pub(super) fn has_bar(&self) -> bool {
+        self.bar.is_some()
     }
 
     fn line(&self, text: &str) {

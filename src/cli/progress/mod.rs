@@ -1,0 +1,81 @@
+//! Progress on standard error: a bar on a terminal, plain lines elsewhere, or events for a program.
+
+mod console;
+mod rawjson;
+
+use clap::{Args, ValueEnum};
+
+pub(super) use console::{Console, Verbs};
+
+use super::exit::{self, Failure};
+use super::output::{Output, err};
+use super::render;
+use crate::progress::{Event, Progress};
+
+/// How a command shows what it does.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub(super) struct Shown {
+    /// How progress is shown, on standard error
+    #[arg(long = "progress", value_name = "HOW", default_value = "auto")]
+    mode: Mode,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+enum Mode {
+    /// A bar on a terminal, plain lines elsewhere
+    #[default]
+    Auto,
+    /// Lines, for logs
+    Plain,
+    /// A bar; wrong where there is no terminal
+    Tty,
+    /// One JSON object per line, warnings and the error among them
+    Rawjson,
+    /// Only warnings, and the error
+    Quiet,
+}
+
+impl Shown {
+    /// Where events go.
+    ///
+    /// # Errors
+    /// A bar is asked for, and there is no terminal to draw it on.
+    pub(super) fn start(self, verbs: Verbs) -> Result<Box<dyn Progress>, Failure> {
+        Ok(match self.mode {
+            Mode::Auto => Box::new(Console::new(verbs)),
+            Mode::Plain => Box::new(Console::plain(verbs)),
+            Mode::Tty => {
+                let console = Console::new(verbs);
+                if !console.has_bar() {
+                    let reason = "--progress tty: standard error is no terminal that a bar can be drawn on";
+                    return Err(Failure::new(reason, exit::USAGE));
+                }
+                Box::new(console)
+            }
+            Mode::Rawjson => Box::new(rawjson::Events::new(|line: &str| err(line))),
+            Mode::Quiet => Box::new(Quiet),
+        })
+    }
+
+    /// Says why there is no report, and gives the exit code.
+    pub(super) fn failure(self, output: Output, failure: &Failure) -> u8 {
+        if self.mode == Mode::Rawjson {
+            err(rawjson::error(&render::chain(&*failure.error), failure.code));
+        } else {
+            err(render::failure(&*failure.error));
+        }
+        output.json_failure(failure)
+    }
+}
+
+/// Tells only what people should know.
+#[derive(Debug)]
+struct Quiet;
+
+impl Progress for Quiet {
+    fn event(&self, event: Event) {
+        if let Event::Warning(text) = event {
+            err(format!("warning: {text}"));
+        }
+    }
+}
