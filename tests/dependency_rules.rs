@@ -39,7 +39,11 @@ const RULES: [Rule; 19] = [
     // A forecast from what others read of a root.
     Rule { module: "gc", may: &[], may_not: &[] },
     Rule { module: "store", may: &["bolt", "oci", "digest", "fsutil"], may_not: &[] },
-    Rule { module: "gather", may: &["source", "keys", "daemon", "oci", "digest", "progress"], may_not: &[] },
+    Rule {
+        module: "gather",
+        may: &["source", "keys", "builder", "daemon", "oci", "digest", "progress"],
+        may_not: &[],
+    },
     Rule {
         module: "replay",
         may: &["daemon", "source", "keys", "oci", "digest", "fsutil", "progress"],
