@@ -108,7 +108,7 @@ pub fn unknown(name: &str) -> Error {
 }
 
 /// Where buildx keeps its state.
-fn directory() -> PathBuf {
+pub(super) fn directory() -> PathBuf {
     directory_by(|name| env::var_os(name).filter(|value| !value.is_empty()))
 }
 

@@ -32,6 +32,8 @@ struct Volume {
     /// The docker that keeps it, where it runs.
     docker: Option<Docker>,
     is_there: bool,
+    /// Its node has a container, or may have one where docker cannot be asked.
+    has_container: bool,
     /// Running containers that use it.
     users: Vec<String>,
     /// Made by this one, and not yet used.
@@ -103,7 +105,9 @@ impl Root {
         docker.make_volume(&volume.name)?;
         volume.is_new = true;
         volume.is_there = true;
-        self.path = directory_of(docker, &volume.name)?.unwrap_or_default().join(&volume.within);
+        let missing = || Error::NoVolume { whose: volume.owner.to_string(), volume: volume.name.clone() };
+        let directory = directory_of(docker, &volume.name)?.ok_or_else(missing)?;
+        self.path = below(&directory, &volume.within);
         Ok(())
     }
 
@@ -116,14 +120,20 @@ impl Root {
 
     /// What makes a builder use what was written there, where that is not plain.
     pub fn next_step(&self) -> Option<String> {
-        let Owner { builder, node, is_known } = &self.volume.as_ref()?.owner;
+        let volume = self.volume.as_ref()?;
+        let Owner { builder, node, is_known } = &volume.owner;
         if *is_known {
             return Some(format!("the next build of builder {builder} starts on it"));
+        }
+        if volume.docker.is_some() && volume.has_container {
+            return Some(format!("the container {}, which is there already, starts on it", node.container()));
         }
         let name =
             if node.name == first_node(builder) { String::new() } else { format!(" --node {}", node.name) };
         Some(format!(
-            "the builder that uses it is made with: docker buildx create --name {builder}{name} --driver {DRIVER} --bootstrap"
+            "{} has no builder {builder} yet; the one that uses it is made with: docker buildx create --name {builder}{name} \
+             --driver {DRIVER} --bootstrap",
+            buildx::directory().display()
         ))
     }
 
@@ -131,10 +141,12 @@ impl Root {
     pub fn way_out(&self) -> Option<String> {
         let volume = self.volume.as_ref()?;
         let container = volume.owner.node.container();
-        let running = if volume.docker.is_some() { "" } else { "start docker, " };
+        let start = if volume.docker.is_some() { "" } else { "start docker, " };
+        let remove =
+            if volume.has_container { format!("`docker rm {container}` and ") } else { String::new() };
         Some(format!(
-            "it is the volume of {}: to begin anew, {running}run `docker rm {container}` and `docker volume rm {}`; the builder \
-             stays, with its settings",
+            "it is the volume of {}: to begin anew, {start}run {remove}`docker volume rm {}`; the builder stays, with its \
+             settings",
             volume.owner, volume.name
         ))
     }
@@ -247,11 +259,21 @@ fn of_running_docker(docker: Docker, owner: Owner) -> Result<Root, Error> {
     let is_there = directory.is_some();
     let directory = directory.unwrap_or_else(|| data_of(&info.docker_root_dir, &volume));
     let mut users = docker.users_of(&volume)?;
+    let has_container = container.is_some();
     if container.is_some_and(|container| container.is_running()) && !users.contains(&name) {
         users.push(name);
     }
-    let path = directory.join(&within);
-    let volume = Volume { name: volume, owner, within, docker: Some(docker), is_there, users, is_new: false };
+    let path = below(&directory, &within);
+    let volume = Volume {
+        name: volume,
+        owner,
+        within,
+        docker: Some(docker),
+        is_there,
+        has_container,
+        users,
+        is_new: false,
+    };
     Ok(Root { path, volume: Some(volume) })
 }
 
@@ -267,9 +289,23 @@ fn of_stopped_docker(docker: &Docker, owner: Owner) -> Result<Root, Error> {
         return Err(Error::VolumeOfOthers { volume: name, how: format!("mounted from {device}") });
     }
     let is_there = directory.is_dir();
-    let path = directory.join(&within);
-    let volume = Volume { name, owner, within, docker: None, is_there, users: Vec::new(), is_new: false };
+    let path = below(&directory, &within);
+    let volume = Volume {
+        name,
+        owner,
+        within,
+        docker: None,
+        is_there,
+        has_container: true,
+        users: Vec::new(),
+        is_new: false,
+    };
     Ok(Root { path, volume: Some(volume) })
+}
+
+/// A directory, or what is deeper in it.
+fn below(directory: &Path, within: &Path) -> PathBuf {
+    directory.components().chain(within.components()).collect()
 }
 
 /// Where docker's local driver keeps the content of a volume.

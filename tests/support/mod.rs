@@ -17,6 +17,7 @@ pub mod cases;
 pub mod command;
 pub mod daemon;
 pub mod demo;
+pub mod dockerd;
 pub mod files;
 pub mod gha;
 pub mod git;
