@@ -40,6 +40,7 @@
 
 pub mod bake;
 pub mod bolt;
+pub mod builder;
 pub mod cli;
 pub mod csv;
 pub mod daemon;

@@ -17,7 +17,7 @@ struct Rule {
     may_not: &'static [&'static str],
 }
 
-const RULES: [Rule; 18] = [
+const RULES: [Rule; 19] = [
     // The ground floor knows nothing above it.
     Rule { module: "csv", may: &[], may_not: &[] },
     Rule { module: "digest", may: &[], may_not: &[] },
@@ -27,6 +27,7 @@ const RULES: [Rule; 18] = [
     Rule { module: "bolt", may: &["fsutil"], may_not: &[] },
     // A builder beside this program: it knows nothing of caches and stores.
     Rule { module: "daemon", may: &[], may_not: &[] },
+    Rule { module: "builder", may: &["daemon"], may_not: &[] },
     // These four do not know each other: gather and bake join them.
     Rule { module: "source", may: &["oci", "csv", "digest", "progress"], may_not: &[] },
     Rule {
@@ -83,6 +84,7 @@ const RULES: [Rule; 18] = [
             "bake",
             "verify",
             "replay",
+            "builder",
             "daemon",
             "source",
             "keys",

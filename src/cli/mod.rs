@@ -10,6 +10,7 @@ mod keys;
 mod man;
 mod options;
 mod output;
+mod place;
 mod progress;
 mod render;
 mod signals;
