@@ -94,7 +94,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let ending = signals::end_on_signal()?;
     let output = arguments.output;
     let options = verify::Options { read_data: arguments.read_data, ..verify::Options::default() };
-    let report = verify::offline(&arguments.root, &options, &Console::new(Verbs::VERIFY))?;
+    let report =
+        verify::offline(&arguments.root, &options, &Console::new(Verbs::VERIFY)).map_err(|error| {
+            let code = exit::of_verify(&error);
+            Failure::new(error, code)
+        })?;
     if !output.is_json() {
         out(render::verify(&arguments.root, &report))?;
     }
