@@ -13,6 +13,7 @@ mod output;
 mod progress;
 mod render;
 mod signals;
+mod text;
 mod verify;
 
 use std::process::ExitCode;
