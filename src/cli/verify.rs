@@ -95,7 +95,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let output = arguments.output;
     let root = arguments.place.idle_root()?;
     let options = verify::Options { read_data: arguments.read_data, ..verify::Options::default() };
-    let report = verify::offline(&root, &options, &Console::new(Verbs::VERIFY))?;
+    let report = verify::offline(&root, &options, &Console::new(Verbs::VERIFY)).map_err(|error| {
+        let code = exit::of_verify(&error);
+        Failure::new(error, code)
+    })?;
     if !output.is_json() {
         out(render::verify(&root, &report))?;
     }
