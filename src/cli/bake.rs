@@ -32,6 +32,10 @@ Examples:
   warmkit bake type=local,src=./cache \\
     --keys-from type=provenance,src=metadata.json --root ./root
 
+  # into the volume of a builder of buildx, which need not exist yet
+  warmkit bake ghcr.io/acme/app:cache --keys-from ghcr.io/acme/app:main \\
+    --for buildx:ci
+
   # a bucket, with credentials from where AWS's own tools have them
   warmkit bake type=s3,region=eu-central-1,bucket=acme-cache,name=app \\
     --keys-from ghcr.io/acme/app:main
