@@ -122,7 +122,9 @@ fn the_volume_of_a_builder_with_docker_running() {
     assert_eq!(fs::read(volume.join("cache.db")).unwrap(), before);
     let way_out = commands(&said);
     assert_eq!(way_out, ["docker rm buildx_buildkit_ci0", "docker volume rm buildx_buildkit_ci0_state"]);
-    way_out.into_iter().for_each(|command| drop(host.docker.shell(command)));
+    for command in way_out {
+        host.docker.shell(command);
+    }
     let report = host.bake("buildx:ci/ci0");
     assert_eq!(report["next_step"], "the next build of builder ci starts on it");
     host.is_warm("ci");
