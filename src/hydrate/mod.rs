@@ -41,9 +41,10 @@ pub use report::{Failed, Report, StageReport};
 use crate::progress::{Event, Phase, Progress};
 use crate::store::state_dir::CACHE_DB;
 
+use account::Account;
 use order::Order;
 use read::Memory;
-use run::Run;
+use run::{Run, Tally};
 use walk::{Depth, Directory};
 
 /// A part of the work.
@@ -209,8 +210,17 @@ impl Reading<'_> {
 
     /// Per worker, what the databases say of its snapshots.
     fn order(&mut self) -> Vec<Order> {
+        if let Some(order) = &self.order {
+            return order.clone();
+        }
+        let mut account = Account::open();
         let order = |worker: &PathBuf| facts::read(self.run.root(), Path::new(CACHE_DB), worker).order();
-        self.order.get_or_insert_with(|| self.workers.iter().map(order).collect()).clone()
+        let order: Vec<_> = self.workers.iter().map(order).collect();
+        // Where the stage of the databases was left out, they have been read here.
+        let from_disk = account.since_last().unwrap_or_default();
+        self.run.settle(0, from_disk);
+        self.run.count(Tally { from_disk, ..Tally::default() });
+        self.order.insert(order).clone()
     }
 
     fn first_build(&mut self) {
