@@ -12,10 +12,12 @@ mod man;
 mod notify;
 mod options;
 mod output;
+mod place;
 mod priority;
 mod progress;
 mod render;
 mod signals;
+mod text;
 mod verify;
 
 use std::process::ExitCode;
