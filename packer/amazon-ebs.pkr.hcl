@@ -85,6 +85,12 @@ variable "warmkit_sha256" {
   description = "What the downloaded warmkit must hash to."
 }
 
+variable "hydrate" {
+  type        = bool
+  default     = true
+  description = "Machines that boot from the image read the root once from their volume, so that builds do not wait for blocks of a snapshot (docs/hydrate.md)."
+}
+
 variable "docker_config" {
   type        = string
   default     = ""
@@ -191,7 +197,7 @@ build {
   }
 
   provisioner "file" {
-    sources     = concat(compact([var.warmkit_binary]), var.files, ["${path.root}/provision.sh"])
+    sources     = concat(compact([var.warmkit_binary]), var.files, ["${path.root}/provision.sh", "${path.root}/warmkit-hydrate.service", "${path.root}/warmkit-hydrate.timer"])
     destination = "${local.uploads}/"
   }
 
@@ -208,6 +214,7 @@ build {
       "WARMKIT_BINARY=${var.warmkit_binary == "" ? "" : "${local.uploads}/${basename(var.warmkit_binary)}"}",
       "WARMKIT_URL=${var.warmkit_url}",
       "WARMKIT_SHA256=${var.warmkit_sha256}",
+      "WARMKIT_HYDRATE=${var.hydrate}",
       "WARMKIT_DOCKER_CONFIG=${var.docker_config}",
     ]
 

@@ -17,6 +17,8 @@
 #   WARMKIT_READ_DATA      true: verify compares every file with its layer, too
 #   WARMKIT_ENABLE         a unit that is enabled at the end: the one that starts BuildKit, where it
 #                          must not have started on a root of its own before
+#   WARMKIT_HYDRATE        true: machines read the root from their volume when they boot, by the units
+#                          warmkit-hydrate.service and .timer that lie beside this script
 #   WARMKIT_DOCKER_CONFIG  the text of a docker config.json with credentials; kept in memory only
 #
 # Exit code: that of the warmkit command that failed (see README.md, "Exit codes"),
@@ -101,6 +103,18 @@ stop_buildkit() {
     done
 }
 
+# For a volume that is made from a snapshot: the machines that boot from it, not this one.
+install_hydrate() {
+    local unit here
+    here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+    for unit in warmkit-hydrate.service warmkit-hydrate.timer; do
+        [ -e "$here/$unit" ] || die "WARMKIT_HYDRATE needs $unit beside this script" 2
+        sed "s|/usr/local/bin/warmkit|$warmkit|; s|/var/lib/buildkit|$root|" "$here/$unit" >"$scratch/$unit"
+        install -D -m 0644 -- "$scratch/$unit" "/etc/systemd/system/$unit"
+        systemctl enable -- "$unit"
+    done
+}
+
 # each FLAG LIST: appends to args, for each line of LIST, FLAG (where there is one) and the line.
 each() {
     local line
@@ -134,6 +148,7 @@ args=(verify --root "$root")
 [ "${WARMKIT_READ_DATA-}" != true ] || args+=(--read-data)
 "$warmkit" "${args[@]}"
 
+[ "${WARMKIT_HYDRATE-}" != true ] || install_hydrate
 [ -z "${WARMKIT_ENABLE-}" ] || systemctl enable -- "$WARMKIT_ENABLE"
 
 say "$root is warm"

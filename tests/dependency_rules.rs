@@ -86,11 +86,7 @@ const RULES: &[Rule] = &[
         may_not: &[],
     },
     // It reads, and only reads.
-    Rule {
-        module: "hydrate",
-        may: &["bolt", "progress", "store::schema", "store::state_dir"],
-        may_not: &["bolt::Bucket", "bolt::PageSize", "bolt::write"],
-    },
+    Rule { module: "hydrate", may: &["root", "progress"], may_not: &[] },
     Rule {
         module: "cli",
         may: &[

@@ -15,7 +15,7 @@ use serde_json::Value;
 use support::command::{Ended, run};
 use support::demo::{self, demo};
 use support::files::digest_of;
-use support::machine::{Emulator, PARTITION};
+use support::machine::{Emulator, Machine, PARTITION};
 use support::packer::{list, packer, run_packer};
 use support::registry::PASSWORD;
 use support::{BuildOutcome, BuildRequest, Registry, Scratch, Tools, tools};
@@ -103,6 +103,7 @@ fn bake(packer: &Path, emulator: &Emulator, registry: &Registry, scratch: &Scrat
         ("keys", &keys),
         ("files", &files),
         ("enable", "buildkit.service"),
+        ("hydrate", "true"),
         ("read_data", "true"),
     ];
     let limit = Duration::from_secs(1200);
@@ -161,6 +162,29 @@ struct Told {
     result: String,
 }
 
+/// Asserts that the machine's own warmkit has read the root, confined as it is, and will not do so again.
+#[track_caller]
+fn is_hydrated(machine: &Machine<'_>) {
+    let unit = "warmkit-hydrate.service";
+    // It has started when the databases are read; the daemon comes after that.
+    machine.run(&format!("while systemctl --quiet is-active {unit}; do sleep 0.2; done"));
+    let shown = machine.run(&format!("systemctl show --property=Result,ConditionResult {unit}"));
+    let log = || machine.run(&format!("journalctl --output=cat --unit={unit}"));
+    assert_eq!(shown, "Result=success\nConditionResult=yes", "{}", log());
+    let stamp = machine.run("cat /var/lib/warmkit/hydrated-$(cat /etc/machine-id)");
+    let report: Value = stamp.parse().unwrap();
+    assert_eq!(report["failed"], Value::Array(Vec::new()), "{stamp}");
+    let stages: Vec<_> = report["stages"].as_array().unwrap().iter().map(|stage| &stage["stage"]).collect();
+    assert_eq!(stages, ["databases", "first-build", "rest"]);
+    let times = "--property=ActiveEnterTimestampMonotonic --value";
+    let started =
+        |unit: &str| -> u64 { machine.run(&format!("systemctl show {times} {unit}")).parse().unwrap() };
+    assert!(started(unit) < started("buildkit.service"));
+    machine.run(&format!("systemctl start {unit}"));
+    let again = machine.run(&format!("systemctl show --property=ConditionResult {unit}"));
+    assert_eq!(again, "ConditionResult=no");
+}
+
 /// Boots a machine, and asserts that its first build finds everything.
 #[track_caller]
 fn first_build(emulator: &Emulator, disk: &Path, context: &Path, name: &str) -> Told {
@@ -168,6 +192,7 @@ fn first_build(emulator: &Emulator, disk: &Path, context: &Path, name: &str) -> 
     // Waits until all units are up; "degraded" would be that one has failed.
     assert_eq!(machine.try_run("systemctl is-system-running --wait").stdout.trim(), "running");
     assert_eq!(machine.run("systemctl is-active buildkit.service"), "active");
+    is_hydrated(&machine);
     machine.copy(context, "/root/context");
 
     let mut request = BuildRequest::new(Path::new("/root/context")).tar(Path::new("/root/result.tar"));

@@ -34,6 +34,7 @@ pub mod square;
 pub mod stored;
 pub mod tar;
 pub mod tools;
+pub mod volume;
 pub mod warmkit;
 
 pub use build::{BuildOutcome, BuildRequest};
