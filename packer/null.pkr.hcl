@@ -44,10 +44,22 @@ variable "read_data" {
   description = "Verify every file against its layer, too."
 }
 
+variable "context" {
+  type        = string
+  default     = ""
+  description = "A tar of a build's context, on this machine. The build then runs on a throwaway view of the root, and Packer fails if a step is not CACHED."
+}
+
+variable "context_args" {
+  type        = list(string)
+  default     = []
+  description = "The arguments of that build, as after `warmkit verify --build`, such as --build-arg=VERSION=1.4."
+}
+
 variable "warmkit_binary" {
   type        = string
   default     = ""
-  description = "A warmkit binary on this machine. Empty: warmkit_url, or else the installed one."
+  description = "A warmkit binary or Debian package on this machine. Empty: warmkit_url, or else the installed one."
 }
 
 variable "warmkit_url" {
@@ -89,6 +101,8 @@ build {
       "WARMKIT_URL=${var.warmkit_url}",
       "WARMKIT_SHA256=${var.warmkit_sha256}",
       "WARMKIT_BIN_DIR=${var.bin_dir}",
+      "WARMKIT_CONTEXT=${var.context}",
+      "WARMKIT_CONTEXT_ARGS=${join("\n", var.context_args)}",
     ]
 
     execute_command = [

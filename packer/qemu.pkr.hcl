@@ -75,7 +75,7 @@ variable "read_data" {
 variable "warmkit_binary" {
   type        = string
   default     = ""
-  description = "A warmkit binary, for the machine's architecture, to upload. Empty: warmkit_url, or else the one in the image."
+  description = "A warmkit binary or Debian package, for the machine's architecture, to upload. Empty: warmkit_url, or else the one in the image."
 }
 
 variable "warmkit_url" {
@@ -101,6 +101,18 @@ variable "enable" {
   type        = string
   default     = ""
   description = "The unit that starts BuildKit, enabled once the root is baked. Empty: none is."
+}
+
+variable "context" {
+  type        = string
+  default     = ""
+  description = "A tar of a build's context, on this machine. The build then runs on a throwaway view of the root, and there is no image if a step is not CACHED."
+}
+
+variable "context_args" {
+  type        = list(string)
+  default     = []
+  description = "The arguments of that build, as after `warmkit verify --build`, such as --build-arg=VERSION=1.4."
 }
 
 variable "ssh_username" {
@@ -158,6 +170,7 @@ variable "disk_size" {
 
 locals {
   uploads = "/tmp/warmkit"
+  sudo    = "$([ \"$(id -u)\" -eq 0 ] || echo sudo -n -E)"
 }
 
 source "qemu" "warm" {
@@ -197,7 +210,7 @@ source "qemu" "warm" {
   ssh_private_key_file = var.ssh_private_key_file
   ssh_timeout          = "15m"
 
-  shutdown_command = "$([ \"$(id -u)\" -eq 0 ] || echo sudo -n) systemctl poweroff"
+  shutdown_command = "${local.sudo} systemctl poweroff"
   shutdown_timeout = "10m"
 }
 
@@ -213,7 +226,7 @@ build {
   }
 
   provisioner "file" {
-    sources     = concat(compact([var.warmkit_binary]), var.files, ["${path.root}/provision.sh", "${path.root}/seal.sh"])
+    sources     = concat(compact([var.warmkit_binary, var.context]), var.files, ["${path.root}/provision.sh", "${path.root}/seal.sh"])
     destination = "${local.uploads}/"
   }
 
@@ -231,6 +244,8 @@ build {
       "WARMKIT_URL=${var.warmkit_url}",
       "WARMKIT_SHA256=${var.warmkit_sha256}",
       "WARMKIT_DOCKER_CONFIG=${var.docker_config}",
+      "WARMKIT_CONTEXT=${var.context == "" ? "" : "${local.uploads}/${basename(var.context)}"}",
+      "WARMKIT_CONTEXT_ARGS=${join("\n", var.context_args)}",
       "WARMKIT_ENABLE=${var.enable}",
     ]
 
@@ -238,13 +253,11 @@ build {
     # what is deleted from a disk is still in an image of it.
     use_env_var_file = true
     remote_folder    = "/dev/shm"
-    execute_command  = ". '{{ .EnvVarFile }}' && $([ \"$(id -u)\" -eq 0 ] || echo sudo -n -E) bash '{{ .Path }}'"
+    execute_command  = ". '{{ .EnvVarFile }}' && ${local.sudo} bash '{{ .Path }}'"
   }
 
   # Nothing of the baking stays in the image but the root and warmkit itself, and nothing of this machine.
   provisioner "shell" {
-    inline = [
-      "$([ \"$(id -u)\" -eq 0 ] || echo sudo -n) bash ${local.uploads}/seal.sh",
-    ]
+    inline = ["${local.sudo} bash ${local.uploads}/seal.sh"]
   }
 }
