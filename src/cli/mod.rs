@@ -10,9 +10,11 @@ mod keys;
 mod man;
 mod options;
 mod output;
+mod place;
 mod progress;
 mod render;
 mod signals;
+mod text;
 mod verify;
 
 use std::process::ExitCode;

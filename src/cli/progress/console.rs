@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 
 use crate::cli::output::err;
+use crate::cli::render;
+use crate::cli::text::Text;
 use crate::progress::{Event, Phase, Progress};
 
 /// How often a log gets a line while layers come in.
@@ -72,7 +74,7 @@ impl Console {
         self.bar.is_some()
     }
 
-    fn line(&self, text: &str) {
+    fn line(&self, text: impl Into<Text>) {
         match &self.bar {
             Some(bar) => bar.suspend(|| err(text)),
             None => err(text),
@@ -152,9 +154,9 @@ impl Progress for Console {
             }
             Event::Retry { what, failures, wait, reason } => {
                 let wait = wait.as_secs_f32();
-                self.line(&format!("retry {failures} in {wait:.1} s: {what}: {reason}"));
+                self.line(format!("retry {failures} in {wait:.1} s: {what}: {reason}"));
             }
-            Event::Warning(text) => self.line(&format!("warning: {text}")),
+            Event::Warning(text) => self.line(render::warning(&text)),
             Event::Fetched { .. } | Event::Finished(..) | Event::BlobDone { .. } => {}
         }
     }
