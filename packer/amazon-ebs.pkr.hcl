@@ -42,10 +42,21 @@ variable "files" {
   description = "Files to upload to /tmp/warmkit, where keys can name them: type=provenance,src=/tmp/warmkit/metadata.json."
 }
 
+variable "target" {
+  type        = string
+  default     = "host"
+  description = "Whose root to make, as after `warmkit bake --for`: host is /var/lib/buildkit, buildx:NAME the volume of a builder. It must be absent or empty."
+
+  validation {
+    condition     = var.target == "host" || (substr(var.target, 0, 7) == "buildx:" && var.target != "buildx:")
+    error_message = "The target is neither host nor buildx:NAME."
+  }
+}
+
 variable "root" {
   type        = string
-  default     = "/var/lib/buildkit"
-  description = "The BuildKit root to make. It must be absent or empty."
+  default     = ""
+  description = "The root to make, as a directory. Empty: target's."
 }
 
 variable "platform" {
@@ -288,6 +299,7 @@ build {
     environment_vars = [
       "WARMKIT_CACHES=${join("\n", var.caches)}",
       "WARMKIT_KEYS=${join("\n", var.keys)}",
+      "WARMKIT_FOR=${var.root == "" ? var.target : ""}",
       "WARMKIT_ROOT=${var.root}",
       "WARMKIT_PLATFORM=${var.platform}",
       "WARMKIT_ALLOW_UNKEYED=${var.allow_unkeyed}",

@@ -7,7 +7,8 @@
 #
 #   WARMKIT_CACHES         caches to bake, as after `buildx build --cache-from`; needed
 #   WARMKIT_KEYS           where operation digests come from, as after `warmkit bake --keys-from`
-#   WARMKIT_ROOT           the root to make (default /var/lib/buildkit)
+#   WARMKIT_FOR            whose root to make: host (/var/lib/buildkit, the default) or buildx:NAME, or
+#   WARMKIT_ROOT           the root to make, as a directory
 #   WARMKIT_BINARY         a warmkit binary on this machine, or its Debian package (NAME.deb), or
 #   WARMKIT_URL            where to download one, with
 #   WARMKIT_SHA256         what it must hash to; with neither, the warmkit that is installed is used
@@ -35,6 +36,8 @@ die() {
 
 [ "$(id -u)" -eq 0 ] || die 'needs root: layers hold owners, devices and trusted xattrs'
 [ -n "${WARMKIT_CACHES-}" ] || die 'WARMKIT_CACHES names no cache' 2
+[ -z "${WARMKIT_FOR-}" ] || [ -z "${WARMKIT_ROOT-}" ] ||
+    die 'WARMKIT_FOR and WARMKIT_ROOT are both set: choose one' 2
 [ -z "${WARMKIT_BINARY-}" ] || [ -z "${WARMKIT_URL-}" ] ||
     die 'WARMKIT_BINARY and WARMKIT_URL are both set: choose one' 2
 [ -z "${WARMKIT_URL-}" ] || [ -n "${WARMKIT_SHA256-}" ] ||
@@ -42,7 +45,11 @@ die() {
 [ -n "${WARMKIT_CONTEXT-}" ] || [ -z "${WARMKIT_CONTEXT_ARGS-}" ] ||
     die 'WARMKIT_CONTEXT_ARGS needs WARMKIT_CONTEXT' 2
 
-root=${WARMKIT_ROOT:-/var/lib/buildkit}
+if [ -n "${WARMKIT_ROOT-}" ]; then
+    place=(--root "$WARMKIT_ROOT")
+else
+    place=(--for "${WARMKIT_FOR:-host}")
+fi
 bin_dir=${WARMKIT_BIN_DIR:-/usr/local/bin}
 stopped=()
 scratch=
@@ -141,12 +148,12 @@ stop_buildkit
 args=(bake)
 each '' "$WARMKIT_CACHES"
 each --keys-from "${WARMKIT_KEYS-}"
-args+=(--root "$root")
+args+=("${place[@]}")
 [ -z "${WARMKIT_PLATFORM-}" ] || args+=(--platform "$WARMKIT_PLATFORM")
 [ "${WARMKIT_ALLOW_UNKEYED-}" != true ] || args+=(--allow-unkeyed)
 "$warmkit" "${args[@]}"
 
-args=(verify --root "$root")
+args=(verify "${place[@]}")
 [ "${WARMKIT_READ_DATA-}" != true ] || args+=(--read-data)
 if [ -n "${WARMKIT_CONTEXT-}" ]; then
     # With the modes that are in the tar: they are in the keys.
@@ -159,4 +166,4 @@ fi
 
 [ -z "${WARMKIT_ENABLE-}" ] || systemctl enable -- "$WARMKIT_ENABLE"
 
-say "$root is warm"
+say "${place[1]} is warm"

@@ -70,6 +70,7 @@ fn a_template_without_its_variables_is_not_valid() {
     for (template, variables, fault) in [
         ("null.pkr.hcl", &[][..], "Unset variable \"caches\""),
         ("null.pkr.hcl", &[("caches", "[]")][..], "The list of caches is empty"),
+        ("null.pkr.hcl", &[("caches", "[\"a\"]"), ("target", "buildx:")][..], "neither host nor buildx:NAME"),
         ("amazon-ebs.pkr.hcl", &[("caches", "[\"a\"]")][..], "Unset variable \"region\""),
         ("amazon-ebs.pkr.hcl", &missing_file, "Bad source '/nonexistent'"),
         ("qemu.pkr.hcl", &[("caches", "[\"a\"]")][..], "Unset variable \"image\""),
@@ -159,6 +160,8 @@ fn provisioning_refuses_contradictory_settings() {
         (&[caches][..], "no warmkit on this machine"),
         (&[caches, binary, url][..], "WARMKIT_BINARY and WARMKIT_URL are both set"),
         (&[caches, url][..], "WARMKIT_URL needs WARMKIT_SHA256"),
+        (&[caches, ("WARMKIT_FOR", "host"), ("WARMKIT_ROOT", "/x")][..], "WARMKIT_FOR and WARMKIT_ROOT"),
+        (&[caches, ("WARMKIT_CONTEXT_ARGS", "-f")][..], "WARMKIT_CONTEXT_ARGS needs WARMKIT_CONTEXT"),
     ] {
         let ended = provision(settings);
         assert_eq!(ended.status.code(), Some(2), "{settings:?}: {}", ended.stderr);
