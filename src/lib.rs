@@ -50,6 +50,7 @@ pub mod digest;
 pub mod fsutil;
 pub mod gather;
 pub mod gc;
+pub mod hydrate;
 pub mod keys;
 pub mod layer;
 pub mod oci;

@@ -4,7 +4,7 @@ use std::error::Error;
 
 use super::caches;
 use crate::bake::{self, ErrorClass};
-use crate::{gather, replay, root, verify};
+use crate::{gather, hydrate, replay, root, verify};
 
 /// Everything went well.
 pub const OK: u8 = 0;
@@ -86,6 +86,12 @@ impl From<gather::Error> for Failure {
 impl From<replay::Error> for Failure {
     fn from(error: replay::Error) -> Self {
         bake::Error::from(error).into()
+    }
+}
+
+impl From<hydrate::Error> for Failure {
+    fn from(error: hydrate::Error) -> Self {
+        Self::new(error, FAILURE)
     }
 }
 

@@ -11,6 +11,7 @@ use super::escape::one_line;
 use super::text::{Style, Text};
 use crate::bake::{Report, Unkeyed};
 use crate::gather::{BakedCache, KeySourceReport};
+use crate::hydrate;
 use crate::verify::{self, LiveReport, Severity, StepStatus};
 
 /// Unkeyed records that are listed for a person; `--json` has all.
@@ -144,6 +145,29 @@ pub(super) fn worth(source: &KeySourceReport) -> String {
 
 fn row(text: &mut impl fmt::Write, name: &str, value: &str) {
     let _ = writeln!(text, "{name:<12}{value}");
+}
+
+/// What was read of a root.
+pub(super) fn hydrate(report: &hydrate::Report) -> String {
+    let mut text = format!("read {} in {:.1} s\n\n", report.root, report.seconds);
+    for stage in &report.stages {
+        let name = match stage.stage {
+            hydrate::Stage::Databases => "databases",
+            hydrate::Stage::FirstBuild => "first build",
+            hydrate::Stage::Rest => "rest",
+        };
+        let hydrate::StageReport { directories, files, seconds, .. } = stage;
+        let (bytes, from_disk) = (HumanBytes(stage.bytes), HumanBytes(stage.from_disk));
+        let what = format!("{files} files, {bytes}, and {directories} directories");
+        row(&mut text, name, &format!("{what}: {from_disk} from the disk in {seconds:.1} s"));
+    }
+    if report.gone > 0 {
+        row(&mut text, "gone", &format!("{} files and directories, meanwhile", report.gone));
+    }
+    for failed in &report.failed {
+        row(&mut text, "not read", &format!("{}: {}", failed.path, failed.reason));
+    }
+    text.trim_end().to_owned()
 }
 
 /// What an offline verification found.
