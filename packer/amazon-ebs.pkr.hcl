@@ -213,7 +213,7 @@ variable "encrypt" {
 variable "kms_key_id" {
   type        = string
   default     = ""
-  description = "The key that encrypts it. Empty: the account's own for EBS, which no other account can use."
+  description = "The key that encrypts the volume. Empty: the account's own for EBS, which no other account can use."
 }
 
 variable "tags" {
@@ -260,7 +260,7 @@ source "amazon-ebs" "warm" {
     volume_type           = var.volume_type
     iops                  = contains(["gp3", "io1", "io2"], var.volume_type) ? var.volume_iops : null
     throughput            = var.volume_type == "gp3" ? var.volume_throughput : null
-    encrypted             = var.encrypt ? true : null
+    encrypted             = var.encrypt || var.kms_key_id != "" ? true : null
     kms_key_id            = var.kms_key_id
     delete_on_termination = true
   }

@@ -18,7 +18,7 @@ use support::files::copy_tree;
 use support::instance::{Instance, USER};
 use support::machine::Emulator;
 use support::moto::{Moto, REGION, texts};
-use support::packer::{TEMPLATES, list, packer, run_packer_with};
+use support::packer::{TEMPLATES, list, packer, run_packer_with, tar_of};
 use support::registry::secret;
 use support::{Registry, Scratch, Tools, tools};
 
@@ -93,12 +93,6 @@ impl Cloud {
         );
         fs::write(&template, [&before, source, &here, &after].concat()).unwrap();
 
-        // What debuggers need would take longer to upload than the bake takes.
-        let warmkit = self.scratch.join("warmkit");
-        let mut strip = Command::new("strip");
-        strip.arg("-o").arg(&warmkit).arg(env!("CARGO_BIN_EXE_warmkit"));
-        run(&mut strip, Duration::from_secs(60)).expect_success("strip");
-
         let config = fs::read_to_string(self.registry.docker_config().join("config.json")).unwrap();
         let caches = list(&[&self.registry.reference("demo", "cache")]);
         let files = list(&[demo("provenance.json").to_str().unwrap()]);
@@ -108,7 +102,6 @@ impl Cloud {
             ("source_ami", &self.source_ami),
             ("iam_instance_profile", "ecr-read"),
             ("ssh_username", USER),
-            ("warmkit_binary", warmkit.to_str().unwrap()),
             ("docker_config", &config),
             ("caches", &caches),
             ("keys", &keys),
@@ -121,15 +114,33 @@ impl Cloud {
         run_packer_with(&self.packer, "build", &template, &variables, &environment, Duration::from_secs(300))
     }
 
+    /// A warmkit without what debuggers need, which would take longer to upload than the bake takes.
+    fn binary(&self) -> String {
+        let warmkit = self.scratch.join("warmkit");
+        let mut strip = Command::new("strip");
+        strip.arg("-o").arg(&warmkit).arg(env!("CARGO_BIN_EXE_warmkit"));
+        run(&mut strip, Duration::from_secs(60)).expect_success("strip");
+        warmkit.to_str().unwrap().to_owned()
+    }
+
+    /// The same as a Debian package.
+    fn package(&self) -> String {
+        let control = "Package: warmkit\nVersion: 0\nArchitecture: amd64\nMaintainer: none\nDescription: of this test\n";
+        self.scratch.write("root/DEBIAN/control", control);
+        fs::create_dir_all(self.scratch.join("root/usr/bin")).unwrap();
+        fs::rename(self.binary(), self.scratch.join("root/usr/bin/warmkit")).unwrap();
+        let package = self.scratch.join("warmkit.deb");
+        let mut build = Command::new("dpkg-deb");
+        build.args(["--root-owner-group", "-Znone", "--build"]).arg(self.scratch.join("root")).arg(&package);
+        run(&mut build, Duration::from_secs(60)).expect_success("dpkg-deb");
+        package.to_str().unwrap().to_owned()
+    }
+
     /// A tar of the demo's context, in which `change` may change something.
     fn context(&self, change: impl FnOnce(&Path)) -> String {
         let context = demo::context(&self.scratch);
         change(&context);
-        let tar = self.scratch.join("context.tar");
-        let mut command = Command::new("tar");
-        command.arg("-C").arg(context).arg("-cf").arg(&tar).arg(".");
-        run(&mut command, Duration::from_secs(60)).expect_success("tar");
-        tar.to_str().unwrap().to_owned()
+        tar_of(&context, &self.scratch)
     }
 
     /// The AMIs that were made: their ids.
@@ -172,9 +183,10 @@ fn an_ami_is_made_of_an_instance_that_is_warm() {
     let Some(cloud) = Cloud::find() else { return };
     let (instance, told) = cloud.boot();
     let context = cloud.context(|_| ());
-    let args = list(&["--platform", "linux/amd64"]);
+    let (binary, args) = (cloud.binary(), list(&["--platform", "linux/amd64"]));
     let variables = [
-        ("context", context.as_str()),
+        ("warmkit_binary", binary.as_str()),
+        ("context", &context),
         ("context_args", &args),
         ("tags", "{team = \"builders\"}"),
         ("volume_size", "20"),
@@ -225,8 +237,10 @@ fn no_ami_is_made_of_an_instance_that_is_not_warm() {
     cloud.moto.ec2(&[("Action", "ImportKeyPair"), ("KeyName", "mine"), ("PublicKeyMaterial", &public)]);
     let (instance, _) = cloud.boot();
     let context = cloud.context(|context| fs::write(context.join("deps.txt"), "changed\n").unwrap());
+    let package = cloud.package();
     let variables = [
-        ("context", context.as_str()),
+        ("warmkit_binary", package.as_str()),
+        ("context", &context),
         ("ssh_private_key_file", key.private.to_str().unwrap()),
         ("ssh_keypair_name", "mine"),
     ];

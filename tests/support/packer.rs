@@ -60,6 +60,15 @@ pub fn run_packer_with(
     run(&mut command, limit)
 }
 
+/// A tar of a context, as templates take it; its path.
+pub fn tar_of(context: &Path, scratch: &Scratch) -> String {
+    let tar = scratch.join("context.tar");
+    let mut command = Command::new("tar");
+    command.arg("-C").arg(context).arg("-cf").arg(&tar).arg(".");
+    run(&mut command, Duration::from_secs(60)).expect_success("tar");
+    tar.to_str().unwrap().to_owned()
+}
+
 /// A variable's list of strings.
 pub fn list(items: &[&str]) -> String {
     serde_json::to_string(items).unwrap()
