@@ -23,6 +23,7 @@ pub mod gha;
 pub mod git;
 pub mod handmade;
 pub mod image;
+pub mod instance;
 pub mod machine;
 pub mod moto;
 pub mod packer;

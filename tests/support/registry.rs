@@ -39,6 +39,11 @@ pub const ECR: Login = Login {
     htpasswd: "AWS:$2b$04$abcdefghijklmnopqrstuu/cMn6kFoLFEf9ShbIPSVtJoiKQtizZG\n",
 };
 
+/// User and password as a docker configuration has them.
+pub fn secret() -> String {
+    base64::engine::general_purpose::STANDARD.encode(format!("{USER}:{PASSWORD}"))
+}
+
 /// A running registry.
 #[derive(Debug)]
 pub struct Registry {
@@ -127,8 +132,7 @@ impl Registry {
 
     /// A docker configuration that has the password; for `$DOCKER_CONFIG`.
     pub fn docker_config(&self) -> std::path::PathBuf {
-        let auth = base64::engine::general_purpose::STANDARD.encode(format!("{USER}:{PASSWORD}"));
-        let config = serde_json::json!({ "auths": { self.host(): { "auth": auth } } });
+        let config = serde_json::json!({ "auths": { self.host(): { "auth": secret() } } });
         self.scratch.write("docker/config.json", config.to_string());
         self.scratch.join("docker")
     }
