@@ -24,6 +24,7 @@ pub mod handmade;
 pub mod image;
 pub mod machine;
 pub mod moto;
+pub mod packages;
 pub mod packer;
 pub mod proxy;
 pub mod registry;
@@ -33,6 +34,8 @@ pub mod square;
 pub mod stored;
 pub mod tar;
 pub mod tools;
+pub mod trade_offs;
+pub mod volume;
 pub mod warmkit;
 
 pub use build::{BuildOutcome, BuildRequest};
