@@ -17,6 +17,7 @@ pub mod cases;
 pub mod command;
 pub mod daemon;
 pub mod demo;
+pub mod disks;
 pub mod files;
 pub mod gha;
 pub mod git;
@@ -35,7 +36,6 @@ pub mod stored;
 pub mod tar;
 pub mod tools;
 pub mod trade_offs;
-pub mod volume;
 pub mod warmkit;
 
 pub use build::{BuildOutcome, BuildRequest};

@@ -15,7 +15,7 @@ use super::command::run;
 use super::files::copy_tree;
 use super::packages::Packages;
 use super::square::read_trace;
-use super::volume::{Disk, Mounted, Used};
+use super::disks::{Disk, Mounted, Used};
 use super::{BuildRequest, Daemon, Registry, Scratch, Tools, image, warmkit};
 
 const REPOSITORY: &str = "app";
