@@ -18,6 +18,7 @@ pub mod command;
 pub mod daemon;
 pub mod demo;
 pub mod disks;
+pub mod document;
 pub mod files;
 pub mod gha;
 pub mod git;

@@ -12,10 +12,10 @@ use serde_json::Value;
 
 use super::cases::cache_to;
 use super::command::run;
+use super::disks::{Disk, Mounted, Used};
 use super::files::copy_tree;
 use super::packages::Packages;
 use super::square::read_trace;
-use super::disks::{Disk, Mounted, Used};
 use super::{BuildRequest, Daemon, Registry, Scratch, Tools, image, warmkit};
 
 const REPOSITORY: &str = "app";
