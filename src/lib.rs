@@ -49,6 +49,7 @@ pub mod digest;
 pub mod fsutil;
 pub mod gather;
 pub mod gc;
+pub mod inspect;
 pub mod keys;
 pub mod layer;
 pub mod oci;

@@ -4,8 +4,10 @@ mod bake;
 mod build;
 mod caches;
 mod completion;
+mod diff;
 mod escape;
 pub mod exit;
+mod inspect;
 mod keys;
 mod man;
 mod options;
@@ -38,6 +40,8 @@ enum Command {
     #[command(subcommand)]
     Keys(keys::Command),
     Verify(verify::Arguments),
+    Inspect(Box<inspect::Arguments>),
+    Diff(Box<diff::Arguments>),
     Completion(completion::Arguments),
     Man(man::Arguments),
 }
@@ -61,6 +65,8 @@ pub fn main() -> ExitCode {
         }
         Command::Keys(command) => keys::run(command),
         Command::Verify(arguments) => (arguments.output, verify::run(&arguments)),
+        Command::Inspect(arguments) => (arguments.output, inspect::run(*arguments)),
+        Command::Diff(arguments) => (arguments.output, diff::run(*arguments)),
         Command::Completion(arguments) => (Output::default(), completion::run(&arguments)),
         Command::Man(arguments) => (Output::default(), man::run(&arguments)),
     };
