@@ -89,6 +89,11 @@ pub(super) struct Arguments {
     #[arg(long)]
     allow_unkeyed: bool,
 
+    /// At the end, tell the disk which blocks of the root's file system are free (as fstrim does): what was
+    /// deleted there, before or meanwhile, is then in no snapshot of the disk
+    #[arg(long)]
+    fstrim: bool,
+
     #[command(flatten)]
     pub(super) output: Output,
 
@@ -147,6 +152,7 @@ pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
         with_images: arguments.with_images,
         allow_unkeyed: arguments.allow_unkeyed,
         written_at: arguments.source_date_epoch.unwrap_or_else(Timestamp::now),
+        trim: arguments.fstrim,
         registry,
     };
     let baked = bake::bake(&options, &cancel, &*arguments.progress.start(Verbs::BAKE)?);
