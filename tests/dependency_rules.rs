@@ -46,7 +46,10 @@ const RULES: [Rule; 18] = [
     },
     Rule {
         module: "bake",
-        may: &["gather", "replay", "source", "keys", "layer", "store", "oci", "digest", "fsutil", "progress"],
+        may: &[
+            "gather", "replay", "source", "keys", "layer", "store", "gc", "oci", "digest", "fsutil",
+            "progress",
+        ],
         may_not: &[],
     },
     // Never a writer: its fault would verify itself. Of layers it reads the entries.
@@ -81,6 +84,7 @@ const RULES: [Rule; 18] = [
         may: &[
             "gather",
             "bake",
+            "gc",
             "verify",
             "replay",
             "daemon",

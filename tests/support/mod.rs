@@ -18,6 +18,7 @@ pub mod command;
 pub mod daemon;
 pub mod demo;
 pub mod files;
+pub mod foreseen;
 pub mod gha;
 pub mod git;
 pub mod handmade;
@@ -32,6 +33,7 @@ pub mod skip;
 pub mod square;
 pub mod stored;
 pub mod tar;
+pub mod tmpfs;
 pub mod tools;
 pub mod warmkit;
 
