@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum, ValueHint};
+use clap::{Args, ValueEnum};
 use jiff::Timestamp;
 
 use super::build::{ReplayArguments, SolveConfig};
@@ -10,6 +10,7 @@ use super::caches::Caches;
 use super::exit::{self, Failure};
 use super::options::KeySources;
 use super::output::Output;
+use super::place::Place;
 use super::progress::{Shown, Verbs};
 use super::{render, signals};
 use crate::bake::{self, Cancel, Options};
@@ -62,9 +63,8 @@ pub(super) struct Baking {
     #[command(flatten)]
     caches: Caches,
 
-    /// The root to make; must be absent or empty
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, default_value = "/var/lib/buildkit")]
-    root: PathBuf,
+    #[command(flatten)]
+    place: Place,
 
     #[command(flatten)]
     keys: KeySources,
@@ -96,7 +96,7 @@ pub(super) struct Baking {
     build: ReplayArguments,
 }
 
-/// Pull caches and write them into a BuildKit state directory
+/// Pull caches and write them into a BuildKit state directory, which must be absent or empty
 #[derive(Debug, Args)]
 #[command(after_help = format!("{}\n\n{EXAMPLES}", exit::HELP))]
 pub(super) struct Arguments {
@@ -142,7 +142,7 @@ impl Baking {
             replay: self.build.replay(&self.keys.platforms, &registry, buildkitd_config),
             keys_from: self.keys.keys_from(),
             no_sidecar: self.keys.no_sidecar,
-            root: self.root,
+            root: self.place.root()?,
             platforms: self.keys.platforms,
             find_images: match self.images {
                 FindImages::Auto => bake::FindImages::Auto,
