@@ -97,6 +97,7 @@ const RULES: &[Rule] = &[
             "hydrate",
             "bake",
             "gc",
+            "fsutil",
             "root",
             "verify",
             "replay",

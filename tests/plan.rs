@@ -166,7 +166,11 @@ fn a_plan_says_what_a_bake_would_refuse() {
     fs::remove_file(blob_path(&fixture.layout, "two")).unwrap();
     let ended = plan(&[&fixture.cache, "--allow-unkeyed"], &root("other"));
     assert_eq!(ended.status.code(), Some(3), "{}", ended.stderr);
-    assert!(parsed(&ended)["error"]["message"].as_str().unwrap().contains("though its manifest lists it"), "{}", ended.stdout);
+    assert!(
+        parsed(&ended)["error"]["message"].as_str().unwrap().contains("though its manifest lists it"),
+        "{}",
+        ended.stdout
+    );
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod caches;
 mod completion;
 mod escape;
 pub mod exit;
+mod forecast;
 mod hydrate;
 mod keys;
 mod man;
@@ -41,6 +42,7 @@ struct Arguments {
 enum Command {
     Bake(Box<bake::Arguments>),
     Plan(Box<plan::Arguments>),
+    Forecast(forecast::Arguments),
     #[command(subcommand)]
     Keys(keys::Command),
     Verify(verify::Arguments),
@@ -70,6 +72,7 @@ pub fn main() -> ExitCode {
             progress = arguments.baking.progress;
             (arguments.output, plan::run(*arguments))
         }
+        Command::Forecast(arguments) => (arguments.output, forecast::run(&arguments)),
         Command::Keys(command) => keys::run(command),
         Command::Verify(arguments) => (arguments.output, verify::run(&arguments)),
         Command::Hydrate(arguments) => {

@@ -1,6 +1,6 @@
 //! `warmkit plan`.
 
-mod table;
+pub(super) mod table;
 
 use std::fs;
 use std::path::PathBuf;
@@ -46,10 +46,10 @@ pub(super) struct Arguments {
     host: Host,
 }
 
-/// The daemon that will run on the root.
+/// The daemon that will run on a root.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Host")]
-struct Host {
+pub(super) struct Host {
     /// The buildkitd.toml of the hosts; default: an empty one. The daemon of a replay has it too
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     buildkitd_config: Option<PathBuf>,
@@ -75,7 +75,8 @@ fn size(text: &str) -> Result<u64, &'static str> {
 }
 
 impl Host {
-    fn options(&self) -> Result<GcOptions, Failure> {
+    /// The same for the library.
+    pub(super) fn options(&self) -> Result<GcOptions, Failure> {
         let configuration = match &self.buildkitd_config {
             None => Configuration::default(),
             Some(path) => {
