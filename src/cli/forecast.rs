@@ -51,7 +51,7 @@ struct Outcome {
 /// Foretells and returns the exit code.
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let gc = arguments.host.options()?;
-    let path = arguments.place.root()?;
+    let path = arguments.place.idle_root()?;
     let records: Vec<Record> =
         Root::open(&path)?.read_whole()?.workers.iter().flat_map(root::usage).map(record).collect();
     let bytes = records.iter().map(|record| record.size).sum();

@@ -115,11 +115,15 @@ pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
     let Arguments { baking, output, host } = arguments;
     let gc = host.options()?;
     let progress = baking.progress;
-    let (options, cancel) = baking.options(host.buildkitd_config)?;
+    let root = baking.place.find()?;
+    let busy = root.require_idle().err().map(Failure::from);
+    let (options, cancel) = baking.options(&root, host.buildkitd_config)?;
     let foreseen = bake::foresee(&options, &gc, &cancel, &*progress.start(Verbs::BAKE)?)?;
     let refused =
         |error: &bake::Error| Refused { message: render::chain(error), exit_code: exit::of_bake(error) };
-    let outcome = Outcome { refusals: foreseen.refusals.iter().map(refused).collect(), foreseen: &foreseen };
+    let busy = busy.map(|busy| Refused { message: render::chain(&*busy.error), exit_code: busy.code });
+    let refusals = busy.into_iter().chain(foreseen.refusals.iter().map(refused)).collect();
+    let outcome = Outcome { foreseen: &foreseen, refusals };
     output.report(&outcome, |outcome| table::plan(outcome))?;
     Ok(outcome.refusals.first().map_or(exit::OK, |refused| refused.exit_code))
 }
