@@ -39,7 +39,11 @@ const RULES: &[Rule] = &[
     // A forecast from what others read of a root.
     Rule { module: "gc", may: &[], may_not: &[] },
     Rule { module: "store", may: &["bolt", "oci", "digest", "fsutil"], may_not: &[] },
-    Rule { module: "gather", may: &["source", "keys", "daemon", "oci", "digest", "progress"], may_not: &[] },
+    Rule {
+        module: "gather",
+        may: &["source", "keys", "builder", "daemon", "oci", "digest", "progress"],
+        may_not: &[],
+    },
     Rule {
         module: "replay",
         may: &["daemon", "source", "keys", "oci", "digest", "fsutil", "progress"],
@@ -47,7 +51,10 @@ const RULES: &[Rule] = &[
     },
     Rule {
         module: "bake",
-        may: &["gather", "replay", "source", "keys", "layer", "store", "oci", "digest", "fsutil", "progress"],
+        may: &[
+            "gather", "replay", "source", "keys", "layer", "store", "gc", "oci", "digest", "fsutil",
+            "progress",
+        ],
         may_not: &[],
     },
     // Nor does what reads roots know what writes them: a writer's fault would verify itself.
@@ -55,6 +62,12 @@ const RULES: &[Rule] = &[
         module: "root",
         may: &["bolt", "digest"],
         may_not: &["bolt::Bucket", "bolt::PageSize", "bolt::write"],
+    },
+    // What a bake would write is what it plans.
+    Rule {
+        module: "inspect",
+        may: &["gather", "bake::plan", "root", "oci", "digest", "store::ids"],
+        may_not: &[],
     },
     // Never a writer. Of layers it reads the entries.
     Rule {
@@ -89,7 +102,9 @@ const RULES: &[Rule] = &[
             "gather",
             "hydrate",
             "bake",
+            "gc",
             "root",
+            "inspect",
             "verify",
             "replay",
             "builder",

@@ -4,15 +4,18 @@ mod bake;
 mod build;
 mod caches;
 mod completion;
+mod diff;
 mod escape;
 pub mod exit;
 mod hydrate;
+mod inspect;
 mod keys;
 mod man;
 mod notify;
 mod options;
 mod output;
 mod place;
+mod plan;
 mod priority;
 mod progress;
 mod render;
@@ -39,10 +42,13 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Bake(Box<bake::Arguments>),
+    Plan(Box<plan::Arguments>),
     #[command(subcommand)]
     Keys(keys::Command),
     Verify(verify::Arguments),
     Hydrate(hydrate::Arguments),
+    Inspect(Box<inspect::Arguments>),
+    Diff(Box<diff::Arguments>),
     Completion(completion::Arguments),
     Man(man::Arguments),
 }
@@ -61,8 +67,12 @@ pub fn main() -> ExitCode {
     let mut progress = Shown::default();
     let (output, result) = match arguments.command {
         Command::Bake(arguments) => {
-            progress = arguments.progress;
+            progress = arguments.baking.progress;
             (arguments.output, bake::run(*arguments))
+        }
+        Command::Plan(arguments) => {
+            progress = arguments.baking.progress;
+            (arguments.output, plan::run(*arguments))
         }
         Command::Keys(command) => keys::run(command),
         Command::Verify(arguments) => (arguments.output, verify::run(&arguments)),
@@ -70,6 +80,8 @@ pub fn main() -> ExitCode {
             progress = arguments.progress;
             (arguments.output, hydrate::run(&arguments))
         }
+        Command::Inspect(arguments) => (arguments.output, inspect::run(*arguments)),
+        Command::Diff(arguments) => (arguments.output, diff::run(*arguments)),
         Command::Completion(arguments) => (Output::default(), completion::run(&arguments)),
         Command::Man(arguments) => (Output::default(), man::run(&arguments)),
     };

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use clap::Args;
 use serde::Serialize;
 
-use super::build::Solve;
+use super::build::{Solve, SolveConfig};
 use super::exit::{self, Failure};
 use super::output::{Output, err, out};
 use super::place::Place;
@@ -62,6 +62,9 @@ pub(super) struct Arguments {
 
     #[command(flatten)]
     solve: Solve,
+
+    #[command(flatten)]
+    config: SolveConfig,
 }
 
 impl Arguments {
@@ -72,7 +75,7 @@ impl Arguments {
             import_caches: self.import_cache.clone(),
             ..self.solve.build(context)
         };
-        let buildkitd_config = self.solve.buildkitd_config.clone();
+        let buildkitd_config = self.config.buildkitd_config.clone();
         LiveOptions { build, search: self.solve.search(), buildkitd_config, scratch: None, interrupted }
     }
 }
@@ -93,7 +96,7 @@ struct Outcome<'a> {
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let ending = signals::end_on_signal()?;
     let output = arguments.output;
-    let root = arguments.place.root()?;
+    let root = arguments.place.idle_root()?;
     let options = verify::Options { read_data: arguments.read_data, ..verify::Options::default() };
     let report = verify::offline(&root, &options, &Console::new(Verbs::VERIFY)).map_err(|error| {
         let code = exit::of_verify(&error);
