@@ -167,7 +167,9 @@ each --keys-from "${WARMKIT_KEYS-}"
 args+=("${place[@]}")
 [ -z "${WARMKIT_PLATFORM-}" ] || args+=(--platform "$WARMKIT_PLATFORM")
 [ "${WARMKIT_ALLOW_UNKEYED-}" != true ] || args+=(--allow-unkeyed)
-"$warmkit" "${args[@]}"
+"$warmkit" "${args[@]}" | tee "$scratch/report"
+# Of a builder of buildx, it is a volume that docker names.
+root=$(sed -n 's/^baked \(.*\) in [0-9.]* s$/\1/p' "$scratch/report")
 
 args=(verify "${place[@]}")
 [ "${WARMKIT_READ_DATA-}" != true ] || args+=(--read-data)
