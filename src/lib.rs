@@ -42,6 +42,7 @@
 
 pub mod bake;
 pub mod bolt;
+pub mod builder;
 pub mod cli;
 pub mod csv;
 pub mod daemon;
@@ -49,6 +50,7 @@ pub mod digest;
 pub mod fsutil;
 pub mod gather;
 pub mod gc;
+pub mod hydrate;
 pub mod inspect;
 pub mod keys;
 pub mod layer;

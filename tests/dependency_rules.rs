@@ -17,7 +17,7 @@ struct Rule {
     may_not: &'static [&'static str],
 }
 
-const RULES: [Rule; 20] = [
+const RULES: &[Rule] = &[
     // The ground floor knows nothing above it.
     Rule { module: "csv", may: &[], may_not: &[] },
     Rule { module: "digest", may: &[], may_not: &[] },
@@ -27,6 +27,7 @@ const RULES: [Rule; 20] = [
     Rule { module: "bolt", may: &["fsutil"], may_not: &[] },
     // A builder beside this program: it knows nothing of caches and stores.
     Rule { module: "daemon", may: &[], may_not: &[] },
+    Rule { module: "builder", may: &["daemon"], may_not: &[] },
     // These four do not know each other: gather and bake join them.
     Rule { module: "source", may: &["oci", "csv", "digest", "progress"], may_not: &[] },
     Rule {
@@ -38,7 +39,11 @@ const RULES: [Rule; 20] = [
     // A forecast from what others read of a root.
     Rule { module: "gc", may: &[], may_not: &[] },
     Rule { module: "store", may: &["bolt", "oci", "digest", "fsutil"], may_not: &[] },
-    Rule { module: "gather", may: &["source", "keys", "daemon", "oci", "digest", "progress"], may_not: &[] },
+    Rule {
+        module: "gather",
+        may: &["source", "keys", "builder", "daemon", "oci", "digest", "progress"],
+        may_not: &[],
+    },
     Rule {
         module: "replay",
         may: &["daemon", "source", "keys", "oci", "digest", "fsutil", "progress"],
@@ -46,7 +51,10 @@ const RULES: [Rule; 20] = [
     },
     Rule {
         module: "bake",
-        may: &["gather", "replay", "source", "keys", "layer", "store", "oci", "digest", "fsutil", "progress"],
+        may: &[
+            "gather", "replay", "source", "keys", "layer", "store", "gc", "oci", "digest", "fsutil",
+            "progress",
+        ],
         may_not: &[],
     },
     // Nor does what reads roots know what writes them: a writer's fault would verify itself.
@@ -86,15 +94,20 @@ const RULES: [Rule; 20] = [
         ],
         may_not: &[],
     },
+    // It reads, and only reads.
+    Rule { module: "hydrate", may: &["root", "progress"], may_not: &[] },
     Rule {
         module: "cli",
         may: &[
             "gather",
+            "hydrate",
             "bake",
+            "gc",
             "root",
             "inspect",
             "verify",
             "replay",
+            "builder",
             "daemon",
             "source",
             "keys",

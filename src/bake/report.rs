@@ -30,6 +30,8 @@ impl Phases {
             Phase::Keys => &mut self.keys,
             Phase::Layers => &mut self.layers,
             Phase::Commit => &mut self.commit,
+            // Of other commands.
+            Phase::Databases | Phase::FirstBuild | Phase::Rest => return,
         };
         *slot = took.as_secs_f64();
     }
@@ -40,11 +42,9 @@ impl Phases {
     }
 }
 
-/// A finished bake.
+/// What goes into a root, known before the first layer.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Report {
-    /// The root, absolute.
-    pub root: String,
+pub struct Contents {
     /// Which caches are in it.
     pub caches: Vec<BakedCache>,
     /// Caches that were asked for, are not there, and were skipped.
@@ -74,10 +74,22 @@ pub struct Report {
     pub snapshots: usize,
     /// Compressed bytes of the layers.
     pub bytes_down: u64,
+}
+
+/// A finished bake.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Report {
+    /// The root, absolute.
+    pub root: String,
+    /// What went into it.
+    #[serde(flatten)]
+    pub contents: Contents,
     /// Bytes on disk: blobs and snapshots, in allocated blocks.
     pub bytes_on_disk: u64,
     /// Seconds per phase.
     pub seconds: Phases,
+    /// Bytes of free blocks that the disk was told of, where that was asked for and could be done.
+    pub trimmed: Option<u64>,
     /// Staging directories of earlier bakes of this root that were killed; they can be removed.
     pub leftovers: Vec<String>,
 }

@@ -7,11 +7,16 @@ mod completion;
 mod diff;
 mod escape;
 pub mod exit;
+mod hydrate;
 mod inspect;
 mod keys;
 mod man;
+mod notify;
 mod options;
 mod output;
+mod place;
+mod plan;
+mod priority;
 mod progress;
 mod render;
 mod signals;
@@ -37,9 +42,11 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Bake(Box<bake::Arguments>),
+    Plan(Box<plan::Arguments>),
     #[command(subcommand)]
     Keys(keys::Command),
     Verify(verify::Arguments),
+    Hydrate(hydrate::Arguments),
     Inspect(Box<inspect::Arguments>),
     Diff(Box<diff::Arguments>),
     Completion(completion::Arguments),
@@ -60,11 +67,19 @@ pub fn main() -> ExitCode {
     let mut progress = Shown::default();
     let (output, result) = match arguments.command {
         Command::Bake(arguments) => {
-            progress = arguments.progress;
+            progress = arguments.baking.progress;
             (arguments.output, bake::run(*arguments))
+        }
+        Command::Plan(arguments) => {
+            progress = arguments.baking.progress;
+            (arguments.output, plan::run(*arguments))
         }
         Command::Keys(command) => keys::run(command),
         Command::Verify(arguments) => (arguments.output, verify::run(&arguments)),
+        Command::Hydrate(arguments) => {
+            progress = arguments.progress;
+            (arguments.output, hydrate::run(&arguments))
+        }
         Command::Inspect(arguments) => (arguments.output, inspect::run(*arguments)),
         Command::Diff(arguments) => (arguments.output, diff::run(*arguments)),
         Command::Completion(arguments) => (Output::default(), completion::run(&arguments)),

@@ -45,6 +45,7 @@ pub(in crate::cli) struct Verbs {
 impl Verbs {
     pub(in crate::cli) const BAKE: Self = Self { layers: "unpacked", bytes: "downloaded" };
     pub(in crate::cli) const VERIFY: Self = Self { layers: "compared", bytes: "hashed" };
+    pub(in crate::cli) const HYDRATE: Self = Self { layers: "", bytes: "read" };
 }
 
 /// Shows events to a person.
@@ -121,6 +122,9 @@ impl Progress for Console {
                     Phase::Keys => "recovering keys",
                     Phase::Layers => return,
                     Phase::Commit => "writing to disk",
+                    Phase::Databases => "reading databases",
+                    Phase::FirstBuild => "reading what steps are built on",
+                    Phase::Rest => "reading the rest",
                 };
                 match &self.bar {
                     Some(bar) => {
@@ -141,6 +145,21 @@ impl Progress for Console {
                     let bytes = HumanBytes(bytes);
                     err(format!("{layers} layers, {bytes} to be {}", self.verbs.bytes));
                 }
+            }
+            Event::ToRead { files, bytes } => {
+                (state.bytes, state.fetched, state.last_line) = (bytes, 0, Some(Instant::now()));
+                match &self.bar {
+                    Some(bar) => {
+                        bar.set_style(style(BAR));
+                        bar.set_length(bytes);
+                        bar.reset_eta();
+                    }
+                    None => err(format!("{files} files, {} to be {}", HumanBytes(bytes), self.verbs.bytes)),
+                }
+            }
+            Event::Read { bytes } => {
+                state.fetched += bytes;
+                self.show(&mut state, false);
             }
             // Documents come before the layers are planned, and count for nothing.
             Event::Fetched { bytes, .. } if state.layers > 0 => {
