@@ -90,11 +90,6 @@ pub(super) struct Baking {
     #[arg(long)]
     allow_unkeyed: bool,
 
-    /// At the end, tell the disk which blocks of the root's file system are free (as fstrim does): what was
-    /// deleted there, before or meanwhile, is then in no snapshot of the disk
-    #[arg(long)]
-    fstrim: bool,
-
     #[command(flatten)]
     pub(super) progress: Shown,
 
@@ -113,6 +108,11 @@ pub(super) struct Baking {
 pub(super) struct Arguments {
     #[command(flatten)]
     pub(super) baking: Baking,
+
+    /// At the end, tell the disk which blocks of the root's file system are free (as fstrim does): what was
+    /// deleted there, before or meanwhile, is then in no snapshot of the disk
+    #[arg(long)]
+    fstrim: bool,
 
     #[command(flatten)]
     pub(super) output: Output,
@@ -166,7 +166,7 @@ impl Baking {
             with_images: self.with_images,
             allow_unkeyed: self.allow_unkeyed,
             written_at: self.source_date_epoch.unwrap_or_else(Timestamp::now),
-            trim: self.fstrim,
+            trim: false,
             registry,
         };
         Ok((options, cancel))
@@ -175,19 +175,23 @@ impl Baking {
 
 /// Bakes and returns the exit code.
 pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
-    let Arguments { baking, output, config } = arguments;
+    let Arguments { baking, fstrim, output, config } = arguments;
     let mut root = baking.place.find()?;
     root.require_idle()?;
     let progress = baking.progress;
-    let (options, cancel) = baking.options(&root, config.buildkitd_config)?;
+    let (mut options, cancel) = baking.options(&root, config.buildkitd_config)?;
+    options.trim = fstrim;
     root.make()?;
     let baked = bake::bake(&options, &cancel, &*progress.start(Verbs::BAKE)?);
     let report = baked.map_err(|error| with_way_out(error, &root))?;
     root.keep();
     let outcome = Outcome { report: &report, next_step: root.next_step() };
     output.report(&outcome, |outcome| {
-        let next = outcome.next_step.iter().map(|next| format!("\n{next}")).collect::<String>();
-        render::bake(&report) + &next
+        let text = render::bake(outcome.report);
+        match &outcome.next_step {
+            Some(next) => format!("{text}\n{next}"),
+            None => text,
+        }
     })?;
     Ok(exit::OK)
 }

@@ -176,7 +176,11 @@ pub(super) fn hydrate(report: &hydrate::Report) -> String {
         row(&mut text, name, &format!("{what}: {from_disk} from the disk in {seconds:.1} s"));
     }
     if report.gone > 0 {
-        row(&mut text, "gone", &format!("{} files and directories, meanwhile", report.gone));
+        row(
+            &mut text,
+            "gone",
+            &format!("{} files and directories, or something is mounted there", report.gone),
+        );
     }
     for failed in &report.failed {
         row(&mut text, "not read", &format!("{}: {}", failed.path, failed.reason));
