@@ -18,7 +18,6 @@ pub mod command;
 pub mod daemon;
 pub mod demo;
 pub mod dockerd;
-pub mod disks;
 pub mod document;
 pub mod files;
 pub mod gha;
