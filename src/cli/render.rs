@@ -106,7 +106,7 @@ pub(super) fn bake(report: &Report) -> String {
 }
 
 /// What goes into a root.
-pub(super) fn contents(text: &mut String, contents: &Contents) {
+pub(super) fn contents(text: &mut impl fmt::Write, contents: &Contents) {
     for cache in &contents.caches {
         row(text, "cache", &described(cache));
         if let Some(release) = &cache.written_by {
