@@ -128,8 +128,12 @@ stop_buildkit() {
 
 # For a volume that is made from a snapshot: the machines that boot from it, not this one.
 install_hydrate() {
-    local unit here
+    local unit here root
     here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+    # The directory, whoever's root it is.
+    root=$("$warmkit" hydrate "${place[@]}" --only databases --json --progress quiet |
+        sed -n 's/^  "root": "\(.*\)",$/\1/p')
+    root=$(realpath -- "$root")
     for unit in warmkit-hydrate.service warmkit-hydrate.timer; do
         [ -e "$here/$unit" ] || die "WARMKIT_HYDRATE needs $unit beside this script" 2
         sed "s|/usr/local/bin/warmkit|$warmkit|; s|/var/lib/buildkit|$root|" "$here/$unit" >"$scratch/$unit"
