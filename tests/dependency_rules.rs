@@ -103,6 +103,7 @@ const RULES: &[Rule] = &[
             "hydrate",
             "bake",
             "gc",
+            "fsutil",
             "root",
             "inspect",
             "verify",

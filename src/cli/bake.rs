@@ -187,8 +187,11 @@ pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
     root.keep();
     let outcome = Outcome { report: &report, next_step: root.next_step() };
     output.report(&outcome, |outcome| {
-        let next = outcome.next_step.iter().map(|next| format!("\n{next}")).collect::<String>();
-        render::bake(&report) + &next
+        let text = render::bake(outcome.report);
+        match &outcome.next_step {
+            Some(next) => format!("{text}\n{next}"),
+            None => text,
+        }
     })?;
     Ok(exit::OK)
 }

@@ -26,10 +26,10 @@ pub const TARGET: u8 = 7;
 pub const FINDINGS: u8 = 8;
 /// A step of the live build was not CACHED, or something was imported or extracted; or a replay missed a step.
 pub const NOT_CACHED: u8 = 9;
-/// The target's disk is too small for the root, or filled up.
-pub const SPACE: u8 = 10;
 /// Diff found a difference, and was asked to tell.
-pub const DIFFERENT: u8 = 11;
+pub const DIFFERENT: u8 = 10;
+/// The target's disk is too small for the root, or filled up.
+pub const SPACE: u8 = 11;
 
 /// The table that every `--help` ends with.
 pub(crate) const HELP: &str = "\
@@ -44,8 +44,8 @@ Exit codes:
   7  the target is not empty, or a daemon or another bake uses it
   8  verify found something wrong
   9  a step of the live build was not CACHED, or a replay missed one
-  10  not enough space or inodes on the target's disk; nothing was baked
-  11  diff --exit-code found a difference";
+  10  diff --exit-code found a difference
+  11  not enough space or inodes on the target's disk; nothing was baked";
 
 /// Why a command ended without a result, and the exit code that says the same.
 #[derive(Debug)]

@@ -7,6 +7,7 @@ mod completion;
 mod diff;
 mod escape;
 pub mod exit;
+mod forecast;
 mod hydrate;
 mod inspect;
 mod keys;
@@ -43,6 +44,7 @@ struct Arguments {
 enum Command {
     Bake(Box<bake::Arguments>),
     Plan(Box<plan::Arguments>),
+    Forecast(forecast::Arguments),
     #[command(subcommand)]
     Keys(keys::Command),
     Verify(verify::Arguments),
@@ -74,6 +76,7 @@ pub fn main() -> ExitCode {
             progress = arguments.baking.progress;
             (arguments.output, plan::run(*arguments))
         }
+        Command::Forecast(arguments) => (arguments.output, forecast::run(&arguments)),
         Command::Keys(command) => keys::run(command),
         Command::Verify(arguments) => (arguments.output, verify::run(&arguments)),
         Command::Hydrate(arguments) => {

@@ -16,7 +16,7 @@ pub(super) struct Place {
 
     /// The root, by whose it is: `host`, this machine's buildkitd (/var/lib/buildkit), which is taken where neither is
     /// given; `buildx:NAME` or `buildx:NAME/NODE`, a builder of the docker-container driver, which need not exist yet
-    #[arg(id = "for", long = "for", value_name = "TARGET")]
+    #[arg(id = "for", long = "for", value_name = "TARGET", value_hint = ValueHint::Other)]
     target: Option<Target>,
 }
 
@@ -27,7 +27,6 @@ impl Place {
     }
 
     /// The root's directory, for reading, also beside a daemon that runs on it.
-    #[allow(dead_code, reason = "verify, the only reader so far, wants it idle")]
     pub(super) fn root(&self) -> Result<PathBuf, Failure> {
         let root = self.find()?;
         root.require_there()?;

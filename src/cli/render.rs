@@ -106,7 +106,7 @@ pub(super) fn bake(report: &Report) -> String {
 }
 
 /// What goes into a root.
-pub(super) fn contents(text: &mut String, contents: &Contents) {
+pub(super) fn contents(text: &mut impl fmt::Write, contents: &Contents) {
     for cache in &contents.caches {
         row(text, "cache", &described(cache));
         if let Some(release) = &cache.written_by {
@@ -176,7 +176,11 @@ pub(super) fn hydrate(report: &hydrate::Report) -> String {
         row(&mut text, name, &format!("{what}: {from_disk} from the disk in {seconds:.1} s"));
     }
     if report.gone > 0 {
-        row(&mut text, "gone", &format!("{} files and directories, meanwhile", report.gone));
+        row(
+            &mut text,
+            "gone",
+            &format!("{} files and directories, or something is mounted there", report.gone),
+        );
     }
     for failed in &report.failed {
         row(&mut text, "not read", &format!("{}: {}", failed.path, failed.reason));
