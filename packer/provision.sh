@@ -21,6 +21,8 @@
 #   WARMKIT_CONTEXT_ARGS   that build's arguments, as after `warmkit verify --build`; one per line
 #   WARMKIT_ENABLE         a unit that is enabled at the end: the one that starts BuildKit, where it
 #                          must not have started on a root of its own before
+#   WARMKIT_HYDRATE        true: machines read the root from their volume when they boot, by the units
+#                          warmkit-hydrate.service and .timer that lie beside this script
 #   WARMKIT_DOCKER_CONFIG  the text of a docker config.json with credentials; kept in memory only
 #
 # Exit code: that of the warmkit command that failed (see README.md, "Exit codes"),
@@ -124,6 +126,18 @@ stop_buildkit() {
     done
 }
 
+# For a volume that is made from a snapshot: the machines that boot from it, not this one.
+install_hydrate() {
+    local unit here
+    here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+    for unit in warmkit-hydrate.service warmkit-hydrate.timer; do
+        [ -e "$here/$unit" ] || die "WARMKIT_HYDRATE needs $unit beside this script" 2
+        sed "s|/usr/local/bin/warmkit|$warmkit|; s|/var/lib/buildkit|$root|" "$here/$unit" >"$scratch/$unit"
+        install -D -m 0644 -- "$scratch/$unit" "/etc/systemd/system/$unit"
+        systemctl enable -- "$unit"
+    done
+}
+
 # each FLAG LIST: appends to args, for each line of LIST, FLAG (where there is one) and the line.
 each() {
     local line
@@ -162,8 +176,11 @@ if [ -n "${WARMKIT_CONTEXT-}" ]; then
     args+=(--build "$unpacked/context")
     each '' "${WARMKIT_CONTEXT_ARGS-}"
 fi
-"$warmkit" "${args[@]}"
+"$warmkit" "${args[@]}" | tee "$scratch/verified"
+# Where a target's root is, warmkit knows.
+root=$(sed -n 's,^\(/.*\): healthy$,\1,p' "$scratch/verified")
 
+[ "${WARMKIT_HYDRATE-}" != true ] || install_hydrate
 [ -z "${WARMKIT_ENABLE-}" ] || systemctl enable -- "$WARMKIT_ENABLE"
 
-say "${place[1]} is warm"
+say "$root is warm"

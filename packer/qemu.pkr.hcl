@@ -101,6 +101,12 @@ variable "warmkit_sha256" {
   description = "What the downloaded warmkit must hash to."
 }
 
+variable "hydrate" {
+  type        = bool
+  default     = false
+  description = "Machines that boot from the image read the root once from their volume, so that builds do not wait for blocks of a snapshot (docs/hydrate.md)."
+}
+
 variable "docker_config" {
   type        = string
   default     = ""
@@ -237,7 +243,11 @@ build {
   }
 
   provisioner "file" {
-    sources     = concat(compact([var.warmkit_binary, var.context]), var.files, ["${path.root}/provision.sh", "${path.root}/seal.sh"])
+    sources = concat(
+      compact([var.warmkit_binary, var.context]),
+      var.files,
+      [for name in ["provision.sh", "warmkit-hydrate.service", "warmkit-hydrate.timer", "seal.sh"] : "${path.root}/${name}"],
+    )
     destination = "${local.uploads}/"
   }
 
@@ -255,6 +265,7 @@ build {
       "WARMKIT_BINARY=${var.warmkit_binary == "" ? "" : "${local.uploads}/${basename(var.warmkit_binary)}"}",
       "WARMKIT_URL=${var.warmkit_url}",
       "WARMKIT_SHA256=${var.warmkit_sha256}",
+      "WARMKIT_HYDRATE=${var.hydrate}",
       "WARMKIT_DOCKER_CONFIG=${var.docker_config}",
       "WARMKIT_CONTEXT=${var.context == "" ? "" : "${local.uploads}/${basename(var.context)}"}",
       "WARMKIT_CONTEXT_ARGS=${join("\n", var.context_args)}",

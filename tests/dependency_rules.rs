@@ -39,7 +39,11 @@ const RULES: &[Rule] = &[
     // A forecast from what others read of a root.
     Rule { module: "gc", may: &[], may_not: &[] },
     Rule { module: "store", may: &["bolt", "oci", "digest", "fsutil"], may_not: &[] },
-    Rule { module: "gather", may: &["source", "keys", "daemon", "oci", "digest", "progress"], may_not: &[] },
+    Rule {
+        module: "gather",
+        may: &["source", "keys", "builder", "daemon", "oci", "digest", "progress"],
+        may_not: &[],
+    },
     Rule {
         module: "replay",
         may: &["daemon", "source", "keys", "oci", "digest", "fsutil", "progress"],
@@ -82,11 +86,7 @@ const RULES: &[Rule] = &[
         may_not: &[],
     },
     // It reads, and only reads.
-    Rule {
-        module: "hydrate",
-        may: &["bolt", "progress", "store::schema", "store::state_dir"],
-        may_not: &["bolt::Bucket", "bolt::PageSize", "bolt::write"],
-    },
+    Rule { module: "hydrate", may: &["root", "progress"], may_not: &[] },
     Rule {
         module: "cli",
         may: &[

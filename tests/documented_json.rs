@@ -98,6 +98,10 @@ fn json_has_the_members_that_are_documented() {
     let (verified, code) = printed(&["verify", "--root", root]);
     assert_eq!(code, Some(0), "{verified}");
     assert_eq!(members_of(&verified), members_of(&verify));
+
+    let (hydrated, code) = printed(&["hydrate", "--root", root]);
+    assert_eq!(code, Some(0), "{hydrated}");
+    assert_eq!(members_of(&hydrated), members_of(&documented("`warmkit hydrate --json`")));
 }
 
 /// Events and their members as the table of docs/json.md has them.

@@ -88,11 +88,12 @@ fn bake(packer: &Path, emulator: &Emulator, registry: &Registry, scratch: &Scrat
         ("keys", &keys),
         ("files", &files),
         ("enable", "buildkit.service"),
+        ("hydrate", "true"),
         ("read_data", "true"),
     ];
     let limit = Duration::from_secs(1200);
     let ended = run_packer(packer, "build", "qemu.pkr.hcl", &variables, limit).expect_success("packer build");
-    assert!(ended.stdout.contains("provision: host is warm"), "{}", ended.stdout);
+    assert!(ended.stdout.contains("provision: /var/lib/buildkit is warm"), "{}", ended.stdout);
     assert!(
         !(ended.stdout + &ended.stderr).contains(&credentials(registry).1),
         "packer printed the password"
@@ -146,6 +147,35 @@ struct Told {
     result: String,
 }
 
+/// Asserts that the machine's own warmkit has read the root, confined as it is, and will not do so again.
+#[track_caller]
+fn is_hydrated(machine: &Machine<'_>) {
+    let unit = "warmkit-hydrate.service";
+    // It has started when the databases are read; the daemon comes after that.
+    machine.run(&format!("while systemctl --quiet is-active {unit}; do sleep 0.2; done"));
+    let shown = machine.run(&format!("systemctl show --property=Result,ConditionResult {unit}"));
+    let log = || machine.run(&format!("journalctl --output=cat --unit={unit}"));
+    assert_eq!(shown, "Result=success\nConditionResult=yes", "{}", log());
+    let stamp = machine.run("cat /var/lib/warmkit/hydrated-$(cat /etc/machine-id)");
+    let report: Value = stamp.parse().unwrap();
+    assert_eq!(report["failed"], Value::Array(Vec::new()), "{stamp}");
+    let stages: Vec<_> = report["stages"].as_array().unwrap().iter().map(|stage| &stage["stage"]).collect();
+    assert_eq!(stages, ["databases", "first-build", "rest"]);
+    let times = "--property=ActiveEnterTimestampMonotonic --value";
+    let started =
+        |unit: &str| -> u64 { machine.run(&format!("systemctl show {times} {unit}")).parse().unwrap() };
+    assert!(started(unit) < started("buildkit.service"));
+    machine.run(&format!("systemctl start {unit}"));
+    has_nothing_to_hydrate(machine);
+}
+
+/// Asserts that the root was not read again.
+#[track_caller]
+fn has_nothing_to_hydrate(machine: &Machine<'_>) {
+    let shown = machine.run("systemctl show --property=ConditionResult warmkit-hydrate.service");
+    assert_eq!(shown, "ConditionResult=no");
+}
+
 /// Boots a machine, and asserts that its first build finds everything; of one of them, the first build after
 /// another boot, too.
 #[track_caller]
@@ -153,10 +183,12 @@ fn first_build(emulator: &Emulator, disk: &Path, context: &Path, name: &str) -> 
     let machine = emulator.boot(disk, name);
     machine.copy(context, "/root/context");
     let told = build(&machine);
+    is_hydrated(&machine);
     let disk = machine.power_off();
     if name == "alpha" {
         let again = emulator.boot_on(disk, name);
         assert_eq!(build(&again), told, "after another boot");
+        has_nothing_to_hydrate(&again);
         again.power_off();
     }
     told

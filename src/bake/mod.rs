@@ -72,6 +72,8 @@ pub struct Options {
     pub allow_unkeyed: bool,
     /// The time written where a cache tells none, so that a bake can be repeated byte by byte.
     pub written_at: Timestamp,
+    /// Tell the disk at the end which blocks are free, so that what was deleted is in no snapshot of it.
+    pub trim: bool,
     /// How registries are talked to; its `stop` is replaced by that of the bake.
     pub registry: source::Options,
 }
@@ -165,6 +167,7 @@ fn bake_watched(options: &Options, cancel: &Cancel, progress: &dyn Progress) -> 
             let root = staging.commit(&[crate::store::state_dir::CACHE_DB])?;
             let took = end(progress, Phase::Commit, started);
             report.seconds.commit += took.as_secs_f64();
+            report.trimmed = options.trim.then(|| trim(&root, progress)).flatten();
             report.root = root.display().to_string();
             report.leftovers = leftovers.iter().map(|p| p.display().to_string()).collect();
             Ok(report)
@@ -177,6 +180,20 @@ fn bake_watched(options: &Options, cancel: &Cancel, progress: &dyn Progress) -> 
             Err(cancel.check().err().unwrap_or(error))
         }
     }
+}
+
+/// Has the disk forget what is in free blocks; gives their bytes. That it cannot is no reason to have no root.
+fn trim(root: &Path, progress: &dyn Progress) -> Option<u64> {
+    let trimmed = fsutil::discard_free_blocks(root);
+    trimmed
+        .map_err(|error| {
+            let root = root.display();
+            progress.event(Event::Warning(format!(
+                "cannot discard the free blocks of the file system of {root} ({error}): \
+                 what was deleted there may be in snapshots of the disk"
+            )));
+        })
+        .ok()
 }
 
 fn begin(progress: &dyn Progress, phase: Phase) -> Instant {
@@ -290,6 +307,7 @@ fn bake_into(
         bytes_down,
         bytes_on_disk: bytes_down + unpacked_bytes + document_bytes,
         seconds,
+        trimmed: None,
         leftovers: Vec::new(),
         unkeyed,
     })

@@ -2,6 +2,7 @@
 
 use clap::{Args, ValueEnum};
 use jiff::Timestamp;
+use serde::Serialize;
 
 use super::build::ReplayArguments;
 use super::caches::Caches;
@@ -12,6 +13,7 @@ use super::place::Place;
 use super::progress::{Shown, Verbs};
 use super::{render, signals};
 use crate::bake::{self, Cancel, Options};
+use crate::builder::Root;
 use crate::oci::Reference;
 use crate::source::Stop;
 use crate::source::spec::parse_reference;
@@ -29,6 +31,10 @@ Examples:
   # a local export and a metadata file, into a root that is shipped elsewhere
   warmkit bake type=local,src=./cache \\
     --keys-from type=provenance,src=metadata.json --root ./root
+
+  # into the volume of a builder of buildx, which need not exist yet
+  warmkit bake ghcr.io/acme/app:cache --keys-from ghcr.io/acme/app:main \\
+    --for buildx:ci
 
   # a bucket, with credentials from where AWS's own tools have them
   warmkit bake type=s3,region=eu-central-1,bucket=acme-cache,name=app \\
@@ -83,6 +89,11 @@ pub(super) struct Arguments {
     #[arg(long)]
     allow_unkeyed: bool,
 
+    /// At the end, tell the disk which blocks of the root's file system are free (as fstrim does): what was
+    /// deleted there, before or meanwhile, is then in no snapshot of the disk
+    #[arg(long)]
+    fstrim: bool,
+
     #[command(flatten)]
     pub(super) output: Output,
 
@@ -121,15 +132,18 @@ pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
     let skip_missing = arguments.caches.skip_missing;
     let caches = arguments.caches.read()?;
     let given = arguments.keys.given(&caches)?;
+    let mut root = arguments.place.find()?;
+    root.require_idle()?;
     let cancel = Cancel::new(signals::interrupted()?);
     let registry = arguments.keys.registries.options(Stop::default(), given);
+    root.make()?;
     let options = Options {
         skip_missing,
         caches,
         replay: arguments.build.replay(&arguments.keys.platforms, &registry),
         keys_from: arguments.keys.keys_from(),
         no_sidecar: arguments.keys.no_sidecar,
-        root: arguments.place.root()?,
+        root: root.path().to_owned(),
         platforms: arguments.keys.platforms,
         find_images: match arguments.images {
             FindImages::Auto => bake::FindImages::Auto,
@@ -138,9 +152,35 @@ pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
         with_images: arguments.with_images,
         allow_unkeyed: arguments.allow_unkeyed,
         written_at: arguments.source_date_epoch.unwrap_or_else(Timestamp::now),
+        trim: arguments.fstrim,
         registry,
     };
-    let report = bake::bake(&options, &cancel, &*arguments.progress.start(Verbs::BAKE)?)?;
-    arguments.output.report(&report, render::bake)?;
+    let baked = bake::bake(&options, &cancel, &*arguments.progress.start(Verbs::BAKE)?);
+    let report = baked.map_err(|error| with_way_out(error, &root))?;
+    root.keep();
+    let outcome = Outcome { report: &report, next_step: root.next_step() };
+    arguments.output.report(&outcome, |outcome| {
+        let next = outcome.next_step.iter().map(|next| format!("\n{next}")).collect::<String>();
+        render::bake(&report) + &next
+    })?;
     Ok(exit::OK)
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Outcome<'a> {
+    #[serde(flatten)]
+    report: &'a bake::Report,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_step: Option<String>,
+}
+
+/// A builder's root that has been used is not for whoever starts the bake to clear by hand.
+fn with_way_out(error: bake::Error, root: &Root) -> Failure {
+    match (&error, root.way_out()) {
+        (bake::Error::TargetNotEmpty { .. }, Some(way_out)) => {
+            Failure::new(format!("{error}; {way_out}"), exit::TARGET)
+        }
+        _ => error.into(),
+    }
 }

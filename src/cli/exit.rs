@@ -4,7 +4,7 @@ use std::error::Error;
 
 use super::caches;
 use crate::bake::{self, ErrorClass};
-use crate::{gather, hydrate, replay, root, verify};
+use crate::{builder, gather, hydrate, replay, root, verify};
 
 /// Everything went well.
 pub const OK: u8 = 0;
@@ -71,6 +71,17 @@ impl From<bake::Error> for Failure {
             ErrorClass::Unkeyed => UNKEYED,
             ErrorClass::Target => TARGET,
             ErrorClass::Other => FAILURE,
+        };
+        Self::new(error, code)
+    }
+}
+
+impl From<builder::Error> for Failure {
+    fn from(error: builder::Error) -> Self {
+        let code = match error.class() {
+            builder::ErrorClass::Choice => USAGE,
+            builder::ErrorClass::Busy => TARGET,
+            builder::ErrorClass::Other => FAILURE,
         };
         Self::new(error, code)
     }

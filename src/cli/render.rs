@@ -114,6 +114,9 @@ pub(super) fn bake(report: &Report) -> String {
     row(&mut text, "layers", &format!("{} in {} snapshots", report.layers, report.snapshots));
     row(&mut text, "downloaded", &HumanBytes(report.bytes_down).to_string());
     row(&mut text, "on disk", &HumanBytes(report.bytes_on_disk).to_string());
+    if let Some(trimmed) = report.trimmed {
+        row(&mut text, "discarded", &format!("{} of free blocks", HumanBytes(trimmed)));
+    }
     let seconds = &report.seconds;
     let phases = format!(
         "resolve {:.1} s, keys {:.1} s, layers {:.1} s, commit {:.1} s",

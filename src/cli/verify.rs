@@ -93,7 +93,7 @@ struct Outcome<'a> {
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let ending = signals::end_on_signal()?;
     let output = arguments.output;
-    let root = arguments.place.root()?;
+    let root = arguments.place.idle_root()?;
     let options = verify::Options { read_data: arguments.read_data, ..verify::Options::default() };
     let report = verify::offline(&root, &options, &Console::new(Verbs::VERIFY)).map_err(|error| {
         let code = exit::of_verify(&error);

@@ -17,6 +17,7 @@ pub mod cases;
 pub mod command;
 pub mod daemon;
 pub mod demo;
+pub mod dockerd;
 pub mod files;
 pub mod gha;
 pub mod git;
@@ -34,6 +35,7 @@ pub mod square;
 pub mod stored;
 pub mod tar;
 pub mod tools;
+pub mod volume;
 pub mod warmkit;
 
 pub use build::{BuildOutcome, BuildRequest};
