@@ -232,6 +232,7 @@ locals {
   ami_name = "${var.ami_name}-${formatdate("YYYYMMDD-hhmmss", timestamp())}"
   tags     = merge({ Name = local.ami_name, source_ami = var.source_ami }, var.tags)
   uploads  = "/tmp/warmkit"
+  scripts  = ["provision.sh", "seal.sh", "warmkit-hydrate.service", "warmkit-hydrate.timer"]
   sudo     = "$([ \"$(id -u)\" -eq 0 ] || echo sudo -n -E)"
 }
 
@@ -295,11 +296,7 @@ build {
   }
 
   provisioner "file" {
-    sources = concat(
-      compact([var.warmkit_binary, var.context]),
-      var.files,
-      [for name in ["provision.sh", "warmkit-hydrate.service", "warmkit-hydrate.timer", "seal.sh"] : "${path.root}/${name}"],
-    )
+    sources     = concat(compact([var.warmkit_binary, var.context]), var.files, [for name in local.scripts : "${path.root}/${name}"])
     destination = "${local.uploads}/"
   }
 

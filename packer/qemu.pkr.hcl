@@ -187,6 +187,7 @@ variable "disk_size" {
 
 locals {
   uploads = "/tmp/warmkit"
+  scripts = ["provision.sh", "seal.sh", "warmkit-hydrate.service", "warmkit-hydrate.timer"]
   sudo    = "$([ \"$(id -u)\" -eq 0 ] || echo sudo -n -E)"
 }
 
@@ -243,11 +244,7 @@ build {
   }
 
   provisioner "file" {
-    sources = concat(
-      compact([var.warmkit_binary, var.context]),
-      var.files,
-      [for name in ["provision.sh", "warmkit-hydrate.service", "warmkit-hydrate.timer", "seal.sh"] : "${path.root}/${name}"],
-    )
+    sources     = concat(compact([var.warmkit_binary, var.context]), var.files, [for name in local.scripts : "${path.root}/${name}"])
     destination = "${local.uploads}/"
   }
 

@@ -60,6 +60,12 @@ const RULES: &[Rule] = &[
         may: &["bolt", "digest"],
         may_not: &["bolt::Bucket", "bolt::PageSize", "bolt::write"],
     },
+    // What a bake would write is what it plans.
+    Rule {
+        module: "inspect",
+        may: &["gather", "bake::plan", "root", "oci", "digest", "store::ids"],
+        may_not: &[],
+    },
     // Never a writer. Of layers it reads the entries.
     Rule {
         module: "verify",
@@ -94,6 +100,7 @@ const RULES: &[Rule] = &[
             "hydrate",
             "bake",
             "root",
+            "inspect",
             "verify",
             "replay",
             "builder",

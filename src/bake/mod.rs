@@ -12,7 +12,7 @@
 
 mod error;
 mod layers;
-mod plan;
+pub(crate) mod plan;
 pub mod report;
 mod stores;
 mod target;

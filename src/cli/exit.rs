@@ -26,6 +26,8 @@ pub const TARGET: u8 = 7;
 pub const FINDINGS: u8 = 8;
 /// A step of the live build was not CACHED, or something was imported or extracted; or a replay missed a step.
 pub const NOT_CACHED: u8 = 9;
+/// Diff found a difference, and was asked to tell.
+pub const DIFFERENT: u8 = 10;
 
 /// The table that every `--help` ends with.
 pub(crate) const HELP: &str = "\
@@ -39,7 +41,8 @@ Exit codes:
   6  records without a key; nothing was baked
   7  the target is not empty, or a daemon or another bake uses it
   8  verify found something wrong
-  9  a step of the live build was not CACHED, or a replay missed one";
+  9  a step of the live build was not CACHED, or a replay missed one
+  10  diff --exit-code found a difference";
 
 /// Why a command ended without a result, and the exit code that says the same.
 #[derive(Debug)]

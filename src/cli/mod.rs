@@ -4,9 +4,11 @@ mod bake;
 mod build;
 mod caches;
 mod completion;
+mod diff;
 mod escape;
 pub mod exit;
 mod hydrate;
+mod inspect;
 mod keys;
 mod man;
 mod notify;
@@ -43,6 +45,8 @@ enum Command {
     Keys(keys::Command),
     Verify(verify::Arguments),
     Hydrate(hydrate::Arguments),
+    Inspect(Box<inspect::Arguments>),
+    Diff(Box<diff::Arguments>),
     Completion(completion::Arguments),
     Man(man::Arguments),
 }
@@ -70,6 +74,8 @@ pub fn main() -> ExitCode {
             progress = arguments.progress;
             (arguments.output, hydrate::run(&arguments))
         }
+        Command::Inspect(arguments) => (arguments.output, inspect::run(*arguments)),
+        Command::Diff(arguments) => (arguments.output, diff::run(*arguments)),
         Command::Completion(arguments) => (Output::default(), completion::run(&arguments)),
         Command::Man(arguments) => (Output::default(), man::run(&arguments)),
     };

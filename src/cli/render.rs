@@ -146,7 +146,13 @@ pub(super) fn worth(source: &KeySourceReport) -> String {
     format!("{keyed} records keyed, {only} of them by no other source, {candidates} candidates")
 }
 
-fn row(text: &mut impl fmt::Write, name: &str, value: &str) {
+/// `1 record`, `2 records`.
+pub(super) fn counted(count: usize, word: &str) -> String {
+    if count == 1 { format!("1 {word}") } else { format!("{count} {word}s") }
+}
+
+/// A line of a report: what it is about, and what there is to say.
+pub(super) fn row(text: &mut impl fmt::Write, name: &str, value: &str) {
     let _ = writeln!(text, "{name:<12}{value}");
 }
 

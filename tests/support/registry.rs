@@ -206,6 +206,17 @@ impl Registry {
         log.lines().filter_map(request).filter(|request| !request.contains("/v2/marker-")).collect()
     }
 
+    /// Bytes of manifests and blobs that it sent so far.
+    pub fn sent(&self) -> u64 {
+        let sent = |line: &str| {
+            // As for [`request_of_a_daemon`].
+            let (request, rest) = line.split_once(" \"GET ")?.1.split_once("\" ")?;
+            let bytes = rest.split(' ').nth(1)?.parse::<u64>().ok()?;
+            (!request.starts_with("/v2/marker-")).then_some(bytes)
+        };
+        self.log_so_far().lines().filter_map(sent).sum()
+    }
+
     /// The bytes of a manifest, by tag or digest, and its media type.
     pub fn manifest(&self, repository: &str, tag: &str) -> (Vec<u8>, String) {
         let accept = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
