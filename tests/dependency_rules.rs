@@ -51,7 +51,10 @@ const RULES: &[Rule] = &[
     },
     Rule {
         module: "bake",
-        may: &["gather", "replay", "source", "keys", "layer", "store", "oci", "digest", "fsutil", "progress"],
+        may: &[
+            "gather", "replay", "source", "keys", "layer", "store", "gc", "oci", "digest", "fsutil",
+            "progress",
+        ],
         may_not: &[],
     },
     // Nor does what reads roots know what writes them: a writer's fault would verify itself.
@@ -99,6 +102,8 @@ const RULES: &[Rule] = &[
             "gather",
             "hydrate",
             "bake",
+            "gc",
+            "fsutil",
             "root",
             "inspect",
             "verify",

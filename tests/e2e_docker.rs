@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::time::Duration;
 
@@ -66,6 +67,16 @@ impl Host {
         assert_warm(&self.docker.build(builder, base, &self.case.request.context), &self.origin);
     }
 
+    /// Builds with one source file changed, and asserts that only what depends on it runs.
+    #[track_caller]
+    fn goes_on_from_there(&self, builder: &str) {
+        let (_, base) = &self.case.request.args[0];
+        let outcome = self.docker.build(builder, base, &self.case.changed.context);
+        let ran: BTreeSet<String> = outcome.not_cached().into_iter().map(str::to_owned).collect();
+        assert_eq!(ran, self.origin.changed, "{}", outcome.log);
+        assert_eq!((outcome.imports, outcome.extractions), (0, 0), "{}", outcome.log);
+    }
+
     fn volumes(&self) -> Vec<String> {
         let listed = self.docker.run(&["volume", "ls", "--format", "{{.Name}}"]).expect_success("volume ls");
         listed.stdout.lines().map(str::to_owned).collect()
@@ -108,6 +119,12 @@ fn the_volume_of_a_builder_with_docker_running() {
     host.warmkit(&["verify", "--for", "buildx:ci"]).expect_success("verify");
     host.create(&report, &options);
     host.is_warm("ci");
+    host.goes_on_from_there("ci");
+    let keys = host.world.scratch.join("keys.json");
+    let harvest = ["keys", "harvest", "type=builder,name=ci", "-o", keys.to_str().unwrap(), "--json"];
+    let harvested = host.warmkit(&harvest).expect_success("keys harvest").stdout;
+    let harvested: Value = serde_json::from_str(&harvested).unwrap();
+    assert!(harvested["candidates"].as_u64().unwrap() >= 11, "{harvested}");
 
     // It runs.
     host.refuses("buildx:ci", 7, &["node ci0 of builder ci", "`docker buildx stop ci`"]);
@@ -122,7 +139,9 @@ fn the_volume_of_a_builder_with_docker_running() {
     assert_eq!(fs::read(volume.join("cache.db")).unwrap(), before);
     let way_out = commands(&said);
     assert_eq!(way_out, ["docker rm buildx_buildkit_ci0", "docker volume rm buildx_buildkit_ci0_state"]);
-    way_out.into_iter().for_each(|command| drop(host.docker.shell(command)));
+    for command in way_out {
+        host.docker.shell(command);
+    }
     let report = host.bake("buildx:ci/ci0");
     assert_eq!(report["next_step"], "the next build of builder ci starts on it");
     host.is_warm("ci");

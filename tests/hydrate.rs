@@ -142,6 +142,11 @@ fn every_block_is_read_and_the_databases_first() {
         read_all(&root.join(SNAPSHOT));
         assert_eq!(volume.bytes_read(), after, "{kind}: of what is needed first, not all was read");
 
+        // A step copies from the one; the other is a result that no step is built on.
+        let named = |end: &str| all(&root).into_iter().find(|path| path.ends_with(end)).unwrap();
+        let (needed, result) = (named("fs/work/app"), named("fs/usr/bin/app"));
+        assert_eq!((in_memory(&needed) > 0, in_memory(&result)), (true, 0), "{kind}");
+
         let rest = hydrate(&root, &["--only", "rest", "--keep-cached"]);
         let whole = volume.bytes_read();
         let reports = [&databases, &first, &rest];

@@ -17,7 +17,9 @@ use skip::is_root;
 /// A machine with a docker that says what a test wants.
 struct Machine {
     dir: tempfile::TempDir,
-    _listening: Option<UnixListener>,
+    /// Only held: what asks whether dockerd is there connects to it.
+    #[allow(dead_code)]
+    listening: Option<UnixListener>,
 }
 
 impl Machine {
@@ -26,13 +28,13 @@ impl Machine {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("buildx/instances")).unwrap();
         fs::create_dir(dir.path().join("bin")).unwrap();
-        Self { dir, _listening: None }
+        Self { dir, listening: None }
     }
 
     /// One whose dockerd answers: `info`, and each `volume inspect`, with these.
     fn running(info: &Value, volume: &Value) -> Self {
         let mut machine = Self::stopped();
-        machine._listening = Some(UnixListener::bind(machine.path("docker.sock")).unwrap());
+        machine.listening = Some(UnixListener::bind(machine.path("docker.sock")).unwrap());
         let name = volume["Name"].as_str().unwrap_or_default();
         let script = format!(
             "#!/bin/sh\necho \"$*\" >>'{asked}'\n\

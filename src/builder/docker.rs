@@ -26,10 +26,11 @@ pub struct Docker {
 }
 
 /// What docker says of its daemon.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
 pub(super) struct Info {
     pub(super) docker_root_dir: PathBuf,
+    #[serde(default)]
     security_options: Option<Vec<String>>,
 }
 

@@ -7,6 +7,7 @@ mod completion;
 mod diff;
 mod escape;
 pub mod exit;
+mod forecast;
 mod hydrate;
 mod inspect;
 mod keys;
@@ -15,6 +16,7 @@ mod notify;
 mod options;
 mod output;
 mod place;
+mod plan;
 mod priority;
 mod progress;
 mod render;
@@ -41,6 +43,8 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Bake(Box<bake::Arguments>),
+    Plan(Box<plan::Arguments>),
+    Forecast(forecast::Arguments),
     #[command(subcommand)]
     Keys(keys::Command),
     Verify(verify::Arguments),
@@ -65,9 +69,14 @@ pub fn main() -> ExitCode {
     let mut progress = Shown::default();
     let (output, result) = match arguments.command {
         Command::Bake(arguments) => {
-            progress = arguments.progress;
+            progress = arguments.baking.progress;
             (arguments.output, bake::run(*arguments))
         }
+        Command::Plan(arguments) => {
+            progress = arguments.baking.progress;
+            (arguments.output, plan::run(*arguments))
+        }
+        Command::Forecast(arguments) => (arguments.output, forecast::run(&arguments)),
         Command::Keys(command) => keys::run(command),
         Command::Verify(arguments) => (arguments.output, verify::run(&arguments)),
         Command::Hydrate(arguments) => {

@@ -16,7 +16,7 @@ pub(super) struct Place {
 
     /// The root, by whose it is: `host`, this machine's buildkitd (/var/lib/buildkit), which is taken where neither is
     /// given; `buildx:NAME` or `buildx:NAME/NODE`, a builder of the docker-container driver, which need not exist yet
-    #[arg(id = "for", long = "for", value_name = "TARGET")]
+    #[arg(id = "for", long = "for", value_name = "TARGET", value_hint = ValueHint::Other)]
     target: Option<Target>,
 }
 

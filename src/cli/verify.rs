@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use clap::Args;
 use serde::Serialize;
 
-use super::build::Solve;
+use super::build::{Solve, SolveConfig};
 use super::exit::{self, Failure};
 use super::output::{Output, err, out};
 use super::place::Place;
@@ -62,6 +62,9 @@ pub(super) struct Arguments {
 
     #[command(flatten)]
     solve: Solve,
+
+    #[command(flatten)]
+    config: SolveConfig,
 }
 
 impl Arguments {
@@ -72,7 +75,7 @@ impl Arguments {
             import_caches: self.import_cache.clone(),
             ..self.solve.build(context)
         };
-        let buildkitd_config = self.solve.buildkitd_config.clone();
+        let buildkitd_config = self.config.buildkitd_config.clone();
         LiveOptions { build, search: self.solve.search(), buildkitd_config, scratch: None, interrupted }
     }
 }

@@ -108,7 +108,14 @@ impl Docker {
         command.env("PATH", format!("{}:{path}:/usr/sbin:/sbin", self.programs.display()));
         command.env("DOCKER_HOST", format!("unix://{}", self.scratch.join("sock").display()));
         command.env("DOCKER_CONFIG", self.scratch.join("config"));
-        for name in ["DOCKER_CONTEXT", "BUILDX_CONFIG", "BUILDX_BUILDER", "BUILDKIT_HOST"] {
+        for name in [
+            "DOCKER_CONTEXT",
+            "DOCKER_TLS_VERIFY",
+            "DOCKER_TLS",
+            "BUILDX_CONFIG",
+            "BUILDX_BUILDER",
+            "BUILDKIT_HOST",
+        ] {
             command.env_remove(name);
         }
     }

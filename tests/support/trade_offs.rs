@@ -55,6 +55,8 @@ pub enum Boot {
     UntouchedOffline,
     /// The second, without a network.
     ChangedOffline,
+    /// The second, importing the registry's cache as well.
+    ChangedImporting,
     /// The first, after garbage collection down to half of what was there.
     Collected,
     /// The first, with a daemon of another release.
@@ -64,11 +66,12 @@ pub enum Boot {
 }
 
 /// All of them.
-pub const BOOTS: [Boot; 7] = [
+pub const BOOTS: [Boot; 8] = [
     Boot::Untouched,
     Boot::Changed,
     Boot::UntouchedOffline,
     Boot::ChangedOffline,
+    Boot::ChangedImporting,
     Boot::Collected,
     Boot::Release,
     Boot::AtOnce,
@@ -316,7 +319,7 @@ impl World {
         }
         let [api, web] = &self.changed;
         let requests = match boot {
-            Boot::Changed | Boot::ChangedOffline => vec![web],
+            Boot::Changed | Boot::ChangedOffline | Boot::ChangedImporting => vec![web],
             Boot::AtOnce => vec![api, web],
             _ => vec![&self.request],
         };
@@ -329,8 +332,10 @@ impl World {
                     let trace = self.scratch.join(format!("trace-{number}"));
                     // It would be appended to.
                     let _ = fs::remove_file(&trace);
-                    let request =
-                        BuildRequest { trace: Some(trace), ..loading(&self.on_host(way, &mounted, request)) };
+                    let request = BuildRequest {
+                        trace: Some(trace),
+                        ..loading(&self.on_host(way, boot, &mounted, request))
+                    };
                     let daemon = &daemon;
                     scope.spawn(move || (daemon.try_build(&request), request.trace.unwrap()))
                 })
@@ -366,8 +371,9 @@ impl World {
     }
 
     /// The build as machines of this way call it.
-    fn on_host(&self, way: Way, disk: &Mounted, request: &BuildRequest) -> BuildRequest {
+    fn on_host(&self, way: Way, boot: Boot, disk: &Mounted, request: &BuildRequest) -> BuildRequest {
         match way {
+            _ if boot == Boot::ChangedImporting => request.import_from(&self.cache),
             Way::Registry => request.import_from(&self.cache),
             Way::Layout => {
                 let import = format!("type=local,src={}", layout(disk).display());
