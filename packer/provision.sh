@@ -150,6 +150,8 @@ each() {
 
 if [ -n "${WARMKIT_DOCKER_CONFIG-}" ]; then
     (umask 077 && mkdir "$scratch/docker" && printf '%s' "$WARMKIT_DOCKER_CONFIG" >"$scratch/docker/config.json")
+    # Builders are still looked up where they are.
+    export BUILDX_CONFIG=${BUILDX_CONFIG:-${DOCKER_CONFIG:-${HOME:-/root}/.docker}/buildx}
     export DOCKER_CONFIG=$scratch/docker
 fi
 unset WARMKIT_DOCKER_CONFIG
