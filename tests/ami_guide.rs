@@ -13,7 +13,7 @@ use support::demo::{self, demo};
 use support::document::blocks;
 use support::packer::packer;
 use support::warmkit::bake;
-use support::{Scratch, Tools, tools};
+use support::{Registry, Scratch, Tools, tools};
 
 /// The blocks of the guide that are tried under this name.
 fn tried(name: &str) -> String {
@@ -47,6 +47,26 @@ fn packer_takes_what_the_guide_gives_it() {
     let ended =
         shell(&tried("packer"), Path::new(env!("CARGO_MANIFEST_DIR")), &scratch.join("bin"), scratch.path());
     ended.expect_success("packer validate");
+}
+
+#[test]
+fn a_plan_says_what_keeps_the_root() {
+    let Some(tools) = Tools::find(tools::NEWEST) else { return };
+    let registry = Registry::start(&tools);
+    demo::push(&registry);
+    let scratch = Scratch::new();
+    scratch.program("bin/warmkit", format!("#!/bin/sh\nexec {} \"$@\"\n", env!("CARGO_BIN_EXE_warmkit")));
+    let ecr = "123456789012.dkr.ecr.eu-central-1.amazonaws.com";
+    let keys = format!("type=provenance,src={}", demo("provenance.json").display());
+    let script = tried("plan")
+        .replace(&format!("{ecr}/cache:app"), &registry.reference("demo", "cache"))
+        .replace(&format!("{ecr}/app:1.4"), &keys);
+    let root = scratch.join("root");
+    let script = script.trim_end().to_owned() + &format!(" --root {}", root.display());
+    let said = shell(&script, scratch.path(), &scratch.join("bin"), scratch.path());
+    let said = said.expect_success("plan").stdout;
+    assert!(said.contains("gcpolicy"), "{said}");
+    assert!(!root.exists());
 }
 
 #[test]
