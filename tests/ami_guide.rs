@@ -18,10 +18,10 @@ use support::{Registry, Scratch, Tools, tools};
 /// The blocks of the guide that are tried under this name.
 fn tried(name: &str) -> String {
     let document = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/ami-guide.md");
-    let marked = blocks(&std::fs::read_to_string(document).unwrap());
-    let marker = format!("tried: {name}");
-    let found: Vec<_> = marked.into_iter().filter(|(other, _)| *other == marker).collect();
-    assert!(!found.is_empty(), "no block is {marker}: is the reader of the document broken?");
+    let name = format!("tried: {name}");
+    let all = blocks(&std::fs::read_to_string(document).unwrap());
+    let found: Vec<_> = all.into_iter().filter(|(other, _)| *other == name).collect();
+    assert!(!found.is_empty(), "no block is {name}: is the reader of the document broken?");
     found.into_iter().map(|(_, block)| block.text).collect()
 }
 
