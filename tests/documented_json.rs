@@ -98,6 +98,19 @@ fn json_has_the_members_that_are_documented() {
     let (verified, code) = printed(&["verify", "--root", root]);
     assert_eq!(code, Some(0), "{verified}");
     assert_eq!(members_of(&verified), members_of(&verify));
+
+    let sysroot = scratch.path().to_str().unwrap();
+    scratch_image(scratch.path());
+    let (verified, code) = printed(&["verify", "--image", "--sysroot", sysroot, "--root", "/root"]);
+    assert_eq!(code, Some(8), "{verified}");
+    assert_eq!(members_of(&verified), members_of(&documented("`warmkit verify --image --json`")));
+}
+
+/// Somebody's home with a password in it.
+fn scratch_image(sysroot: &Path) {
+    let docker = sysroot.join("home/ci/.docker");
+    std::fs::create_dir_all(&docker).unwrap();
+    std::fs::write(docker.join("config.json"), r#"{"auths":{"r.example":{"password":"x"}}}"#).unwrap();
 }
 
 /// Events and their members as the table of docs/json.md has them.

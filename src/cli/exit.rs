@@ -126,6 +126,6 @@ fn of_verify(error: &verify::Error) -> u8 {
         | verify::Error::ContainerdWorker { .. }
         | verify::Error::UnknownSchema { .. }
         | verify::Error::UnknownBucket { .. } => FINDINGS,
-        verify::Error::Open { .. } => FAILURE,
+        verify::Error::Open { .. } | verify::Error::Configuration { .. } => FAILURE,
     }
 }

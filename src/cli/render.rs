@@ -159,6 +159,13 @@ pub(super) fn verify(root: &Path, report: &verify::Report) -> String {
         );
         row(&mut text, "compared", &compared);
     }
+    if let Some(image) = &report.image {
+        let (homes, files) = (image.homes.len(), image.credential_files);
+        row(&mut text, "image", &format!("{}, {homes} homes, {files} files for credentials", image.sysroot));
+        if let Some(collection) = &image.collection {
+            row(&mut text, "collection", &collected(collection));
+        }
+    }
     let verdict = match report.findings.len() {
         0 => "healthy".to_owned(),
         1 => "1 finding".to_owned(),
@@ -166,6 +173,14 @@ pub(super) fn verify(root: &Path, report: &verify::Report) -> String {
     };
     let _ = write!(text, "\n{}: {verdict}", root.display());
     text
+}
+
+/// By what rules a forecast says what it says.
+fn collected(collection: &verify::Collection) -> String {
+    let rules = collection.configuration.as_deref().unwrap_or("its defaults");
+    let taken: usize = collection.passes.iter().map(|pass| pass.records).sum();
+    let disk = HumanBytes(collection.disk);
+    format!("BuildKit {} with {rules} on a disk of {disk} takes {taken} records", collection.release)
 }
 
 /// How the build on a view of the root went.

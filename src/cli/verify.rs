@@ -13,7 +13,8 @@ use super::output::{Output, err, out};
 use super::progress::{Console, Verbs};
 use super::{render, signals};
 use crate::daemon::Build;
-use crate::verify::{self, LiveOptions, LiveReport};
+use crate::gc::Release;
+use crate::verify::{self, ImageOptions, LiveOptions, LiveReport};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -26,6 +27,10 @@ Examples:
   # the real build, on a throwaway view of the root: is every step CACHED?
   warmkit verify --root /var/lib/buildkit --build . \\
     -f docker/Dockerfile --build-arg VERSION=1.2
+
+  # the last thing before an image is made of this machine, or of one that is mounted
+  warmkit verify --image
+  warmkit verify --image --sysroot /mnt/image
 ";
 
 /// Check that a root is whole and warm
@@ -42,6 +47,41 @@ pub(super) struct Arguments {
 
     #[command(flatten)]
     pub(super) output: Output,
+
+    /// Also look for what must not be in a machine image that ships: histories of builds, leftovers, credentials,
+    /// a cache that garbage collection takes
+    #[arg(long, help_heading = "Image")]
+    image: bool,
+
+    /// The / of an image that is mounted: the root, too, is then looked for inside of it
+    #[arg(
+        long,
+        value_name = "DIR",
+        value_hint = ValueHint::DirPath,
+        requires = "image",
+        conflicts_with = "build",
+        default_value = "/",
+        help_heading = "Image"
+    )]
+    sysroot: PathBuf,
+
+    /// The buildkitd.toml that tells what is collected; default: /etc/buildkit/buildkitd.toml of the image
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "image", help_heading = "Image")]
+    gc_config: Option<PathBuf>,
+
+    /// The release of BuildKit that collects
+    #[arg(
+        long,
+        value_name = "RELEASE",
+        requires = "image",
+        default_value_t = Release::NEWEST,
+        help_heading = "Image"
+    )]
+    gc_release: Release,
+
+    /// How large the disk will be that the root is on, in bytes; default: that which it is on
+    #[arg(long, value_name = "BYTES", requires = "image", help_heading = "Image")]
+    gc_disk: Option<u64>,
 
     /// Also run this build on a throwaway view of the root, which stays untouched: is every step CACHED?
     #[arg(long, value_name = "CONTEXT", help_heading = "Build")]
@@ -65,6 +105,17 @@ pub(super) struct Arguments {
 }
 
 impl Arguments {
+    fn image(&self) -> Option<ImageOptions> {
+        self.image.then(|| {
+            let mut options = ImageOptions::default();
+            options.sysroot.clone_from(&self.sysroot);
+            options.buildkitd_config.clone_from(&self.gc_config);
+            options.release = self.gc_release;
+            options.disk = self.gc_disk;
+            options
+        })
+    }
+
     fn live(&self, context: PathBuf, interrupted: Arc<AtomicBool>) -> LiveOptions {
         let build = Build {
             target: self.target.clone(),
@@ -93,7 +144,11 @@ struct Outcome<'a> {
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let ending = signals::end_on_signal()?;
     let output = arguments.output;
-    let options = verify::Options { read_data: arguments.read_data, ..verify::Options::default() };
+    let options = verify::Options {
+        read_data: arguments.read_data,
+        image: arguments.image(),
+        ..verify::Options::default()
+    };
     let report = verify::offline(&arguments.root, &options, &Console::new(Verbs::VERIFY))?;
     if !output.is_json() {
         out(render::verify(&arguments.root, &report))?;

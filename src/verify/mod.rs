@@ -14,6 +14,7 @@
 //!              chain ID, blob chain ID, parent
 //! disk         snapshot directories and blob files against all that; every blob is hashed
 //! layers       with `read_data`: each blob inflated, read as tar and compared with its snapshot
+//! image        with `image`: what must not be in an image that ships, in the root and around it
 //! ```
 //!
 //! A root that a daemon wrote has no finding, whether it was stopped or killed, pruned or not. That is
@@ -25,6 +26,7 @@ mod database;
 mod decode;
 mod disk;
 mod files;
+mod image;
 mod layers;
 mod live;
 mod parallel;
@@ -45,14 +47,18 @@ use std::thread;
 use rustix::fs::FileType;
 use rustix::io::Errno;
 
+pub use image::ImageOptions;
 pub use live::{DEFAULT_IMAGE, LiveError, LiveOptions, LiveReport, Step, StepStatus, live};
-pub use report::{Counts, Finding, FindingKind, Report, Severity, Subject};
+pub use report::{
+    Collection, CollectionPass, Counts, Finding, FindingKind, ImageReport, Report, Severity, Subject,
+};
 
 use crate::progress::{Event, Progress};
 use crate::store::ids::{RecordId, WorkerId};
 use containerd::Containerd;
 use disk::Look;
 use files::{Tree, directory, file};
+use image::{Image, Sysroot};
 use records::Records;
 use report::Findings;
 use snapshotter::Snapshotter;
@@ -71,6 +77,8 @@ pub struct Options {
     pub read_data: bool,
     /// Threads; `None`: as many as the machine runs at once.
     pub jobs: Option<NonZeroUsize>,
+    /// Also look for what must not be in a machine image that ships; the root's path is one of the image.
+    pub image: Option<ImageOptions>,
 }
 
 /// Why a root was not judged at all.
@@ -114,6 +122,15 @@ pub enum Error {
         path: PathBuf,
         /// The locked file, relative to the root.
         file: String,
+    },
+    /// The daemon's configuration that was named cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Configuration {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
     },
     /// A schema that nobody here has seen; judging it by older rules would be guessing.
     #[error(
@@ -172,10 +189,19 @@ pub fn offline(root: &Path, options: &Options, progress: &dyn Progress) -> Resul
     let user = rustix::process::geteuid();
     let denied =
         || open(io::Error::new(io::ErrorKind::PermissionDenied, "no permission; run verify as root"));
-    let tree = Tree::open(root).map_err(|error| match error.kind() {
+    let refused = |error: io::Error| match error.kind() {
         io::ErrorKind::PermissionDenied if !user.is_root() => denied(),
         _ => open(error),
-    })?;
+    };
+    let image = options.image.as_ref();
+    let configuration = image.map(image::configuration).transpose()?.flatten();
+    let sysroot = image.map(|image| open_sysroot(&image.sysroot)).transpose()?;
+    let in_image = path_in_image(root, image).map_err(open)?;
+    let tree = match &sysroot {
+        Some(sysroot) => sysroot.root(&in_image),
+        None => Tree::open(root),
+    };
+    let tree = tree.map_err(refused)?;
     let owner = tree.stat(Path::new("")).map_err(|fault| open(io::Error::other(fault.detail)))?.st_uid;
     // Who may not read it would find it damaged.
     if !user.is_root() && user.as_raw() != owner {
@@ -207,8 +233,24 @@ pub fn offline(root: &Path, options: &Options, progress: &dyn Progress) -> Resul
         relate(worker, &mut counts, &mut findings);
         on_disk(&look, worker, options, &mut counts, &mut findings);
     }
+    let image = image.zip(sysroot).map(|(options, sysroot)| {
+        let image = Image { options, sysroot, root: &in_image, tree: &tree };
+        image.check(configuration.as_deref(), &workers, &mut findings)
+    });
     let (findings, notes) = findings.finish();
-    Ok(Report { findings, notes, counts, schema_versions, read_data: options.read_data })
+    Ok(Report { findings, notes, counts, schema_versions, read_data: options.read_data, image })
+}
+
+fn open_sysroot(path: &Path) -> Result<Sysroot, Error> {
+    Sysroot::open(path).map_err(|source| Error::Open { path: path.to_owned(), source })
+}
+
+/// The root's path in an image, from its `/`.
+fn path_in_image(root: &Path, image: Option<&ImageOptions>) -> io::Result<PathBuf> {
+    match image {
+        Some(image) if image.sysroot != Path::new("/") => Ok(Path::new("/").join(root)),
+        _ => std::path::absolute(root),
+    }
 }
 
 /// The names of OCI workers' directories.

@@ -40,6 +40,14 @@ pub(super) struct Record {
     pub(super) blob_only: bool,
     pub(super) deleted: bool,
     pub(super) created_at: Option<i64>,
+    /// Bytes of the snapshot and the blobs; below 0, or none: not counted yet.
+    pub(super) size: Option<i64>,
+    /// Nanoseconds since 1970.
+    pub(super) last_used_at: Option<i64>,
+    pub(super) usage_count: Option<i64>,
+    /// None: `regular`.
+    pub(super) record_type: Option<String>,
+    pub(super) description: Option<String>,
 }
 
 impl Records {
@@ -198,17 +206,17 @@ fn record(
         blob_only: values.get("cache.blobonly").unwrap_or_default(),
         deleted: values.get("cache.deleted").unwrap_or_default(),
         created_at: values.get("cache.createdAt"),
+        size: values.get("snapshot.size"),
+        last_used_at: values.get("cache.lastUsedAt"),
+        usage_count: values.get("cache.usageCount"),
+        record_type: values.text("cache.recordType"),
+        description: values.text("cache.description"),
     };
     // Read only to see whether they decode.
-    let _: Option<i64> = values.get("cache.lastUsedAt");
-    let _: Option<i64> = values.get("cache.usageCount");
     let _: Option<i64> = values.get("cache.cachePolicy");
-    let _: Option<i64> = values.get("snapshot.size");
     let _: Option<Vec<String>> = values.get("cache.imageRefs");
     let _: Option<Vec<String>> = values.get("cache.layer.urls");
-    for key in ["cache.description", "cache.recordType", "cache.layerType"] {
-        let _: Option<String> = values.get(key);
-    }
+    let _: Option<String> = values.get("cache.layerType");
     record
 }
 
