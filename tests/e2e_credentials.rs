@@ -278,7 +278,9 @@ fn a_helper_is_told_no_secret_in_its_arguments() {
 
 #[test]
 fn a_password_needs_one_registry() {
-    let cases: [(&[&str], &str); 3] = [
+    let cases: [(&[&str], &str); 5] = [
+        (&["--from-file", "-"], "standard input cannot be both the list of caches and the password"),
+        (&["@-", "r.example/a:1"], "standard input cannot be both the list of caches and the password"),
         (&["r.example/a:1", "s.example/a:1"], "in several (r.example, s.example): use docker login"),
         (&["type=local,src=x"], "no cache or key source is in one"),
         (&["r.example/a:1"], "standard input has no password"),

@@ -121,7 +121,7 @@ fn parse_epoch(text: &str) -> Result<Timestamp, String> {
 /// Bakes and returns the exit code.
 pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
     let skip_missing = arguments.caches.skip_missing;
-    let caches = arguments.caches.read()?;
+    let caches = arguments.caches.read(&arguments.keys.registries)?;
     let given = arguments.keys.given(&caches)?;
     let cancel = Cancel::new(signals::interrupted()?);
     let registry = arguments.keys.registries.options(Stop::default(), given);
