@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::digest::Digest;
 
-/// A stage of a bake, in the order in which they begin.
+/// A stage of a bake, or of reading a root from its disk, in the order in which they begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Phase {
     /// Manifests and configs are read.
@@ -15,6 +15,12 @@ pub enum Phase {
     Layers,
     /// Databases are written and everything is synced and put in place.
     Commit,
+    /// Of a root that is read from its disk: the databases.
+    Databases,
+    /// What a step that is not CACHED may need.
+    FirstBuild,
+    /// Everything else.
+    Rest,
 }
 
 impl Phase {
@@ -25,6 +31,9 @@ impl Phase {
             Self::Keys => "keys",
             Self::Layers => "layers",
             Self::Commit => "commit",
+            Self::Databases => "databases",
+            Self::FirstBuild => "first-build",
+            Self::Rest => "rest",
         }
     }
 }
@@ -50,6 +59,18 @@ pub enum Event {
     Fetched {
         /// The blob.
         digest: Digest,
+        /// Bytes since the last such event.
+        bytes: u64,
+    },
+    /// How much of a root is to be read from its disk in this phase.
+    ToRead {
+        /// Files.
+        files: usize,
+        /// Bytes of their data.
+        bytes: u64,
+    },
+    /// Some of that was read.
+    Read {
         /// Bytes since the last such event.
         bytes: u64,
     },

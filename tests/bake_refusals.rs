@@ -480,7 +480,7 @@ fn nobody_but_root_may_bake_or_verify() {
             "error: baking needs root: layers hold owners, devices and overlay attributes; run it under sudo",
         ),
         // What nobody may read is no damage.
-        (&["verify"], "error: cannot open <dir>/root: no permission; run verify as root"),
+        (&["verify"], "error: cannot open <dir>/root: no permission; run warmkit as root"),
     ];
     for (arguments, expected) in cases {
         let mut command = Command::new(&binary);

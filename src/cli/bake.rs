@@ -1,8 +1,6 @@
 //! `warmkit bake`.
 
-use std::path::PathBuf;
-
-use clap::{Args, ValueEnum, ValueHint};
+use clap::{Args, ValueEnum};
 use jiff::Timestamp;
 
 use super::build::ReplayArguments;
@@ -10,6 +8,7 @@ use super::caches::Caches;
 use super::exit::{self, Failure};
 use super::options::KeySources;
 use super::output::Output;
+use super::place::Place;
 use super::progress::{Shown, Verbs};
 use super::{render, signals};
 use crate::bake::{self, Cancel, Options};
@@ -56,16 +55,15 @@ Examples:
   warmkit bake ghcr.io/acme/app:cache --allow-unkeyed
 ";
 
-/// Pull caches and write them into a BuildKit state directory
+/// Pull caches and write them into a BuildKit state directory, which must be absent or empty
 #[derive(Debug, Args)]
 #[command(after_help = format!("{}\n\n{EXAMPLES}", exit::HELP))]
 pub(super) struct Arguments {
     #[command(flatten)]
     caches: Caches,
 
-    /// The root to make; must be absent or empty
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, default_value = "/var/lib/buildkit")]
-    root: PathBuf,
+    #[command(flatten)]
+    place: Place,
 
     #[command(flatten)]
     keys: KeySources,
@@ -131,7 +129,7 @@ pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
         replay: arguments.build.replay(&arguments.keys.platforms, &registry),
         keys_from: arguments.keys.keys_from(),
         no_sidecar: arguments.keys.no_sidecar,
-        root: arguments.root,
+        root: arguments.place.root()?,
         platforms: arguments.keys.platforms,
         find_images: match arguments.images {
             FindImages::Auto => bake::FindImages::Auto,

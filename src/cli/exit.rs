@@ -4,7 +4,7 @@ use std::error::Error;
 
 use super::caches;
 use crate::bake::{self, ErrorClass};
-use crate::{gather, replay, verify};
+use crate::{gather, hydrate, replay, root, verify};
 
 /// Everything went well.
 pub const OK: u8 = 0;
@@ -89,9 +89,18 @@ impl From<replay::Error> for Failure {
     }
 }
 
-impl From<verify::Error> for Failure {
-    fn from(error: verify::Error) -> Self {
-        let code = of_verify(&error);
+impl From<hydrate::Error> for Failure {
+    fn from(error: hydrate::Error) -> Self {
+        Self::new(error, FAILURE)
+    }
+}
+
+impl From<root::Error> for Failure {
+    fn from(error: root::Error) -> Self {
+        let code = match of_verify(&error) {
+            FINDINGS => CONTENT,
+            code => code,
+        };
         Self::new(error, code)
     }
 }
@@ -119,13 +128,11 @@ pub(super) fn of_build(report: &verify::LiveReport) -> u8 {
     }
 }
 
-fn of_verify(error: &verify::Error) -> u8 {
+/// The exit code of a verification of a root that could not be read.
+pub(super) fn of_verify(error: &root::Error) -> u8 {
     match error {
-        verify::Error::Busy { .. } => TARGET,
-        verify::Error::NotAStateDirectory { .. }
-        | verify::Error::ContainerdWorker { .. }
-        | verify::Error::UnknownSchema { .. }
-        | verify::Error::UnknownBucket { .. } => FINDINGS,
-        verify::Error::Open { .. } | verify::Error::Configuration { .. } => FAILURE,
+        root::Error::Busy { .. } => TARGET,
+        root::Error::Open { .. } => FAILURE,
+        _ => FINDINGS,
     }
 }

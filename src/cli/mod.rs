@@ -6,13 +6,18 @@ mod caches;
 mod completion;
 mod escape;
 pub mod exit;
+mod hydrate;
 mod keys;
 mod man;
+mod notify;
 mod options;
 mod output;
+mod place;
+mod priority;
 mod progress;
 mod render;
 mod signals;
+mod text;
 mod verify;
 
 use std::process::ExitCode;
@@ -37,6 +42,7 @@ enum Command {
     #[command(subcommand)]
     Keys(keys::Command),
     Verify(verify::Arguments),
+    Hydrate(hydrate::Arguments),
     Completion(completion::Arguments),
     Man(man::Arguments),
 }
@@ -60,6 +66,10 @@ pub fn main() -> ExitCode {
         }
         Command::Keys(command) => keys::run(command),
         Command::Verify(arguments) => (arguments.output, verify::run(&arguments)),
+        Command::Hydrate(arguments) => {
+            progress = arguments.progress;
+            (arguments.output, hydrate::run(&arguments))
+        }
         Command::Completion(arguments) => (Output::default(), completion::run(&arguments)),
         Command::Man(arguments) => (Output::default(), man::run(&arguments)),
     };

@@ -1,43 +1,59 @@
-//! What a command prints: its report on standard output, all else on standard error.
+//! What a command prints: its report on standard output, all else on standard error, in colour where there is
+//! one to read it in.
 
 use std::io::{self, IsTerminal as _, Write as _};
 
-use clap::Args;
+use anstream::stream::RawStream;
+use anstream::{AutoStream, ColorChoice};
+use clap::{Args, ValueEnum};
 use serde::Serialize;
 
-use super::escape::harmless;
 use super::exit::{self, Failure};
 use super::render;
+use super::text::Text;
 
 /// How a command says what came of it.
 #[derive(Debug, Clone, Copy, Default, Args)]
 pub(super) struct Output {
-    /// Print one JSON object instead of text
-    #[arg(long)]
+    /// How the report is printed, on standard output
+    #[arg(long, value_name = "FORMAT", default_value = "table")]
+    format: Format,
+
+    /// The same as --format json
+    #[arg(long, conflicts_with = "format")]
     json: bool,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// Text for people, in colour on a terminal
+    #[default]
+    Table,
+    /// One object, as docs/json.md says
+    Json,
 }
 
 impl Output {
     /// Whether the report is for a program.
     pub(super) fn is_json(self) -> bool {
-        self.json
+        self.json || self.format == Format::Json
     }
 
     /// Prints a report.
     ///
     /// # Errors
     /// It cannot be written; a reader that went away is no failure of ours.
-    pub(super) fn report<T: Serialize>(
+    pub(super) fn report<T: Serialize, R: Into<Text>>(
         self,
         report: &T,
-        text: impl FnOnce(&T) -> String,
+        text: impl FnOnce(&T) -> R,
     ) -> Result<(), Failure> {
-        out(if self.json { render::json(report) } else { text(report) })
+        if self.is_json() { out(render::json(report)) } else { out(text(report)) }
     }
 
     /// What `--json` prints where there is no report; gives the exit code.
     pub(super) fn json_failure(self, failure: &Failure) -> u8 {
-        if self.json {
+        if self.is_json() {
             // Where this fails too, the exit code is all there is.
             let _ = out(render::json_failure(&*failure.error, failure.code));
         }
@@ -49,8 +65,8 @@ impl Output {
 ///
 /// # Errors
 /// As [`Output::report`].
-pub(super) fn out(text: impl AsRef<str>) -> Result<(), Failure> {
-    out_bytes(format!("{}\n", harmless(text.as_ref())).as_bytes())
+pub(super) fn out(text: impl Into<Text>) -> Result<(), Failure> {
+    out_bytes(text.into().line(is_coloured(&io::stdout())).as_bytes())
 }
 
 /// Prints what is for a program as it is.
@@ -68,10 +84,17 @@ pub(super) fn out_bytes(bytes: &[u8]) -> Result<(), Failure> {
 }
 
 /// Prints a line on standard error.
-pub(super) fn err(text: impl AsRef<str>) {
+pub(super) fn err(text: impl Into<Text>) {
+    let line = text.into().line(is_coloured(&io::stderr()));
     // There is nowhere left to say that it failed.
     // In one piece: a program that reads lines gets whole ones.
-    let _ = io::stderr().write_all(format!("{}\n", harmless(text.as_ref())).as_bytes());
+    let _ = io::stderr().write_all(line.as_bytes());
+}
+
+/// Whether styles are shown on this stream, by the rules that clap's `--help` follows too: on a terminal that
+/// has them, unless `$NO_COLOR` is set or `$CLICOLOR` is 0; elsewhere only with `$CLICOLOR_FORCE`.
+fn is_coloured<S: RawStream>(stream: &S) -> bool {
+    AutoStream::choice(stream) != ColorChoice::Never
 }
 
 /// Columns of the terminal that standard output is, if it is one.
@@ -83,8 +106,30 @@ pub(super) fn columns() -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::escape::is_steering;
+    use clap::Parser;
+
+    use super::super::escape::{harmless, is_steering};
     use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Command {
+        #[command(flatten)]
+        output: Output,
+    }
+
+    #[test]
+    fn json_has_a_short_form() {
+        let parse = |flags: &[&str]| {
+            let command = Command::try_parse_from([&["warmkit"], flags].concat());
+            command.map(|command| command.output.is_json()).map_err(|error| error.kind())
+        };
+        assert_eq!(parse(&[]), Ok(false));
+        assert_eq!(parse(&["--format", "table"]), Ok(false));
+        assert_eq!(parse(&["--format", "json"]), Ok(true));
+        assert_eq!(parse(&["--json"]), Ok(true));
+        let conflict = clap::error::ErrorKind::ArgumentConflict;
+        assert_eq!(parse(&["--json", "--format", "table"]), Err(conflict));
+    }
 
     #[test]
     fn json_stays_the_same_document() {

@@ -1,15 +1,17 @@
 //! Reports as text and as JSON.
 
 use std::error::Error;
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::path::Path;
 
 use indicatif::HumanBytes;
 use serde::Serialize;
 
 use super::escape::one_line;
+use super::text::{Style, Text};
 use crate::bake::{Report, Unkeyed};
 use crate::gather::{BakedCache, KeySourceReport};
+use crate::hydrate;
 use crate::verify::{self, LiveReport, Severity, StepStatus};
 
 /// Unkeyed records that are listed for a person; `--json` has all.
@@ -41,9 +43,21 @@ pub(super) fn json_failure(error: &(dyn Error + 'static), exit_code: u8) -> Stri
 }
 
 /// `error: …` with every cause that the text before it does not already tell.
-pub(super) fn failure(error: &(dyn Error + 'static)) -> String {
-    let list = records_without_key(error).map(|records| unkeyed(records) + "\n").unwrap_or_default();
-    format!("{list}error: {}", chain(error))
+pub(super) fn failure(error: &(dyn Error + 'static)) -> Text {
+    let mut text = Text::new();
+    if let Some(records) = records_without_key(error) {
+        let _ = writeln!(text, "{}", unkeyed(records));
+    }
+    text.push_styled(Style::Bad, "error:");
+    let _ = write!(text, " {}", chain(error));
+    text
+}
+
+/// `warning: …`
+pub(super) fn warning(message: &str) -> Text {
+    let mut text = Text::styled(Style::Warning, "warning:");
+    let _ = write!(text, " {message}");
+    text
 }
 
 fn records_without_key<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a [Unkeyed]> {
@@ -129,22 +143,47 @@ pub(super) fn worth(source: &KeySourceReport) -> String {
     format!("{keyed} records keyed, {only} of them by no other source, {candidates} candidates")
 }
 
-fn row(text: &mut String, name: &str, value: &str) {
+fn row(text: &mut impl fmt::Write, name: &str, value: &str) {
     let _ = writeln!(text, "{name:<12}{value}");
 }
 
+/// What was read of a root.
+pub(super) fn hydrate(report: &hydrate::Report) -> String {
+    let mut text = format!("read {} in {:.1} s\n\n", report.root, report.seconds);
+    for stage in &report.stages {
+        let name = match stage.stage {
+            hydrate::Stage::Databases => "databases",
+            hydrate::Stage::FirstBuild => "first build",
+            hydrate::Stage::Rest => "rest",
+        };
+        let hydrate::StageReport { directories, files, seconds, .. } = stage;
+        let (bytes, from_disk) = (HumanBytes(stage.bytes), HumanBytes(stage.from_disk));
+        let what = format!("{files} files, {bytes}, and {directories} directories");
+        row(&mut text, name, &format!("{what}: {from_disk} from the disk in {seconds:.1} s"));
+    }
+    if report.gone > 0 {
+        row(&mut text, "gone", &format!("{} files and directories, meanwhile", report.gone));
+    }
+    for failed in &report.failed {
+        row(&mut text, "not read", &format!("{}: {}", failed.path, failed.reason));
+    }
+    text.trim_end().to_owned()
+}
+
 /// What an offline verification found.
-pub(super) fn verify(root: &Path, report: &verify::Report) -> String {
-    let mut text = String::new();
+pub(super) fn verify(root: &Path, report: &verify::Report) -> Text {
+    let mut text = Text::new();
     for finding in &report.findings {
-        let severity = if finding.severity == Severity::Error { "error" } else { "warning" };
-        let _ = writeln!(text, "{severity}: {finding}");
+        let error = finding.severity == Severity::Error;
+        let (style, severity) = if error { (Style::Bad, "error:") } else { (Style::Warning, "warning:") };
+        text.push_styled(style, severity);
+        let _ = writeln!(text, " {finding}");
     }
     for note in &report.notes {
         let _ = writeln!(text, "note: {note}");
     }
-    if !text.is_empty() {
-        text.push('\n');
+    if !report.findings.is_empty() || !report.notes.is_empty() {
+        text.push("\n");
     }
     let counts = &report.counts;
     let links = format!("{} with {} results and {} links", counts.keys, counts.results, counts.links);
@@ -166,12 +205,13 @@ pub(super) fn verify(root: &Path, report: &verify::Report) -> String {
             row(&mut text, "collection", &collected(collection));
         }
     }
-    let verdict = match report.findings.len() {
-        0 => "healthy".to_owned(),
-        1 => "1 finding".to_owned(),
-        many => format!("{many} findings"),
+    let (style, verdict) = match report.findings.len() {
+        0 => (Style::Good, "healthy".to_owned()),
+        1 => (Style::Bad, "1 finding".to_owned()),
+        many => (Style::Bad, format!("{many} findings")),
     };
-    let _ = write!(text, "\n{}: {verdict}", root.display());
+    let _ = write!(text, "\n{}: ", root.display());
+    text.push_styled(style, verdict);
     text
 }
 
@@ -184,16 +224,17 @@ fn collected(collection: &verify::Collection) -> String {
 }
 
 /// How the build on a view of the root went.
-pub(super) fn live(report: &LiveReport) -> String {
-    let mut text = format!("\nbuilt with {}\n", report.buildkitd);
+pub(super) fn live(report: &LiveReport) -> Text {
+    let mut text = Text::from(format!("\nbuilt with {}\n", report.buildkitd));
     for step in &report.steps {
-        let status = match &step.status {
-            StepStatus::Cached => "CACHED",
-            StepStatus::Ran => "ran",
-            StepStatus::Error { .. } => "failed",
-            _ => "not reached",
+        let (style, status) = match &step.status {
+            StepStatus::Cached => (Some(Style::Good), "CACHED"),
+            StepStatus::Ran => (Some(Style::Warning), "ran"),
+            StepStatus::Error { .. } => (Some(Style::Bad), "failed"),
+            _ => (None, "not reached"),
         };
-        let _ = writeln!(text, "{status:<12}{}", one_line(&step.name));
+        text.push_styled(style, format!("{status:<12}"));
+        let _ = writeln!(text, "{}", one_line(&step.name));
         if let StepStatus::Error { message } = &step.status {
             let _ = writeln!(text, "            {message}");
         }
@@ -202,13 +243,10 @@ pub(super) fn live(report: &LiveReport) -> String {
         let _ = writeln!(text, "the build failed: {failure}");
     }
     let cached = report.steps.iter().filter(|step| step.status == StepStatus::Cached).count();
-    let _ = write!(
-        text,
-        "\n{cached} of {} steps CACHED, {} imports, {} extractions",
-        report.steps.len(),
-        report.imports,
-        report.extractions
-    );
+    let style = if report.all_cached() { Style::Good } else { Style::Bad };
+    text.push("\n");
+    text.push_styled(style, format!("{cached} of {} steps CACHED", report.steps.len()));
+    let _ = write!(text, ", {} imports, {} extractions", report.imports, report.extractions);
     text
 }
 

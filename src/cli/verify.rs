@@ -1,5 +1,6 @@
 //! `warmkit verify`.
 
+use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -10,11 +11,12 @@ use serde::Serialize;
 use super::build::Solve;
 use super::exit::{self, Failure};
 use super::output::{Output, err, out};
+use super::place::Place;
 use super::progress::{Console, Verbs};
 use super::{render, signals};
 use crate::daemon::Build;
 use crate::gc::Release;
-use crate::verify::{self, ImageOptions, LiveOptions, LiveReport};
+use crate::verify::{self, Configured, ImageOptions, LiveOptions, LiveReport};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -33,13 +35,12 @@ Examples:
   warmkit verify --image --sysroot /mnt/image
 ";
 
-/// Check that a root is whole and warm
+/// Check that a root is whole and warm; no daemon may run on it
 #[derive(Debug, Args)]
 #[command(after_help = format!("{}\n\n{EXAMPLES}", exit::HELP))]
 pub(super) struct Arguments {
-    /// The root to check; no daemon may run on it
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, default_value = "/var/lib/buildkit")]
-    root: PathBuf,
+    #[command(flatten)]
+    place: Place,
 
     /// Unpack each layer again, in memory, and compare it with its snapshot entry by entry
     #[arg(long)]
@@ -48,40 +49,8 @@ pub(super) struct Arguments {
     #[command(flatten)]
     pub(super) output: Output,
 
-    /// Also look for what must not be in a machine image that ships: histories of builds, leftovers, credentials,
-    /// a cache that garbage collection takes
-    #[arg(long, help_heading = "Image")]
-    image: bool,
-
-    /// The / of an image that is mounted: the root, too, is then looked for inside of it
-    #[arg(
-        long,
-        value_name = "DIR",
-        value_hint = ValueHint::DirPath,
-        requires = "image",
-        conflicts_with = "build",
-        default_value = "/",
-        help_heading = "Image"
-    )]
-    sysroot: PathBuf,
-
-    /// The buildkitd.toml that tells what is collected; default: /etc/buildkit/buildkitd.toml of the image
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "image", help_heading = "Image")]
-    gc_config: Option<PathBuf>,
-
-    /// The release of BuildKit that collects
-    #[arg(
-        long,
-        value_name = "RELEASE",
-        requires = "image",
-        default_value_t = Release::NEWEST,
-        help_heading = "Image"
-    )]
-    gc_release: Release,
-
-    /// How large the disk will be that the root is on, in bytes; default: that which it is on
-    #[arg(long, value_name = "BYTES", requires = "image", help_heading = "Image")]
-    gc_disk: Option<u64>,
+    #[command(flatten)]
+    image: ImageArguments,
 
     /// Also run this build on a throwaway view of the root, which stays untouched: is every step CACHED?
     #[arg(long, value_name = "CONTEXT", help_heading = "Build")]
@@ -104,18 +73,59 @@ pub(super) struct Arguments {
     solve: Solve,
 }
 
-impl Arguments {
-    fn image(&self) -> Option<ImageOptions> {
-        self.image.then(|| {
-            let mut options = ImageOptions::default();
-            options.sysroot.clone_from(&self.sysroot);
-            options.buildkitd_config.clone_from(&self.gc_config);
-            options.release = self.gc_release;
-            options.disk = self.gc_disk;
-            options
-        })
-    }
+/// Whether, and how, an image is looked at.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Image")]
+struct ImageArguments {
+    /// Also look for what must not be in a machine image that ships: histories of builds, leftovers, credentials,
+    /// a cache that garbage collection takes
+    #[arg(long)]
+    image: bool,
 
+    /// The / of an image that is mounted: the root, too, is then looked for inside of it
+    #[arg(
+        long,
+        value_name = "DIR",
+        value_hint = ValueHint::DirPath,
+        requires = "image",
+        conflicts_with = "build",
+        default_value = "/"
+    )]
+    sysroot: PathBuf,
+
+    /// The buildkitd.toml that tells what is collected; default: /etc/buildkit/buildkitd.toml of the image
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "image")]
+    gc_config: Option<PathBuf>,
+
+    /// The release of BuildKit that collects
+    #[arg(long, value_name = "RELEASE", requires = "image", default_value_t = Release::NEWEST)]
+    gc_release: Release,
+
+    /// How large the disk will be that the root is on, in bytes; default: that which it is on
+    #[arg(long, value_name = "BYTES", requires = "image")]
+    gc_disk: Option<u64>,
+}
+
+impl ImageArguments {
+    fn options(&self) -> Result<Option<ImageOptions>, Failure> {
+        if !self.image {
+            return Ok(None);
+        }
+        let mut options = ImageOptions::default();
+        options.sysroot.clone_from(&self.sysroot);
+        options.release = self.gc_release;
+        options.disk = self.gc_disk;
+        if let Some(path) = &self.gc_config {
+            let read =
+                fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()));
+            let text = read.map_err(|error| Failure::new(error, exit::FAILURE))?;
+            options.configuration = Some(Configured { path: path.clone(), text });
+        }
+        Ok(Some(options))
+    }
+}
+
+impl Arguments {
     fn live(&self, context: PathBuf, interrupted: Arc<AtomicBool>) -> LiveOptions {
         let build = Build {
             target: self.target.clone(),
@@ -144,25 +154,29 @@ struct Outcome<'a> {
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let ending = signals::end_on_signal()?;
     let output = arguments.output;
+    let root = arguments.place.root()?;
     let options = verify::Options {
         read_data: arguments.read_data,
-        image: arguments.image(),
+        image: arguments.image.options()?,
         ..verify::Options::default()
     };
-    let report = verify::offline(&arguments.root, &options, &Console::new(Verbs::VERIFY))?;
+    let report = verify::offline(&root, &options, &Console::new(Verbs::VERIFY)).map_err(|error| {
+        let code = exit::of_verify(&error);
+        Failure::new(error, code)
+    })?;
     if !output.is_json() {
-        out(render::verify(&arguments.root, &report))?;
+        out(render::verify(&root, &report))?;
     }
     let live = match &arguments.build {
         None => None,
         Some(context) => {
             err("building on a throwaway view of the root");
-            Some(verify::live(&arguments.root, &arguments.live(context.clone(), ending.in_order()))?)
+            Some(verify::live(&root, &arguments.live(context.clone(), ending.in_order()))?)
         }
     };
     if output.is_json() {
         let outcome = Outcome {
-            root: arguments.root.display().to_string(),
+            root: root.display().to_string(),
             healthy: report.is_healthy(),
             offline: &report,
             live: live.as_ref(),

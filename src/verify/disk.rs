@@ -8,13 +8,14 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, Stat};
 
-use super::containerd::Containerd;
-use super::files::{self, FileFault, Tree, directory, file, subject};
+use super::files::{self, directory, file, subject};
 use super::parallel;
-use super::report::{FindingKind, Findings, Subject, text};
-use super::snapshotter::{Kind, Snapshotter, Stored};
+use super::report::{FindingKind, Findings, Subject};
 use crate::digest::{Digest, Hasher};
 use crate::progress::{Event, Progress};
+use crate::root::fault::text;
+use crate::root::files::{FileFault, Tree, describe};
+use crate::root::{Containerd, FaultKind, Kind, Snapshotter, Stored};
 
 /// What a look at the disk needs besides what it looks at.
 pub(super) struct Look<'a> {
@@ -72,7 +73,7 @@ pub(super) fn check_snapshots(
             }
         }
         Err(fault) => {
-            findings.add(fault.kind, subject(&snapshots(worker)), fault.detail);
+            findings.file(&snapshots(worker), fault);
             return;
         }
     }
@@ -107,7 +108,7 @@ fn check_snapshot(
         let is_tree = path.ends_with("fs") || !has_upper(snapshotter);
         let found = match look.root.stat(path) {
             Ok(stat) if FileType::from_raw_mode(stat.st_mode) != FileType::Directory => {
-                Some(format!("{} stands there", files::describe(FileType::from_raw_mode(stat.st_mode))))
+                Some(format!("{} stands there", describe(FileType::from_raw_mode(stat.st_mode))))
             }
             Ok(_) if is_tree => None,
             Ok(_) => {
@@ -204,9 +205,9 @@ pub(super) fn check_blobs(
             }
         }
         // No blob yet: the directory is made with the first.
-        Err(fault) if fault.kind == FindingKind::StateFileMissing => {}
+        Err(fault) if fault.kind == FaultKind::FileMissing => {}
         Err(fault) => {
-            findings.add(fault.kind, subject(&directory), fault.detail);
+            findings.file(&directory, fault);
             return (0, BTreeSet::new());
         }
     }
@@ -248,7 +249,7 @@ fn check_blob(
     let (size, actual) = match hash(look.root, path, digest, look.progress) {
         Ok(read) => read,
         Err(fault) => {
-            findings.add(fault.kind, subject(path), fault.detail);
+            findings.file(path, fault);
             return false;
         }
     };

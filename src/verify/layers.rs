@@ -19,13 +19,14 @@ use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
 
 use super::disk::{self, Look};
-use super::files::{self, FileFault, Tree};
-use super::report::{FindingKind, Findings, Subject, text};
+use super::report::{FindingKind, Findings, Subject};
 use super::tree::{self, Described, Inode, Node};
 use crate::digest::{DiffId, Digest};
 use crate::layer::{self, Content, Segment};
 use crate::oci;
 use crate::progress::Event;
+use crate::root::fault::text;
+use crate::root::files::{FileFault, Tree, describe};
 
 /// More differences of one layer than this say nothing new.
 const MAX_DIFFERENCES: usize = 100;
@@ -232,7 +233,7 @@ impl Comparison<'_> {
             Node::Fifo => FileType::Fifo,
         };
         if found != expected {
-            let detail = format!("{}, expected {}", files::describe(found), files::describe(expected));
+            let detail = format!("{}, expected {}", describe(found), describe(expected));
             self.differs(FindingKind::LayerEntryType, shown, detail);
             return false;
         }

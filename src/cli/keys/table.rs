@@ -8,6 +8,7 @@ use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
 use super::super::escape::one_line;
 use super::super::render::{LISTED, described, unkeyed, worth};
+use super::super::text::{Style, Text};
 use crate::gather::sidecar::{PullReport, PushReport};
 use crate::gather::{Check, Status, StepReport};
 
@@ -19,8 +20,8 @@ const SHOWN: usize = 4;
 /// Sources by number, the steps with what keys them, and the sum.
 ///
 /// Names of steps are cut where they would not fit into as many `columns`.
-pub(super) fn check(check: &Check, columns: Option<usize>) -> String {
-    let mut text = String::new();
+pub(super) fn check(check: &Check, columns: Option<usize>) -> Text {
+    let mut text = Text::new();
     for cache in &check.caches {
         let _ = writeln!(text, "cache       {}", described(cache));
     }
@@ -38,9 +39,13 @@ pub(super) fn check(check: &Check, columns: Option<usize>) -> String {
         };
         let (key_width, size_width) = (width(&keys, "KEY"), width(&sizes, "SIZE"));
         let room = columns.map(|columns| columns.saturating_sub(key_width + size_width + 4).max(LEAST));
-        let _ = writeln!(text, "\n{:<key_width$}  {:>size_width$}  STEP", "KEY", "SIZE");
+        text.push("\n");
+        text.push_styled(Style::Title, format!("{:<key_width$}  {:>size_width$}  STEP", "KEY", "SIZE"));
+        text.push("\n");
         for ((step, key), size) in check.steps.iter().zip(&keys).zip(&sizes) {
-            let _ = writeln!(text, "{key:<key_width$}  {size:>size_width$}  {}", cut(&label(step), room));
+            let lost = matches!(step.status, Status::Unkeyed | Status::OnlyInputs);
+            text.push_styled(lost.then_some(Style::Bad), format!("{key:<key_width$}"));
+            let _ = writeln!(text, "  {size:>size_width$}  {}", cut(&label(step), room));
         }
     }
     let _ = write!(text, "\n{}", sum(check));
@@ -48,7 +53,7 @@ pub(super) fn check(check: &Check, columns: Option<usize>) -> String {
         if check.steps.len() > LISTED {
             let _ = write!(text, "\n\n{}", unkeyed(&check.unkeyed));
         }
-        text.push_str("\n\ngive --keys-from a source that knows them, or make one: warmkit keys replay");
+        text.push("\n\ngive --keys-from a source that knows them, or make one: warmkit keys replay");
     }
     text
 }
@@ -209,7 +214,7 @@ mod tests {
             ],
             seconds: 0.5,
         };
-        let text = check(&checked, None);
+        let text = check(&checked, None).to_string();
         let text = text.replace(&record.to_string(), "<record>").replace(&digest.to_string(), "<digest>");
         insta::assert_snapshot!(text, @r"
         cache       r.io/app:cache (<digest>)

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 
 use crate::cli::output::err;
+use crate::cli::render;
+use crate::cli::text::Text;
 use crate::progress::{Event, Phase, Progress};
 
 /// How often a log gets a line while layers come in.
@@ -43,6 +45,7 @@ pub(in crate::cli) struct Verbs {
 impl Verbs {
     pub(in crate::cli) const BAKE: Self = Self { layers: "unpacked", bytes: "downloaded" };
     pub(in crate::cli) const VERIFY: Self = Self { layers: "compared", bytes: "hashed" };
+    pub(in crate::cli) const HYDRATE: Self = Self { layers: "", bytes: "read" };
 }
 
 /// Shows events to a person.
@@ -72,7 +75,7 @@ impl Console {
         self.bar.is_some()
     }
 
-    fn line(&self, text: &str) {
+    fn line(&self, text: impl Into<Text>) {
         match &self.bar {
             Some(bar) => bar.suspend(|| err(text)),
             None => err(text),
@@ -119,6 +122,9 @@ impl Progress for Console {
                     Phase::Keys => "recovering keys",
                     Phase::Layers => return,
                     Phase::Commit => "writing to disk",
+                    Phase::Databases => "reading databases",
+                    Phase::FirstBuild => "reading what steps are built on",
+                    Phase::Rest => "reading the rest",
                 };
                 match &self.bar {
                     Some(bar) => {
@@ -140,6 +146,21 @@ impl Progress for Console {
                     err(format!("{layers} layers, {bytes} to be {}", self.verbs.bytes));
                 }
             }
+            Event::ToRead { files, bytes } => {
+                (state.bytes, state.fetched, state.last_line) = (bytes, 0, Some(Instant::now()));
+                match &self.bar {
+                    Some(bar) => {
+                        bar.set_style(style(BAR));
+                        bar.set_length(bytes);
+                        bar.reset_eta();
+                    }
+                    None => err(format!("{files} files, {} to be {}", HumanBytes(bytes), self.verbs.bytes)),
+                }
+            }
+            Event::Read { bytes } => {
+                state.fetched += bytes;
+                self.show(&mut state, false);
+            }
             // Documents come before the layers are planned, and count for nothing.
             Event::Fetched { bytes, .. } if state.layers > 0 => {
                 state.fetched += bytes;
@@ -152,9 +173,9 @@ impl Progress for Console {
             }
             Event::Retry { what, failures, wait, reason } => {
                 let wait = wait.as_secs_f32();
-                self.line(&format!("retry {failures} in {wait:.1} s: {what}: {reason}"));
+                self.line(format!("retry {failures} in {wait:.1} s: {what}: {reason}"));
             }
-            Event::Warning(text) => self.line(&format!("warning: {text}")),
+            Event::Warning(text) => self.line(render::warning(&text)),
             Event::Fetched { .. } | Event::Finished(..) | Event::BlobDone { .. } => {}
         }
     }

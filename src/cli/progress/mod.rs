@@ -75,7 +75,7 @@ struct Quiet;
 impl Progress for Quiet {
     fn event(&self, event: Event) {
         if let Event::Warning(text) = event {
-            err(format!("warning: {text}"));
+            err(render::warning(&text));
         }
     }
 }

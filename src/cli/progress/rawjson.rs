@@ -22,12 +22,14 @@ struct Line<'a> {
 
 /// What a line tells. Names are documented, and stay.
 #[derive(Serialize)]
-#[serde(tag = "event", rename_all = "lowercase")]
+#[serde(tag = "event", rename_all = "kebab-case")]
 enum Told<'a> {
     Started { phase: &'static str },
     Finished { phase: &'static str, seconds: f64 },
     Planned { layers: usize, bytes: u64, unpacks: usize },
     Progress { bytes: u64, unpacked: usize },
+    ToRead { files: usize, bytes: u64 },
+    Read { bytes: u64 },
     Downloaded { digest: &'a Digest },
     Unpacked { digest: &'a Digest },
     Retry { what: &'a str, failures: u32, seconds: f64, reason: &'a str },
@@ -69,6 +71,13 @@ impl State {
         (self.told, self.at) = (now, Some(Instant::now()));
         Some(Told::Progress { bytes: self.bytes, unpacked: self.unpacked })
     }
+
+    /// Whether more was read than was told last.
+    fn read_on(&mut self) -> bool {
+        let before = std::mem::replace(&mut self.told, (self.bytes, 0));
+        self.at = Some(Instant::now());
+        before != self.told
+    }
 }
 
 /// Tells events to a program.
@@ -102,6 +111,9 @@ impl<W: Fn(&str) + Sync> Progress for Events<W> {
                 {
                     self.tell(progress);
                 }
+                if matches!(phase, Phase::Databases | Phase::FirstBuild | Phase::Rest) && state.read_on() {
+                    self.tell(Told::Read { bytes: state.bytes });
+                }
                 self.tell(Told::Finished { phase: phase.name(), seconds: seconds(took) });
             }
             Event::Planned { layers, bytes, unpacks } => {
@@ -118,6 +130,17 @@ impl<W: Fn(&str) + Sync> Progress for Events<W> {
                 }
             }
             Event::Fetched { .. } => {}
+            Event::ToRead { files, bytes } => {
+                (state.bytes, state.told, state.at) = (0, (0, 0), None);
+                self.tell(Told::ToRead { files, bytes });
+            }
+            Event::Read { bytes } => {
+                state.bytes += bytes;
+                if state.at.is_none_or(|at| at.elapsed() >= INTERVAL) {
+                    state.read_on();
+                    self.tell(Told::Read { bytes: state.bytes });
+                }
+            }
             Event::BlobDone { digest } => self.tell(Told::Downloaded { digest: &digest }),
             Event::LayerDone { digest } => {
                 state.unpacked += 1;
@@ -139,9 +162,12 @@ mod tests {
 
     fn told(events: Vec<Event>) -> Vec<Value> {
         let lines = Mutex::new(Vec::new());
-        let progress = Events::new(|line: &str| lines.lock().unwrap().push(line.to_owned()));
-        events.into_iter().for_each(|event| progress.event(event));
-        drop(progress);
+        {
+            let progress = Events::new(|line: &str| lines.lock().unwrap().push(line.to_owned()));
+            for event in events {
+                progress.event(event);
+            }
+        }
         let parsed = lines.into_inner().unwrap().into_iter().map(|line| {
             assert!(!line.contains('\n'), "{line}");
             let mut value: Value = line.parse().unwrap();

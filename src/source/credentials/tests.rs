@@ -211,7 +211,7 @@ fn says_which_file_is_wrong() {
 fn secrets_are_not_shown() {
     let home = Home::new(&[(".docker/config.json", &auths(&[("r.example", "ci:pw")]))]);
     let path = home.path(".docker/config.json");
-    let found = home.find("r.example", "a", None).unwrap();
+    let found = home.find("r.example", "a").unwrap();
     assert_eq!(found.to_string(), format!("as \"ci\" from {}", path.display()));
     let env: Environment = [("PASSWORD", "hunter2")].into_iter().collect();
     assert_eq!(format!("{env:?}"), "{\"PASSWORD\"}");

@@ -17,8 +17,9 @@ use base64::engine::general_purpose::STANDARD_NO_PAD;
 use serde_json::{Map, Value};
 
 use super::super::files::subject;
-use super::super::report::{FindingKind, Findings, text};
+use super::super::report::{FindingKind, Findings};
 use super::sysroot::Sysroot;
+use crate::root::fault::text;
 
 /// The longest file that is read, in bytes.
 const LONGEST: u64 = 4 << 20;

@@ -15,9 +15,11 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, fstat};
 
-use super::super::files::{Tree, describe, subject};
+use super::super::files::subject;
 use super::super::report::{FindingKind, Findings};
 use super::sysroot::Sysroot;
+use crate::root::files::{Tree, describe};
+use crate::root::{HISTORY, LOCK, Root};
 
 /// What the names of directories begin with in which a bake or a verification works.
 const STAGING: &str = ".warmkit-";
@@ -43,9 +45,9 @@ const BAKED: [&str; 14] = [
 ];
 
 /// Looks at the root, the directories around it, and where programs keep what is temporary.
-pub(super) fn check(sysroot: &Sysroot, root: &Path, tree: &Tree, workers: &[&Path], findings: &mut Findings) {
-    in_root(root, tree, workers, findings);
-    beside(sysroot, root, tree, findings);
+pub(super) fn check(sysroot: &Sysroot, path: &Path, root: &Root, findings: &mut Findings) {
+    in_root(path, &root.tree, &root.workers, findings);
+    beside(sysroot, path, &root.tree, findings);
     for directory in ["/tmp", "/var/tmp", "/run"] {
         let is_left = |name: &str, _| is_temporary(name);
         list(sysroot, Path::new(directory), is_left, FindingKind::LeftoverTemporary, TEMPORARY, findings);
@@ -118,8 +120,8 @@ fn staging(directory: &Tree, place: &Path, findings: &mut Findings) {
 }
 
 /// What is in the root beyond that which a bake writes, and beyond that which others judge.
-fn in_root(root: &Path, tree: &Tree, workers: &[&Path], findings: &mut Findings) {
-    let is_worker = |path: &Path| workers.contains(&path);
+fn in_root(root: &Path, tree: &Tree, workers: &[PathBuf], findings: &mut Findings) {
+    let is_worker = |path: &Path| workers.iter().any(|worker| worker == path);
     let mut directories = vec![PathBuf::new()];
     while let Some(directory) = directories.pop() {
         for (name, kind) in tree.list(&directory).unwrap_or_default() {
@@ -151,10 +153,10 @@ fn judge(path: &Path, kind: FileType, is_worker: impl Fn(&Path) -> bool) -> Judg
     if kind == FileType::Socket {
         return Judgement::Left(FindingKind::LeftoverSocket, SOCKET.to_owned());
     }
-    if rest.is_empty() && (first.starts_with(STAGING) || first == super::HISTORY) {
+    if rest.is_empty() && (first.starts_with(STAGING) || first == HISTORY) {
         return Judgement::Elsewhere;
     }
-    if rest.is_empty() && first == super::LOCK {
+    if rest.is_empty() && first == LOCK {
         let detail = "a daemon was started on this root, which is not as it was baked any more; bake it anew, or \
                       delete the file";
         return Judgement::Left(FindingKind::LeftoverLock, detail.to_owned());

@@ -11,7 +11,6 @@
 //! It is about what making a warm root may leave behind. Host keys, machine ids and logs are others' business.
 
 mod credentials;
-mod history;
 mod leftovers;
 mod space;
 mod sysroot;
@@ -19,14 +18,15 @@ mod sysroot;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use super::database::{self, Place};
-use super::files::{self, Tree, subject};
+use super::files::subject;
 use super::report::{FindingKind, Findings, ImageReport, Subject};
-use super::{HISTORY, LOCK, Worker};
 use crate::gc;
+use crate::root::{HISTORY, History, Root, Worker};
 
-pub(super) use space::given as configuration;
 pub(super) use sysroot::Sysroot;
+
+/// The namespace of containerd's metadata in which logs, traces and provenance stand.
+const HISTORY_NAMESPACE: &str = "buildkit_history";
 
 /// How an image is looked at.
 #[derive(Debug, Clone)]
@@ -35,9 +35,8 @@ pub struct ImageOptions {
     /// The image's `/`, mounted anywhere: the root's path, too, is resolved in it, and nothing outside of it
     /// is looked at. `/` is this machine.
     pub sysroot: PathBuf,
-    /// The daemon's configuration, outside the image; `None`: `/etc/buildkit/buildkitd.toml` of the image,
-    /// if there is one.
-    pub buildkitd_config: Option<PathBuf>,
+    /// The daemon's configuration; `None`: `/etc/buildkit/buildkitd.toml` of the image, if there is one.
+    pub configuration: Option<Configured>,
     /// The release of `BuildKit` whose garbage collection is foretold.
     pub release: gc::Release,
     /// Bytes of the disk that the root will be on; `None`: that which it is on.
@@ -46,8 +45,17 @@ pub struct ImageOptions {
 
 impl Default for ImageOptions {
     fn default() -> Self {
-        Self { sysroot: PathBuf::from("/"), buildkitd_config: None, release: gc::Release::NEWEST, disk: None }
+        Self { sysroot: PathBuf::from("/"), configuration: None, release: gc::Release::NEWEST, disk: None }
     }
+}
+
+/// A `buildkitd.toml`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Configured {
+    /// Where it is from, for messages.
+    pub path: PathBuf,
+    /// What it says.
+    pub text: String,
 }
 
 /// The notes that are garbage: bytes of somebody's builds that nothing needs.
@@ -76,83 +84,90 @@ pub(super) struct Image<'a> {
     pub(super) options: &'a ImageOptions,
     pub(super) sysroot: Sysroot,
     /// The root's path in the image.
-    pub(super) root: &'a Path,
-    pub(super) tree: &'a Tree,
+    pub(super) path: PathBuf,
 }
 
-impl Image<'_> {
+impl<'a> Image<'a> {
+    /// Opens the image of a root, which is given by its path in the image.
+    pub(super) fn open(root: &Path, options: &'a ImageOptions) -> Result<Self, super::Error> {
+        let open = |path: &Path| {
+            let path = path.to_owned();
+            move |source| super::Error::Open { path, source }
+        };
+        let sysroot = Sysroot::open(&options.sysroot).map_err(open(&options.sysroot))?;
+        let path = if options.sysroot == Path::new("/") {
+            std::path::absolute(root).map_err(open(root))?
+        } else {
+            Path::new("/").join(root)
+        };
+        Ok(Self { options, sysroot, path })
+    }
+
+    /// Opens the root in it.
+    pub(super) fn root(&self) -> Result<Root, super::Error> {
+        Root::with(&self.path, self.sysroot.root(&self.path))
+    }
+
     /// Looks for all that must not be in it, after the root itself was judged.
-    /// `configuration` is the text of [`ImageOptions::buildkitd_config`].
     pub(super) fn check(
         &self,
-        configuration: Option<&str>,
+        root: &Root,
+        history: &History,
         workers: &[Worker],
         findings: &mut Findings,
     ) -> ImageReport {
-        let names: Vec<&Path> = workers.iter().map(|worker| worker.path.as_path()).collect();
-        leftovers::check(&self.sysroot, self.root, self.tree, &names, findings);
-        let builds = self.history(workers, findings);
+        leftovers::check(&self.sysroot, &self.path, root, findings);
+        self.history(history, workers, findings);
         self.records(workers, findings);
-        self.owner(findings);
+        self.owner(root, findings);
         let looked = credentials::check(&self.sysroot, findings);
         ImageReport {
             sysroot: self.options.sysroot.display().to_string(),
             homes: looked.homes.iter().map(|home| home.display().to_string()).collect(),
             credential_files: looked.files,
-            builds,
-            collection: space::check(self, configuration, workers, findings),
+            builds: history.builds,
+            collection: space::check(self, root, workers, findings),
         }
     }
 
     fn subject(&self, path: impl AsRef<Path>) -> Subject {
         let path = path.as_ref();
-        subject(&if path.as_os_str().is_empty() { self.root.to_owned() } else { self.root.join(path) })
+        subject(&if path.as_os_str().is_empty() { self.path.clone() } else { self.path.join(path) })
     }
 
-    /// Looks at the history of builds. Gives how many it has.
-    fn history(&self, workers: &[Worker], findings: &mut Findings) -> usize {
-        let mut builds = 0;
-        let path = Path::new(HISTORY);
-        // What cannot be read was a finding when the root was judged.
-        if let Ok(bytes) = self.tree.read(path, files::MAX_DATABASE)
-            && let Some(db) = database::open(self.tree, path, findings)
-        {
-            let found = history::read(&db, &bytes, &Place::new(path), findings);
-            builds = found.builds;
-            if builds > 0 {
-                let detail = format!("{}; {BAKE_ANEW}, or delete the file", describe(&found));
-                findings.add(FindingKind::HistoryKept, self.subject(path), detail);
-            }
-            if found.deleted > 0 {
-                let detail = format!("{}; delete the file", counted(found.deleted, "deleted build"));
-                findings.add(FindingKind::HistoryRemains, self.subject(path), detail);
-            }
+    /// Looks at what a daemon keeps of builds, in its history and among the blobs.
+    fn history(&self, history: &History, workers: &[Worker], findings: &mut Findings) {
+        if history.builds > 0 {
+            let detail = format!("{}; {BAKE_ANEW}, or delete the file", describe(history));
+            findings.add(FindingKind::HistoryKept, self.subject(HISTORY), detail);
+        }
+        if history.deleted > 0 {
+            let detail = format!("{}; delete the file", counted(history.deleted, "deleted build"));
+            findings.add(FindingKind::HistoryRemains, self.subject(HISTORY), detail);
         }
         for worker in workers {
             let Some(containerd) = &worker.containerd else { continue };
             let sizes = containerd.sizes.values().flatten();
-            let sizes: Vec<i64> = sizes
-                .filter(|(space, _)| space == history::NAMESPACE)
-                .filter_map(|(_, size)| *size)
-                .collect();
+            let sizes: Vec<i64> =
+                sizes.filter(|(space, _)| space == HISTORY_NAMESPACE).filter_map(|(_, size)| *size).collect();
             if !sizes.is_empty() {
-                let bytes: i64 = sizes.iter().sum();
+                let bytes: i64 = sizes.iter().fold(0, |sum, size| sum.saturating_add(*size));
                 let blobs = counted(sizes.len(), "blob");
                 let detail =
-                    format!("{blobs} of {bytes} bytes in namespace {}; {BAKE_ANEW}", history::NAMESPACE);
+                    format!("{blobs} of {bytes} bytes in namespace {HISTORY_NAMESPACE}; {BAKE_ANEW}");
                 let database = worker.path.join("containerdmeta.db");
                 findings.add(FindingKind::HistoryBlobs, self.subject(database), detail);
             }
         }
-        builds
     }
 
     fn records(&self, workers: &[Worker], findings: &mut Findings) {
         for records in workers.iter().filter_map(|worker| worker.records.as_ref()) {
             // What a step made stays mutable as long as nobody needs it to be a layer.
             let made: BTreeSet<&str> =
-                records.0.values().filter_map(|record| record.equal_mutable.as_deref()).collect();
-            for (id, record) in records.0.iter().filter(|(_, record)| record.is_mutable() && !record.deleted)
+                records.all.values().filter_map(|record| record.equal_mutable.as_deref()).collect();
+            for (id, record) in
+                records.all.iter().filter(|(_, record)| record.is_mutable() && !record.deleted)
             {
                 let kind = record.record_type.as_deref().unwrap_or(REGULAR);
                 if kind == REGULAR && made.contains(id.as_str()) {
@@ -171,8 +186,8 @@ impl Image<'_> {
         }
     }
 
-    fn owner(&self, findings: &mut Findings) {
-        if let Ok(stat) = self.tree.stat(Path::new(""))
+    fn owner(&self, root: &Root, findings: &mut Findings) {
+        if let Ok(stat) = root.tree.stat(Path::new(""))
             && stat.st_uid != 0
         {
             let detail = format!("owner {}; chown -R it to root, as whom the daemon runs", stat.st_uid);
@@ -182,7 +197,7 @@ impl Image<'_> {
 }
 
 /// What a history has, without any value.
-fn describe(history: &history::History) -> String {
+fn describe(history: &History) -> String {
     const SHOWN: usize = 8;
     let mut detail = counted(history.builds, "build");
     if !history.arguments.is_empty() {

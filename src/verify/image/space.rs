@@ -1,17 +1,15 @@
 //! Whether garbage collection leaves an image's root as it is: at the first start, and in hosts that stand idle.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use jiff::{SignedDuration, Timestamp};
 use rustix::fs::fstatvfs;
 
 use super::super::files::subject;
-use super::super::records::Records;
 use super::super::report::{Collection, CollectionPass, FindingKind, Findings};
-use super::super::{Error, Worker};
-use super::Image;
+use super::{Configured, Image};
 use crate::gc::{self, Configuration, Disk, Release};
+use crate::root::{Root, Usage, Worker, usage};
 
 /// Where a daemon's configuration stands.
 const CONFIGURATION: &str = "/etc/buildkit/buildkitd.toml";
@@ -22,29 +20,29 @@ const MOMENTS: [u32; 3] = [0, 48, 60 * 24];
 /// What builds may add before something goes, in the configuration that is proposed, in bytes.
 const ROOM: u64 = 10_000_000_000;
 
-/// Foretells collections with the configuration that the image has, or that was given with its `text`.
+/// Foretells collections with the configuration that was given, or that the image has.
 pub(super) fn check(
     image: &Image<'_>,
-    given: Option<&str>,
+    root: &Root,
     workers: &[Worker],
     findings: &mut Findings,
 ) -> Option<Collection> {
-    let place = image.options.buildkitd_config.as_deref().unwrap_or(Path::new(CONFIGURATION));
-    let (text, is_there) = match given {
-        Some(text) => (text.to_owned(), true),
-        None => match image.sysroot.read(place, LONGEST) {
+    let (place, text, is_there) = match &image.options.configuration {
+        Some(Configured { path, text }) => (path.as_path(), text.clone(), true),
+        None => match image.sysroot.read(Path::new(CONFIGURATION), LONGEST) {
             Ok(bytes) => {
                 let is_there = bytes.is_some();
-                (String::from_utf8_lossy(&bytes.unwrap_or_default()).into_owned(), is_there)
+                let text = String::from_utf8_lossy(&bytes.unwrap_or_default()).into_owned();
+                (Path::new(CONFIGURATION), text, is_there)
             }
             Err(fault) => {
-                findings.add(FindingKind::CollectionUnknown, subject(place), fault.detail);
+                findings.add(FindingKind::CollectionUnknown, subject(Path::new(CONFIGURATION)), fault.detail);
                 return None;
             }
         },
     };
     let release = image.options.release;
-    let disk = disk(image)?;
+    let disk = disk(root, image.options.disk)?;
     let policy = Configuration::read(&text).and_then(|configuration| configuration.policy(release, disk));
     let policy = match policy {
         Ok(policy) => policy,
@@ -53,13 +51,13 @@ pub(super) fn check(
             return None;
         }
     };
-    let mut records = Vec::new();
-    for worker in workers {
-        records.extend(collected(worker.records.as_ref()?));
+    if workers.iter().any(|worker| worker.records.is_none()) {
+        return None;
     }
+    let records: Vec<gc::Record> = workers.iter().flat_map(usage).map(collected).collect();
     let now = Timestamp::now();
     let moments = MOMENTS.map(|hours| now + SignedDuration::from_hours(hours.into()));
-    // Where there is none, a record's parent is missing, which is a finding already.
+    // Where there is none, a record's parent is missing, which is a finding already; so are records that cannot be read.
     let passes = gc::forecast(&records, &policy, release, disk, &moments).ok()?;
     let passes: Vec<CollectionPass> = MOMENTS
         .into_iter()
@@ -78,21 +76,12 @@ pub(super) fn check(
     Some(Collection { release: release.to_string(), configuration, disk: disk.total, passes })
 }
 
-/// The configuration outside of the image, if one was named.
-pub(in super::super) fn given(options: &super::ImageOptions) -> Result<Option<String>, Error> {
-    let read = |path: &std::path::PathBuf| {
-        let error = |source| Error::Configuration { path: path.clone(), source };
-        std::fs::read_to_string(path).map_err(error)
-    };
-    options.buildkitd_config.as_ref().map(read).transpose()
-}
-
 /// The disk that the root is on, with as much used of it as there is, however large it will be.
-fn disk(image: &Image<'_>) -> Option<Disk> {
-    let stat = fstatvfs(image.tree).ok()?;
+fn disk(root: &Root, size: Option<u64>) -> Option<Disk> {
+    let stat = fstatvfs(&root.tree).ok()?;
     let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
     let (total, free) = (bytes(stat.f_blocks), bytes(stat.f_bfree));
-    Some(match image.options.disk {
+    Some(match size {
         Some(size) => Disk { total: size, free: size.saturating_sub(total.saturating_sub(free)) },
         None => Disk { total, free },
     })
@@ -117,31 +106,18 @@ fn describe(passes: &[CollectionPass], records: &[gc::Record], disk: Disk, relea
     )
 }
 
-/// The records as collection sees them: two that share their data, one of them mutable, are one.
-fn collected(records: &Records) -> impl Iterator<Item = gc::Record> {
-    let twin = |id: &str| {
-        let mutable = records.0.get(id)?.equal_mutable.as_deref()?;
-        records.0.contains_key(mutable).then_some(mutable)
-    };
-    // Mutable records stand on what their twins stand on, and others stand on the twins.
-    let real: BTreeMap<&str, &str> =
-        records.0.keys().filter_map(|id| Some((id.as_str(), twin(id)?))).collect();
-    records.0.iter().filter_map(move |(id, record)| {
-        if record.deleted || real.contains_key(id.as_str()) {
-            return None;
-        }
-        let parents = record.parents().map(|parent| real.get(parent).copied().unwrap_or(parent).to_owned());
-        Some(gc::Record {
-            id: id.clone(),
-            // One that nobody has counted yet counts when the daemon does.
-            size: record.size.and_then(|size| u64::try_from(size).ok()).unwrap_or_default(),
-            record_type: record.record_type.clone().unwrap_or_default(),
-            description: record.description.clone().unwrap_or_default(),
-            mutable: record.is_mutable(),
-            last_used_at: record.last_used_at.and_then(|at| Timestamp::from_nanosecond(at.into()).ok()),
-            usage_count: record.usage_count.and_then(|count| u64::try_from(count).ok()).unwrap_or_default(),
-            parents: parents.collect(),
-            ..gc::Record::default()
-        })
-    })
+/// A record as collection sees it.
+fn collected(usage: Usage) -> gc::Record {
+    gc::Record {
+        id: usage.id,
+        // One that nobody has counted yet counts when the daemon does.
+        size: usage.size.unwrap_or_default(),
+        record_type: usage.record_type,
+        description: usage.description,
+        mutable: usage.mutable,
+        last_used_at: usage.last_used_at.and_then(|at| Timestamp::from_nanosecond(at.into()).ok()),
+        usage_count: usage.usage_count,
+        parents: usage.parents,
+        ..gc::Record::default()
+    }
 }

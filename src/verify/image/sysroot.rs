@@ -10,8 +10,8 @@ use std::path::Path;
 use rustix::fs::{FsWord, Stat, fstat, fstatfs};
 use rustix::io::Errno;
 
-use super::super::files::{self, FileFault, Tree};
-use super::super::report::FindingKind;
+use crate::root::FaultKind;
+use crate::root::files::{self, FileFault, Tree};
 
 const TMPFS: FsWord = 0x0102_1994;
 const RAMFS: FsWord = 0x8584_58f6;
@@ -50,7 +50,7 @@ impl Sysroot {
         match self.tree.file_in_root(path) {
             Ok((file, stat)) if self.ships(&file, &stat) => files::read_whole(file, &stat, limit).map(Some),
             Ok(_) => Ok(None),
-            Err(fault) if fault.kind == FindingKind::StateFileMissing => Ok(None),
+            Err(fault) if fault.kind == FaultKind::FileMissing => Ok(None),
             Err(fault) if self.is_below_a_file(path) => {
                 let _: FileFault = fault;
                 Ok(None)
@@ -99,9 +99,9 @@ mod tests {
             assert_eq!(read(absent), None, "{absent}");
         }
         let kind = |path: &str, limit| sysroot.read(Path::new(path), limit).unwrap_err().kind;
-        assert_eq!(kind("/home/docker/file", 4), FindingKind::StateFileUnreadable);
-        assert_eq!(kind("/loop", 5), FindingKind::StateFileType);
-        assert_eq!(kind("/home/docker", 5), FindingKind::StateFileType);
+        assert_eq!(kind("/home/docker/file", 4), FaultKind::FileUnreadable);
+        assert_eq!(kind("/loop", 5), FaultKind::FileType);
+        assert_eq!(kind("/home/docker", 5), FaultKind::FileType);
         assert!(sysroot.directory(Path::new("/home/docker")).unwrap().is_some());
         assert!(sysroot.directory(Path::new("/outside")).unwrap().is_none());
     }

@@ -13,11 +13,10 @@ use rustix::thread::UnshareFlags;
 
 use super::LiveError;
 use crate::daemon::output;
-use crate::verify::database;
+use crate::root::fault::Faults;
+use crate::root::files::{MAX_DATABASE, Tree};
+use crate::root::{self, FaultKind, Kind, Snapshotter};
 use crate::verify::disk;
-use crate::verify::files::{MAX_DATABASE, Tree};
-use crate::verify::report::Findings;
-use crate::verify::snapshotter::{self, Kind, Snapshotter};
 
 /// A view under construction: what has to be mounted waits for the daemon's mount namespace.
 #[derive(Debug)]
@@ -69,7 +68,7 @@ impl View {
     fn copy(&self, tree: &Tree, path: &Path) -> Result<(), LiveError> {
         let bytes = match tree.read(path, MAX_DATABASE) {
             Ok(bytes) => bytes,
-            Err(fault) if fault.kind == crate::verify::FindingKind::StateFileMissing => return Ok(()),
+            Err(fault) if fault.kind == FaultKind::FileMissing => return Ok(()),
             Err(fault) => {
                 let path = self.original.join(path);
                 return Err(LiveError::Damaged { path, detail: fault.detail });
@@ -122,12 +121,11 @@ impl View {
         if !self.root.join(path).exists() {
             return Ok(Snapshotter::default());
         }
-        let mut findings = Findings::default();
-        if let Some(db) = database::open(tree, path, &mut findings) {
-            return Ok(snapshotter::read(&db, path, &mut findings));
+        let mut faults = Faults::default();
+        if let Some(db) = root::database::open(tree, path, &mut faults) {
+            return Ok(root::read_snapshotter(&db, path, &mut faults));
         }
-        let (found, _) = findings.finish();
-        let detail = found.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+        let detail = faults.0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
         Err(LiveError::Damaged { path: self.original.join(path), detail })
     }
 

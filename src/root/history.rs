@@ -14,38 +14,38 @@
 //! Mirrors `api/services/control/control.proto` and `solver/llbsolver/history` of `BuildKit`.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
-use super::super::database::{self, Place};
-use super::super::decode;
-use super::super::report::Findings;
+use super::database::{self, Entry};
+use super::fault::Faults;
+use super::{HISTORY, decode};
 use crate::bolt::Database;
-
-/// The namespace of containerd's metadata in which logs, traces and provenance stand.
-pub(super) const NAMESPACE: &str = "buildkit_history";
 
 const BUILD_ARGUMENT: &str = "build-arg:";
 const REF: u64 = 1;
 const FRONTEND_ATTRS: u64 = 3;
 
 /// What a history tells of builds.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct History {
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct History {
     /// Builds that are in it.
-    pub(super) builds: usize,
+    pub builds: usize,
     /// Names of their build arguments.
-    pub(super) arguments: BTreeSet<String>,
+    pub arguments: BTreeSet<String>,
     /// Builds that were deleted from it, and whose bytes are still in the file.
-    pub(super) deleted: usize,
+    pub deleted: usize,
 }
 
 /// Reads the history in `db`, the bolt file with these `bytes`.
-pub(super) fn read(db: &Database, bytes: &[u8], place: &Place, findings: &mut Findings) -> History {
+pub(super) fn read(db: &Database, bytes: &[u8], faults: &mut Faults) -> History {
     let mut history = History::default();
+    let at = Entry::new(Path::new(HISTORY));
     let mut known = BTreeSet::new();
     // A daemon makes it with its first build.
-    if let Some(records) = database::bucket(db.root(), "_records", place, findings) {
-        let place = place.child(b"_records");
-        for (id, record) in database::values(records, &place, findings) {
+    if let Some(records) = database::bucket(db.root(), "_records", &at, faults) {
+        let at = at.child(b"_records");
+        for (id, record) in database::values(records, &at, faults) {
             history.builds += 1;
             known.insert(id.to_vec());
             for (number, field) in fields(record) {
