@@ -6,10 +6,44 @@ use std::path::Path;
 
 use rustix::fs::FlockOperation;
 
-/// Bytes that root may still write on the file system of `path`.
-pub fn free_bytes(path: &Path) -> io::Result<u64> {
+/// File systems that may write fewer bytes than they are given: btrfs, ZFS, bcachefs.
+const COMPRESSING: [u32; 3] = [0x9123_683e, 0x2fc1_2fc1, 0xca45_1a4e];
+
+/// How much room a file system has, for root.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// Bytes that it has.
+    pub bytes: u64,
+    /// Bytes that root may still write.
+    pub free_bytes: u64,
+    /// Inodes that it has, and those that are free; `None` where it makes them as it needs them.
+    pub inodes: Option<(u64, u64)>,
+    /// Whether files may take fewer bytes than they have.
+    pub compresses: bool,
+}
+
+/// How much room there is on the file system of `path`.
+pub fn room(path: &Path) -> io::Result<Room> {
     let stat = rustix::fs::statvfs(path)?;
-    Ok(stat.f_bfree.saturating_mul(stat.f_frsize))
+    let magic = rustix::fs::statfs(path)?.f_type;
+    Ok(Room {
+        bytes: stat.f_blocks.saturating_mul(stat.f_frsize),
+        free_bytes: stat.f_bfree.saturating_mul(stat.f_frsize),
+        inodes: (stat.f_files > 0).then_some((stat.f_files, stat.f_ffree)),
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "magic numbers have 32 bits"
+        )]
+        compresses: COMPRESSING.contains(&(magic as u32)),
+    })
+}
+
+/// How much room there is where `path` is or would be made: on the file system of the nearest of its ancestors that
+/// exists.
+pub fn room_at(path: &Path) -> io::Result<Room> {
+    let path = std::path::absolute(path)?;
+    path.ancestors().find(|ancestor| ancestor.exists()).map_or(Err(io::ErrorKind::NotFound.into()), room)
 }
 
 /// Writes everything of the file system of `path` to its disk, with one call.

@@ -116,7 +116,7 @@ fn a_baked_root_in_a_clean_image_has_no_finding() {
     let looked = &found.0["offline"]["image"];
     assert_eq!(looked["homes"], json!(["/home/admin", "/root", "/srv/ci"]));
     assert_eq!((&looked["credential_files"], &looked["builds"]), (&json!(3), &json!(0)));
-    assert_eq!(looked["collection"]["passes"].as_array().unwrap().len(), 3);
+    assert_eq!(looked["gc"]["passes"].as_array().unwrap().len(), 3);
 
     // Where the root is a link, it leads inside of the image.
     fs::create_dir(image.0.join("data")).unwrap();
@@ -343,37 +343,36 @@ fn a_root_that_collection_takes_is_found() {
     let Some(image) = Image::new() else { return };
     // Before v0.17 the limit is a tenth of the disk, in whole GB.
     image.0.write("etc/buildkit/buildkitd.toml", "[worker.oci]\n  gckeepstorage = 100000\n");
-    let found = image.verify(&["--gc-release", "v0.12.5", "--gc-disk", "8000000000"]);
+    let old = ["--buildkitd-release", "v0.12.5"];
+    let found = image.verify(&[&old[..], &["--disk-size", "8GB"]].concat());
     found.assert_has(
-        "collection-takes: /var/lib/buildkit: BuildKit v0.12.5 on a disk of 8000000000 bytes takes ",
+        "collection-takes: /var/lib/buildkit: BuildKit v0.12.5 on a disk of 8589934592 bytes takes ",
     );
-    let collection = &found.0["offline"]["image"]["collection"];
-    assert_eq!(collection["configuration"], "/etc/buildkit/buildkitd.toml");
-    assert!(collection["passes"][0]["records"].as_u64().unwrap() > 0, "{collection}");
+    let looked = &found.0["offline"]["image"];
+    assert_eq!(looked["buildkitd_config"], "/etc/buildkit/buildkitd.toml");
+    assert!(looked["gc"]["passes"][0]["records"].as_u64().unwrap() > 0, "{looked}");
 
     // With what it proposes, nothing goes.
-    let line = found.lines().into_iter().find(|line| line.starts_with("collection-takes")).unwrap();
-    let (_, proposed) = line.split_once("buildkitd.toml: ").unwrap();
-    let kept = image.0.write("kept.toml", proposed.replace("; ", "\n"));
+    let kept = image.0.write("kept.toml", looked["gc"]["keep"].as_str().unwrap());
     let kept = kept.to_str().unwrap();
-    let found = image.verify(&["--gc-release", "v0.12.5", "--gc-config", kept]);
+    let found = image.verify(&[&old[..], &["--buildkitd-config", kept]].concat());
     assert_eq!(found.lines(), Vec::<String>::new());
-    assert_eq!(found.0["offline"]["image"]["collection"]["configuration"], kept);
+    assert_eq!(found.0["offline"]["image"]["buildkitd_config"], kept);
 
     image.0.write("etc/buildkit/buildkitd.toml", "[worker.oci]\n  gc = \"no\"\n");
     let found = image.verify(&[]);
     found.assert_has("collection-unknown: /etc/buildkit/buildkitd.toml: worker.oci.gc is not true or false");
-    assert_eq!(found.0["offline"]["image"]["collection"], Value::Null);
+    assert_eq!(found.0["offline"]["image"]["gc"], Value::Null);
 }
 
 #[test]
 fn flags_of_an_image_need_an_image() {
     for arguments in [
         &["--sysroot", "/"][..],
-        &["--gc-disk", "1"],
-        &["--gc-config", "x"],
-        &["--gc-release", "v0.34.2"],
-        &["--image", "--gc-release", "new"],
+        &["--disk-size", "1"],
+        &["--buildkitd-config", "x"],
+        &["--buildkitd-release", "v0.34.2"],
+        &["--image", "--buildkitd-release", "new"],
         &["--image", "--sysroot", "/", "--build", "."],
     ] {
         let mut command = warmkit();

@@ -42,11 +42,9 @@ impl Phases {
     }
 }
 
-/// A finished bake.
+/// What goes into a root, known before the first layer.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Report {
-    /// The root, absolute.
-    pub root: String,
+pub struct Contents {
     /// Which caches are in it.
     pub caches: Vec<BakedCache>,
     /// Caches that were asked for, are not there, and were skipped.
@@ -76,6 +74,16 @@ pub struct Report {
     pub snapshots: usize,
     /// Compressed bytes of the layers.
     pub bytes_down: u64,
+}
+
+/// A finished bake.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Report {
+    /// The root, absolute.
+    pub root: String,
+    /// What went into it.
+    #[serde(flatten)]
+    pub contents: Contents,
     /// Bytes on disk: blobs and snapshots, in allocated blocks.
     pub bytes_on_disk: u64,
     /// Seconds per phase.

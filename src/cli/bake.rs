@@ -1,9 +1,11 @@
 //! `warmkit bake`.
 
+use std::path::PathBuf;
+
 use clap::{Args, ValueEnum};
 use jiff::Timestamp;
 
-use super::build::ReplayArguments;
+use super::build::{ReplayArguments, SolveConfig};
 use super::caches::Caches;
 use super::exit::{self, Failure};
 use super::options::KeySources;
@@ -55,10 +57,9 @@ Examples:
   warmkit bake ghcr.io/acme/app:cache --allow-unkeyed
 ";
 
-/// Pull caches and write them into a BuildKit state directory, which must be absent or empty
+/// What is baked, and where: for the commands that bake, or say what a bake would do.
 #[derive(Debug, Args)]
-#[command(after_help = format!("{}\n\n{EXAMPLES}", exit::HELP))]
-pub(super) struct Arguments {
+pub(super) struct Baking {
     #[command(flatten)]
     caches: Caches,
 
@@ -84,9 +85,6 @@ pub(super) struct Arguments {
     allow_unkeyed: bool,
 
     #[command(flatten)]
-    pub(super) output: Output,
-
-    #[command(flatten)]
     pub(super) progress: Shown,
 
     /// Seconds since 1970 to write where a cache tells no time: the same caches and the same value
@@ -96,6 +94,20 @@ pub(super) struct Arguments {
 
     #[command(flatten)]
     build: ReplayArguments,
+}
+
+/// Pull caches and write them into a BuildKit state directory, which must be absent or empty
+#[derive(Debug, Args)]
+#[command(after_help = format!("{}\n\n{EXAMPLES}", exit::HELP))]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    pub(super) baking: Baking,
+
+    #[command(flatten)]
+    pub(super) output: Output,
+
+    #[command(flatten)]
+    config: SolveConfig,
 }
 
 /// Which images are looked for.
@@ -116,31 +128,41 @@ fn parse_epoch(text: &str) -> Result<Timestamp, String> {
     Timestamp::from_second(seconds).map_err(|error| error.to_string())
 }
 
+impl Baking {
+    /// The same for the library, and what ends it at a signal; a replay's daemon has this configuration.
+    pub(super) fn options(self, buildkitd_config: Option<PathBuf>) -> Result<(Options, Cancel), Failure> {
+        let skip_missing = self.caches.skip_missing;
+        let caches = self.caches.read(&self.keys.registries)?;
+        let given = self.keys.given(&caches)?;
+        let cancel = Cancel::new(signals::interrupted()?);
+        let registry = self.keys.registries.options(Stop::default(), given);
+        let options = Options {
+            skip_missing,
+            caches,
+            replay: self.build.replay(&self.keys.platforms, &registry, buildkitd_config),
+            keys_from: self.keys.keys_from(),
+            no_sidecar: self.keys.no_sidecar,
+            root: self.place.root()?,
+            platforms: self.keys.platforms,
+            find_images: match self.images {
+                FindImages::Auto => bake::FindImages::Auto,
+                FindImages::None => bake::FindImages::None,
+            },
+            with_images: self.with_images,
+            allow_unkeyed: self.allow_unkeyed,
+            written_at: self.source_date_epoch.unwrap_or_else(Timestamp::now),
+            registry,
+        };
+        Ok((options, cancel))
+    }
+}
+
 /// Bakes and returns the exit code.
 pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
-    let skip_missing = arguments.caches.skip_missing;
-    let caches = arguments.caches.read(&arguments.keys.registries)?;
-    let given = arguments.keys.given(&caches)?;
-    let cancel = Cancel::new(signals::interrupted()?);
-    let registry = arguments.keys.registries.options(Stop::default(), given);
-    let options = Options {
-        skip_missing,
-        caches,
-        replay: arguments.build.replay(&arguments.keys.platforms, &registry),
-        keys_from: arguments.keys.keys_from(),
-        no_sidecar: arguments.keys.no_sidecar,
-        root: arguments.place.root()?,
-        platforms: arguments.keys.platforms,
-        find_images: match arguments.images {
-            FindImages::Auto => bake::FindImages::Auto,
-            FindImages::None => bake::FindImages::None,
-        },
-        with_images: arguments.with_images,
-        allow_unkeyed: arguments.allow_unkeyed,
-        written_at: arguments.source_date_epoch.unwrap_or_else(Timestamp::now),
-        registry,
-    };
-    let report = bake::bake(&options, &cancel, &*arguments.progress.start(Verbs::BAKE)?)?;
-    arguments.output.report(&report, render::bake)?;
+    let Arguments { baking, output, config } = arguments;
+    let progress = baking.progress;
+    let (options, cancel) = baking.options(config.buildkitd_config)?;
+    let report = bake::bake(&options, &cancel, &*progress.start(Verbs::BAKE)?)?;
+    output.report(&report, render::bake)?;
     Ok(exit::OK)
 }

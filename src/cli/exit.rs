@@ -8,7 +8,7 @@ use crate::{gather, hydrate, replay, root, verify};
 
 /// Everything went well.
 pub const OK: u8 = 0;
-/// Something else failed: a file could not be written, the disk is full, not root, interrupted.
+/// Something else failed: a file could not be written, not root, interrupted.
 pub const FAILURE: u8 = 1;
 /// The command line is wrong.
 pub const USAGE: u8 = 2;
@@ -26,12 +26,14 @@ pub const TARGET: u8 = 7;
 pub const FINDINGS: u8 = 8;
 /// A step of the live build was not CACHED, or something was imported or extracted; or a replay missed a step.
 pub const NOT_CACHED: u8 = 9;
+/// The target's disk is too small for the root, or filled up.
+pub const SPACE: u8 = 10;
 
 /// The table that every `--help` ends with.
 pub(crate) const HELP: &str = "\
 Exit codes:
   0  success
-  1  other failure (a file, the disk, not root, interrupted)
+  1  other failure (a file, not root, interrupted)
   2  wrong command line
   3  a cache or key source could not be read
   4  a registry refused the credentials
@@ -39,7 +41,8 @@ Exit codes:
   6  records without a key; nothing was baked
   7  the target is not empty, or a daemon or another bake uses it
   8  verify found something wrong
-  9  a step of the live build was not CACHED, or a replay missed one";
+  9  a step of the live build was not CACHED, or a replay missed one
+  10  not enough space or inodes on the target's disk; nothing was baked";
 
 /// Why a command ended without a result, and the exit code that says the same.
 #[derive(Debug)]
@@ -63,15 +66,7 @@ impl From<caches::Error> for Failure {
 
 impl From<bake::Error> for Failure {
     fn from(error: bake::Error) -> Self {
-        let code = match error.class() {
-            ErrorClass::Spec => USAGE,
-            ErrorClass::Source => SOURCE,
-            ErrorClass::Authentication => AUTHENTICATION,
-            ErrorClass::Content => CONTENT,
-            ErrorClass::Unkeyed => UNKEYED,
-            ErrorClass::Target => TARGET,
-            ErrorClass::Other => FAILURE,
-        };
+        let code = of_bake(&error);
         Self::new(error, code)
     }
 }
@@ -112,6 +107,20 @@ impl From<verify::LiveError> for Failure {
             _ => FAILURE,
         };
         Self::new(error, code)
+    }
+}
+
+/// The exit code of a bake that ends with this.
+pub(super) fn of_bake(error: &bake::Error) -> u8 {
+    match error.class() {
+        ErrorClass::Spec => USAGE,
+        ErrorClass::Source => SOURCE,
+        ErrorClass::Authentication => AUTHENTICATION,
+        ErrorClass::Content => CONTENT,
+        ErrorClass::Unkeyed => UNKEYED,
+        ErrorClass::Target => TARGET,
+        ErrorClass::Space => SPACE,
+        ErrorClass::Other => FAILURE,
     }
 }
 

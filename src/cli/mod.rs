@@ -13,6 +13,7 @@ mod notify;
 mod options;
 mod output;
 mod place;
+mod plan;
 mod priority;
 mod progress;
 mod render;
@@ -39,6 +40,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Bake(Box<bake::Arguments>),
+    Plan(Box<plan::Arguments>),
     #[command(subcommand)]
     Keys(keys::Command),
     Verify(verify::Arguments),
@@ -61,8 +63,12 @@ pub fn main() -> ExitCode {
     let mut progress = Shown::default();
     let (output, result) = match arguments.command {
         Command::Bake(arguments) => {
-            progress = arguments.progress;
+            progress = arguments.baking.progress;
             (arguments.output, bake::run(*arguments))
+        }
+        Command::Plan(arguments) => {
+            progress = arguments.baking.progress;
+            (arguments.output, plan::run(*arguments))
         }
         Command::Keys(command) => keys::run(command),
         Command::Verify(arguments) => (arguments.output, verify::run(&arguments)),

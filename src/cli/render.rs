@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::escape::one_line;
 use super::text::{Style, Text};
-use crate::bake::{Report, Unkeyed};
+use crate::bake::{Contents, Report, Unkeyed};
 use crate::gather::{BakedCache, KeySourceReport};
 use crate::hydrate;
 use crate::verify::{self, LiveReport, Severity, StepStatus};
@@ -84,35 +84,8 @@ pub(super) fn chain(error: &dyn Error) -> String {
 /// The closing table of a bake.
 pub(super) fn bake(report: &Report) -> String {
     let mut text = format!("baked {} in {:.1} s\n\n", report.root, report.seconds.total());
-    for cache in &report.caches {
-        row(&mut text, "cache", &described(cache));
-        if let Some(release) = &cache.written_by {
-            row(&mut text, "  by", &format!("BuildKit {release}"));
-        }
-    }
-    for missing in &report.missing {
-        row(&mut text, "skipped", &format!("{}: {}", missing.cache, missing.reason));
-    }
-    for source in &report.keys_from {
-        row(&mut text, "keys from", &format!("{}: {}", source.source, worth(source)));
-    }
-    for image in &report.images {
-        let frontend = if image.frontend { ", frontend" } else { "" };
-        let layers = if image.layers == 1 { "layer" } else { "layers" };
-        let what = format!("{} {layers}, {}", image.layers, HumanBytes(image.bytes));
-        row(&mut text, "image", &format!("{}: {}{frontend}, {what}", image.image, image.platform));
-    }
-    for image in &report.images_skipped {
-        row(&mut text, "not seeded", &format!("{}: {}", image.image, image.reason));
-    }
-    row(&mut text, "records", &report.records.to_string());
-    row(&mut text, "  keyed", &report.keyed.to_string());
-    row(&mut text, "  unkeyed", &report.unkeyed.len().to_string());
-    if report.left_out > 0 {
-        row(&mut text, "left out", &format!("{} records of other platforms", report.left_out));
-    }
-    row(&mut text, "layers", &format!("{} in {} snapshots", report.layers, report.snapshots));
-    row(&mut text, "downloaded", &HumanBytes(report.bytes_down).to_string());
+    contents(&mut text, &report.contents);
+    row(&mut text, "downloaded", &HumanBytes(report.contents.bytes_down).to_string());
     row(&mut text, "on disk", &HumanBytes(report.bytes_on_disk).to_string());
     let seconds = &report.seconds;
     let phases = format!(
@@ -120,13 +93,45 @@ pub(super) fn bake(report: &Report) -> String {
         seconds.resolve, seconds.keys, seconds.layers, seconds.commit
     );
     row(&mut text, "time", &phases);
-    if !report.unkeyed.is_empty() {
+    if !report.contents.unkeyed.is_empty() {
         text.push('\n');
-        text.push_str(&unkeyed(&report.unkeyed));
+        text.push_str(&unkeyed(&report.contents.unkeyed));
         text.push('\n');
     }
     let _ = write!(text, "\ncheck it with: warmkit verify --root {}", report.root);
     text
+}
+
+/// What goes into a root.
+pub(super) fn contents(text: &mut String, contents: &Contents) {
+    for cache in &contents.caches {
+        row(text, "cache", &described(cache));
+        if let Some(release) = &cache.written_by {
+            row(text, "  by", &format!("BuildKit {release}"));
+        }
+    }
+    for missing in &contents.missing {
+        row(text, "skipped", &format!("{}: {}", missing.cache, missing.reason));
+    }
+    for source in &contents.keys_from {
+        row(text, "keys from", &format!("{}: {}", source.source, worth(source)));
+    }
+    for image in &contents.images {
+        let frontend = if image.frontend { ", frontend" } else { "" };
+        let layers = if image.layers == 1 { "layer" } else { "layers" };
+        let what = format!("{} {layers}, {}", image.layers, HumanBytes(image.bytes));
+        row(text, "image", &format!("{}: {}{frontend}, {what}", image.image, image.platform));
+    }
+    for image in &contents.images_skipped {
+        row(text, "not seeded", &format!("{}: {}", image.image, image.reason));
+    }
+    row(text, "records", &contents.records.to_string());
+    row(text, "  keyed", &contents.keyed.to_string());
+    row(text, "  unkeyed", &contents.unkeyed.len().to_string());
+    if contents.left_out > 0 {
+        row(text, "left out", &format!("{} records of other platforms", contents.left_out));
+    }
+    row(text, "layers", &format!("{} in {} snapshots", contents.layers, contents.snapshots));
 }
 
 /// A cache, with what it meant this time.
@@ -143,7 +148,7 @@ pub(super) fn worth(source: &KeySourceReport) -> String {
     format!("{keyed} records keyed, {only} of them by no other source, {candidates} candidates")
 }
 
-fn row(text: &mut impl fmt::Write, name: &str, value: &str) {
+pub(super) fn row(text: &mut impl fmt::Write, name: &str, value: &str) {
     let _ = writeln!(text, "{name:<12}{value}");
 }
 
@@ -201,8 +206,12 @@ pub(super) fn verify(root: &Path, report: &verify::Report) -> Text {
     if let Some(image) = &report.image {
         let (homes, files) = (image.homes.len(), image.credential_files);
         row(&mut text, "image", &format!("{}, {homes} homes, {files} files for credentials", image.sysroot));
-        if let Some(collection) = &image.collection {
-            row(&mut text, "collection", &collected(collection));
+        if let Some(forecast) = &image.gc {
+            let rules = image.buildkitd_config.as_deref().unwrap_or("its defaults");
+            let taken: usize = forecast.passes.iter().map(|pass| pass.records).sum();
+            let (release, disk) = (&forecast.release, HumanBytes(forecast.disk.total));
+            let what = format!("BuildKit {release} with {rules} takes {taken} records on a disk of {disk}");
+            row(&mut text, "collection", &what);
         }
     }
     let (style, verdict) = match report.findings.len() {
@@ -213,14 +222,6 @@ pub(super) fn verify(root: &Path, report: &verify::Report) -> Text {
     let _ = write!(text, "\n{}: ", root.display());
     text.push_styled(style, verdict);
     text
-}
-
-/// By what rules a forecast says what it says.
-fn collected(collection: &verify::Collection) -> String {
-    let rules = collection.configuration.as_deref().unwrap_or("its defaults");
-    let taken: usize = collection.passes.iter().map(|pass| pass.records).sum();
-    let disk = HumanBytes(collection.disk);
-    format!("BuildKit {} with {rules} on a disk of {disk} takes {taken} records", collection.release)
 }
 
 /// How the build on a view of the root went.

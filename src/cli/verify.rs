@@ -5,13 +5,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use clap::{Args, ValueHint};
+use clap::{ArgGroup, Args, ValueHint};
 use serde::Serialize;
 
 use super::build::Solve;
 use super::exit::{self, Failure};
 use super::output::{Output, err, out};
 use super::place::Place;
+use super::plan::size;
 use super::progress::{Console, Verbs};
 use super::{render, signals};
 use crate::daemon::Build;
@@ -38,6 +39,7 @@ Examples:
 /// Check that a root is whole and warm; no daemon may run on it
 #[derive(Debug, Args)]
 #[command(after_help = format!("{}\n\n{EXAMPLES}", exit::HELP))]
+#[command(group = ArgGroup::new("with_daemon").args(["build", "image"]).multiple(true))]
 pub(super) struct Arguments {
     #[command(flatten)]
     place: Place,
@@ -71,6 +73,17 @@ pub(super) struct Arguments {
 
     #[command(flatten)]
     solve: Solve,
+
+    /// The daemon's buildkitd.toml; default: an empty one for --build, and for --image that of the image,
+    /// /etc/buildkit/buildkitd.toml
+    #[arg(
+        long,
+        value_name = "FILE",
+        value_hint = ValueHint::FilePath,
+        requires = "with_daemon",
+        help_heading = "Build"
+    )]
+    buildkitd_config: Option<PathBuf>,
 }
 
 /// Whether, and how, an image is looked at.
@@ -93,32 +106,29 @@ struct ImageArguments {
     )]
     sysroot: PathBuf,
 
-    /// The buildkitd.toml that tells what is collected; default: /etc/buildkit/buildkitd.toml of the image
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "image")]
-    gc_config: Option<PathBuf>,
+    /// The BuildKit release of the hosts that boot from the image
+    #[arg(long, value_name = "VERSION", requires = "image", default_value_t = Release::NEWEST)]
+    buildkitd_release: Release,
 
-    /// The release of BuildKit that collects
-    #[arg(long, value_name = "RELEASE", requires = "image", default_value_t = Release::NEWEST)]
-    gc_release: Release,
-
-    /// How large the disk will be that the root is on, in bytes; default: that which it is on
-    #[arg(long, value_name = "BYTES", requires = "image")]
-    gc_disk: Option<u64>,
+    /// The size of their disk, such as 50GB (units are powers of 1024), taken to hold nothing but the root; default:
+    /// the disk of the root, as it is
+    #[arg(long, value_name = "SIZE", requires = "image", value_parser = size)]
+    disk_size: Option<u64>,
 }
 
 impl ImageArguments {
-    fn options(&self) -> Result<Option<ImageOptions>, Failure> {
+    fn options(&self, buildkitd_config: Option<&PathBuf>) -> Result<Option<ImageOptions>, Failure> {
         if !self.image {
             return Ok(None);
         }
         let mut options = ImageOptions::default();
         options.sysroot.clone_from(&self.sysroot);
-        options.release = self.gc_release;
-        options.disk = self.gc_disk;
-        if let Some(path) = &self.gc_config {
-            let read =
-                fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()));
-            let text = read.map_err(|error| Failure::new(error, exit::FAILURE))?;
+        options.release = self.buildkitd_release;
+        options.disk_size = self.disk_size;
+        if let Some(path) = buildkitd_config {
+            let error =
+                |error| Failure::new(format!("cannot read {}: {error}", path.display()), exit::FAILURE);
+            let text = fs::read_to_string(path).map_err(error)?;
             options.configuration = Some(Configured { path: path.clone(), text });
         }
         Ok(Some(options))
@@ -133,7 +143,7 @@ impl Arguments {
             import_caches: self.import_cache.clone(),
             ..self.solve.build(context)
         };
-        let buildkitd_config = self.solve.buildkitd_config.clone();
+        let buildkitd_config = self.buildkitd_config.clone();
         LiveOptions { build, search: self.solve.search(), buildkitd_config, scratch: None, interrupted }
     }
 }
@@ -157,7 +167,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let root = arguments.place.root()?;
     let options = verify::Options {
         read_data: arguments.read_data,
-        image: arguments.image.options()?,
+        image: arguments.image.options(arguments.buildkitd_config.as_ref())?,
         ..verify::Options::default()
     };
     let report = verify::offline(&root, &options, &Console::new(Verbs::VERIFY)).map_err(|error| {

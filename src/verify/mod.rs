@@ -41,9 +41,7 @@ use std::thread;
 pub use crate::root::Error;
 pub use image::{Configured, ImageOptions};
 pub use live::{DEFAULT_IMAGE, LiveError, LiveOptions, LiveReport, Step, StepStatus, live};
-pub use report::{
-    Collection, CollectionPass, Counts, Finding, FindingKind, ImageReport, Report, Severity, Subject,
-};
+pub use report::{Counts, Finding, FindingKind, ImageReport, Report, Severity, Subject};
 
 use crate::progress::{Event, Progress};
 use crate::root::files::Tree;

@@ -11,6 +11,8 @@ use std::path::Path;
 
 use serde::{Serialize, Serializer};
 
+use crate::gc;
+
 use super::files;
 use crate::root::fault::text;
 use crate::root::files::FileFault;
@@ -504,34 +506,10 @@ pub struct ImageReport {
     pub credential_files: usize,
     /// Builds in the daemon's history.
     pub builds: usize,
-    /// The forecast of garbage collection; none where there can be none, which is a finding.
-    pub collection: Option<Collection>,
-}
-
-/// What garbage collection would take of an image's root, if nothing is built meanwhile.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub struct Collection {
-    /// The release of `BuildKit`.
-    pub release: String,
-    /// The configuration of the daemon, in the image or as given; none: defaults.
-    pub configuration: Option<String>,
-    /// Bytes that the disk has.
-    pub disk: u64,
-    /// Collections one after another.
-    pub passes: Vec<CollectionPass>,
-}
-
-/// One collection.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub struct CollectionPass {
-    /// When, counted from now.
-    pub after_hours: u32,
-    /// How many records it takes.
-    pub records: usize,
-    /// Their bytes.
-    pub bytes: u64,
+    /// What garbage collection does to the root, if nothing is built; none where a finding says why nobody knows.
+    pub gc: Option<gc::Forecast>,
+    /// The configuration of the daemon, in the image or as given; none: the release's defaults.
+    pub buildkitd_config: Option<String>,
 }
 
 /// Collects findings; from one thread, workers bring theirs along.

@@ -29,7 +29,6 @@ pub struct Daemon {
     child: Option<Child>,
     root: PathBuf,
     scratch: Scratch,
-    started: Instant,
 }
 
 /// One record as `buildctl du` gives it.
@@ -101,13 +100,7 @@ impl Daemon {
             .stderr(log)
             .spawn()
             .unwrap();
-        let mut daemon = Self {
-            tools: tools.clone(),
-            child: Some(child),
-            root: root.to_owned(),
-            scratch,
-            started: Instant::now(),
-        };
+        let mut daemon = Self { tools: tools.clone(), child: Some(child), root: root.to_owned(), scratch };
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
             if let Some(status) = daemon.child.as_mut().unwrap().try_wait().unwrap() {
@@ -127,9 +120,12 @@ impl Daemon {
         }
     }
 
-    /// Waits until it has collected garbage for the first time, which it does a second after it started.
-    pub fn wait_for_collection(&self) {
-        thread::sleep(Duration::from_secs(3).saturating_sub(self.started.elapsed()));
+    /// Has it collect what nothing holds: that is what a prune ends with, and this one is for no record.
+    #[track_caller]
+    pub fn collect(&self) {
+        let mut command = self.buildctl();
+        command.args(["prune", "--filter", "id==none"]);
+        run(&mut command, Duration::from_secs(60)).expect_success("buildctl prune");
     }
 
     /// Waits until it has collected garbage, and found some; for those of [`Daemon::start_collecting`].

@@ -18,6 +18,7 @@ pub mod command;
 pub mod daemon;
 pub mod demo;
 pub mod files;
+pub mod foreseen;
 pub mod gha;
 pub mod ghcr;
 pub mod git;
@@ -34,6 +35,7 @@ pub mod skip;
 pub mod square;
 pub mod stored;
 pub mod tar;
+pub mod tmpfs;
 pub mod tools;
 pub mod warmkit;
 

@@ -39,13 +39,18 @@ pub struct ImageOptions {
     pub configuration: Option<Configured>,
     /// The release of `BuildKit` whose garbage collection is foretold.
     pub release: gc::Release,
-    /// Bytes of the disk that the root will be on; `None`: that which it is on.
-    pub disk: Option<u64>,
+    /// Bytes of the disk that the root will be on, beside nothing else; `None`: that which it is on, as it is.
+    pub disk_size: Option<u64>,
 }
 
 impl Default for ImageOptions {
     fn default() -> Self {
-        Self { sysroot: PathBuf::from("/"), configuration: None, release: gc::Release::NEWEST, disk: None }
+        Self {
+            sysroot: PathBuf::from("/"),
+            configuration: None,
+            release: gc::Release::NEWEST,
+            disk_size: None,
+        }
     }
 }
 
@@ -121,12 +126,14 @@ impl<'a> Image<'a> {
         self.records(workers, findings);
         self.owner(root, findings);
         let looked = credentials::check(&self.sysroot, findings);
+        let (buildkitd_config, gc) = space::check(self, root, workers, findings);
         ImageReport {
             sysroot: self.options.sysroot.display().to_string(),
             homes: looked.homes.iter().map(|home| home.display().to_string()).collect(),
             credential_files: looked.files,
             builds: history.builds,
-            collection: space::check(self, root, workers, findings),
+            gc,
+            buildkitd_config,
         }
     }
 

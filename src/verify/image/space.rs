@@ -2,105 +2,110 @@
 
 use std::path::Path;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use rustix::fs::fstatvfs;
 
 use super::super::files::subject;
-use super::super::report::{Collection, CollectionPass, FindingKind, Findings};
+use super::super::report::{FindingKind, Findings};
 use super::{Configured, Image};
-use crate::gc::{self, Configuration, Disk, Release};
+use crate::gc::{self, Configuration, Disk};
 use crate::root::{Root, Usage, Worker, usage};
 
 /// Where a daemon's configuration stands.
 const CONFIGURATION: &str = "/etc/buildkit/buildkitd.toml";
 /// The longest configuration that is read, in bytes.
 const LONGEST: u64 = 1 << 20;
-/// When daemons collect, in hours: when the machine boots, and when the times of the default rules have passed.
-const MOMENTS: [u32; 3] = [0, 48, 60 * 24];
-/// What builds may add before something goes, in the configuration that is proposed, in bytes.
-const ROOM: u64 = 10_000_000_000;
-
-/// Foretells collections with the configuration that was given, or that the image has.
+/// Foretells collections with the configuration that was given, or that the image has, and gives where that is.
 pub(super) fn check(
     image: &Image<'_>,
     root: &Root,
     workers: &[Worker],
     findings: &mut Findings,
-) -> Option<Collection> {
-    let (place, text, is_there) = match &image.options.configuration {
-        Some(Configured { path, text }) => (path.as_path(), text.clone(), true),
-        None => match image.sysroot.read(Path::new(CONFIGURATION), LONGEST) {
-            Ok(bytes) => {
-                let is_there = bytes.is_some();
-                let text = String::from_utf8_lossy(&bytes.unwrap_or_default()).into_owned();
-                (Path::new(CONFIGURATION), text, is_there)
-            }
+) -> (Option<String>, Option<gc::Forecast>) {
+    let in_image = Path::new(CONFIGURATION);
+    let (place, text) = match &image.options.configuration {
+        Some(Configured { path, text }) => (path.as_path(), Some(text.clone())),
+        None => match image.sysroot.read(in_image, LONGEST) {
+            Ok(bytes) => (in_image, bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned())),
             Err(fault) => {
-                findings.add(FindingKind::CollectionUnknown, subject(Path::new(CONFIGURATION)), fault.detail);
-                return None;
+                findings.add(FindingKind::CollectionUnknown, subject(in_image), fault.detail);
+                return (None, None);
             }
         },
     };
-    let release = image.options.release;
-    let disk = disk(root, image.options.disk)?;
-    let policy = Configuration::read(&text).and_then(|configuration| configuration.policy(release, disk));
-    let policy = match policy {
-        Ok(policy) => policy,
+    let config = text.as_ref().map(|_| place.display().to_string());
+    let forecast = match Configuration::read(&text.unwrap_or_default()) {
+        Ok(configuration) => forecast(image, root, workers, &configuration),
+        Err(error) => Err(error),
+    };
+    match forecast {
+        Ok(None) => (config, None),
+        Ok(Some(forecast)) => {
+            if !forecast.keeps_all() {
+                findings.add(FindingKind::CollectionTakes, image.subject(""), describe(&forecast));
+            }
+            (config, Some(forecast))
+        }
+        // It was a finding when the records were judged.
+        Err(gc::Error::Parent { .. }) => (config, None),
         Err(error) => {
             findings.add(FindingKind::CollectionUnknown, subject(place), error.to_string());
-            return None;
+            (config, None)
         }
-    };
+    }
+}
+
+/// `None` where records cannot be read, which is a finding already.
+fn forecast(
+    image: &Image<'_>,
+    root: &Root,
+    workers: &[Worker],
+    configuration: &Configuration,
+) -> Result<Option<gc::Forecast>, gc::Error> {
+    let Some(disk) = disk(root) else { return Ok(None) };
     if workers.iter().any(|worker| worker.records.is_none()) {
-        return None;
+        return Ok(None);
     }
     let records: Vec<gc::Record> = workers.iter().flat_map(usage).map(collected).collect();
-    let now = Timestamp::now();
-    let moments = MOMENTS.map(|hours| now + SignedDuration::from_hours(hours.into()));
-    // Where there is none, a record's parent is missing, which is a finding already; so are records that cannot be read.
-    let passes = gc::forecast(&records, &policy, release, disk, &moments).ok()?;
-    let passes: Vec<CollectionPass> = MOMENTS
-        .into_iter()
-        .zip(&passes)
-        .map(|(after_hours, pass)| CollectionPass {
-            after_hours,
-            records: pass.removed.len(),
-            bytes: pass.bytes_removed,
-        })
-        .collect();
-    if passes.iter().any(|pass| pass.records > 0) {
-        let detail = describe(&passes, &records, disk, release);
-        findings.add(FindingKind::CollectionTakes, image.subject(""), detail);
-    }
-    let configuration = is_there.then(|| place.display().to_string());
-    Some(Collection { release: release.to_string(), configuration, disk: disk.total, passes })
+    let sizes: Vec<u64> = records.iter().map(|record| record.size).collect();
+    let used: u64 = sizes.iter().fold(0, |sum, size| sum.saturating_add(*size));
+    let disk = match image.options.disk_size {
+        Some(total) => Disk { total, free: total.saturating_sub(used) },
+        None => disk,
+    };
+    gc::foretell(&gc::Question {
+        records: &records,
+        largest: &sizes,
+        configuration,
+        release: image.options.release,
+        disk,
+        start: Timestamp::now(),
+        room: None,
+    })
+    .map(Some)
 }
 
-/// The disk that the root is on, with as much used of it as there is, however large it will be.
-fn disk(root: &Root, size: Option<u64>) -> Option<Disk> {
+/// The disk that the root is on.
+fn disk(root: &Root) -> Option<Disk> {
     let stat = fstatvfs(&root.tree).ok()?;
     let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
-    let (total, free) = (bytes(stat.f_blocks), bytes(stat.f_bfree));
-    Some(match size {
-        Some(size) => Disk { total: size, free: size.saturating_sub(total.saturating_sub(free)) },
-        None => Disk { total, free },
-    })
+    Some(Disk { total: bytes(stat.f_blocks), free: bytes(stat.f_bfree) })
 }
 
-fn describe(passes: &[CollectionPass], records: &[gc::Record], disk: Disk, release: Release) -> String {
-    let taken = passes.iter().filter(|pass| pass.records > 0).map(|pass| {
-        let when = match pass.after_hours {
+fn describe(forecast: &gc::Forecast) -> String {
+    let taken = forecast.passes.iter().filter(|pass| pass.records > 0).map(|pass| {
+        let when = match pass.hours {
             0 => "when the machine boots".to_owned(),
             hours => format!("after {hours} hours"),
         };
-        format!("{} of {} records, {} bytes, {when}", pass.records, records.len(), pass.bytes)
+        format!("{} records, {} bytes, {when}", pass.records, pass.bytes)
     });
     let taken: Vec<_> = taken.collect();
-    let keep = gc::keeping(records, ROOM, release);
-    let keep: Vec<_> = keep.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let keep: Vec<_> = forecast.keep.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     format!(
-        "BuildKit {release} on a disk of {} bytes takes {}; ship it on a larger disk, or with {CONFIGURATION}: {}",
-        disk.total,
+        "BuildKit {} on a disk of {} bytes takes {}; ship it on a larger disk, or with {CONFIGURATION}: {}",
+        forecast.release,
+        forecast.disk.total,
         taken.join(", then "),
         keep.join("; ")
     )

@@ -1,0 +1,106 @@
+//! What `warmkit plan` prints for people.
+
+use std::fmt::Write as _;
+
+use indicatif::HumanBytes;
+
+use super::super::escape::one_line;
+use super::super::render::{LISTED, contents, row, unkeyed};
+use super::Outcome;
+use crate::bake::Estimate;
+use crate::gc::{Forecast, Origin, PassReport};
+
+/// What goes into the root, what it takes, and what becomes of it.
+pub(super) fn plan(outcome: &Outcome<'_>) -> String {
+    let plan = outcome.foreseen;
+    let mut text = format!("plan for {}: nothing was written\n\n", plan.root);
+    contents(&mut text, &plan.contents);
+    row(&mut text, "to pull", &HumanBytes(plan.contents.bytes_down).to_string());
+    row(&mut text, "on disk", &range(plan.bytes_on_disk, |bytes| HumanBytes(bytes).to_string()));
+    row(&mut text, "  inodes", &range(plan.inodes, |inodes| inodes.to_string()));
+    if plan.tars_known < plan.contents.layers {
+        let guessed = plan.contents.layers - plan.tars_known;
+        row(&mut text, "", &format!("what {guessed} layers unpack to is guessed from their compressed size"));
+    }
+    let target = &plan.target;
+    let inodes = target.inodes_free.map(|free| format!(" and {free} inodes")).unwrap_or_default();
+    let free = format!("{}{inodes}, of {}", HumanBytes(target.bytes_free), HumanBytes(target.bytes));
+    row(&mut text, "free there", &free);
+    for refusal in &outcome.refusals {
+        row(&mut text, "refused", &refusal.message);
+    }
+    if !plan.contents.unkeyed.is_empty() {
+        let _ = write!(text, "\n{}\n", unkeyed(&plan.contents.unkeyed));
+    }
+    text.push('\n');
+    forecast(&mut text, &plan.gc, plan.contents.snapshots);
+    text
+}
+
+/// An estimate, with its limits where it has some.
+fn range(estimate: Estimate, show: impl Fn(u64) -> String) -> String {
+    let Estimate { at_least, estimate, up_to } = estimate;
+    if at_least == up_to {
+        return show(estimate);
+    }
+    format!("about {} (at least {}, up to {})", show(estimate), show(at_least), show(up_to))
+}
+
+fn forecast(text: &mut String, forecast: &Forecast, records: usize) {
+    let origin = match forecast.policy {
+        Origin::Off => "off in its configuration",
+        Origin::Default => "by its defaults",
+        Origin::Configured => "as configured",
+    };
+    let (total, free) = (HumanBytes(forecast.disk.total), HumanBytes(forecast.disk.free));
+    row(text, "collection", &format!("BuildKit {}, {origin}", forecast.release));
+    row(text, "", &format!("on a disk of {total}, of which the root leaves {free} free"));
+    for key in &forecast.ignored {
+        row(text, "", &format!("{key} means nothing to this release"));
+    }
+    for pass in &forecast.passes {
+        row(text, &when(pass.hours), &what_goes(pass));
+        for removed in pass.removed.iter().take(LISTED) {
+            let among = match removed.among {
+                1 => String::new(),
+                among => format!(", or another of {among} that are as old and as much used"),
+            };
+            let (size, step) = (HumanBytes(removed.bytes), one_line(&removed.description));
+            let _ = writeln!(text, "              {size:>10}  rule {}  {step}{among}", removed.rule);
+        }
+        if pass.removed.len() > LISTED {
+            let _ = writeln!(text, "              and {} more", pass.removed.len() - LISTED);
+        }
+    }
+    let verdict = if forecast.keeps_all() { "nothing goes" } else { "the root loses some of its" };
+    let records = if forecast.keeps_all() { String::new() } else { format!(" {records} layers") };
+    let _ =
+        writeln!(text, "\n{verdict}{records} as long as nothing is built; to keep it, in buildkitd.toml:\n");
+    for line in forecast.keep.lines() {
+        let _ = writeln!(text, "  {line}");
+    }
+    text.truncate(text.trim_end().len());
+}
+
+fn when(hours: i64) -> String {
+    match hours {
+        0 => "  at boot".to_owned(),
+        hours if hours % 24 == 0 && hours > 48 => format!("  {} days", hours / 24),
+        hours => format!("  {hours} hours"),
+    }
+}
+
+fn what_goes(pass: &PassReport) -> String {
+    let up_to = match pass.records_up_to {
+        more if more > pass.records => format!("; up to {more} if layers are as large as they can be"),
+        _ => String::new(),
+    };
+    match pass.records {
+        0 => format!("nothing goes{up_to}"),
+        records => {
+            let records = if records == 1 { "1 record".to_owned() } else { format!("{records} records") };
+            let (bytes, left) = (HumanBytes(pass.bytes), HumanBytes(pass.bytes_left));
+            format!("{records} of {bytes} go, {left} are left{up_to}")
+        }
+    }
+}
