@@ -31,7 +31,7 @@ Examples:
   warmkit verify --root /var/lib/buildkit --build . \\
     -f docker/Dockerfile --build-arg VERSION=1.2
 
-  # the last thing before an image is made of this machine, or of one that is mounted
+  # the last look before an image is made: at this machine, or a mounted one
   warmkit verify --image
   warmkit verify --image --sysroot /mnt/image
 ";
