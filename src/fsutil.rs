@@ -5,6 +5,7 @@ use std::io;
 use std::path::Path;
 
 use rustix::fs::FlockOperation;
+use rustix::ioctl::{self, Opcode};
 
 /// File systems that may write fewer bytes than they are given: btrfs, ZFS, bcachefs.
 const COMPRESSING: [u32; 3] = [0x9123_683e, 0x2fc1_2fc1, 0xca45_1a4e];
@@ -49,6 +50,34 @@ pub fn room_at(path: &Path) -> io::Result<Room> {
 /// Writes everything of the file system of `path` to its disk, with one call.
 pub fn sync_file_system(path: &Path) -> io::Result<()> {
     Ok(rustix::fs::syncfs(File::open(path)?)?)
+}
+
+/// What FITRIM is about: `struct fstrim_range` of `linux/fs.h`.
+#[repr(C)]
+struct TrimRange {
+    start: u64,
+    len: u64,
+    min_len: u64,
+}
+
+const FITRIM: Opcode = ioctl::opcode::read_write::<TrimRange>(b'X', 121);
+
+/// Tells the disk which blocks of the file system of `path` are free, so that it forgets what was in them; gives
+/// their bytes. Some file systems leave out what they told before.
+///
+/// # Errors
+/// The disk or the file system knows no such thing (`Unsupported`), or the user may not.
+pub fn discard_free_blocks(path: &Path) -> io::Result<u64> {
+    // What was deleted is free only once it is written that it is.
+    sync_file_system(path)?;
+    let directory = File::open(path)?;
+    let mut range = TrimRange { start: 0, len: u64::MAX, min_len: 0 };
+    // Nobody wraps this ioctl. Its number says that the kernel reads and writes one `TrimRange`.
+    #[allow(unsafe_code)]
+    unsafe {
+        ioctl::ioctl(&directory, ioctl::Updater::<FITRIM, _>::new(&mut range))?;
+    }
+    Ok(range.len)
 }
 
 /// Makes the entries of a directory durable.

@@ -51,6 +51,7 @@ pub mod fsutil;
 pub mod gather;
 pub mod gc;
 pub mod hydrate;
+pub mod inspect;
 pub mod keys;
 pub mod layer;
 pub mod oci;

@@ -37,9 +37,13 @@ const RULES: &[Rule] = &[
     },
     Rule { module: "layer", may: &["oci::Compression", "oci::media_type", "digest", "fsutil"], may_not: &[] },
     // A forecast from what others read of a root.
-    Rule { module: "gc", may: &[], may_not: &[] },
+    Rule { module: "gc", may: &["root::Usage"], may_not: &[] },
     Rule { module: "store", may: &["bolt", "oci", "digest", "fsutil"], may_not: &[] },
-    Rule { module: "gather", may: &["source", "keys", "daemon", "oci", "digest", "progress"], may_not: &[] },
+    Rule {
+        module: "gather",
+        may: &["source", "keys", "builder", "daemon", "oci", "digest", "progress"],
+        may_not: &[],
+    },
     Rule {
         module: "replay",
         may: &["daemon", "source", "keys", "oci", "digest", "fsutil", "progress"],
@@ -58,6 +62,12 @@ const RULES: &[Rule] = &[
         module: "root",
         may: &["bolt", "digest"],
         may_not: &["bolt::Bucket", "bolt::PageSize", "bolt::write"],
+    },
+    // What a bake would write is what it plans.
+    Rule {
+        module: "inspect",
+        may: &["gather", "bake::plan", "root", "oci", "digest", "store::ids"],
+        may_not: &[],
     },
     // Never a writer. Of layers it reads the entries.
     Rule {
@@ -86,11 +96,7 @@ const RULES: &[Rule] = &[
         may_not: &[],
     },
     // It reads, and only reads.
-    Rule {
-        module: "hydrate",
-        may: &["bolt", "progress", "store::schema", "store::state_dir"],
-        may_not: &["bolt::Bucket", "bolt::PageSize", "bolt::write"],
-    },
+    Rule { module: "hydrate", may: &["root", "progress"], may_not: &[] },
     Rule {
         module: "cli",
         may: &[
@@ -98,7 +104,9 @@ const RULES: &[Rule] = &[
             "hydrate",
             "bake",
             "gc",
+            "fsutil",
             "root",
+            "inspect",
             "verify",
             "replay",
             "builder",

@@ -110,9 +110,17 @@ fn json_has_the_members_that_are_documented() {
     assert_eq!(code, Some(0), "{baked}");
     assert_eq!(members_of(&baked), members_of(&bake));
 
+    let (foretold, code) = printed(&["forecast", "--root", root]);
+    assert_eq!(code, Some(0), "{foretold}");
+    assert_eq!(members_of(&foretold), members_of(&documented("`warmkit forecast --format json`")));
+
     let (verified, code) = printed(&["verify", "--root", root]);
     assert_eq!(code, Some(0), "{verified}");
     assert_eq!(members_of(&verified), members_of(&verify));
+
+    let (hydrated, code) = printed(&["hydrate", "--root", root]);
+    assert_eq!(code, Some(0), "{hydrated}");
+    assert_eq!(members_of(&hydrated), members_of(&documented("`warmkit hydrate --json`")));
 
     let sysroot = scratch.path().to_str().unwrap();
     scratch_image(scratch.path());

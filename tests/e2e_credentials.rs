@@ -19,7 +19,7 @@ use serde_json::json;
 use support::command::{Ended, run};
 use support::ghcr::{self, Ghcr};
 use support::handmade::Handmade;
-use support::instance::Instance;
+use support::metadata::Instance;
 use support::moto::Moto;
 use support::proxy::Proxy;
 use support::registry::{ECR, PASSWORD, USER};

@@ -8,14 +8,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::thread;
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
+use support::command::run;
 use support::files::copy_tree;
 use support::foreseen::bake_as_planned;
 use support::handmade::{Handmade, blob_path, write_keys};
 use support::tar::{Entry, Kind, Tar};
-use support::warmkit::{bake, bake_at};
+use support::warmkit::{bake, bake_at, warmkit};
 use support::{Daemon, Scratch, Tools};
 use warmkit::bolt::{Bucket, BucketRef, Database, Item, PageSize};
 use warmkit::gc::{Configuration, Disk, Record, Release, forecast, keeping};
@@ -505,6 +507,17 @@ fn a_plan_tells_what_a_daemon_takes() {
     assert_eq!(removed.len(), 5, "{planned:#}");
     let going: BTreeSet<&str> = removed.iter().map(|removed| removed["record"].as_str().unwrap()).collect();
     assert!(removed.iter().all(|removed| removed["among"] == 1), "{removed:#?}");
+
+    // The root says of itself what the plan said of it.
+    let mut command = warmkit();
+    command.args(["forecast", "--json", "--buildkitd-config"]).arg(&config).arg("--root").arg(&root);
+    let foretold = run(&mut command, Duration::from_secs(60)).expect_success("forecast");
+    let foretold: Value = foretold.stdout.parse().unwrap();
+    let ids = |removed: &Value| -> Vec<Value> {
+        removed.as_array().unwrap().iter().map(|removed| removed["record"].clone()).collect()
+    };
+    assert_eq!(ids(&foretold["gc"]["passes"][0]["removed"]), ids(&planned["gc"]["passes"][0]["removed"]));
+    assert_eq!(foretold["records"], 8, "{foretold:#}");
 
     // As planned to keep it, with a rule that takes one record more, so that there is something to wait for.
     let kept = scratch.join("kept");

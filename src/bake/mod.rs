@@ -14,7 +14,7 @@ mod error;
 mod foresee;
 mod layers;
 mod need;
-mod plan;
+pub(crate) mod plan;
 mod prepare;
 pub mod report;
 mod stores;
@@ -77,6 +77,8 @@ pub struct Options {
     pub allow_unkeyed: bool,
     /// The time written where a cache tells none, so that a bake can be repeated byte by byte.
     pub written_at: Timestamp,
+    /// Tell the disk at the end which blocks are free, so that what was deleted is in no snapshot of it.
+    pub trim: bool,
     /// How registries are talked to; its `stop` is replaced by that of the bake.
     pub registry: source::Options,
 }
@@ -181,6 +183,7 @@ fn bake_watched(options: &Options, cancel: &Cancel, progress: &dyn Progress) -> 
                 .map_err(|error| error.or_full(&options.root, &options.root))?;
             let took = end(progress, Phase::Commit, started);
             report.seconds.commit += took.as_secs_f64();
+            report.trimmed = options.trim.then(|| trim(&root, progress)).flatten();
             report.root = root.display().to_string();
             report.leftovers = leftovers.iter().map(|p| p.display().to_string()).collect();
             Ok(report)
@@ -195,6 +198,20 @@ fn bake_watched(options: &Options, cancel: &Cancel, progress: &dyn Progress) -> 
             Err(cancel.check().err().unwrap_or(error))
         }
     }
+}
+
+/// Has the disk forget what is in free blocks; gives their bytes. That it cannot is no reason to have no root.
+fn trim(root: &Path, progress: &dyn Progress) -> Option<u64> {
+    let trimmed = fsutil::discard_free_blocks(root);
+    trimmed
+        .map_err(|error| {
+            let root = root.display();
+            progress.event(Event::Warning(format!(
+                "cannot discard the free blocks of the file system of {root} ({error}): \
+                 what was deleted there may be in snapshots of the disk"
+            )));
+        })
+        .ok()
 }
 
 fn bake_into(
@@ -224,6 +241,7 @@ fn bake_into(
         bytes_on_disk: contents.bytes_down + unpacked_bytes + need::documents(&images).bytes,
         contents,
         seconds,
+        trimmed: None,
         leftovers: Vec::new(),
     })
 }

@@ -88,6 +88,8 @@ pub struct Report {
     pub bytes_on_disk: u64,
     /// Seconds per phase.
     pub seconds: Phases,
+    /// Bytes of free blocks that the disk was told of, where that was asked for and could be done.
+    pub trimmed: Option<u64>,
     /// Staging directories of earlier bakes of this root that were killed; they can be removed.
     pub leftovers: Vec<String>,
 }

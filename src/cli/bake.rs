@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use jiff::Timestamp;
+use serde::Serialize;
 
 use super::build::{ReplayArguments, SolveConfig};
 use super::caches::Caches;
@@ -14,6 +15,7 @@ use super::place::Place;
 use super::progress::{Shown, Verbs};
 use super::{render, signals};
 use crate::bake::{self, Cancel, Options};
+use crate::builder::Root;
 use crate::oci::Reference;
 use crate::source::Stop;
 use crate::source::spec::parse_reference;
@@ -31,6 +33,10 @@ Examples:
   # a local export and a metadata file, into a root that is shipped elsewhere
   warmkit bake type=local,src=./cache \\
     --keys-from type=provenance,src=metadata.json --root ./root
+
+  # into the volume of a builder of buildx, which need not exist yet
+  warmkit bake ghcr.io/acme/app:cache --keys-from ghcr.io/acme/app:main \\
+    --for buildx:ci
 
   # a bucket, with credentials from where AWS's own tools have them
   warmkit bake type=s3,region=eu-central-1,bucket=acme-cache,name=app \\
@@ -64,7 +70,7 @@ pub(super) struct Baking {
     caches: Caches,
 
     #[command(flatten)]
-    place: Place,
+    pub(super) place: Place,
 
     #[command(flatten)]
     keys: KeySources,
@@ -103,6 +109,11 @@ pub(super) struct Arguments {
     #[command(flatten)]
     pub(super) baking: Baking,
 
+    /// At the end, tell the disk which blocks of the root's file system are free (as fstrim does): what was
+    /// deleted there, before or meanwhile, is then in no snapshot of the disk
+    #[arg(long)]
+    fstrim: bool,
+
     #[command(flatten)]
     pub(super) output: Output,
 
@@ -130,7 +141,11 @@ fn parse_epoch(text: &str) -> Result<Timestamp, String> {
 
 impl Baking {
     /// The same for the library, and what ends it at a signal; a replay's daemon has this configuration.
-    pub(super) fn options(self, buildkitd_config: Option<PathBuf>) -> Result<(Options, Cancel), Failure> {
+    pub(super) fn options(
+        self,
+        root: &Root,
+        buildkitd_config: Option<PathBuf>,
+    ) -> Result<(Options, Cancel), Failure> {
         let skip_missing = self.caches.skip_missing;
         let caches = self.caches.read(&self.keys.registries)?;
         let given = self.keys.given(&caches)?;
@@ -142,7 +157,7 @@ impl Baking {
             replay: self.build.replay(&self.keys.platforms, &registry, buildkitd_config),
             keys_from: self.keys.keys_from(),
             no_sidecar: self.keys.no_sidecar,
-            root: self.place.root()?,
+            root: root.path().to_owned(),
             platforms: self.keys.platforms,
             find_images: match self.images {
                 FindImages::Auto => bake::FindImages::Auto,
@@ -151,6 +166,7 @@ impl Baking {
             with_images: self.with_images,
             allow_unkeyed: self.allow_unkeyed,
             written_at: self.source_date_epoch.unwrap_or_else(Timestamp::now),
+            trim: false,
             registry,
         };
         Ok((options, cancel))
@@ -159,10 +175,42 @@ impl Baking {
 
 /// Bakes and returns the exit code.
 pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
-    let Arguments { baking, output, config } = arguments;
+    let Arguments { baking, fstrim, output, config } = arguments;
+    let mut root = baking.place.find()?;
+    root.require_idle()?;
     let progress = baking.progress;
-    let (options, cancel) = baking.options(config.buildkitd_config)?;
-    let report = bake::bake(&options, &cancel, &*progress.start(Verbs::BAKE)?)?;
-    output.report(&report, render::bake)?;
+    let (mut options, cancel) = baking.options(&root, config.buildkitd_config)?;
+    options.trim = fstrim;
+    root.make()?;
+    let baked = bake::bake(&options, &cancel, &*progress.start(Verbs::BAKE)?);
+    let report = baked.map_err(|error| with_way_out(error, &root))?;
+    root.keep();
+    let outcome = Outcome { report: &report, next_step: root.next_step() };
+    output.report(&outcome, |outcome| {
+        let text = render::bake(outcome.report);
+        match &outcome.next_step {
+            Some(next) => format!("{text}\n{next}"),
+            None => text,
+        }
+    })?;
     Ok(exit::OK)
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Outcome<'a> {
+    #[serde(flatten)]
+    report: &'a bake::Report,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_step: Option<String>,
+}
+
+/// A builder's root that has been used is not for whoever starts the bake to clear by hand.
+fn with_way_out(error: bake::Error, root: &Root) -> Failure {
+    match (&error, root.way_out()) {
+        (bake::Error::TargetNotEmpty { .. }, Some(way_out)) => {
+            Failure::new(format!("{error}; {way_out}"), exit::TARGET)
+        }
+        _ => error.into(),
+    }
 }

@@ -4,7 +4,7 @@ use std::error::Error;
 
 use super::caches;
 use crate::bake::{self, ErrorClass};
-use crate::{gather, hydrate, replay, root, verify};
+use crate::{builder, gather, hydrate, replay, root, verify};
 
 /// Everything went well.
 pub const OK: u8 = 0;
@@ -26,8 +26,10 @@ pub const TARGET: u8 = 7;
 pub const FINDINGS: u8 = 8;
 /// A step of the live build was not CACHED, or something was imported or extracted; or a replay missed a step.
 pub const NOT_CACHED: u8 = 9;
+/// Diff found a difference, and was asked to tell.
+pub const DIFFERENT: u8 = 10;
 /// The target's disk is too small for the root, or filled up.
-pub const SPACE: u8 = 10;
+pub const SPACE: u8 = 11;
 
 /// The table that every `--help` ends with.
 pub(crate) const HELP: &str = "\
@@ -42,7 +44,8 @@ Exit codes:
   7  the target is not empty, or a daemon or another bake uses it
   8  verify found something wrong
   9  a step of the live build was not CACHED, or a replay missed one
-  10  not enough space or inodes on the target's disk; nothing was baked";
+  10  diff --exit-code found a difference
+  11  not enough space or inodes on the target's disk; nothing was baked";
 
 /// Why a command ended without a result, and the exit code that says the same.
 #[derive(Debug)]
@@ -67,6 +70,17 @@ impl From<caches::Error> for Failure {
 impl From<bake::Error> for Failure {
     fn from(error: bake::Error) -> Self {
         let code = of_bake(&error);
+        Self::new(error, code)
+    }
+}
+
+impl From<builder::Error> for Failure {
+    fn from(error: builder::Error) -> Self {
+        let code = match error.class() {
+            builder::ErrorClass::Choice => USAGE,
+            builder::ErrorClass::Busy => TARGET,
+            builder::ErrorClass::Other => FAILURE,
+        };
         Self::new(error, code)
     }
 }

@@ -10,6 +10,7 @@ use clap::{Args, ValueEnum, ValueHint};
 use super::exit::{self, Failure};
 use super::notify::Notifying;
 use super::output::Output;
+use super::place::Place;
 use super::progress::{Shown, Verbs};
 use super::{priority, render, signals};
 use crate::hydrate::{self, Options, Report, Stage};
@@ -37,9 +38,8 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = format!("{}\n\n{EXAMPLES}", exit::HELP))]
 pub(super) struct Arguments {
-    /// The root to read
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, default_value = "/var/lib/buildkit")]
-    root: PathBuf,
+    #[command(flatten)]
+    place: Place,
 
     /// Read no more than these parts
     #[arg(long, value_name = "STAGE", value_delimiter = ',')]
@@ -121,7 +121,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let stages: Vec<Part> =
         if arguments.only.is_empty() { Part::value_variants().to_vec() } else { arguments.only.clone() };
     let options = Options {
-        root: arguments.root.clone(),
+        root: arguments.place.root()?,
         stages: stages.into_iter().map(Stage::from).collect(),
         rate: arguments.rate,
         jobs: arguments.jobs,

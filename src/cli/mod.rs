@@ -4,9 +4,12 @@ mod bake;
 mod build;
 mod caches;
 mod completion;
+mod diff;
 mod escape;
 pub mod exit;
+mod forecast;
 mod hydrate;
+mod inspect;
 mod keys;
 mod man;
 mod notify;
@@ -41,10 +44,13 @@ struct Arguments {
 enum Command {
     Bake(Box<bake::Arguments>),
     Plan(Box<plan::Arguments>),
+    Forecast(forecast::Arguments),
     #[command(subcommand)]
     Keys(keys::Command),
     Verify(verify::Arguments),
     Hydrate(hydrate::Arguments),
+    Inspect(Box<inspect::Arguments>),
+    Diff(Box<diff::Arguments>),
     Completion(completion::Arguments),
     Man(man::Arguments),
 }
@@ -70,12 +76,15 @@ pub fn main() -> ExitCode {
             progress = arguments.baking.progress;
             (arguments.output, plan::run(*arguments))
         }
+        Command::Forecast(arguments) => (arguments.output, forecast::run(&arguments)),
         Command::Keys(command) => keys::run(command),
         Command::Verify(arguments) => (arguments.output, verify::run(&arguments)),
         Command::Hydrate(arguments) => {
             progress = arguments.progress;
             (arguments.output, hydrate::run(&arguments))
         }
+        Command::Inspect(arguments) => (arguments.output, inspect::run(*arguments)),
+        Command::Diff(arguments) => (arguments.output, diff::run(*arguments)),
         Command::Completion(arguments) => (Output::default(), completion::run(&arguments)),
         Command::Man(arguments) => (Output::default(), man::run(&arguments)),
     };

@@ -45,6 +45,7 @@ impl Progress for Notifying<'_> {
     fn event(&self, event: Event) {
         match event {
             Event::Started(Phase::Databases) => self.tell("STATUS=reading databases"),
+            Event::Finished(Phase::Databases, _) => self.tell("READY=1"),
             Event::Started(Phase::FirstBuild) => self.tell("READY=1\nSTATUS=reading what steps are built on"),
             Event::Started(Phase::Rest) => self.tell("READY=1\nSTATUS=reading the rest"),
             _ => {}
@@ -88,7 +89,10 @@ mod tests {
         while let Ok(read) = listener.recv(&mut buffer) {
             told.push(String::from_utf8(buffer[..read].to_vec()).unwrap());
         }
-        assert_eq!(told, ["STATUS=reading databases", "READY=1\nSTATUS=reading what steps are built on"]);
+        assert_eq!(
+            told,
+            ["STATUS=reading databases", "READY=1", "READY=1\nSTATUS=reading what steps are built on"]
+        );
     }
 
     #[test]

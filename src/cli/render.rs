@@ -87,6 +87,9 @@ pub(super) fn bake(report: &Report) -> String {
     contents(&mut text, &report.contents);
     row(&mut text, "downloaded", &HumanBytes(report.contents.bytes_down).to_string());
     row(&mut text, "on disk", &HumanBytes(report.bytes_on_disk).to_string());
+    if let Some(trimmed) = report.trimmed {
+        row(&mut text, "discarded", &format!("{} of free blocks", HumanBytes(trimmed)));
+    }
     let seconds = &report.seconds;
     let phases = format!(
         "resolve {:.1} s, keys {:.1} s, layers {:.1} s, commit {:.1} s",
@@ -103,7 +106,7 @@ pub(super) fn bake(report: &Report) -> String {
 }
 
 /// What goes into a root.
-pub(super) fn contents(text: &mut String, contents: &Contents) {
+pub(super) fn contents(text: &mut impl fmt::Write, contents: &Contents) {
     for cache in &contents.caches {
         row(text, "cache", &described(cache));
         if let Some(release) = &cache.written_by {
@@ -148,6 +151,12 @@ pub(super) fn worth(source: &KeySourceReport) -> String {
     format!("{keyed} records keyed, {only} of them by no other source, {candidates} candidates")
 }
 
+/// `1 record`, `2 records`.
+pub(super) fn counted(count: usize, word: &str) -> String {
+    if count == 1 { format!("1 {word}") } else { format!("{count} {word}s") }
+}
+
+/// A line of a report: what it is about, and what there is to say.
 pub(super) fn row(text: &mut impl fmt::Write, name: &str, value: &str) {
     let _ = writeln!(text, "{name:<12}{value}");
 }
@@ -167,7 +176,11 @@ pub(super) fn hydrate(report: &hydrate::Report) -> String {
         row(&mut text, name, &format!("{what}: {from_disk} from the disk in {seconds:.1} s"));
     }
     if report.gone > 0 {
-        row(&mut text, "gone", &format!("{} files and directories, meanwhile", report.gone));
+        row(
+            &mut text,
+            "gone",
+            &format!("{} files and directories, or something is mounted there", report.gone),
+        );
     }
     for failed in &report.failed {
         row(&mut text, "not read", &format!("{}: {}", failed.path, failed.reason));

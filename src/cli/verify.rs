@@ -164,7 +164,7 @@ struct Outcome<'a> {
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let ending = signals::end_on_signal()?;
     let output = arguments.output;
-    let root = arguments.place.root()?;
+    let root = arguments.place.idle_root()?;
     let options = verify::Options {
         read_data: arguments.read_data,
         image: arguments.image.options(arguments.buildkitd_config.as_ref())?,

@@ -32,7 +32,7 @@ use crate::source;
 
 pub use blobs::{Blob, add_images, blobs, earliest};
 pub use caches::{All, BakedCache, Missing, Opened, open, open_all};
-pub use check::{Check, StepReport, check};
+pub use check::{Check, Gathered, StepReport, check, gather};
 pub use coverage::{Coverage, Covered, Status, Unkeyed};
 pub use error::{Error, ErrorClass};
 pub use images::{Image, ImageDocument, Images, OpenedImage, SeededImage, SkippedImage, open_images};

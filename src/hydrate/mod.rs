@@ -39,12 +39,15 @@ use serde::Serialize;
 pub use report::{Failed, Report, StageReport};
 
 use crate::progress::{Event, Phase, Progress};
-use crate::store::state_dir::CACHE_DB;
 
+use account::Account;
 use order::Order;
 use read::Memory;
-use run::Run;
+use run::{Run, Tally};
 use walk::{Depth, Directory};
+
+/// The solver's database.
+const SOLVER: &str = "cache.db";
 
 /// A part of the work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -101,7 +104,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The directory has neither a solver's database nor a worker.
-    #[error("{} is no BuildKit state directory: it has neither {CACHE_DB} nor a worker's directory", path.display())]
+    #[error("{} is no BuildKit state directory: it has neither {SOLVER} nor a worker's directory", path.display())]
     NotAStateDirectory {
         /// The directory.
         path: PathBuf,
@@ -123,12 +126,18 @@ pub fn hydrate(options: &Options, progress: &dyn Progress) -> Result<Report, Err
         |source: rustix::io::Errno| Error::Open { path: options.root.clone(), source: source.into() };
     let root = files::open_root(&options.root).map_err(failed)?;
     let workers = workers(&root).map_err(failed)?;
-    if workers.is_empty() && files::open_file(&root, Path::new(CACHE_DB)).is_err() {
+    if workers.is_empty() && files::open_file(&root, Path::new(SOLVER)).is_err() {
         return Err(Error::NotAStateDirectory { path: options.root.clone() });
     }
     let run = Run::new(&root, options, progress);
-    let mut reading =
-        Reading { run: &run, workers: &workers, keep: options.keep, order: None, done: BTreeSet::new() };
+    let mut reading = Reading {
+        run: &run,
+        path: &options.root,
+        workers: &workers,
+        keep: options.keep,
+        order: None,
+        done: BTreeSet::new(),
+    };
     let mut report = Report::nothing(options);
     for &stage in &options.stages {
         let began = Instant::now();
@@ -184,6 +193,7 @@ fn blobs_of(worker: &Path) -> PathBuf {
 
 struct Reading<'a> {
     run: &'a Run<'a>,
+    path: &'a Path,
     workers: &'a [PathBuf],
     keep: bool,
     /// Per worker, once it is known.
@@ -209,8 +219,18 @@ impl Reading<'_> {
 
     /// Per worker, what the databases say of its snapshots.
     fn order(&mut self) -> Vec<Order> {
-        let order = |worker: &PathBuf| facts::read(self.run.root(), Path::new(CACHE_DB), worker).order();
-        self.order.get_or_insert_with(|| self.workers.iter().map(order).collect()).clone()
+        if let Some(order) = &self.order {
+            return order.clone();
+        }
+        let mut account = Account::open();
+        let facts = facts::read(self.path);
+        let order = |worker: &PathBuf| facts.get(worker).map(order::Facts::order).unwrap_or_default();
+        let order: Vec<_> = self.workers.iter().map(order).collect();
+        // Where the stage of the databases was left out, they have been read here.
+        let from_disk = account.since_last().unwrap_or_default();
+        self.run.settle(0, from_disk);
+        self.run.count(Tally { from_disk, ..Tally::default() });
+        self.order.insert(order).clone()
     }
 
     fn first_build(&mut self) {

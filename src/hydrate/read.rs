@@ -103,10 +103,12 @@ fn read_work(
         let name = Path::new(&file.name);
         let read = files::open_file(&parent, name).map(|(file, stat)| {
             let size = u64::try_from(stat.st_size).unwrap_or_default();
-            (file, work.bytes.start..work.bytes.end.min(size))
+            let stored = u64::try_from(stat.st_blocks).unwrap_or_default().saturating_mul(512);
+            let bytes = work.bytes.start..work.bytes.end.min(size);
+            Opened { file, bytes, has_holes: stored < size }
         });
         let read = match read {
-            Ok((file, bytes)) => read_file(run, reader, &file, bytes, memory, tally)?,
+            Ok(opened) => read_file(run, reader, &opened, memory, tally)?,
             Err(unread) => Err(unread),
         };
         match read {
@@ -118,12 +120,18 @@ fn read_work(
     Some(())
 }
 
-/// Reads `bytes` of a file, as far as they stand on the disk. None when the run is to end.
+/// A file, and what of it is to be read.
+struct Opened {
+    file: OwnedFd,
+    bytes: Range<u64>,
+    has_holes: bool,
+}
+
+/// Reads a file, as far as it stands on the disk. None when the run is to end.
 fn read_file(
     run: &Run<'_>,
     reader: &mut Reader,
-    file: &OwnedFd,
-    bytes: Range<u64>,
+    Opened { file, bytes, has_holes }: &Opened,
     memory: Memory,
     tally: &mut Tally,
 ) -> Option<Result<(), Unread>> {
@@ -139,7 +147,8 @@ fn read_file(
 
     let mut at = bytes.start;
     while at < bytes.end {
-        let Some(data) = next_data(file, at..bytes.end) else { break };
+        let rest = at..bytes.end;
+        let Some(data) = (if *has_holes { next_data(file, rest) } else { Some(rest) }) else { break };
         at = data.start;
         while at < data.end {
             let wanted = (data.end - at).min(run.chunk() as u64);

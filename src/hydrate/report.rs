@@ -37,7 +37,8 @@ pub struct Report {
     pub root: String,
     /// The stages, in the order in which they were read.
     pub stages: Vec<StageReport>,
-    /// Files and directories that went away before they were read, as they do under a running daemon.
+    /// Files and directories that went away before they were read, or that something is mounted on, as it happens
+    /// under a running daemon.
     pub gone: u64,
     /// What could not be read.
     pub failed: Vec<Failed>,

@@ -76,10 +76,13 @@ impl Tree {
     fn open_at(&self, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+        // To read a root is not to use it; but only who owns a file may say so.
+        let mut flags = flags | OFlags::CLOEXEC | OFlags::NOATIME;
         loop {
-            match fs::openat2(&self.dir, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
+            match fs::openat2(&self.dir, path, flags, Mode::empty(), resolve) {
                 // A rename elsewhere in the tree while the kernel resolved the path.
                 Err(Errno::AGAIN | Errno::INTR) => {}
+                Err(Errno::PERM) if flags.contains(OFlags::NOATIME) => flags -= OFlags::NOATIME,
                 other => return other,
             }
         }

@@ -169,7 +169,7 @@ pub struct State {
     pub faults: Vec<Fault>,
 }
 
-/// A root that no daemon uses, and that none starts on while this lives.
+/// A root. That of [`Root::open`] no daemon uses, and none starts on it while this lives.
 #[derive(Debug)]
 pub struct Root {
     pub(crate) tree: Tree,
@@ -189,6 +189,21 @@ impl Root {
 
     /// As [`Root::open`], of a directory that was opened, or could not be; `path` is for messages.
     pub(crate) fn with(path: &Path, tree: io::Result<Tree>) -> Result<Self, Error> {
+        let root = Self::unlocked(path, tree)?;
+        let locks = locks(&root.tree, &root.workers)?;
+        Ok(Self { _locks: locks, ..root })
+    }
+
+    /// Opens the state directory at `path`, which a daemon may be using: what it commits meanwhile may tear a
+    /// database, which is then absent, and a [`Fault`].
+    ///
+    /// # Errors
+    /// It cannot be opened or read, or is no state directory of an OCI worker.
+    pub fn open_unlocked(path: &Path) -> Result<Self, Error> {
+        Self::unlocked(path, Tree::open(path))
+    }
+
+    fn unlocked(path: &Path, tree: io::Result<Tree>) -> Result<Self, Error> {
         let open = |source| Error::Open { path: path.to_owned(), source };
         let user = rustix::process::geteuid();
         let denied =
@@ -203,8 +218,7 @@ impl Root {
             return Err(denied());
         }
         let workers = worker_directories(&tree)?;
-        let locks = locks(&tree, &workers)?;
-        Ok(Self { tree, workers, _locks: locks })
+        Ok(Self { tree, workers, _locks: Vec::new() })
     }
 
     /// Reads all databases.

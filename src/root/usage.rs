@@ -33,6 +33,8 @@ pub struct Usage {
     pub usage_count: u64,
     /// Ids of the records it stands on.
     pub parents: Vec<String>,
+    /// The record that has the same data and is not shown, if there is one: results may name either.
+    pub twin: Option<String>,
 }
 
 /// The records that a daemon knows after it started on this worker, by id; empty where the worker's records cannot
@@ -42,10 +44,13 @@ pub fn usage(worker: &Worker) -> Vec<Usage> {
     let Some(records) = &worker.records else { return Vec::new() };
     let kept = Kept { worker, records, known: BTreeMap::new() }.all();
     let below: BTreeSet<&str> = kept.values().flat_map(|record| record.parents()).collect();
-    let mut hidden = BTreeSet::new();
+    // By the record that is not shown, and by the one that is.
+    let (mut hidden, mut twins) = (BTreeSet::new(), BTreeMap::new());
     for (&id, record) in &kept {
         if let Some(mutable) = record.equal_mutable.as_deref().filter(|id| kept.contains_key(id)) {
-            hidden.insert(if below.contains(id) { mutable } else { id });
+            let (shown, other) = if below.contains(id) { (id, mutable) } else { (mutable, id) };
+            hidden.insert(other);
+            twins.insert(shown, other);
         }
     }
     let of = |(id, record): (&str, &Record)| Usage {
@@ -58,6 +63,7 @@ pub fn usage(worker: &Worker) -> Vec<Usage> {
         last_used_at: record.last_used_at.filter(|&time| time != 0 && record.usage_count.is_some()),
         usage_count: record.usage_count.and_then(|count| count.try_into().ok()).unwrap_or_default(),
         parents: record.parents().map(str::to_owned).collect(),
+        twin: twins.get(id).map(|&twin| twin.to_owned()),
     };
     let shown = kept.iter().filter(|(id, _)| !hidden.contains(*id));
     shown.map(|(&id, &record)| of((id, record))).collect()
@@ -240,6 +246,8 @@ mod tests {
         gone.containerd.as_mut().unwrap().snapshots.clear();
         assert_eq!(ids(&gone), [] as [&str; 0]);
         assert_eq!(usage(&Worker::default()), []);
+        let twins = usage(&worker(&[("i", data_of("m")), ("m", mutable()), ("o", committed())]));
+        assert_eq!(twins.iter().map(|usage| usage.twin.as_deref()).collect::<Vec<_>>(), [Some("i"), None]);
     }
 
     #[test]

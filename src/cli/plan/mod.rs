@@ -1,6 +1,6 @@
 //! `warmkit plan`.
 
-mod table;
+pub(super) mod table;
 
 use std::fs;
 use std::path::PathBuf;
@@ -46,10 +46,10 @@ pub(super) struct Arguments {
     host: Host,
 }
 
-/// The daemon that will run on the root.
+/// The daemon that will run on a root.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Host")]
-struct Host {
+pub(super) struct Host {
     /// The buildkitd.toml of the hosts; default: an empty one. The daemon of a replay has it too
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     buildkitd_config: Option<PathBuf>,
@@ -76,7 +76,8 @@ pub(super) fn size(text: &str) -> Result<u64, &'static str> {
 }
 
 impl Host {
-    fn options(&self) -> Result<GcOptions, Failure> {
+    /// The same for the library.
+    pub(super) fn options(&self) -> Result<GcOptions, Failure> {
         let configuration = match &self.buildkitd_config {
             None => Configuration::default(),
             Some(path) => {
@@ -115,11 +116,15 @@ pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
     let Arguments { baking, output, host } = arguments;
     let gc = host.options()?;
     let progress = baking.progress;
-    let (options, cancel) = baking.options(host.buildkitd_config)?;
+    let root = baking.place.find()?;
+    let busy = root.require_idle().err().map(Failure::from);
+    let (options, cancel) = baking.options(&root, host.buildkitd_config)?;
     let foreseen = bake::foresee(&options, &gc, &cancel, &*progress.start(Verbs::BAKE)?)?;
     let refused =
         |error: &bake::Error| Refused { message: render::chain(error), exit_code: exit::of_bake(error) };
-    let outcome = Outcome { refusals: foreseen.refusals.iter().map(refused).collect(), foreseen: &foreseen };
+    let busy = busy.map(|busy| Refused { message: render::chain(&*busy.error), exit_code: busy.code });
+    let refusals = busy.into_iter().chain(foreseen.refusals.iter().map(refused)).collect();
+    let outcome = Outcome { foreseen: &foreseen, refusals };
     output.report(&outcome, |outcome| table::plan(outcome))?;
     Ok(outcome.refusals.first().map_or(exit::OK, |refused| refused.exit_code))
 }

@@ -1,4 +1,4 @@
-//! What `warmkit plan` prints for people.
+//! What `warmkit plan` and `warmkit forecast` print for people.
 
 use std::fmt::Write as _;
 
@@ -6,14 +6,15 @@ use indicatif::HumanBytes;
 
 use super::super::escape::one_line;
 use super::super::render::{LISTED, contents, row, unkeyed};
+use super::super::text::{Style, Text};
 use super::Outcome;
 use crate::bake::Estimate;
 use crate::gc::{Forecast, Origin, PassReport};
 
 /// What goes into the root, what it takes, and what becomes of it.
-pub(super) fn plan(outcome: &Outcome<'_>) -> String {
+pub(super) fn plan(outcome: &Outcome<'_>) -> Text {
     let plan = outcome.foreseen;
-    let mut text = format!("plan for {}: nothing was written\n\n", plan.root);
+    let mut text = Text::from(format!("plan for {}: nothing was written\n\n", plan.root));
     contents(&mut text, &plan.contents);
     row(&mut text, "to pull", &HumanBytes(plan.contents.bytes_down).to_string());
     row(&mut text, "on disk", &range(plan.bytes_on_disk, |bytes| HumanBytes(bytes).to_string()));
@@ -27,13 +28,21 @@ pub(super) fn plan(outcome: &Outcome<'_>) -> String {
     let free = format!("{}{inodes}, of {}", HumanBytes(target.bytes_free), HumanBytes(target.bytes));
     row(&mut text, "free there", &free);
     for refusal in &outcome.refusals {
-        row(&mut text, "refused", &refusal.message);
+        text.push_styled(Style::Bad, format!("{:<12}", "refused"));
+        let _ = writeln!(text, "{}", refusal.message);
     }
     if !plan.contents.unkeyed.is_empty() {
         let _ = write!(text, "\n{}\n", unkeyed(&plan.contents.unkeyed));
     }
-    text.push('\n');
-    forecast(&mut text, &plan.gc, plan.contents.snapshots);
+    text.push("\n");
+    forecast(&mut text, &plan.gc);
+    text
+}
+
+/// What becomes of a root that is there.
+pub(in crate::cli) fn root(root: &str, records: usize, bytes: u64, gc: &Forecast) -> Text {
+    let mut text = Text::from(format!("{root}: {records} records of {}\n\n", HumanBytes(bytes)));
+    forecast(&mut text, gc);
     text
 }
 
@@ -46,7 +55,7 @@ fn range(estimate: Estimate, show: impl Fn(u64) -> String) -> String {
     format!("about {} (at least {}, up to {})", show(estimate), show(at_least), show(up_to))
 }
 
-fn forecast(text: &mut String, forecast: &Forecast, records: usize) {
+fn forecast(text: &mut Text, forecast: &Forecast) {
     let origin = match forecast.policy {
         Origin::Off => "off in its configuration",
         Origin::Default => "by its defaults",
@@ -54,7 +63,7 @@ fn forecast(text: &mut String, forecast: &Forecast, records: usize) {
     };
     let (total, free) = (HumanBytes(forecast.disk.total), HumanBytes(forecast.disk.free));
     row(text, "collection", &format!("BuildKit {}, {origin}", forecast.release));
-    row(text, "", &format!("on a disk of {total}, of which the root leaves {free} free"));
+    row(text, "", &format!("on a disk of {total}, {free} free with the root on it"));
     for key in &forecast.ignored {
         row(text, "", &format!("{key} means nothing to this release"));
     }
@@ -72,14 +81,16 @@ fn forecast(text: &mut String, forecast: &Forecast, records: usize) {
             let _ = writeln!(text, "              and {} more", pass.removed.len() - LISTED);
         }
     }
-    let verdict = if forecast.keeps_all() { "nothing goes" } else { "the root loses some of its" };
-    let records = if forecast.keeps_all() { String::new() } else { format!(" {records} layers") };
-    let _ =
-        writeln!(text, "\n{verdict}{records} as long as nothing is built; to keep it, in buildkitd.toml:\n");
+    let (style, verdict) = match forecast.keeps_all() {
+        true => (Style::Good, "nothing goes"),
+        false => (Style::Warning, "not all of it stays"),
+    };
+    text.push("\n");
+    text.push_styled(style, verdict);
+    text.push(", as long as nothing is built; to keep all of it, in buildkitd.toml:\n");
     for line in forecast.keep.lines() {
-        let _ = writeln!(text, "  {line}");
+        let _ = write!(text, "\n  {line}");
     }
-    text.truncate(text.trim_end().len());
 }
 
 fn when(hours: i64) -> String {

@@ -9,7 +9,7 @@ use super::super::files::subject;
 use super::super::report::{FindingKind, Findings};
 use super::{Configured, Image};
 use crate::gc::{self, Configuration, Disk};
-use crate::root::{Root, Usage, Worker, usage};
+use crate::root::{Root, Worker, usage};
 
 /// Where a daemon's configuration stands.
 const CONFIGURATION: &str = "/etc/buildkit/buildkitd.toml";
@@ -66,16 +66,15 @@ fn forecast(
     if workers.iter().any(|worker| worker.records.is_none()) {
         return Ok(None);
     }
-    let records: Vec<gc::Record> = workers.iter().flat_map(usage).map(collected).collect();
-    let sizes: Vec<u64> = records.iter().map(|record| record.size).collect();
-    let used: u64 = sizes.iter().fold(0, |sum, size| sum.saturating_add(*size));
+    let records: Vec<gc::Record> = workers.iter().flat_map(usage).map(gc::Record::from).collect();
+    let used: u64 = records.iter().fold(0, |sum, record| sum.saturating_add(record.size));
     let disk = match image.options.disk_size {
         Some(total) => Disk { total, free: total.saturating_sub(used) },
         None => disk,
     };
     gc::foretell(&gc::Question {
         records: &records,
-        largest: &sizes,
+        largest: &[],
         configuration,
         release: image.options.release,
         disk,
@@ -109,20 +108,4 @@ fn describe(forecast: &gc::Forecast) -> String {
         taken.join(", then "),
         keep.join("; ")
     )
-}
-
-/// A record as collection sees it.
-fn collected(usage: Usage) -> gc::Record {
-    gc::Record {
-        id: usage.id,
-        // One that nobody has counted yet counts when the daemon does.
-        size: usage.size.unwrap_or_default(),
-        record_type: usage.record_type,
-        description: usage.description,
-        mutable: usage.mutable,
-        last_used_at: usage.last_used_at.and_then(|at| Timestamp::from_nanosecond(at.into()).ok()),
-        usage_count: usage.usage_count,
-        parents: usage.parents,
-        ..gc::Record::default()
-    }
 }
