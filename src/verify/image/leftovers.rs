@@ -161,8 +161,8 @@ fn judge(path: &Path, kind: FileType, is_worker: impl Fn(&Path) -> bool) -> Judg
                       delete the file";
         return Judgement::Left(FindingKind::LeftoverLock, detail.to_owned());
     }
-    let in_worker = path.components().next().is_some_and(|first| is_worker(first.as_ref()));
-    let known = if in_worker {
+    let of_worker = path.components().next().is_some_and(|first| is_worker(first.as_ref()));
+    let known = if of_worker {
         [&["*".into()], &rest[..]].concat().join("/")
     } else {
         [&[first], &rest[..]].concat().join("/")
@@ -170,9 +170,9 @@ fn judge(path: &Path, kind: FileType, is_worker: impl Fn(&Path) -> bool) -> Judg
     if let Some(pattern) = BAKED.iter().find(|pattern| pattern.trim_end_matches('/') == known) {
         return Judgement::Baked { look: kind == FileType::Directory && !pattern.ends_with('/') };
     }
-    let what = if in_worker && rest.first().is_some_and(|name| name == "executor") {
+    let what = if of_worker && rest.first().is_some_and(|name| name == "executor") {
         "of a step that ran, or of a daemon that can run some"
-    } else if in_worker && rest.first().is_some_and(|name| name == "cachemounts") {
+    } else if of_worker && rest.first().is_some_and(|name| name == "cachemounts") {
         "of a cache mount"
     } else if rest.starts_with(&["content".into(), "ingest".into()]) {
         "of a transfer that did not end"

@@ -210,7 +210,7 @@ fn describe(history: &History) -> String {
     if !history.arguments.is_empty() {
         let names: Vec<_> = history.arguments.iter().take(SHOWN).map(String::as_str).collect();
         let more = if history.arguments.len() > SHOWN { ", …" } else { "" };
-        detail += &format!(" with the build arguments {}{more}", names.join(", "));
+        detail = format!("{detail} with the build arguments {}{more}", names.join(", "));
     }
     detail
 }

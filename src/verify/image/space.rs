@@ -38,21 +38,17 @@ pub(super) fn check(
         Ok(configuration) => forecast(image, root, workers, &configuration),
         Err(error) => Err(error),
     };
-    match forecast {
-        Ok(None) => (config, None),
-        Ok(Some(forecast)) => {
-            if !forecast.keeps_all() {
-                findings.add(FindingKind::CollectionTakes, image.subject(""), describe(&forecast));
-            }
-            (config, Some(forecast))
-        }
-        // It was a finding when the records were judged.
-        Err(gc::Error::Parent { .. }) => (config, None),
-        Err(error) => {
+    let forecast = forecast.unwrap_or_else(|error| {
+        // That a parent is missing was a finding when the records were judged.
+        if !matches!(error, gc::Error::Parent { .. }) {
             findings.add(FindingKind::CollectionUnknown, subject(place), error.to_string());
-            (config, None)
         }
+        None
+    });
+    if let Some(forecast) = forecast.as_ref().filter(|forecast| !forecast.keeps_all()) {
+        findings.add(FindingKind::CollectionTakes, image.subject(""), describe(forecast));
     }
+    (config, forecast)
 }
 
 /// `None` where records cannot be read, which is a finding already.
