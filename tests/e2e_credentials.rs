@@ -31,6 +31,8 @@ use support::{Registry, Scratch, Tools, tools};
 const HOST: &str = "123456789012.dkr.ecr.us-east-1.amazonaws.com";
 const API: &str = "api.ecr.us-east-1.amazonaws.com";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+/// A token as a workflow of GitHub has it.
+const TOKEN: &str = "ghs_0123456789abcdefABCDEF";
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// A registry that wants ECR's password, with a cache in `app:cache`.
@@ -331,7 +333,6 @@ fn githubs_registry_is_opened_by_a_workflows_token() {
         return;
     }
     let Some(tools) = Tools::find(tools::NEWEST) else { return };
-    const TOKEN: &str = "ghs_0123456789abcdefABCDEF";
     let registry = Registry::start(&tools);
     push_cache(&registry, "acme/app");
     push_cache(&registry, "acme/private");

@@ -22,7 +22,6 @@ pub(super) struct Place {
 
 impl Place {
     /// The root's directory, for reading, also beside a daemon that runs on it.
-    #[allow(dead_code, reason = "verify, the only reader so far, wants it idle")]
     pub(super) fn root(&self) -> Result<PathBuf, Failure> {
         let root = self.find()?;
         root.require_there()?;

@@ -8,8 +8,8 @@
 //!                                ├─ Snapshotter  snapshots/metadata.db  snapshotter
 //!                                └─ id           workerid
 //!               and a Fault for whatever could not be read
-//! Root::history what history.db tells of builds                history
-//! usage         the records as `buildctl du` shows them
+//! Root::history what history.db tells of builds                       history
+//! Root::usage   the records of a worker as `buildctl du` shows them  usage
 //! ```
 //!
 //! Plain data, as it stands there: whether it makes sense is for others to judge (`verify`). Nothing is shared
@@ -27,6 +27,7 @@ mod snapshotter;
 mod solver;
 mod usage;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::ops::RangeInclusive;
 use std::os::fd::OwnedFd;
@@ -41,7 +42,7 @@ pub use history::History;
 pub use records::{Record, Records};
 pub use snapshotter::{Kind, ParentEntry, Snapshotter, Stored};
 pub use solver::{KeyResult, Link, Operation, Solver};
-pub use usage::{Usage, usage};
+pub use usage::Usage;
 
 pub(crate) use snapshotter::read as read_snapshotter;
 
@@ -273,6 +274,24 @@ impl Root {
             }
             _ => Ok(state),
         }
+    }
+}
+
+impl Root {
+    /// The records that a daemon knows after it started here, as `buildctl du` shows them, by id; none where
+    /// the worker's records cannot be read. Of what is written to, the files are counted, as a daemon does.
+    pub fn usage(&self, worker: &Worker) -> Vec<Usage> {
+        usage::usage(worker, |id| {
+            let upper = files::upper(&worker.path, &worker.snapshotter, id);
+            let tree = self.tree.subtree(&upper).ok()?;
+            let mut blocks = BTreeMap::new();
+            let faults = files::walk(&tree, |_, stat| {
+                blocks.insert((stat.st_dev, stat.st_ino), stat.st_blocks);
+            });
+            // Each inode once.
+            let blocks = blocks.into_values().filter_map(|blocks| u64::try_from(blocks).ok());
+            faults.is_empty().then(|| 512 * blocks.sum::<u64>())
+        })
     }
 }
 

@@ -116,11 +116,12 @@ impl Gate {
             let name = line.split(':').next().unwrap_or_default().to_ascii_lowercase();
             ["range", "accept"].contains(&name.as_str())
         });
-        let kept: String = range.map(|line| format!("{line}\r\n")).collect();
+        let kept: Vec<&str> = range.flat_map(|line| [line, "\r\n"]).collect();
         write!(
             server,
-            "GET {target} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n{kept}\r\n",
-            self.registry
+            "GET {target} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n{}\r\n",
+            self.registry,
+            kept.concat()
         )?;
         io::copy(&mut server, &mut client).map(|_| ())
     }

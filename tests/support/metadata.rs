@@ -1,4 +1,4 @@
-//! The metadata service of an EC2 instance (IMDSv2), as far as credentials of its role go.
+//! The metadata service of an EC2 instance (`IMDSv2`), as far as credentials of its role go.
 
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::net::TcpStream;

@@ -140,8 +140,9 @@ fn read(side: Side, keys: &KeySources, options: &gather::Options) -> Result<(Com
 }
 
 fn read_root(path: &Path) -> Result<(usize, Inventory), Failure> {
-    let state = Root::open(path)?.read_whole()?;
-    Ok((state.faults.len(), inspect::of_root(&state)))
+    let root = Root::open(path)?;
+    let state = root.read_whole()?;
+    Ok((state.faults.len(), inspect::of_root(&root, &state)))
 }
 
 #[cfg(test)]

@@ -97,10 +97,11 @@ pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
         keys: &[],
     };
     let inventory: Inventory;
-    if let Some(root) = root {
-        let state = Root::open(&root)?.read_whole()?;
-        inventory = inspect::of_root(&state);
-        report.root = Some(root.display().to_string());
+    if let Some(path) = root {
+        let root = Root::open(&path)?;
+        let state = root.read_whole()?;
+        inventory = inspect::of_root(&root, &state);
+        report.root = Some(path.display().to_string());
         report.faults = state.faults.iter().map(ToString::to_string).collect();
     } else {
         let skip_missing = caches.skip_missing;

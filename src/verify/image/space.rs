@@ -9,7 +9,7 @@ use super::super::files::subject;
 use super::super::report::{FindingKind, Findings};
 use super::{Configured, Image};
 use crate::gc::{self, Configuration, Disk};
-use crate::root::{Root, Worker, usage};
+use crate::root::{Root, Worker};
 
 /// Where a daemon's configuration stands.
 const CONFIGURATION: &str = "/etc/buildkit/buildkitd.toml";
@@ -62,7 +62,8 @@ fn forecast(
     if workers.iter().any(|worker| worker.records.is_none()) {
         return Ok(None);
     }
-    let records: Vec<gc::Record> = workers.iter().flat_map(usage).map(gc::Record::from).collect();
+    let records: Vec<gc::Record> =
+        workers.iter().flat_map(|worker| root.usage(worker)).map(gc::Record::from).collect();
     let used: u64 = records.iter().fold(0, |sum, record| sum.saturating_add(record.size));
     let disk = match image.options.disk_size {
         Some(total) => Disk { total, free: total.saturating_sub(used) },
