@@ -37,7 +37,7 @@ const RULES: &[Rule] = &[
     },
     Rule { module: "layer", may: &["oci::Compression", "oci::media_type", "digest", "fsutil"], may_not: &[] },
     // A forecast from what others read of a root.
-    Rule { module: "gc", may: &[], may_not: &[] },
+    Rule { module: "gc", may: &["root::Usage"], may_not: &[] },
     Rule { module: "store", may: &["bolt", "oci", "digest", "fsutil"], may_not: &[] },
     Rule {
         module: "gather",
@@ -76,6 +76,7 @@ const RULES: &[Rule] = &[
             "root",
             "oci",
             "daemon",
+            "gc",
             "digest",
             "fsutil",
             "progress",

@@ -1,7 +1,8 @@
 //! Promise: a password given, a helper's or an instance role's opens a registry, and stands nowhere afterwards.
 //!
 //! ECR's API is moto, asked by Debian's own `docker-credential-ecr-login` under its real name, through a proxy. What
-//! stands for the AWS CLI is a script that prints what `aws ecr get-login-password` does.
+//! stands for the AWS CLI is a script that prints what `aws ecr get-login-password` does. GitHub's registry is a real one
+//! behind a token service as GitHub's.
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
 
 mod support;
@@ -16,10 +17,12 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use serde_json::json;
 use support::command::{Ended, run};
+use support::ghcr::{self, Ghcr};
 use support::handmade::Handmade;
+use support::metadata::Instance;
 use support::moto::Moto;
 use support::proxy::Proxy;
-use support::registry::ECR;
+use support::registry::{ECR, PASSWORD, USER};
 use support::skip::{is_root, skip};
 use support::warmkit::warmkit;
 use support::{Registry, Scratch, Tools, tools};
@@ -28,21 +31,28 @@ use support::{Registry, Scratch, Tools, tools};
 const HOST: &str = "123456789012.dkr.ecr.us-east-1.amazonaws.com";
 const API: &str = "api.ecr.us-east-1.amazonaws.com";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+/// A token as a workflow of GitHub has it.
+const TOKEN: &str = "ghs_0123456789abcdefABCDEF";
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// A registry that wants ECR's password, with a cache in `app:cache`.
 fn registry() -> Option<Registry> {
     let tools = Tools::find(tools::NEWEST)?;
     let registry = Registry::start_with_login(&tools, ECR);
+    push_cache(&registry, "app");
+    Some(registry)
+}
+
+/// Pushes a cache with the tag `cache`.
+fn push_cache(registry: &Registry, repository: &str) {
     let mut cache = Handmade::default();
     let layer = cache.layer("file", None);
     cache.record("base", &[], &[layer]);
     let (manifest, blobs) = cache.documents();
     for (_, blob) in &blobs {
-        registry.put_blob("app", blob);
+        registry.put_blob(repository, blob);
     }
-    registry.put_manifest("app", "cache", MANIFEST, &manifest);
-    Some(registry)
+    registry.put_manifest(repository, "cache", MANIFEST, &manifest);
 }
 
 /// `warmkit <arguments>` that knows the registry under its name at ECR, with nothing of this machine's own.
@@ -140,6 +150,15 @@ fn ecr_is_opened_by_the_helper_of_aws() {
     // Not even in the helper's own cache.
     assert_eq!(files_with_secrets(home.path()), Vec::<String>::new());
 
+    // The role of an instance, from its metadata.
+    let instance = Instance::start();
+    let mut with_role = check();
+    with_role
+        .env("AWS_EC2_METADATA_DISABLED", "false")
+        .env("AWS_EC2_METADATA_SERVICE_ENDPOINT", instance.url());
+    let ended = run(&mut with_role, LIMIT).expect_success("keys check at ECR with a role");
+    assert_discreet(&ended);
+
     let ended = run(&mut check(), LIMIT);
     assert_eq!(ended.status.code(), Some(4), "{}", ended.stderr);
     let message =
@@ -164,6 +183,20 @@ fn ecr_is_opened_by_the_command_line_of_aws() {
     };
     let good = check(&format!("echo {}", ECR.password)).expect_success("keys check at ECR");
     assert_discreet(&good);
+    let throttled = format!(
+        "if test -e '{0}'; then echo {1}; exit; fi; : > '{0}'\n\
+         echo 'An error occurred (ThrottlingException) when calling GetAuthorizationToken: Rate exceeded' >&2; exit 254",
+        home.join("asked").display(),
+        ECR.password
+    );
+    check(&throttled).expect_success("keys check at ECR that throttles");
+    let mut missing = at_ecr(&proxy, &home, "", &["keys", "check"]);
+    let bin = Scratch::new();
+    bin.program("aws", format!("#!/bin/sh\necho {}\n", ECR.password));
+    missing.env("PATH", bin.path()).arg(format!("{HOST}/app:nothing"));
+    let ended = run(&mut missing, LIMIT);
+    assert_eq!(ended.status.code(), Some(3), "{}", ended.stderr);
+    assert!(ended.stderr.contains("ECR takes no cache that is an index"), "{}", ended.stderr);
     let cases = [
         (
             "echo 'Unable to locate credentials' >&2; exit 253",
@@ -278,7 +311,9 @@ fn a_helper_is_told_no_secret_in_its_arguments() {
 
 #[test]
 fn a_password_needs_one_registry() {
-    let cases: [(&[&str], &str); 3] = [
+    let cases: [(&[&str], &str); 5] = [
+        (&["--from-file", "-"], "standard input cannot be both the list of caches and the password"),
+        (&["@-", "r.example/a:1"], "standard input cannot be both the list of caches and the password"),
         (&["r.example/a:1", "s.example/a:1"], "in several (r.example, s.example): use docker login"),
         (&["type=local,src=x"], "no cache or key source is in one"),
         (&["r.example/a:1"], "standard input has no password"),
@@ -290,4 +325,103 @@ fn a_password_needs_one_registry() {
         assert_eq!(ended.status.code(), Some(2), "{}", ended.stderr);
         assert!(ended.stderr.contains(message), "{}", ended.stderr);
     }
+}
+
+#[test]
+fn githubs_registry_is_opened_by_a_workflows_token() {
+    if !is_root() {
+        return;
+    }
+    let Some(tools) = Tools::find(tools::NEWEST) else { return };
+    let registry = Registry::start(&tools);
+    push_cache(&registry, "acme/app");
+    push_cache(&registry, "acme/private");
+    let ghcr = Ghcr::start(&registry, ("x-access-token", TOKEN), "acme/app", 2);
+    let proxy = Proxy::start(&[(&format!("{}:80", ghcr::HOST), &ghcr.address())]);
+    let scratch = Scratch::new();
+    let bake = |reference: &str, token: Option<&str>| {
+        let mut bake = warmkit();
+        bake.env_clear().env("HOME", scratch.path()).env("HTTPS_PROXY", proxy.url());
+        token.map(|token| bake.env("GITHUB_TOKEN", token));
+        bake.args(["bake", reference, "--insecure", "--root"]).arg(scratch.join("root"));
+        run(&mut bake, LIMIT)
+    };
+    let discreet = |ended: &Ended| {
+        for text in [&ended.stdout, &ended.stderr] {
+            assert!(!text.contains(TOKEN) && !text.contains("token-1"), "{text}");
+        }
+    };
+
+    let ended = bake("ghcr.io/acme/app:cache", Some(TOKEN)).expect_success("bake from ghcr.io");
+    discreet(&ended);
+    let log = ghcr.take_log();
+    // A token does for two requests: manifest, config, sidecars and layer are more.
+    assert!(log.tokens.len() > 1, "{log:?}");
+    let basic = base64::engine::general_purpose::STANDARD.encode(format!("x-access-token:{TOKEN}"));
+    for (query, authorization) in &log.tokens {
+        assert_eq!(authorization, &format!("Basic {basic}"), "{query}");
+        let parts: Vec<&str> = query.split('&').collect();
+        let expected = ["service=ghcr.io", "scope=repository%3Aacme%2Fapp%3Apull", "account=x-access-token"];
+        assert_eq!(parts, expected);
+    }
+    // The registry itself sees tokens alone.
+    assert!(log.shown.iter().all(|shown| shown.is_empty() || shown.starts_with("Bearer ")), "{log:?}");
+    fs::remove_dir_all(scratch.join("root")).unwrap();
+
+    let from = "as \"x-access-token\" from $GITHUB_TOKEN (status 403) (DENIED: denied): these credentials may not read";
+    let advice = "let it read acme/";
+    for (reference, token, messages) in [
+        ("ghcr.io/acme/app:cache", Some("ghs_ended"), [from, advice]),
+        ("ghcr.io/acme/private:cache", Some(TOKEN), [from, advice]),
+        (
+            "ghcr.io/acme/app:cache",
+            None,
+            ["without credentials", "set $GITHUB_TOKEN, or run docker login ghcr.io"],
+        ),
+    ] {
+        let ended = bake(reference, token);
+        assert_eq!(ended.status.code(), Some(4), "{}", ended.stderr);
+        assert!(messages.iter().all(|message| ended.stderr.contains(message)), "{}", ended.stderr);
+        discreet(&ended);
+    }
+    assert!(!scratch.join("root").exists());
+}
+
+#[test]
+fn a_file_of_credentials_that_is_not_there_is_passed_over_as_skopeo_does() {
+    let Some(tools) = Tools::find(tools::NEWEST) else { return };
+    if !Command::new("skopeo").arg("--version").stdout(Stdio::null()).status().is_ok_and(|s| s.success()) {
+        return skip("no skopeo");
+    }
+    let registry = Registry::start_with_password(&tools);
+    push_cache(&registry, "app");
+    let reference = registry.reference("app", "cache");
+    let auth = base64::engine::general_purpose::STANDARD.encode(format!("{USER}:{PASSWORD}"));
+    let config = json!({ "auths": { registry.host(): { "auth": auth } } });
+    let home = Scratch::new();
+    home.write(".docker/config.json", config.to_string());
+    let absent = home.join("absent.json");
+    let with = |mut command: Command, home: &Path| {
+        run(command.env_remove("DOCKER_CONFIG").env("HOME", home).env("REGISTRY_AUTH_FILE", &absent), LIMIT)
+    };
+    let skopeo = || {
+        let mut skopeo = Command::new("skopeo");
+        skopeo.args(["inspect", "--raw", "--tls-verify=false", &format!("docker://{reference}")]);
+        skopeo
+    };
+    let check = || {
+        let mut check = warmkit();
+        check.args(["keys", "check", &reference]);
+        check
+    };
+    with(skopeo(), home.path()).expect_success("skopeo inspect");
+    with(check(), home.path()).expect_success("keys check");
+
+    // Where nothing else has any, it is said.
+    let nowhere = Scratch::new();
+    assert!(!with(skopeo(), nowhere.path()).status.success());
+    let ended = with(check(), nowhere.path());
+    assert_eq!(ended.status.code(), Some(4), "{}", ended.stderr);
+    let message = format!("{}, which $REGISTRY_AUTH_FILE names and is not there", absent.display());
+    assert!(ended.stderr.contains(&message), "{}", ended.stderr);
 }

@@ -147,7 +147,7 @@ impl Baking {
         buildkitd_config: Option<PathBuf>,
     ) -> Result<(Options, Cancel), Failure> {
         let skip_missing = self.caches.skip_missing;
-        let caches = self.caches.read()?;
+        let caches = self.caches.read(&self.keys.registries)?;
         let given = self.keys.given(&caches)?;
         let cancel = Cancel::new(signals::interrupted()?);
         let registry = self.keys.registries.options(Stop::default(), given);

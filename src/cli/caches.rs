@@ -11,7 +11,7 @@ use clap::Args;
 use clap::builder::TypedValueParser;
 use clap::error::ErrorKind;
 
-use super::options::distinct;
+use super::options::{Registries, distinct};
 use crate::source::{CacheSpec, SpecError};
 
 /// The largest list that is read, in bytes.
@@ -131,6 +131,12 @@ pub(super) enum Error {
     /// Two lists want standard input.
     #[error("standard input can be the list of caches only once")]
     StandardInputTwice,
+    /// A list and a password want standard input.
+    #[error(
+        "standard input cannot be both the list of caches and the password (--password-stdin): put the list into a \
+         file"
+    )]
+    StandardInputIsPassword,
 }
 
 fn have(lists: &[String]) -> String {
@@ -139,8 +145,15 @@ fn have(lists: &[String]) -> String {
 
 impl Caches {
     /// The caches of all arguments and lists, each once: arguments first, each list in the place of the
-    /// argument that names it.
-    pub(super) fn read(self) -> Result<Vec<CacheSpec>, Error> {
+    /// argument that names it. Reads nothing where a password is to be read from standard input, too.
+    pub(super) fn read(self, registries: &Registries) -> Result<Vec<CacheSpec>, Error> {
+        let is_stdin = |path: &Path| path == Path::new("-");
+        let is_listed = |argument: &Argument| matches!(argument, Argument::List(path) if is_stdin(path));
+        let wants_stdin =
+            self.named.iter().any(is_listed) || self.from_file.iter().any(|path| is_stdin(path));
+        if registries.password_stdin && wants_stdin {
+            return Err(Error::StandardInputIsPassword);
+        }
         self.read_with(&mut io::stdin())
     }
 

@@ -11,7 +11,7 @@ use super::plan::{Host, table};
 use crate::bake::GcOptions;
 use crate::fsutil;
 use crate::gc::{self, Disk, Forecast, Question, Record};
-use crate::root::{Root, Usage};
+use crate::root::Root;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -53,9 +53,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let gc = arguments.host.options()?;
     let path = arguments.place.idle_root()?;
     let root = Root::open(&path)?;
-    let read = root.read_whole()?;
+    let workers = root.read_whole()?.workers;
     let records: Vec<Record> =
-        read.workers.iter().flat_map(|worker| root.usage(worker)).map(record).collect();
+        workers.iter().flat_map(|worker| root.usage(worker)).map(Record::from).collect();
     let bytes = records.iter().map(|record| record.size).sum();
     let room = fsutil::room_at(&path).map_err(|error| {
         Failure::new(format!("cannot look at {}: {error}", path.display()), exit::FAILURE)
@@ -80,20 +80,4 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
         table::root(&outcome.root, outcome.records, outcome.bytes, &outcome.gc)
     })?;
     Ok(exit::OK)
-}
-
-/// A record as collection sees it, which counts one that is written to when it has to.
-fn record(usage: Usage) -> Record {
-    let at = |time: i64| Timestamp::from_nanosecond(time.into()).ok();
-    Record {
-        size: usage.size.unwrap_or_default(),
-        record_type: usage.record_type,
-        description: usage.description,
-        mutable: usage.mutable,
-        last_used_at: usage.last_used_at.and_then(at),
-        usage_count: usage.usage_count,
-        parents: usage.parents,
-        id: usage.id,
-        ..Record::default()
-    }
 }

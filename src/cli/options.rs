@@ -26,7 +26,7 @@ pub(super) struct Registries {
 
     /// Read a password or token from standard input
     #[arg(long, requires = "username")]
-    password_stdin: bool,
+    pub(super) password_stdin: bool,
 }
 
 impl Registries {

@@ -216,6 +216,17 @@ pub(super) fn verify(root: &Path, report: &verify::Report) -> Text {
         );
         row(&mut text, "compared", &compared);
     }
+    if let Some(image) = &report.image {
+        let (homes, files) = (image.homes.len(), image.credential_files);
+        row(&mut text, "image", &format!("{}, {homes} homes, {files} files for credentials", image.sysroot));
+        if let Some(forecast) = &image.gc {
+            let rules = image.buildkitd_config.as_deref().unwrap_or("its defaults");
+            let taken: usize = forecast.passes.iter().map(|pass| pass.records).sum();
+            let (release, disk) = (&forecast.release, HumanBytes(forecast.disk.total));
+            let what = format!("BuildKit {release} with {rules} takes {taken} records on a disk of {disk}");
+            row(&mut text, "collection", &what);
+        }
+    }
     let (style, verdict) = match report.findings.len() {
         0 => (Style::Good, "healthy".to_owned()),
         1 => (Style::Bad, "1 finding".to_owned()),

@@ -1,20 +1,23 @@
 //! `warmkit verify`.
 
+use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use clap::Args;
+use clap::{ArgGroup, Args, ValueHint};
 use serde::Serialize;
 
-use super::build::{Solve, SolveConfig};
+use super::build::Solve;
 use super::exit::{self, Failure};
 use super::output::{Output, err, out};
 use super::place::Place;
+use super::plan::size;
 use super::progress::{Console, Verbs};
 use super::{render, signals};
 use crate::daemon::Build;
-use crate::verify::{self, LiveOptions, LiveReport};
+use crate::gc::Release;
+use crate::verify::{self, Configured, ImageOptions, LiveOptions, LiveReport};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -27,11 +30,16 @@ Examples:
   # the real build, on a throwaway view of the root: is every step CACHED?
   warmkit verify --root /var/lib/buildkit --build . \\
     -f docker/Dockerfile --build-arg VERSION=1.2
+
+  # the last look before an image is made: at this machine, or a mounted one
+  warmkit verify --image
+  warmkit verify --image --sysroot /mnt/image
 ";
 
 /// Check that a root is whole and warm; no daemon may run on it
 #[derive(Debug, Args)]
 #[command(after_help = format!("{}\n\n{EXAMPLES}", exit::HELP))]
+#[command(group = ArgGroup::new("with_daemon").args(["build", "image"]).multiple(true))]
 pub(super) struct Arguments {
     #[command(flatten)]
     place: Place,
@@ -42,6 +50,9 @@ pub(super) struct Arguments {
 
     #[command(flatten)]
     pub(super) output: Output,
+
+    #[command(flatten)]
+    image: ImageArguments,
 
     /// Also run this build on a throwaway view of the root, which stays untouched: is every step CACHED?
     #[arg(long, value_name = "CONTEXT", help_heading = "Build")]
@@ -63,8 +74,65 @@ pub(super) struct Arguments {
     #[command(flatten)]
     solve: Solve,
 
-    #[command(flatten)]
-    config: SolveConfig,
+    /// The daemon's buildkitd.toml; default: an empty one for --build, and for --image that of the image,
+    /// /etc/buildkit/buildkitd.toml
+    #[arg(
+        long,
+        value_name = "FILE",
+        value_hint = ValueHint::FilePath,
+        requires = "with_daemon",
+        help_heading = "Build"
+    )]
+    buildkitd_config: Option<PathBuf>,
+}
+
+/// Whether, and how, an image is looked at.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Image")]
+struct ImageArguments {
+    /// Also look for what must not be in a machine image that ships: histories of builds, leftovers, credentials,
+    /// a cache that garbage collection takes
+    #[arg(long)]
+    image: bool,
+
+    /// The / of an image that is mounted: the root, too, is then looked for inside of it
+    #[arg(
+        long,
+        value_name = "DIR",
+        value_hint = ValueHint::DirPath,
+        requires = "image",
+        conflicts_with = "build",
+        default_value = "/"
+    )]
+    sysroot: PathBuf,
+
+    /// The BuildKit release of the hosts that boot from the image
+    #[arg(long, value_name = "VERSION", requires = "image", default_value_t = Release::NEWEST)]
+    buildkitd_release: Release,
+
+    /// The size of their disk, such as 50GB (units are powers of 1024), taken to hold nothing but the root; default:
+    /// the disk of the root, as it is
+    #[arg(long, value_name = "SIZE", requires = "image", value_parser = size)]
+    disk_size: Option<u64>,
+}
+
+impl ImageArguments {
+    fn options(&self, buildkitd_config: Option<&PathBuf>) -> Result<Option<ImageOptions>, Failure> {
+        if !self.image {
+            return Ok(None);
+        }
+        let mut options = ImageOptions::default();
+        options.sysroot.clone_from(&self.sysroot);
+        options.release = self.buildkitd_release;
+        options.disk_size = self.disk_size;
+        if let Some(path) = buildkitd_config {
+            let error =
+                |error| Failure::new(format!("cannot read {}: {error}", path.display()), exit::FAILURE);
+            let text = fs::read_to_string(path).map_err(error)?;
+            options.configuration = Some(Configured { path: path.clone(), text });
+        }
+        Ok(Some(options))
+    }
 }
 
 impl Arguments {
@@ -75,7 +143,7 @@ impl Arguments {
             import_caches: self.import_cache.clone(),
             ..self.solve.build(context)
         };
-        let buildkitd_config = self.config.buildkitd_config.clone();
+        let buildkitd_config = self.buildkitd_config.clone();
         LiveOptions { build, search: self.solve.search(), buildkitd_config, scratch: None, interrupted }
     }
 }
@@ -97,7 +165,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let ending = signals::end_on_signal()?;
     let output = arguments.output;
     let root = arguments.place.idle_root()?;
-    let options = verify::Options { read_data: arguments.read_data, ..verify::Options::default() };
+    let options = verify::Options {
+        read_data: arguments.read_data,
+        image: arguments.image.options(arguments.buildkitd_config.as_ref())?,
+        ..verify::Options::default()
+    };
     let report = verify::offline(&root, &options, &Console::new(Verbs::VERIFY)).map_err(|error| {
         let code = exit::of_verify(&error);
         Failure::new(error, code)

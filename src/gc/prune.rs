@@ -12,6 +12,7 @@ use jiff::Timestamp;
 
 use super::filter::Filter;
 use super::{Disk, Error, Policy, Release, Rule};
+use crate::root::Usage;
 
 /// Below this many, Go's sorts keep the order of equals.
 const STABLE: usize = 12;
@@ -39,6 +40,24 @@ pub struct Record {
     pub usage_count: u64,
     /// Ids of the records it stands on.
     pub parents: Vec<String>,
+}
+
+impl From<Usage> for Record {
+    /// A record of a root that no daemon uses. One that nobody has counted yet counts when the daemon does.
+    fn from(usage: Usage) -> Self {
+        let at = |time: i64| Timestamp::from_nanosecond(time.into()).ok();
+        Self {
+            id: usage.id,
+            size: usage.size.unwrap_or_default(),
+            record_type: usage.record_type,
+            description: usage.description,
+            mutable: usage.mutable,
+            last_used_at: usage.last_used_at.and_then(at),
+            usage_count: usage.usage_count,
+            parents: usage.parents,
+            ..Self::default()
+        }
+    }
 }
 
 impl Record {

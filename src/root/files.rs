@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
@@ -111,31 +111,13 @@ impl Tree {
 
     /// Opens a regular file for reading.
     pub(crate) fn file(&self, path: &Path) -> Result<(File, Stat), FileFault> {
-        let fd = self.open_at(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)?;
-        let stat = fs::fstat(&fd)?;
-        match FileType::from_raw_mode(stat.st_mode) {
-            FileType::RegularFile => Ok((File::from(fd), stat)),
-            found => Err(FileFault {
-                kind: FaultKind::FileType,
-                detail: format!("{}, not a regular file", describe(found)),
-            }),
-        }
+        regular(self.open_at(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)?)
     }
 
     /// The bytes of a regular file of at most `limit` bytes.
     pub(crate) fn read(&self, path: &Path, limit: u64) -> Result<Vec<u8>, FileFault> {
         let (file, stat) = self.file(path)?;
-        let size = u64::try_from(stat.st_size).unwrap_or(u64::MAX);
-        let too_long = || FileFault {
-            kind: FaultKind::FileUnreadable,
-            detail: format!("{size} bytes, more than the {limit} that are read"),
-        };
-        if size > limit {
-            return Err(too_long());
-        }
-        let mut bytes = Vec::new();
-        file.take(limit + 1).read_to_end(&mut bytes)?;
-        if bytes.len() as u64 > limit { Err(too_long()) } else { Ok(bytes) }
+        read_whole(file, &stat, limit)
     }
 
     /// The target of a symbolic link in this directory.
@@ -145,10 +127,24 @@ impl Tree {
 
     /// A directory below this one, where links lead as if this one were the root of all.
     pub(crate) fn directory_in_root(&self, path: &Path) -> Result<Self, Errno> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = self.open_in_root(path, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        Ok(Self { dir, path: self.path.join(path.strip_prefix("/").unwrap_or(path)) })
+    }
+
+    /// As [`Tree::file`], where links lead as if this one were the root of all.
+    pub(crate) fn file_in_root(&self, path: &Path) -> Result<(File, Stat), FileFault> {
+        regular(self.open_in_root(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)?)
+    }
+
+    fn open_in_root(&self, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        let dir = fs::openat2(&self.dir, path, flags, Mode::empty(), resolve)?;
-        Ok(Self { dir, path: self.path.join(path) })
+        loop {
+            match fs::openat2(&self.dir, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
+                // With `..` in the path, for any rename on the system.
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                other => return other,
+            }
+        }
     }
 
     /// All extended attributes of `name` in this directory (`.` for itself), links not followed.
@@ -199,6 +195,38 @@ impl Tree {
             Ok(()) => Ok(Some(fd)),
         }
     }
+}
+
+impl AsFd for Tree {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+}
+
+fn regular(fd: OwnedFd) -> Result<(File, Stat), FileFault> {
+    let stat = fs::fstat(&fd)?;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => Ok((File::from(fd), stat)),
+        found => Err(FileFault {
+            kind: FaultKind::FileType,
+            detail: format!("{}, not a regular file", describe(found)),
+        }),
+    }
+}
+
+/// The bytes of an open file of at most `limit` bytes.
+pub(crate) fn read_whole(file: File, stat: &Stat, limit: u64) -> Result<Vec<u8>, FileFault> {
+    let size = u64::try_from(stat.st_size).unwrap_or(u64::MAX);
+    let too_long = || FileFault {
+        kind: FaultKind::FileUnreadable,
+        detail: format!("{size} bytes, more than the {limit} that are read"),
+    };
+    if size > limit {
+        return Err(too_long());
+    }
+    let mut bytes = Vec::new();
+    file.take(limit + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > limit { Err(too_long()) } else { Ok(bytes) }
 }
 
 /// Calls `read` with buffers that grow until what there is fits.

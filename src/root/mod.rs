@@ -8,6 +8,7 @@
 //!                                ├─ Snapshotter  snapshots/metadata.db  snapshotter
 //!                                └─ id           workerid
 //!               and a Fault for whatever could not be read
+//! Root::history what history.db tells of builds                       history
 //! Root::usage   the records of a worker as `buildctl du` shows them  usage
 //! ```
 //!
@@ -19,6 +20,7 @@ pub(crate) mod database;
 pub(crate) mod decode;
 pub(crate) mod fault;
 pub(crate) mod files;
+mod history;
 mod records;
 mod schema;
 mod snapshotter;
@@ -36,6 +38,7 @@ use rustix::io::Errno;
 
 pub use containerd::{Blob, Containerd, Lease, Snapshot};
 pub use fault::{Fault, FaultKind, Place};
+pub use history::History;
 pub use records::{Record, Records};
 pub use snapshotter::{Kind, ParentEntry, Snapshotter, Stored};
 pub use solver::{KeyResult, Link, Operation, Solver};
@@ -47,7 +50,7 @@ use fault::Faults;
 use files::Tree;
 
 /// The file that a running daemon holds locked.
-const LOCK: &str = "buildkitd.lock";
+pub(crate) const LOCK: &str = "buildkitd.lock";
 
 /// The builds of a daemon; not needed, and not written by a bake.
 pub(crate) const HISTORY: &str = "history.db";
@@ -182,7 +185,12 @@ impl Root {
     /// # Errors
     /// It cannot be opened or read, is no state directory of an OCI worker, or is in use.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let root = Self::open_unlocked(path)?;
+        Self::with(path, Tree::open(path))
+    }
+
+    /// As [`Root::open`], of a directory that was opened, or could not be; `path` is for messages.
+    pub(crate) fn with(path: &Path, tree: io::Result<Tree>) -> Result<Self, Error> {
+        let root = Self::unlocked(path, tree)?;
         let locks = locks(&root.tree, &root.workers)?;
         Ok(Self { _locks: locks, ..root })
     }
@@ -193,11 +201,15 @@ impl Root {
     /// # Errors
     /// It cannot be opened or read, or is no state directory of an OCI worker.
     pub fn open_unlocked(path: &Path) -> Result<Self, Error> {
+        Self::unlocked(path, Tree::open(path))
+    }
+
+    fn unlocked(path: &Path, tree: io::Result<Tree>) -> Result<Self, Error> {
         let open = |source| Error::Open { path: path.to_owned(), source };
         let user = rustix::process::geteuid();
         let denied =
             || open(io::Error::new(io::ErrorKind::PermissionDenied, "no permission; run warmkit as root"));
-        let tree = Tree::open(path).map_err(|error| match error.kind() {
+        let tree = tree.map_err(|error| match error.kind() {
             io::ErrorKind::PermissionDenied if !user.is_root() => denied(),
             _ => open(error),
         })?;
@@ -232,6 +244,19 @@ impl Root {
             None => None,
         };
         Ok(State { workers, solver, faults: faults.0 })
+    }
+
+    /// Reads what a daemon keeps of builds; nothing where there is no `history.db`. What is wrong in it is a fault.
+    pub fn history(&self) -> (History, Vec<Fault>) {
+        let mut faults = Faults::default();
+        let path = Path::new(HISTORY);
+        if self.tree.stat(path).is_err() {
+            return (History::default(), faults.0);
+        }
+        let history = database::open(&self.tree, path, &mut faults).map(|db| {
+            history::read(&db, &self.tree.read(path, files::MAX_DATABASE).unwrap_or_default(), &mut faults)
+        });
+        (history.unwrap_or_default(), faults.0)
     }
 
     /// Reads all databases of a root that is to be relied on: each can be read, but for single entries.

@@ -127,7 +127,7 @@ pub enum Error {
     /// The registry has no such tag or manifest.
     #[error(
         "no such {what} in repository {repository}{}: check the reference, and that the build which exports \
-         the cache has run",
+         the cache has run{hint}",
         parenthesis(detail)
     )]
     NoSuchManifest {
@@ -137,6 +137,8 @@ pub enum Error {
         repository: String,
         /// What the registry said; may be empty.
         detail: String,
+        /// What is particular about this registry, from the comma on; may be empty.
+        hint: &'static str,
     },
     /// The object store has no cache of that name.
     #[error(transparent)]

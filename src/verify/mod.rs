@@ -13,6 +13,7 @@
 //!              chain ID, blob chain ID, parent
 //! disk         snapshot directories and blob files against all that; every blob is hashed
 //! layers       with `read_data`: each blob inflated, read as tar and compared with its snapshot
+//! image        with `image`: what must not be in an image that ships, in the root and around it
 //! ```
 //!
 //! A root that a daemon wrote has no finding, whether it was stopped or killed, pruned or not. That is
@@ -21,6 +22,7 @@
 
 mod disk;
 mod files;
+mod image;
 mod layers;
 mod live;
 mod parallel;
@@ -37,16 +39,17 @@ use std::path::Path;
 use std::thread;
 
 pub use crate::root::Error;
+pub use image::{Configured, ImageOptions};
 pub use live::{DEFAULT_IMAGE, LiveError, LiveOptions, LiveReport, Step, StepStatus, live};
-pub use report::{Counts, Finding, FindingKind, Report, Severity, Subject};
+pub use report::{Counts, Finding, FindingKind, ImageReport, Report, Severity, Subject};
 
 use crate::progress::{Event, Progress};
-use crate::root::fault::Faults;
 use crate::root::files::Tree;
-use crate::root::{self, Containerd, HISTORY, Record, Records, Root, State, Worker};
+use crate::root::{Containerd, HISTORY, History, Record, Records, Root, State, Worker};
 use crate::store::ids::{RecordId, WorkerId};
 use disk::Look;
 use files::{directory, file};
+use image::Image;
 use report::Findings;
 
 /// The solver's database.
@@ -60,6 +63,8 @@ pub struct Options {
     pub read_data: bool,
     /// Threads; `None`: as many as the machine runs at once.
     pub jobs: Option<NonZeroUsize>,
+    /// Also look for what must not be in a machine image that ships; the root's path is one of the image.
+    pub image: Option<ImageOptions>,
 }
 
 /// Judges the state directory at `root` by its bytes. Nothing is written; shared locks are held
@@ -69,7 +74,8 @@ pub struct Options {
 /// The root was not judged: it cannot be opened, is no state directory, is in use, or has an unknown
 /// schema. Whatever is wrong *in* it is a finding.
 pub fn offline(root: &Path, options: &Options, progress: &dyn Progress) -> Result<Report, Error> {
-    let root = Root::open(root)?;
+    let image = options.image.as_ref().map(|options| Image::open(root, options)).transpose()?;
+    let root = image.as_ref().map_or_else(|| Root::open(root), Image::root)?;
     let mut state = root.read()?;
     let tree = &root.tree;
     let mut findings = Findings::default();
@@ -87,11 +93,12 @@ pub fn offline(root: &Path, options: &Options, progress: &dyn Progress) -> Resul
         worker_files(tree, worker, owner, &mut findings);
         within(worker, &mut findings);
     }
-    let history = Path::new(HISTORY);
-    if tree.stat(history).is_ok() && files::check(tree, history, file(0o600), owner, &mut findings) {
-        let mut faults = Faults::default();
-        root::database::open(tree, history, &mut faults);
-        findings.faults(faults.0);
+    let path = Path::new(HISTORY);
+    let mut history = History::default();
+    if tree.stat(path).is_ok() && files::check(tree, path, file(0o600), owner, &mut findings) {
+        let (found, faults) = root.history();
+        findings.faults(faults);
+        history = found;
     }
     files::check_rights(tree, Path::new(CACHE), 0o600, owner, &mut findings);
     solver(tree, &state, &mut counts, &mut findings);
@@ -100,8 +107,9 @@ pub fn offline(root: &Path, options: &Options, progress: &dyn Progress) -> Resul
         relate(worker, &mut counts, &mut findings);
         on_disk(&look, worker, options, &mut counts, &mut findings);
     }
+    let image = image.map(|image| image.check(&root, &history, &state.workers, &mut findings));
     let (findings, notes) = findings.finish();
-    Ok(Report { findings, notes, counts, schema_versions, read_data: options.read_data })
+    Ok(Report { findings, notes, counts, schema_versions, read_data: options.read_data, image })
 }
 
 /// Types, modes and owners in a worker's directory.

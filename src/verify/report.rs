@@ -11,6 +11,8 @@ use std::path::Path;
 
 use serde::{Serialize, Serializer};
 
+use crate::gc;
+
 use super::files;
 use crate::root::fault::text;
 use crate::root::files::FileFault;
@@ -47,6 +49,11 @@ macro_rules! kinds {
                 match self {
                     $(Self::$variant => $name,)+
                 }
+            }
+
+            /// Whether only an image can have findings of this kind, see [`super::Options::image`].
+            pub fn is_of_image(self) -> bool {
+                self >= Self::HistoryKept
             }
 
             /// How much findings of this kind matter.
@@ -252,6 +259,38 @@ kinds! {
     LayerEntryContent = "layer-entry-content", Error;
     /// Not the same file as the path that the layer links it to.
     LayerEntryLink = "layer-entry-link", Error;
+
+    // An image, with `image`.
+    /// A daemon's history of builds, with their arguments and sources.
+    HistoryKept = "history-kept", Error;
+    /// Builds that were deleted from the history, and whose bytes are still in its file.
+    HistoryRemains = "history-remains", Error;
+    /// Logs, traces and provenance of builds among the blobs.
+    HistoryBlobs = "history-blobs", Error;
+    /// A password, a token or a key in a file that a bake may take it from.
+    CredentialsLeft = "credentials-left", Error;
+    /// A file or directory that may have credentials and cannot be read.
+    CredentialsUnreadable = "credentials-unreadable", Warning;
+    /// The directory in which a bake or a verification works.
+    LeftoverStaging = "leftover-staging", Error;
+    /// A temporary file outside the root.
+    LeftoverTemporary = "leftover-temporary", Warning;
+    /// A daemon's lock file.
+    LeftoverLock = "leftover-lock", Warning;
+    /// A socket of a daemon.
+    LeftoverSocket = "leftover-socket", Warning;
+    /// Something in the root that no bake writes.
+    LeftoverFile = "leftover-file", Warning;
+    /// Garbage in the root: what the notes tell of.
+    LeftoverGarbage = "leftover-garbage", Warning;
+    /// A record that may still change: sources of a build, a cache mount, a step that was under way.
+    RecordMutable = "record-mutable", Warning;
+    /// The root belongs to somebody else than root.
+    RootOwner = "root-owner", Warning;
+    /// Garbage collection takes records of the root.
+    CollectionTakes = "collection-takes", Error;
+    /// A `buildkitd.toml` with which the daemon does not start, or does not collect.
+    CollectionUnknown = "collection-unknown", Error;
 }
 
 impl From<FaultKind> for FindingKind {
@@ -443,6 +482,9 @@ pub struct Report {
     pub schema_versions: BTreeMap<String, i64>,
     /// Whether layers were compared with their snapshots.
     pub read_data: bool,
+    /// What of an image was looked at, if it was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageReport>,
 }
 
 impl Report {
@@ -450,6 +492,24 @@ impl Report {
     pub fn is_healthy(&self) -> bool {
         self.findings.is_empty()
     }
+}
+
+/// What of an image was looked at besides its root; what was found is among the findings.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct ImageReport {
+    /// The image's `/`, as it was given.
+    pub sysroot: String,
+    /// Home directories that were looked through for credentials, in the image.
+    pub homes: Vec<String>,
+    /// Files that were read for credentials.
+    pub credential_files: usize,
+    /// Builds in the daemon's history.
+    pub builds: usize,
+    /// What garbage collection does to the root, if nothing is built; none where a finding says why nobody knows.
+    pub gc: Option<gc::Forecast>,
+    /// The configuration of the daemon, in the image or as given; none: the release's defaults.
+    pub buildkitd_config: Option<String>,
 }
 
 /// Collects findings; from one thread, workers bring theirs along.
@@ -475,6 +535,15 @@ impl Findings {
 
     pub(super) fn append(&mut self, mut others: Findings) {
         self.0.append(&mut others.0);
+    }
+
+    /// How many findings there are of each of these kinds, that have any.
+    pub(super) fn count(&self, kinds: &[FindingKind]) -> BTreeMap<FindingKind, usize> {
+        let mut counts = BTreeMap::new();
+        for finding in self.0.iter().filter(|finding| kinds.contains(&finding.kind)) {
+            *counts.entry(finding.kind).or_default() += 1;
+        }
+        counts
     }
 
     /// Findings and notes, each sorted and without repetitions.

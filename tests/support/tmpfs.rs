@@ -6,12 +6,12 @@ use std::process::Command;
 
 /// A tmpfs, unmounted when this is dropped.
 #[derive(Debug)]
-pub struct Tmpfs(pub PathBuf);
+pub(crate) struct Tmpfs(pub PathBuf);
 
 impl Tmpfs {
     /// Mounts one at a directory that it makes, with options as `mount` takes them: `size=2m,nr_inodes=50`.
     #[track_caller]
-    pub fn new(path: PathBuf, options: &str) -> Self {
+    pub(crate) fn new(path: PathBuf, options: &str) -> Self {
         fs::create_dir(&path).unwrap();
         let mut mount = Command::new("mount");
         mount.args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(&path);

@@ -107,7 +107,7 @@ pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
         report.faults = state.faults.iter().map(ToString::to_string).collect();
     } else {
         let skip_missing = caches.skip_missing;
-        let caches = caches.read()?;
+        let caches = caches.read(&keys.registries)?;
         let given = keys.given(&caches)?;
         let gathered = interruptible(|stop| {
             let console = Console::new(Verbs::BAKE);

@@ -42,7 +42,7 @@ pub(in crate::cli) struct Arguments {
 pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
     let Arguments { caches, keys, output } = arguments;
     let skip_missing = caches.skip_missing;
-    let caches = caches.read()?;
+    let caches = caches.read(&keys.registries)?;
     let given = keys.given(&caches)?;
     let check = interruptible(|stop| {
         let console = Console::new(Verbs::BAKE);

@@ -84,7 +84,7 @@ struct Outcome<'a> {
 pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
     let file = arguments.file.create()?;
     let skip_missing = arguments.caches.skip_missing;
-    let specs = arguments.caches.read()?;
+    let specs = arguments.caches.read(&arguments.registries)?;
     let given = arguments.registries.given(of_caches(&specs))?;
     let (all, Replay { candidates, report }) = interruptible(|stop| {
         let registry = arguments.registries.options(stop, given);

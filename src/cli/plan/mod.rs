@@ -69,7 +69,8 @@ pub(super) struct Host {
     room: Option<u64>,
 }
 
-fn size(text: &str) -> Result<u64, &'static str> {
+/// Bytes, as daemons read them.
+pub(super) fn size(text: &str) -> Result<u64, &'static str> {
     let space = Space::read(text).filter(|space| space.bytes > 0);
     space.and_then(|space| space.bytes.try_into().ok()).ok_or("expected bytes, or a size such as 50GB")
 }

@@ -25,6 +25,8 @@ const GITHUB_USER: &str = "x-access-token";
 pub(in crate::source) const ECR_HELPER: &str = "docker-credential-ecr-login";
 /// What asks ECR for a password, for messages.
 pub(in crate::source) const AWS_CLI: &str = "aws ecr get-login-password";
+/// What AWS's APIs call requests that are too many.
+const THROTTLED: [&str; 3] = ["ThrottlingException", "TooManyRequests", "RequestLimitExceeded"];
 /// The user name that goes with ECR's passwords.
 const ECR_USER: &str = "AWS";
 /// What the hosts of ECR's private registries end with.
@@ -45,30 +47,40 @@ pub(in crate::source) fn ecr_region(host: &str) -> Option<&str> {
 
 impl Credentials {
     /// Credentials for a registry that no file knows.
-    pub(super) fn of_cloud(&self, registry: &str) -> Result<Option<Credential>, Error> {
+    pub(super) fn of_cloud(
+        &self,
+        registry: &str,
+        refused: Option<&Credential>,
+    ) -> Result<Option<Credential>, Error> {
         if registry == GHCR {
             return Ok(self.env.text(GITHUB_TOKEN).map(|token| {
                 let user = self.env.text("GITHUB_ACTOR").unwrap_or(GITHUB_USER).to_owned();
                 let secret = Secret::Password { user, password: token.to_owned() };
-                Credential { secret, origin: Origin::GithubToken }
+                Credential::new(secret, Origin::GithubToken)
             }));
         }
         match ecr_region(registry) {
-            Some(region) => self.of_ecr(registry, region),
+            Some(region) => self.of_ecr(registry, region, refused),
             None => Ok(None),
         }
     }
 
-    fn of_ecr(&self, registry: &str, region: &str) -> Result<Option<Credential>, Error> {
+    fn of_ecr(
+        &self,
+        registry: &str,
+        region: &str,
+        refused: Option<&Credential>,
+    ) -> Result<Option<Credential>, Error> {
         let helper = self.on_path(ECR_HELPER);
         if let Some(program) = &helper {
-            let command = self.command(program);
-            if let Some(found) = self.ask_helper(ECR_HELPER, command, registry, registry)? {
+            let ask = || self.ask_helper(ECR_HELPER, self.command(program), registry, registry);
+            if let Some(found) = self.asked.once(ECR_HELPER, registry, refused, ask)? {
                 return Ok(Some(found));
             }
         }
         if let Some(program) = self.on_path("aws") {
-            return self.ask_aws(program, registry, region).map(Some);
+            let ask = || self.ask_aws(program, registry, region).map(Some);
+            return self.asked.once(AWS_CLI, registry, refused, ask);
         }
         // It was there, so credentials were meant to be had.
         helper.map_or(Ok(None), |_| Err(CredentialError::EcrHelper { host: registry.to_owned() }.into()))
@@ -79,14 +91,21 @@ impl Credentials {
         command.args(["ecr", "get-login-password", "--region", region]);
         let ended = self.run(AWS_CLI, &mut command, registry, registry)?;
         if !ended.status.success() {
-            return Err(ended.failed(AWS_CLI, registry).into());
+            let stderr = String::from_utf8_lossy(&ended.stderr);
+            let is_throttled = THROTTLED.iter().any(|code| stderr.contains(code));
+            let failed = ended.failed(AWS_CLI, registry);
+            return Err(if is_throttled {
+                CredentialError::Throttled(Box::new(failed)).into()
+            } else {
+                failed.into()
+            });
         }
         let password = std::str::from_utf8(&ended.stdout).unwrap_or_default().trim();
         if password.is_empty() || !password.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(CredentialError::NoPassword { host: registry.to_owned() }.into());
         }
         let secret = Secret::Password { user: ECR_USER.to_owned(), password: password.to_owned() };
-        Ok(Credential { secret, origin: Origin::AwsCli })
+        Ok(Credential::new(secret, Origin::AwsCli))
     }
 
     /// Where the `PATH` has a program.

@@ -93,6 +93,9 @@ pub enum CredentialError {
         /// What it said.
         message: String,
     },
+    /// A cloud that has been asked too often; asking again helps.
+    #[error(transparent)]
+    Throttled(Box<CredentialError>),
     /// AWS's helper has nothing, and there is no AWS CLI.
     #[error(
         "docker-credential-ecr-login has no credentials for {host}: check the machine's role or its AWS credentials \

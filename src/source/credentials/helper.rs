@@ -79,7 +79,7 @@ impl Credentials {
             TOKEN_USER => Secret::Identity(answer.secret),
             _ => Secret::Password { user: answer.username, password: answer.secret },
         };
-        Ok(Some(Credential { secret, origin: Origin::Helper(helper.to_owned()) }))
+        Ok(Some(Credential::new(secret, Origin::Helper(helper.to_owned()))))
     }
 }
 

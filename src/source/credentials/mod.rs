@@ -10,9 +10,10 @@
 //! cloud    ECR: docker-credential-ecr-login, aws ecr get-login-password; ghcr.io: $GITHUB_TOKEN
 //! ```
 //!
-//! The first that knows the registry counts, and none after it is asked. Helpers have a time limit, and end when
-//! the run does. No secret stands in a message, an argument or a file.
+//! The first that knows the registry counts, and none after it is asked. Helpers are asked once per registry, have a
+//! time limit, and end when the run does. No secret stands in a message, an argument or a file.
 
+mod asked;
 mod cloud;
 mod environment;
 mod error;
@@ -25,8 +26,10 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
+use self::asked::Asked;
 use self::file::{AuthFile, host_keys};
 use super::Error;
 use super::http::{Options, Stop};
@@ -54,10 +57,27 @@ pub(super) enum Secret {
 }
 
 /// A secret and where it came from.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub(super) struct Credential {
     pub(super) secret: Secret,
     pub(super) origin: Origin,
+    /// Whether a program gave it when it was asked before, so that it may have ended since.
+    pub(super) kept: bool,
+}
+
+impl PartialEq for Credential {
+    /// Whether both are the same to a registry.
+    fn eq(&self, other: &Self) -> bool {
+        self.secret == other.secret && self.origin == other.origin
+    }
+}
+
+impl Eq for Credential {}
+
+impl Credential {
+    fn new(secret: Secret, origin: Origin) -> Self {
+        Self { secret, origin, kept: false }
+    }
 }
 
 /// Where credentials came from, for messages.
@@ -88,6 +108,11 @@ impl fmt::Display for Origin {
 }
 
 impl Origin {
+    /// Whether asking again may give others: programs know when theirs have ended.
+    pub(super) fn may_change(&self) -> bool {
+        matches!(self, Self::Helper(_) | Self::AwsCli)
+    }
+
     /// How to get credentials that may `wanted`.
     pub(super) fn remedy(&self, registry: &str, wanted: &str) -> String {
         match self {
@@ -118,12 +143,22 @@ impl fmt::Display for Credential {
 }
 
 /// Finds credentials as options say.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct Credentials {
     given: Option<Given>,
     env: Environment,
     helper_timeout: Duration,
     stop: Stop,
+    asked: Arc<Asked>,
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials")
+            .field("given", &self.given)
+            .field("env", &self.env)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Credentials {
@@ -133,12 +168,20 @@ impl Credentials {
             env: options.env.clone(),
             helper_timeout: options.helper_timeout,
             stop: options.stop.clone(),
+            asked: options.pool.shared(),
         }
     }
 
-    /// The files that are looked into, in order; they need not exist.
-    pub(super) fn files(&self) -> Vec<PathBuf> {
-        self.named_file().into_iter().chain(self.default_files()).collect()
+    /// The files that are looked into, in order, in words; they need not exist, but one that a variable names may
+    /// well be meant to.
+    pub(super) fn files(&self) -> Vec<String> {
+        let shown = |path: PathBuf| path.display().to_string();
+        let named = self.named_file().map(|path| {
+            let missing =
+                if path.exists() { "" } else { ", which $REGISTRY_AUTH_FILE names and is not there" };
+            format!("{}{missing}", path.display())
+        });
+        named.into_iter().chain(self.default_files().into_iter().map(shown)).collect()
     }
 
     fn named_file(&self) -> Option<PathBuf> {
@@ -158,14 +201,17 @@ impl Credentials {
         files
     }
 
-    /// Finds credentials for a registry as references name it (`docker.io`, `localhost:5000`).
-    pub(super) fn find(&self, registry: &str, repository: &str) -> Result<Option<Credential>, Error> {
+    /// Finds credentials for a registry as references name it (`docker.io`, `localhost:5000`). Programs that gave
+    /// what was `refused` are asked again; other answers of theirs are taken as they were.
+    pub(super) fn find(
+        &self,
+        registry: &str,
+        repository: &str,
+        refused: Option<&Credential>,
+    ) -> Result<Option<Credential>, Error> {
         if let Some(given) = self.given.as_ref().filter(|given| given.registry == registry) {
             let (user, password) = (given.user.clone(), given.password.expose().to_owned());
-            return Ok(Some(Credential {
-                secret: Secret::Password { user, password },
-                origin: Origin::Given,
-            }));
+            return Ok(Some(Credential::new(Secret::Password { user, password }, Origin::Given)));
         }
         let read = |path: PathBuf| match std::fs::read(&path) {
             Ok(bytes) => Some(Ok((path, bytes))),
@@ -182,11 +228,11 @@ impl Credentials {
                 continue;
             }
             let file = AuthFile::parse(&path, &bytes)?;
-            if let Some(found) = self.find_in(&path, &file, registry, repository)? {
+            if let Some(found) = self.find_in(&path, &file, registry, repository, refused)? {
                 return Ok(Some(found));
             }
         }
-        self.of_cloud(registry)
+        self.of_cloud(registry, refused)
     }
 
     /// A program that sees the environment.
@@ -204,19 +250,21 @@ impl Credentials {
         file: &AuthFile,
         registry: &str,
         repository: &str,
+        refused: Option<&Credential>,
     ) -> Result<Option<Credential>, Error> {
         let asked_by = path.display().to_string();
         // Helpers know Docker Hub by the first of its names.
         let server = host_keys(registry).first().copied().unwrap_or(registry);
         for name in file.helpers(registry) {
             let helper = format!("docker-credential-{name}");
-            if let Some(found) = self.ask_helper(&helper, self.command(&helper), server, &asked_by)? {
+            let ask = || self.ask_helper(&helper, self.command(&helper), server, &asked_by);
+            if let Some(found) = self.asked.once(&helper, server, refused, ask)? {
                 return Ok(Some(found));
             }
         }
         Ok(file.secret(path, registry, repository)?.map(|secret| {
             let origin = Origin::File(asked_by);
-            Credential { secret, origin }
+            Credential::new(secret, origin)
         }))
     }
 }

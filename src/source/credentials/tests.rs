@@ -28,7 +28,7 @@ impl Home {
     }
 
     fn find(&self, registry: &str, repository: &str) -> Option<Credential> {
-        self.credentials(&[]).find(registry, repository).unwrap()
+        self.credentials(&[]).find(registry, repository, None).unwrap()
     }
 }
 
@@ -73,7 +73,7 @@ fn looks_where_docker_and_podman_do() {
         ("file.json", &auths(&[("r.example", "file:pw"), ("q.example", "file:pw")])),
         ("empty.json", " \n"),
     ]);
-    let cases: [(Vars<'_>, &str, Option<&str>); 12] = [
+    let cases: [(Vars<'_>, &str, Option<&str>); 13] = [
         (&[], "r.example", Some("docker")),
         (&[], "q.example", Some("podman")),
         (&[], "x.example", None),
@@ -84,16 +84,20 @@ fn looks_where_docker_and_podman_do() {
         (&[("REGISTRY_AUTH_FILE", "empty.json")], "q.example", None),
         (&[("DOCKER_CONFIG", "d"), ("REGISTRY_AUTH_FILE", "file.json")], "r.example", Some("file")),
         (&[("DOCKER_CONFIG", "d"), ("REGISTRY_AUTH_FILE", "empty.json")], "r.example", Some("named")),
+        // As skopeo does; podman's own places are not for who has named another.
+        (&[("REGISTRY_AUTH_FILE", "absent.json")], "r.example", Some("docker")),
         (&[("XDG_RUNTIME_DIR", "run")], "q.example", Some("run")),
         (&[("XDG_CONFIG_HOME", "xdg")], "q.example", Some("xdg")),
     ];
     for (vars, registry, expected) in cases {
-        let found = home.credentials(vars).find(registry, "a/b").unwrap();
+        let found = home.credentials(vars).find(registry, "a/b", None).unwrap();
         assert_eq!(user(found).as_deref(), expected, "{vars:?} {registry}");
     }
     let nowhere = credentials(Environment::default());
-    assert!(nowhere.find("r.example", "a").unwrap().is_none());
+    assert!(nowhere.find("r.example", "a", None).unwrap().is_none());
     assert!(nowhere.files().is_empty());
+    let files = home.credentials(&[("REGISTRY_AUTH_FILE", "absent.json")]).files();
+    assert!(files[0].ends_with("absent.json, which $REGISTRY_AUTH_FILE names and is not there"), "{files:?}");
 }
 
 #[test]
@@ -104,12 +108,12 @@ fn the_environment_may_hold_them_itself() {
         ("DOCKER_AUTH_CONFIG", auths(&[("r.example", "env:pw")])),
     ];
     let credentials = credentials(vars.into_iter().collect());
-    let found = credentials.find("r.example", "x").unwrap().unwrap();
+    let found = credentials.find("r.example", "x", None).unwrap().unwrap();
     assert_eq!(found.to_string(), "as \"env\" from $DOCKER_AUTH_CONFIG");
-    assert_eq!(user(credentials.find("q.example", "x").unwrap()).as_deref(), Some("b"));
+    assert_eq!(user(credentials.find("q.example", "x", None).unwrap()).as_deref(), Some("b"));
 
     let broken = [("DOCKER_AUTH_CONFIG", "{")].into_iter().collect();
-    let error = self::credentials(broken).find("r.example", "x").err().unwrap();
+    let error = self::credentials(broken).find("r.example", "x", None).err().unwrap();
     assert!(error.to_string().starts_with("credentials file $DOCKER_AUTH_CONFIG is not valid"), "{error}");
 }
 
@@ -196,7 +200,7 @@ fn says_which_file_is_wrong() {
     ];
     for (content, message) in cases {
         let home = Home::new(&[(".docker/config.json", content)]);
-        let error = home.credentials(&[]).find("r.example", "a").err().unwrap().to_string();
+        let error = home.credentials(&[]).find("r.example", "a", None).err().unwrap().to_string();
         let path = home.path(".docker/config.json").display().to_string();
         assert!(error.starts_with(&message.replace("PATH", &path)), "{error}");
         assert!(!error.contains("hunter2"), "{error}");
@@ -219,11 +223,11 @@ fn what_was_given_goes_first_and_nowhere_else() {
     let given = Given::read("r.example", "ci", &mut b"pw\n".as_slice()).unwrap();
     let env = [("HOME", home.0.path())].into_iter().collect();
     let credentials = Credentials::new(&Options { given: Some(given), env, ..Options::default() });
-    let found = credentials.find("r.example", "x").unwrap().unwrap();
+    let found = credentials.find("r.example", "x", None).unwrap().unwrap();
     assert_eq!(found.to_string(), "as \"ci\" from standard input");
     assert_eq!(user(Some(found)).as_deref(), Some("ci"));
-    assert_eq!(user(credentials.find("q.example", "x").unwrap()).as_deref(), Some("b"));
-    assert!(credentials.find("x.example", "x").unwrap().is_none());
+    assert_eq!(user(credentials.find("q.example", "x", None).unwrap()).as_deref(), Some("b"));
+    assert!(credentials.find("x.example", "x", None).unwrap().is_none());
     assert!(!format!("{credentials:?}").contains("pw"));
 }
 
@@ -232,7 +236,7 @@ fn a_workflow_has_a_token_for_ghcr_alone() {
     let home = Home::new(&[(".docker/config.json", &auths(&[("q.example", "b:pw")]))]);
     let find = |registry: &str, more: &[(&str, &str)]| {
         let vars = [("HOME", home.0.path().to_str().unwrap()), ("GITHUB_TOKEN", "pw")];
-        credentials(vars.iter().chain(more).copied().collect()).find(registry, "a/b").unwrap()
+        credentials(vars.iter().chain(more).copied().collect()).find(registry, "a/b", None).unwrap()
     };
     assert_eq!(find("ghcr.io", &[]).unwrap().to_string(), "as \"x-access-token\" from $GITHUB_TOKEN");
     assert_eq!(user(find("ghcr.io", &[("GITHUB_ACTOR", "octocat")])).as_deref(), Some("octocat"));

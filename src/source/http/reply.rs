@@ -8,8 +8,9 @@ use ureq::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use ureq::http::{HeaderMap, Response};
 
 use super::retry::{Failure, parse_retry_after};
-use super::text::error_detail;
+use super::text::{error_detail, secrets_in};
 use crate::source::Error;
+use crate::source::secret::Secret;
 
 /// The longest answer of a service that gives tokens, keys or addresses.
 const MAX_ANSWER: u64 = 1 << 20;
@@ -25,12 +26,23 @@ pub(in crate::source) struct Reply {
     pub(in crate::source) host: String,
     /// Whether whoever answered saw the `Authorization` that was given.
     pub(in crate::source) authorized: bool,
+    /// What whoever answered was told, and messages do not repeat.
+    secrets: Vec<Secret>,
 }
 
 impl Reply {
-    pub(super) fn new(response: Response<Body>, host: String, authorized: bool) -> Self {
+    /// `authorization` is what whoever answered saw.
+    pub(super) fn new(response: Response<Body>, host: String, authorization: Option<&str>) -> Self {
         let (parts, body) = response.into_parts();
-        Self { status: parts.status.as_u16(), headers: parts.headers, body, host, authorized }
+        let secrets = authorization.map(secrets_in).unwrap_or_default();
+        let authorized = authorization.is_some();
+        Self { status: parts.status.as_u16(), headers: parts.headers, body, host, authorized, secrets }
+    }
+
+    /// Was told these, too.
+    pub(super) fn knowing(mut self, secrets: impl IntoIterator<Item = Secret>) -> Self {
+        self.secrets.extend(secrets);
+        self
     }
 
     /// A header as text.
@@ -81,7 +93,7 @@ impl Reply {
         let mut bytes = Vec::new();
         // A part of the message is better than none.
         let _ = self.body.as_reader().take(MAX_ERROR_BODY).read_to_end(&mut bytes);
-        let detail = error_detail(&bytes);
+        let detail = error_detail(&bytes, &self.secrets);
         (bytes, detail)
     }
 

@@ -2,11 +2,16 @@
 
 use std::fmt::Write as _;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
+use crate::source::secret::Secret;
+
 /// As much of what a server says in an error as goes into a message, in characters.
 const MAX_DETAIL: usize = 300;
 
-/// One line from an error's body: the messages of a registry's JSON, else its text.
-pub(super) fn error_detail(bytes: &[u8]) -> String {
+/// One line from an error's body: the messages of a registry's JSON, else its text. Of what is `secret`, nothing.
+pub(super) fn error_detail(bytes: &[u8], secrets: &[Secret]) -> String {
     #[derive(serde::Deserialize)]
     struct Errors {
         errors: Vec<Item>,
@@ -39,6 +44,7 @@ pub(super) fn error_detail(bytes: &[u8]) -> String {
     } else {
         String::from_utf8_lossy(bytes).into_owned()
     };
+    let text = without(text, secrets);
     // It goes to a terminal: no control characters, and not a whole web page.
     let words = text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty());
     let line = words.collect::<Vec<_>>().join(" ");
@@ -46,6 +52,37 @@ pub(super) fn error_detail(bytes: &[u8]) -> String {
         Some((end, _)) => format!("{}…", &line[..end]),
         None => line,
     }
+}
+
+/// A text without these secrets, as they are and as they stand in JSON and in URLs.
+fn without(mut text: String, secrets: &[Secret]) -> String {
+    /// What is shorter is no secret, and stands in many words.
+    const SHORTEST: usize = 3;
+    for secret in secrets.iter().map(Secret::expose).filter(|secret| secret.len() >= SHORTEST) {
+        let json = serde_json::Value::from(secret).to_string();
+        for form in [secret, json.trim_matches('"'), &percent_encode(secret)] {
+            if text.contains(form) {
+                text = text.replace(form, "…");
+            }
+        }
+    }
+    text
+}
+
+/// The secrets in an `Authorization`: a password, alone and as it is sent, or a token.
+pub(super) fn secrets_in(authorization: &str) -> Vec<Secret> {
+    let (scheme, sent) = authorization.split_once(' ').unwrap_or(("", authorization));
+    let mut secrets = Vec::new();
+    if scheme.eq_ignore_ascii_case("basic")
+        && let Ok(both) = STANDARD.decode(sent).map(String::from_utf8)
+        && let Some((_, password)) = both.ok().as_deref().and_then(|both| both.split_once(':'))
+    {
+        secrets.push(Secret::new(password));
+    }
+    secrets.push(Secret::new(sent));
+    // What contains another one goes first.
+    secrets.sort_by_key(|secret| std::cmp::Reverse(secret.expose().len()));
+    secrets
 }
 
 /// The text of the first XML element of that name, as S3 and Azure write it: `<Code>text</Code>`.
@@ -90,9 +127,33 @@ mod tests {
             ("", ""),
         ];
         for (body, expected) in cases {
-            assert_eq!(error_detail(body.as_bytes()), expected, "{body}");
+            assert_eq!(error_detail(body.as_bytes(), &[]), expected, "{body}");
         }
-        let long = error_detail(&[b'x'; 1000]);
+        let long = error_detail(&[b'x'; 1000], &[]);
         assert_eq!(long.chars().count(), MAX_DETAIL + 1);
+    }
+
+    #[test]
+    fn secrets_that_are_sent_back_are_not_repeated() {
+        // ci:hunt"er 2, as it is sent.
+        let sent = STANDARD.encode("ci:hunt\"er 2");
+        let secrets = secrets_in(&format!("Basic {sent}"));
+        let cases = [
+            (r#"{"errors":[{"code":"DENIED","message":"no: hunt\"er 2"}]}"#.to_owned(), "DENIED: no: …"),
+            (r#"{"other":"hunt\"er 2"}"#.to_owned(), r#"{"other":"…"}"#),
+            ("?password=hunt%22er%202".to_owned(), "?password=…"),
+            (format!("Basic {sent} is not good"), "Basic … is not good"),
+            // Not even the part of it that a cut leaves.
+            (
+                format!("{} hunt\"er 2", "x".repeat(MAX_DETAIL - 4)),
+                &format!("{} …", "x".repeat(MAX_DETAIL - 4)),
+            ),
+        ];
+        for (body, expected) in cases {
+            assert_eq!(error_detail(body.as_bytes(), &secrets), expected, "{body}");
+        }
+        let token = secrets_in("Bearer abc.def");
+        assert_eq!(error_detail(b"abc.def has expired", &token), "… has expired");
+        assert_eq!(error_detail(b"a", &[Secret::new(""), Secret::new("a")]), "a");
     }
 }

@@ -17,6 +17,7 @@ use super::Options;
 use super::reply::Reply;
 use super::retry::Failure;
 use crate::source::Error;
+use crate::source::secret::Secret;
 
 const MAX_REDIRECTS: usize = 10;
 /// A connection pool for one server, shared by threads.
@@ -179,7 +180,7 @@ impl Transport {
             authorization = authorization.filter(|_| origin(&at) == asked);
             let (response, host) = self.get_at(&at, headers, authorization)?;
             if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
-                return Ok(Reply::new(response, host, authorization.is_some()));
+                return Ok(Reply::new(response, host, authorization));
             }
             at = self.redirect(url, &at, response.headers())?;
         }
@@ -196,7 +197,7 @@ impl Transport {
     ) -> Result<Reply, Failure> {
         let at = parse_uri(url, &self.authority)?;
         let (response, host) = self.get_at(&at, headers, authorization)?;
-        Ok(Reply::new(response, host, authorization.is_some()))
+        Ok(Reply::new(response, host, authorization))
     }
 
     fn get_at(
@@ -237,7 +238,8 @@ impl Transport {
         }
         let response = request.send(body).map_err(|error| self.failure(&host, error))?;
         self.answered.store(true, Ordering::Relaxed);
-        Ok(Reply::new(response, host, false))
+        let authorization = headers.iter().find(|(name, _)| *name == "authorization");
+        Ok(Reply::new(response, host, authorization.map(|(_, header)| header.as_str())))
     }
 
     /// Makes a POST request with a form; redirects are not followed, since the form holds a secret.
@@ -250,7 +252,10 @@ impl Transport {
             .send_form(form.iter().copied())
             .map_err(|error| self.failure(&host, error))?;
         self.answered.store(true, Ordering::Relaxed);
-        Ok(Reply::new(response, host, false))
+        let secret =
+            |name: &str| name.ends_with("token") || name.ends_with("secret") || name.ends_with("assertion");
+        let secrets = form.iter().filter(|(name, _)| secret(name)).map(|(_, value)| Secret::new(*value));
+        Ok(Reply::new(response, host, None).knowing(secrets))
     }
 
     /// Where a redirect leads.

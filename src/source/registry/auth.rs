@@ -21,7 +21,8 @@ use serde::Deserialize;
 
 use super::challenge::{self, Challenge};
 use crate::source::credentials::{
-    AWS_CLI, Credential, Credentials, ECR_HELPER, GHCR, GITHUB_TOKEN, JsonFault, Origin, Secret, ecr_region,
+    AWS_CLI, Credential, CredentialError, Credentials, ECR_HELPER, GHCR, GITHUB_TOKEN, JsonFault, Origin,
+    Secret, ecr_region,
 };
 use crate::source::http::{Failure, Reply, Transport, percent_encode};
 use crate::source::{Denied, Error};
@@ -43,7 +44,7 @@ pub(super) struct Authorization {
 pub(super) enum Renewal {
     /// There is a new one, got just now.
     Got,
-    /// Another thread has got a new one already.
+    /// There is a new one, which another thread has got.
     GotByOther,
     /// There is none other than that which was refused.
     Nothing,
@@ -70,10 +71,8 @@ struct State {
     /// When to fetch a new token without being told.
     renew_at: Option<Instant>,
     challenge: Option<Challenge>,
-    /// For messages: with which credentials.
-    shown: String,
-    /// Where they came from.
-    origin: Option<Origin>,
+    /// What was found to answer it with.
+    credential: Option<Credential>,
 }
 
 #[derive(Deserialize)]
@@ -113,7 +112,7 @@ impl Auth {
         if state.renew_at.is_some_and(|at| Instant::now() >= at)
             && let Some(challenge) = state.challenge.clone()
         {
-            self.answer(&mut state, &challenge, transport)?;
+            self.answer(&mut state, &challenge, None, transport)?;
         }
         let generation = state.generation;
         Ok(state.header.clone().map(|header| Authorization { header, generation }))
@@ -136,9 +135,18 @@ impl Auth {
         let known = challenges.into_iter().find(|c| matches!(c.scheme.as_str(), "bearer" | "basic"));
         let Some(challenge) = known.or_else(|| state.challenge.clone()) else { return Ok(Renewal::Nothing) };
         let before = state.header.clone();
-        self.answer(&mut state, &challenge, transport)?;
+        // A token that is refused says nothing of the password that it was got with.
+        let basic = before.as_ref().is_some_and(|header| header.starts_with(BASIC));
+        let password = state.credential.take_if(|_| basic);
+        self.answer(&mut state, &challenge, password.as_ref(), transport)?;
         state.challenge = Some(challenge);
-        Ok(if state.header == before { Renewal::Nothing } else { Renewal::Got })
+        let is_kept = state.credential.as_ref().is_some_and(|found| found.kept);
+        Ok(match &state.header {
+            header if *header == before => Renewal::Nothing,
+            // For another repository: it may have ended since.
+            Some(header) if header.starts_with(BASIC) && is_kept => Renewal::GotByOther,
+            _ => Renewal::Got,
+        })
     }
 
     /// Notes that the registry has taken what it was shown.
@@ -148,13 +156,12 @@ impl Auth {
 
     /// For messages: with which credentials the registry was asked.
     pub(super) fn shown(&self) -> String {
-        let shown = self.lock().shown.clone();
-        if shown.is_empty() { "without credentials".to_owned() } else { shown }
+        shown(self.lock().credential.as_ref())
     }
 
     /// For messages: what to do when access is denied with this status and these words.
     pub(super) fn advice(&self, status: u16, detail: &str) -> String {
-        self.advise(self.lock().origin.as_ref(), status, detail)
+        self.advise(self.lock().credential.as_ref().map(|found| &found.origin), status, detail)
     }
 
     fn advise(&self, origin: Option<&Origin>, status: u16, detail: &str) -> String {
@@ -182,7 +189,7 @@ impl Auth {
             ),
             _ => String::new(),
         };
-        let files: Vec<_> = self.credentials.files().iter().map(|f| f.display().to_string()).collect();
+        let files = self.credentials.files();
         let files = if files.is_empty() { "nowhere: HOME is not set".to_owned() } else { files.join(", ") };
         format!(
             "{cloud}run docker login {registry} with an account that may {wanted}, or check that the repository \
@@ -190,20 +197,23 @@ impl Auth {
         )
     }
 
-    /// Gets what a challenge asks for and puts it into `state`.
-    fn answer(&self, state: &mut State, challenge: &Challenge, transport: &Transport) -> Result<(), Failure> {
-        let found = self.credentials.find(&self.registry, &self.repository)?;
-        let shown = found.as_ref().map(ToString::to_string).unwrap_or_default();
-        let (header, lifetime) = match found.as_ref().map(|credential| &credential.secret) {
+    /// Gets what a challenge asks for and puts it into `state`; `refused` was shown to the registry in vain.
+    fn answer(
+        &self,
+        state: &mut State,
+        challenge: &Challenge,
+        refused: Option<&Credential>,
+        transport: &Transport,
+    ) -> Result<(), Failure> {
+        state.credential = self.find(refused)?;
+        let (header, lifetime) = match state.credential.as_ref().map(|credential| &credential.secret) {
             Some(Secret::Registry(token)) => (Some(format!("Bearer {token}")), None),
             Some(Secret::Password { user, password }) if challenge.scheme == "basic" => {
                 (Some(basic(user, password)), None)
             }
             _ if challenge.scheme == "basic" => (None, None),
             _ => {
-                state.shown.clone_from(&shown);
-                state.origin = found.as_ref().map(|credential| credential.origin.clone());
-                let (token, lifetime) = self.fetch_token(challenge, found.as_ref(), transport)?;
+                let (token, lifetime) = self.token(state, challenge, transport)?;
                 (Some(format!("Bearer {token}")), Some(lifetime))
             }
         };
@@ -220,9 +230,38 @@ impl Auth {
             lifetime.map(|l| Instant::now() + l.saturating_sub(Duration::from_secs(10).min(l / 4)));
         state.header = header;
         state.generation += 1;
-        state.shown = shown;
-        state.origin = found.map(|credential| credential.origin);
         Ok(())
+    }
+
+    fn find(&self, refused: Option<&Credential>) -> Result<Option<Credential>, Failure> {
+        self.credentials.find(&self.registry, &self.repository, refused).map_err(|error| match error {
+            Error::Credential(throttled @ CredentialError::Throttled(_)) => {
+                Failure::again(throttled.to_string())
+            }
+            error => error.into(),
+        })
+    }
+
+    /// Gets a token; where the service refuses what a program gave, once more with what the program gives now.
+    fn token(
+        &self,
+        state: &mut State,
+        challenge: &Challenge,
+        transport: &Transport,
+    ) -> Result<(String, Duration), Failure> {
+        let failure = match self.fetch_token(challenge, state.credential.as_ref(), transport) {
+            Err(failure @ Failure::Final(Error::Denied(_))) => failure,
+            other => return other,
+        };
+        let Some(refused) = state.credential.as_ref().filter(|found| found.origin.may_change()) else {
+            return Err(failure);
+        };
+        let newer = self.find(Some(refused))?;
+        if newer.as_ref() == Some(refused) {
+            return Err(failure);
+        }
+        state.credential = newer;
+        self.fetch_token(challenge, state.credential.as_ref(), transport)
     }
 
     fn fetch_token(
@@ -272,7 +311,7 @@ impl Auth {
             if !matches!(status, 400 | 401 | 403) {
                 return Err(Error::Status { what, host, status, detail }.into());
             }
-            let credentials = credential.map_or("without credentials".to_owned(), ToString::to_string);
+            let credentials = shown(credential);
             let advice = self.advise(credential.map(|found| &found.origin), status, &detail);
             let denied = Denied { host, what, credentials, status, detail, advice };
             return Err(Error::Denied(Box::new(denied)).into());
@@ -300,8 +339,16 @@ impl Auth {
     }
 }
 
+/// For messages: with which credentials.
+fn shown(credential: Option<&Credential>) -> String {
+    credential.map_or("without credentials".to_owned(), ToString::to_string)
+}
+
+/// What an authorization with a password begins with.
+const BASIC: &str = "Basic ";
+
 fn basic(user: &str, password: &str) -> String {
-    format!("Basic {}", STANDARD.encode(format!("{user}:{password}")))
+    format!("{BASIC}{}", STANDARD.encode(format!("{user}:{password}")))
 }
 
 fn token_url(realm: &str, service: &str, scopes: &[String]) -> String {

@@ -24,6 +24,7 @@ use std::sync::Arc;
 
 use self::auth::{Auth, Renewal};
 use self::shared::Shared;
+use super::credentials::ecr_region;
 use super::http::{Ask, Attempts, Download, Failure, Options, Reply, RetryPolicy, Stop, Transport, host_of};
 use super::{Denied, Error, MAX_MANIFEST, Manifest, Source};
 use crate::digest::Digest;
@@ -32,6 +33,9 @@ use crate::oci::{Descriptor, Reference};
 use crate::progress::Progress;
 
 pub use push::Pushed;
+
+/// Why a cache may be missing at ECR though its build has run.
+const NO_INDEX: &str = ", with image-manifest=true,oci-mediatypes=true: ECR takes no cache that is an index";
 
 /// One repository of a registry, and the manifest in it that a reference names.
 pub struct Registry {
@@ -157,7 +161,8 @@ impl Registry {
             404 => {
                 let detail = reply.error_detail();
                 let repository = self.repository_name();
-                return Err(Error::NoSuchManifest { what: what.to_owned(), repository, detail }.into());
+                let hint = ecr_region(self.reference.registry()).map_or("", |_| NO_INDEX);
+                return Err(Error::NoSuchManifest { what: what.to_owned(), repository, detail, hint }.into());
             }
             status => {
                 let detail = reply.error_detail();

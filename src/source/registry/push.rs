@@ -141,8 +141,7 @@ impl Registry {
                 let mut headers = headers.to_vec();
                 let authorization = authorization.filter(|_| origin(&at) == registry);
                 headers.extend(authorization.map(|header| ("authorization", header.to_owned())));
-                let mut reply = self.transport.send(method, &at.to_string(), &headers, body)?;
-                reply.authorized = authorization.is_some();
+                let reply = self.transport.send(method, &at.to_string(), &headers, body)?;
                 if !matches!(reply.status, 307 | 308) {
                     return Ok(reply);
                 }

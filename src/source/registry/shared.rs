@@ -1,8 +1,8 @@
 //! What registries that are opened together share: connections per host, tokens per repository.
 //!
 //! Three hundred tags of one repository are three hundred [`Registry`](super::Registry)s, but one
-//! TLS handshake per connection that is in use, one set of trusted certificates, one password asked of a
-//! credential helper, and one token.
+//! TLS handshake per connection that is in use, one set of trusted certificates, and one token. One answer of a
+//! credential helper does for all repositories of a host.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
