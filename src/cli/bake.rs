@@ -182,6 +182,8 @@ pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
     let (mut options, cancel) = baking.options(&root, config.buildkitd_config)?;
     options.trim = fstrim;
     root.make()?;
+    // Where docker has made a volume, it has the last word on where that is.
+    root.path().clone_into(&mut options.root);
     let baked = bake::bake(&options, &cancel, &*progress.start(Verbs::BAKE)?);
     let report = baked.map_err(|error| with_way_out(error, &root))?;
     root.keep();
