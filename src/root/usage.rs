@@ -148,16 +148,17 @@ fn size(
     let mutable = record.equal_mutable.as_deref().and_then(|id| kept.get(id));
     let key = mutable.map_or(&record.snapshot, |mutable| &mutable.snapshot);
     let snapshot = match containerd.snapshots.get(key) {
-        Some(snapshot) if !record.blob_only => match snapshot.labels.get(OF_MERGE) {
-            Some(size) => size.parse().ok()?,
-            None => {
+        Some(snapshot) if !record.blob_only => {
+            if let Some(size) = snapshot.labels.get(OF_MERGE) {
+                size.parse().ok()?
+            } else {
                 let stored = worker.store.as_ref()?.snapshots.get(snapshot.name.as_deref()?)?;
                 match stored.size {
                     Some(size) => u64::try_from(size).ok()?,
                     None => measure(stored.id)?,
                 }
             }
-        },
+        }
         _ => 0,
     };
     Some(snapshot.saturating_add(record.blob.map(|blob| blobs(blob, containerd)).unwrap_or_default()))
@@ -225,6 +226,9 @@ mod tests {
         usage(worker, |_| None).into_iter().map(|usage| usage.id).collect()
     }
 
+    /// What it is, records, and those of them that a daemon knows.
+    type Case = (&'static str, Vec<(&'static str, Record)>, &'static [&'static str]);
+
     #[test]
     fn records_that_a_daemon_knows_after_its_start() {
         let deleted = || Record { deleted: true, ..committed() };
@@ -232,7 +236,6 @@ mod tests {
             merge_parents: of.iter().map(|&id| id.to_owned()).collect(),
             ..Record::default()
         };
-        type Case = (&'static str, Vec<(&'static str, Record)>, &'static [&'static str]);
         let cases: [Case; 8] = [
             ("a chain", vec![("a", on("b")), ("b", on("c")), ("c", committed())], &["a", "b", "c"]),
             ("without its end", vec![("a", on("b")), ("b", on("c")), ("d", committed())], &["d"]),
@@ -292,7 +295,7 @@ mod tests {
 
     #[test]
     fn times_as_a_daemon_reads_them() {
-        let used = |usage_count, last_used_at| Record { usage_count, last_used_at, ..committed() };
+        let used = |usage_count, last_used_at| Record { last_used_at, usage_count, ..committed() };
         for (record, expected) in [
             (used(Some(2), Some(5)), (2, Some(5))),
             (used(Some(2), Some(0)), (2, None)),

@@ -82,6 +82,7 @@ fn draw(forest: &Forest, limits: Limits) -> Vec<Line> {
             continue;
         };
         loop {
+            let lead = std::mem::replace(&mut lead, rest.clone());
             lines.push(Line { lead, what: What::Record(at) });
             match forest.children[at][..] {
                 [Child { record, again: false }] => at = record,
@@ -91,7 +92,6 @@ fn draw(forest: &Forest, limits: Limits) -> Vec<Line> {
                     break;
                 }
             }
-            lead = rest.clone();
         }
     }
     lines
@@ -281,14 +281,13 @@ mod tests {
 
     /// Records by name, each on others, a hundred bytes more from one to the next.
     fn records(shape: &[(&str, &[&str])]) -> Vec<Record> {
-        let record = |(at, (name, parents)): (usize, &(&str, &[&str]))| {
-            let mut record = Record::default();
-            record.id = (*name).to_owned();
-            record.name = Some((*name).to_owned());
-            record.record_type = "regular".to_owned();
-            record.parents = parents.iter().map(|&id| id.to_owned()).collect();
-            record.layer_bytes = Some(100 * (at as u64 + 1));
-            record
+        let record = |(at, (name, parents)): (usize, &(&str, &[&str]))| Record {
+            id: (*name).to_owned(),
+            name: Some((*name).to_owned()),
+            record_type: "regular".to_owned(),
+            parents: parents.iter().map(|&id| id.to_owned()).collect(),
+            layer_bytes: Some(100 * (at as u64 + 1)),
+            ..Record::default()
         };
         shape.iter().enumerate().map(record).collect()
     }
