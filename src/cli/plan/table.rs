@@ -85,7 +85,9 @@ fn forecast(text: &mut Text, forecast: &Forecast) {
         if forecast.keeps_all() { (Style::Good, "nothing goes") } else { (Style::Warning, "not all of it stays") };
     text.push("\n");
     text.push_styled(style, verdict);
-    text.push(", as long as nothing is built; to keep all of it beside what builds add, in buildkitd.toml:\n");
+    text.push(
+        ", as long as nothing is built; to keep all of it beside what builds add, in buildkitd.toml:\n",
+    );
     for line in forecast.keep.lines() {
         let _ = write!(text, "\n{}", format!("  {line}").trim_end());
     }
