@@ -1,6 +1,5 @@
 //! What a bake would do, told without a layer and without a write.
 
-use std::path::Path;
 use std::time::Instant;
 
 use serde::Serialize;
@@ -96,9 +95,9 @@ pub fn foresee(
 
 fn foresee_watched(options: &Options, gc: &GcOptions, progress: &dyn Progress) -> Result<Foreseen, Error> {
     let started = Instant::now();
-    let root = std::path::absolute(&options.root).at("resolve", &options.root)?;
+    let target = std::path::absolute(&options.root).at("resolve", &options.root)?;
     let mut refusals = Vec::new();
-    match target::check(&root) {
+    match target::check(&target) {
         // Who may not look there is not who will bake there.
         Err(error @ Error::Io { .. }) if !fsutil::is_root() => {
             progress
@@ -112,13 +111,14 @@ fn foresee_watched(options: &Options, gc: &GcOptions, progress: &dyn Progress) -
     }
     let tars = gather::tar_sizes(&plan.blobs, &sources, progress)?;
     let need = need::of(&plan, &images, &tars);
-    let room = room(&root)?;
+    let room = fsutil::room_at(&target).at("look at the file system of", &target)?;
     if let Some(shortage) = need.shortage(&room) {
-        refusals.push(Error::NoSpace { path: root.clone(), shortage });
+        refusals.push(Error::NoSpace { path: options.root.clone(), shortage });
     }
     let gc = collected(&plan, &images, &need, &room, options, gc, sources.len() - images.len())?;
     Ok(Foreseen {
-        root: root.display().to_string(),
+        // As a bake calls it, which follows a link where there is one.
+        root: target.canonicalize().unwrap_or(target).display().to_string(),
         contents,
         bytes_on_disk: need.bytes,
         inodes: need.inodes,
@@ -128,10 +128,6 @@ fn foresee_watched(options: &Options, gc: &GcOptions, progress: &dyn Progress) -
         gc,
         seconds: started.elapsed().as_secs_f64(),
     })
-}
-
-fn room(root: &Path) -> Result<Room, Error> {
-    fsutil::room_at(root).at("look at the file system of", root)
 }
 
 /// What a daemon's garbage collection will do to the root; the blobs of caches come from the first `caches` sources.

@@ -251,7 +251,7 @@ fn check_room(
     plan: &Plan,
     images: &[Image],
     staged: &Path,
-    root: &Path,
+    target: &Path,
     progress: &dyn Progress,
 ) -> Result<(), Error> {
     let room = fsutil::room(staged).at("look at the file system of", staged)?;
@@ -259,13 +259,13 @@ fn check_room(
         plan.blobs.iter().map(|blob| gather::tar_size_said(&blob.layer)).collect();
     let need = need::of(plan, images, &tars);
     if let Some(shortage) = need.shortage(&room) {
-        return Err(Error::NoSpace { path: root.to_owned(), shortage });
+        return Err(Error::NoSpace { path: target.to_owned(), shortage });
     }
     if need.bytes.estimate > room.free_bytes {
         progress.event(Event::Warning(format!(
             "{} may not have enough space: the root takes about {} bytes, and {} are free; `warmkit plan` \
              tells more exactly",
-            root.display(),
+            target.display(),
             need.bytes.estimate,
             room.free_bytes,
         )));

@@ -81,9 +81,10 @@ fn forecast(text: &mut Text, forecast: &Forecast) {
             let _ = writeln!(text, "              and {} more", pass.removed.len() - LISTED);
         }
     }
-    let (style, verdict) = match forecast.keeps_all() {
-        true => (Style::Good, "nothing goes"),
-        false => (Style::Warning, "not all of it stays"),
+    let (style, verdict) = if forecast.keeps_all() {
+        (Style::Good, "nothing goes")
+    } else {
+        (Style::Warning, "not all of it stays")
     };
     text.push("\n");
     text.push_styled(style, verdict);
