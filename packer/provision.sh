@@ -154,6 +154,8 @@ each() {
 
 if [ -n "${WARMKIT_DOCKER_CONFIG-}" ]; then
     (umask 077 && mkdir "$scratch/docker" && printf '%s' "$WARMKIT_DOCKER_CONFIG" >"$scratch/docker/config.json")
+    # Builders stay those of this machine.
+    export BUILDX_CONFIG="${BUILDX_CONFIG:-${DOCKER_CONFIG:-${HOME:-/root}/.docker}/buildx}"
     export DOCKER_CONFIG=$scratch/docker
 fi
 unset WARMKIT_DOCKER_CONFIG
@@ -169,7 +171,9 @@ each --keys-from "${WARMKIT_KEYS-}"
 args+=("${place[@]}")
 [ -z "${WARMKIT_PLATFORM-}" ] || args+=(--platform "$WARMKIT_PLATFORM")
 [ "${WARMKIT_ALLOW_UNKEYED-}" != true ] || args+=(--allow-unkeyed)
-"$warmkit" "${args[@]}"
+"$warmkit" "${args[@]}" | tee "$scratch/report"
+# Of a builder of buildx, it is a volume that docker names.
+root=$(sed -n 's/^baked \(.*\) in [0-9.]* s$/\1/p' "$scratch/report")
 
 args=(verify "${place[@]}")
 [ "${WARMKIT_READ_DATA-}" != true ] || args+=(--read-data)
@@ -180,9 +184,11 @@ if [ -n "${WARMKIT_CONTEXT-}" ]; then
     args+=(--build "$unpacked/context")
     each '' "${WARMKIT_CONTEXT_ARGS-}"
 fi
-"$warmkit" "${args[@]}"
+"$warmkit" "${args[@]}" | tee "$scratch/verified"
+# Where a target's root is, warmkit knows.
+root=$(sed -n 's,^\(/.*\): healthy$,\1,p' "$scratch/verified")
 
 [ "${WARMKIT_HYDRATE-}" != true ] || install_hydrate
 [ -z "${WARMKIT_ENABLE-}" ] || systemctl enable -- "$WARMKIT_ENABLE"
 
-say "${place[1]} is warm"
+say "$root is warm"
