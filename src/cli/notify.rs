@@ -1,4 +1,4 @@
-//! Telling systemd how far a service is: sd_notify(3), a datagram to the socket that it names.
+//! Telling systemd how far a service is: `sd_notify(3)`, a datagram to the socket that it names.
 
 use std::env;
 use std::ffi::OsStr;
@@ -96,7 +96,6 @@ mod tests {
         for event in [Event::Started(Phase::Databases), finished, Event::Started(Phase::FirstBuild)] {
             notifying.event(event);
         }
-        drop(notifying);
         assert_eq!(seen.0.lock().unwrap().len(), 3);
         let mut told = Vec::new();
         listener.set_nonblocking(true).unwrap();
@@ -115,11 +114,10 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let path = scratch.path().join("notify");
         let listener = UnixDatagram::bind(&path).unwrap();
-        let notifying = Notifying::to(&Silent, address(path.as_os_str()), Duration::ZERO);
+        let _notifying = Notifying::to(&Silent, address(path.as_os_str()), Duration::ZERO);
         let mut buffer = [0; 256];
         let read = listener.recv(&mut buffer).unwrap();
         assert_eq!(&buffer[..read], READY.as_bytes());
-        drop(notifying);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::io;
 
 use crate::progress::{Event, Phase, Progress};
 
-/// `IOPRIO_WHO_PROCESS`, and `IOPRIO_CLASS_IDLE` shifted to its place: ioprio_set(2).
+/// `IOPRIO_WHO_PROCESS`, and `IOPRIO_CLASS_IDLE` shifted to its place: `ioprio_set(2)`.
 const WHO_PROCESS: libc::c_int = 1;
 const CLASS_IDLE: libc::c_int = 3 << 13;
 

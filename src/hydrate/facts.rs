@@ -12,8 +12,12 @@ use crate::root::{self, Root, Solver, State, Worker};
 /// How often databases are read that a commit has torn.
 const ATTEMPTS: usize = 3;
 
-/// The type of a record that is the last layer of a frontend's image.
+/// The type of a record that is the last layer of a frontend's image; `client/diskusage.go` of `BuildKit`.
 const FRONTEND: &str = "frontend";
+
+/// Types of records that builds use again though they are no step's result: contexts, checkouts, and what
+/// `RUN --mount=type=cache` mounts. No bake makes any; a daemon does.
+const REUSED: [&str; 3] = ["source.local", "source.git.checkout", "exec.cachemount"];
 
 /// By worker, what the databases of the root at `path` say.
 pub(super) fn read(path: &Path) -> BTreeMap<PathBuf, Facts> {
@@ -40,10 +44,11 @@ fn of_worker(worker: &Worker, steps: &BTreeMap<&str, usize>) -> Facts {
     let snapshot = |stored: &root::Stored| Snapshot { id: stored.id, parent: stored.parent.clone() };
     let names = worker.containerd.as_ref().map(|containerd| &containerd.snapshots);
     let record = |(id, record): (&String, &root::Record)| {
+        let kind = record.record_type.as_deref().unwrap_or_default();
         Some(Record {
             snapshot: names?.get(&record.snapshot)?.name.clone()?,
-            frontend: record.record_type.as_deref() == Some(FRONTEND),
-            image: !record.image_refs.is_empty(),
+            frontend: kind == FRONTEND,
+            reused: !record.image_refs.is_empty() || REUSED.contains(&kind),
             steps: steps.get(id.as_str()).copied().unwrap_or_default(),
         })
     };
@@ -77,7 +82,7 @@ mod tests {
         let nothing = BTreeMap::from([(PathBuf::from("runc-overlayfs"), Facts::default())]);
         assert_eq!(read(scratch.path()), nothing);
         for name in ["cache.db", "runc-overlayfs/metadata_v2.db", "runc-overlayfs/snapshots/metadata.db"] {
-            std::fs::write(scratch.path().join(name), [0xed; 40_000]).unwrap();
+            std::fs::write(scratch.path().join(name), vec![0xed; 40_000]).unwrap();
         }
         assert_eq!(read(scratch.path()), nothing);
     }

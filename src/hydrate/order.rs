@@ -24,8 +24,8 @@ pub(super) struct Record {
     pub(super) snapshot: String,
     /// It is the last layer of a frontend's image.
     pub(super) frontend: bool,
-    /// It is a layer of an image that builds start from.
-    pub(super) image: bool,
+    /// Builds use it again though it is no step's result: a layer of an image, a context, a cache mount.
+    pub(super) reused: bool,
     /// How many steps have it as an input.
     pub(super) steps: usize,
 }
@@ -74,7 +74,7 @@ impl Facts {
             }
         };
         for record in &self.records {
-            let steps = record.steps + usize::from(record.image);
+            let steps = record.steps + usize::from(record.reused);
             add(&record.snapshot, Need { frontend: record.frontend, steps });
         }
         // Where no step is known, a snapshot that stands on another tells of the step that made it.
@@ -121,16 +121,19 @@ mod tests {
             Record {
                 snapshot: snapshot.to_owned(),
                 frontend: steps.ends_with('F'),
-                image: steps.ends_with('I'),
+                reused: steps.ends_with('I'),
                 steps: steps.trim_end_matches(['F', 'I']).parse().unwrap(),
             }
         });
         records.collect()
     }
 
+    /// What it is about, snapshots, records, what comes first, the rest.
+    type Expected = (&'static str, &'static str, &'static str, &'static [u64], &'static [u64]);
+
     #[test]
     fn what_most_steps_stand_on_comes_first() {
-        let cases: [(&str, &str, &str, &[u64], &[u64]); 11] = [
+        let cases: &[Expected] = &[
             ("nothing", "", "", &[], &[]),
             // A chain of steps: each has the one before as its input, the last none.
             ("a chain", "s1 s2<s1 s3<s2", "s1=1 s2=1 s3=0", &[1, 2], &[3]),
@@ -151,7 +154,7 @@ mod tests {
             // Torn or damaged: a record without a snapshot, a parent that is gone, a chain that bites its tail.
             ("damaged", "s1<s0 s2<s3 s3<s2", "s9=1 s1=1 s2=1", &[1, 2, 3], &[]),
         ];
-        for (what, all, used, first, rest) in cases {
+        for &(what, all, used, first, rest) in cases {
             let order = Facts { snapshots: snapshots(all), records: records(used) }.order();
             let expected = Order { first: first.to_vec(), rest: rest.to_vec() };
             assert_eq!(order, expected, "{what}");

@@ -25,7 +25,7 @@ impl Bucket {
     pub(super) fn pay(&mut self, now: Duration, bytes: u64) -> Duration {
         let begins = self.paid_until.max(now);
         self.paid_until = begins.saturating_add(self.time(bytes));
-        begins - now
+        begins.saturating_sub(now)
     }
 
     /// Corrects what was paid for a read, once it is known what it took.

@@ -15,7 +15,7 @@ use super::parallel;
 use super::run::{Run, Tally};
 
 /// Bytes for the entries of a directory, a call's worth.
-const ENTRIES: usize = 32 << 10;
+const ENTRIES: usize = 16 << 10;
 
 /// What is in a directory and to be read.
 #[derive(Debug, PartialEq, Eq)]
