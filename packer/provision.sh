@@ -128,8 +128,12 @@ stop_buildkit() {
 
 # For a volume that is made from a snapshot: the machines that boot from it, not this one.
 install_hydrate() {
-    local unit here
+    local unit here root
     here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+    # The directory, whoever's root it is.
+    root=$("$warmkit" hydrate "${place[@]}" --only databases --json --progress quiet |
+        sed -n 's/^  "root": "\(.*\)",$/\1/p')
+    root=$(realpath -- "$root")
     for unit in warmkit-hydrate.service warmkit-hydrate.timer; do
         [ -e "$here/$unit" ] || die "WARMKIT_HYDRATE needs $unit beside this script" 2
         sed "s|/usr/local/bin/warmkit|$warmkit|; s|/var/lib/buildkit|$root|" "$here/$unit" >"$scratch/$unit"
@@ -150,8 +154,8 @@ each() {
 
 if [ -n "${WARMKIT_DOCKER_CONFIG-}" ]; then
     (umask 077 && mkdir "$scratch/docker" && printf '%s' "$WARMKIT_DOCKER_CONFIG" >"$scratch/docker/config.json")
-    # Builders are still looked up where they are.
-    export BUILDX_CONFIG=${BUILDX_CONFIG:-${DOCKER_CONFIG:-${HOME:-/root}/.docker}/buildx}
+    # Builders stay those of this machine.
+    export BUILDX_CONFIG="${BUILDX_CONFIG:-${DOCKER_CONFIG:-${HOME:-/root}/.docker}/buildx}"
     export DOCKER_CONFIG=$scratch/docker
 fi
 unset WARMKIT_DOCKER_CONFIG
@@ -167,7 +171,9 @@ each --keys-from "${WARMKIT_KEYS-}"
 args+=("${place[@]}")
 [ -z "${WARMKIT_PLATFORM-}" ] || args+=(--platform "$WARMKIT_PLATFORM")
 [ "${WARMKIT_ALLOW_UNKEYED-}" != true ] || args+=(--allow-unkeyed)
-"$warmkit" "${args[@]}"
+"$warmkit" "${args[@]}" | tee "$scratch/report"
+# Of a builder of buildx, it is a volume that docker names.
+root=$(sed -n 's/^baked \(.*\) in [0-9.]* s$/\1/p' "$scratch/report")
 
 args=(verify "${place[@]}")
 [ "${WARMKIT_READ_DATA-}" != true ] || args+=(--read-data)

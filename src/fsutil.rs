@@ -116,6 +116,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn there_is_room_where_something_would_be_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let of = |room: Room| (room.bytes, room.inodes.map(|(all, _)| all), room.compresses);
+        let here = of(room(dir.path()).unwrap());
+        assert!(here.0 > 0);
+        assert_eq!(of(room_at(&dir.path().join("not/there/yet")).unwrap()), here);
+        assert!(room(&dir.path().join("not")).is_err());
+    }
+
+    #[test]
     fn a_lock_counts_only_while_it_is_held() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("buildkitd.lock");

@@ -198,7 +198,9 @@ fn first_build(emulator: &Emulator, disk: &Path, context: &Path, name: &str) -> 
 #[track_caller]
 fn build(machine: &Machine<'_>) -> Told {
     // Waits until all units are up; "degraded" would be that one has failed.
-    assert_eq!(machine.try_run("systemctl is-system-running --wait").stdout.trim(), "running");
+    let state = machine.try_run("systemctl is-system-running --wait").stdout;
+    let failed = || machine.try_run("systemctl --failed; journalctl --output=cat --priority=warning").stdout;
+    assert_eq!(state.trim(), "running", "{}", failed());
     assert_eq!(machine.run("systemctl is-active buildkit.service"), "active");
 
     let mut request = BuildRequest::new(Path::new("/root/context")).tar(Path::new("/root/result.tar"));

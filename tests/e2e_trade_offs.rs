@@ -43,7 +43,7 @@ impl Tried {
         let found = boots.filter(|boot| !(imports && *boot == Boot::ChangedImporting)).map(boot).collect();
         // What a snapshot of a running builder lacks is chance, too.
         let torn = if all { world.boot_torn(&mut image) } else { None };
-        torn.iter().for_each(|torn| eprintln!("{way:?}, torn: {torn:?}"));
+        eprintln!("{way:?}, torn: {torn:?}");
         Self { way, made: image.made, found, torn }
     }
 
@@ -72,7 +72,7 @@ fn name(of: &impl serde::Serialize) -> String {
 #[test]
 fn each_way_finds_what_is_documented() {
     let (Some(tools), Some(other)) = (Tools::find(tools::NEWEST), Tools::find(OTHER)) else { return };
-    for program in ["skopeo", "mke2fs", "fstrim", "unshare"] {
+    for program in ["skopeo", "mkfs.ext4", "fstrim", "unshare"] {
         if tools::on_path(program).is_none() {
             support::skip::skip(&format!("no {program} in $PATH"));
             return;

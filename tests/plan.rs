@@ -6,14 +6,19 @@ mod support;
 
 use std::fs;
 use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 use support::Scratch;
-use support::command::Ended;
+use support::command::{Ended, run};
 use support::demo::demo;
+use support::files::{copy_tree, install};
 use support::foreseen::{bake_as_planned, plan, tree};
 use support::handmade::{Handmade, blob_path, write_keys};
 use support::skip::is_root;
@@ -174,6 +179,28 @@ fn a_plan_says_what_a_bake_would_refuse() {
 }
 
 #[test]
+fn whoever_may_not_bake_may_plan() {
+    if !is_root() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let binary = scratch.join("warmkit");
+    install(Path::new(env!("CARGO_BIN_EXE_warmkit")), &binary);
+    copy_tree(&demo("cache"), &scratch.join("cache"));
+    let private = scratch.join("private");
+    fs::create_dir(&private).unwrap();
+    for (path, mode) in [(scratch.path(), 0o755), (&private, 0o700)] {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let mut command = Command::new(&binary);
+    let cache = format!("type=local,src={}", scratch.join("cache").display());
+    command.args(["plan", &cache, "--allow-unkeyed", "--root"]).arg(private.join("root"));
+    let ended = run(command.uid(65534).gid(65534), Duration::from_secs(60)).expect_success("plan");
+    assert!(ended.stderr.contains("a bake, as root, may find more to refuse there"), "{}", ended.stderr);
+    assert!(ended.stdout.contains("12 in 12 snapshots"), "{}", ended.stdout);
+}
+
+#[test]
 fn what_cannot_fit_is_refused_before_a_layer_is_fetched() {
     if !is_root() {
         return;
@@ -206,8 +233,13 @@ fn what_just_fits_is_not_refused() {
     let [cache, keys] = shipped();
     let shipped: Vec<&str> = vec![&cache, "--keys-from", &keys];
     let fixtures = [Fixture::of_layer(&noise(200, 700)), Fixture::of_layer(&noise(1, 3 * MIB))];
-    let cases = [shipped, fixtures[0].arguments().to_vec(), fixtures[1].arguments().to_vec()];
-    for arguments in &cases {
+    // Whether it is warned of: only then does it seem to need more than it does.
+    let cases = [
+        (shipped, true),
+        (fixtures[0].arguments().to_vec(), false),
+        (fixtures[1].arguments().to_vec(), true),
+    ];
+    for (arguments, warned) in &cases {
         let scratch = Scratch::new();
         let used = {
             let disk = Tmpfs::new(scratch.join("roomy"), "size=256m");
@@ -217,7 +249,8 @@ fn what_just_fits_is_not_refused() {
         };
         // The staging directory is one more, while it is there.
         let disk = Tmpfs::new(scratch.join("tight"), &format!("size={},nr_inodes={}", used.0, used.1 + 1));
-        bake(arguments, &disk.0).expect_success("bake into what it takes");
+        let baked = bake(arguments, &disk.0).expect_success("bake into what it takes");
+        assert_eq!(baked.stderr.contains("may not have enough space"), *warned, "{}", baked.stderr);
     }
 }
 

@@ -11,7 +11,7 @@ use super::plan::{Host, table};
 use crate::bake::GcOptions;
 use crate::fsutil;
 use crate::gc::{self, Disk, Forecast, Question, Record};
-use crate::root::{self, Root, Usage};
+use crate::root::{Root, Usage};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -52,8 +52,10 @@ struct Outcome {
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let gc = arguments.host.options()?;
     let path = arguments.place.idle_root()?;
+    let root = Root::open(&path)?;
+    let read = root.read_whole()?;
     let records: Vec<Record> =
-        Root::open(&path)?.read_whole()?.workers.iter().flat_map(root::usage).map(record).collect();
+        read.workers.iter().flat_map(|worker| root.usage(worker)).map(record).collect();
     let bytes = records.iter().map(|record| record.size).sum();
     let room = fsutil::room_at(&path).map_err(|error| {
         Failure::new(format!("cannot look at {}: {error}", path.display()), exit::FAILURE)

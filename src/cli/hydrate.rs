@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{Args, ValueEnum, ValueHint};
 
@@ -11,9 +12,11 @@ use super::exit::{self, Failure};
 use super::notify::Notifying;
 use super::output::Output;
 use super::place::Place;
+use super::priority::GivingWay;
 use super::progress::{Shown, Verbs};
-use super::{priority, render, signals};
+use super::{render, signals};
 use crate::hydrate::{self, Options, Report, Stage};
+use crate::progress::Progress;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -29,6 +32,9 @@ Examples:
   # once in the life of a volume
   warmkit hydrate --stamp /var/lib/warmkit/hydrated
 ";
+
+/// How long a service manager waits for the databases before it starts what comes after them.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Read a root once, so that builds do not wait for blocks of a volume made from a snapshot
 ///
@@ -54,8 +60,8 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "N", default_value = "16")]
     jobs: NonZero<usize>,
 
-    /// Read only when nobody else wants the disk or a processor; the disk's scheduler has to know priorities
-    /// (bfq and mq-deadline do, none does not)
+    /// After the databases, read only when nobody else wants the disk or a processor; the disk's scheduler has
+    /// to know priorities (bfq and mq-deadline do, none does not)
     #[arg(long)]
     idle: bool,
 
@@ -135,14 +141,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
         arguments.output.report(&nothing, |_| format!("{} is there: nothing to read", stamp.display()))?;
         return Ok(exit::OK);
     }
-    if arguments.idle {
-        priority::idle().map_err(|error| {
-            Failure::new(format!("cannot give way to everybody else: {error}"), exit::FAILURE)
-        })?;
-    }
     let report = {
         let progress = arguments.progress.start(Verbs::HYDRATE)?;
-        hydrate::hydrate(&options, &Notifying::new(&*progress))?
+        let giving_way = GivingWay { inner: &*progress };
+        let progress = if arguments.idle { &giving_way as &dyn Progress } else { &*progress };
+        hydrate::hydrate(&options, &Notifying::new(progress, PATIENCE))?
     };
     if let Some(stamp) = arguments.stamp.as_ref().filter(|_| report.is_complete()) {
         fs::write(stamp, render::json(&report) + "\n").map_err(|error| failed("write", stamp, &error))?;

@@ -48,8 +48,7 @@ pub struct Record {
     pub layer_bytes: Option<u64>,
     /// Its layer on those below it: equal where the files and the blobs that they came in are.
     pub chain: Option<BlobChainId>,
-    /// Bytes in the root, as `buildctl du` counts them: snapshot and blobs. `None` in a cache, and where no
-    /// daemon counted them yet.
+    /// Bytes in the root, as `buildctl du` counts them: snapshot and blobs. `None` in a cache.
     pub bytes: Option<u64>,
     /// Whether a build finds it by a key, or why not; `None` where it is the result of none, as the lower layers
     /// of an image are.

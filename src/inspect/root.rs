@@ -3,16 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::{Inventory, Key, Record, Status};
-use crate::root::{self, Solver, State, Usage};
+use crate::root::{self, Root, Solver, State, Usage};
 
-/// The inventory of a root.
-pub fn of_root(state: &State) -> Inventory {
+/// The inventory of a root, of which `state` was read.
+pub fn of_root(root: &Root, state: &State) -> Inventory {
     let mut records = Vec::new();
     let mut snapshots = Vec::new();
     // By worker id and record id, of each twin too: the id that is shown.
     let mut shown: HashMap<(&str, String), String> = HashMap::new();
     for worker in &state.workers {
-        for usage in root::usage(worker) {
+        for usage in root.usage(worker) {
             let raw = worker.records.as_ref().and_then(|records| records.all.get(&usage.id));
             let worker = worker.id.as_deref().unwrap_or_default();
             for id in usage.twin.iter().chain([&usage.id]) {

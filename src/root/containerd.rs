@@ -57,6 +57,8 @@ pub struct Snapshot {
     pub parent: Option<String>,
     /// Keys of the children.
     pub children: BTreeSet<String>,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
 }
 
 /// What the namespace of the cache holds, and the blobs of all namespaces.
@@ -233,6 +235,7 @@ fn snapshots(
         if let Some(bucket) = database::bucket(bucket, "children", &at, faults) {
             names(bucket, &at.child(b"children"), &mut children, faults);
         }
-        containerd.snapshots.insert(key.to_owned(), Snapshot { name, parent, children });
+        let labels = labels(bucket, &at, faults);
+        containerd.snapshots.insert(key.to_owned(), Snapshot { name, parent, children, labels });
     }
 }

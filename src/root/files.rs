@@ -238,6 +238,62 @@ pub(super) fn place(path: &Path) -> Place {
     Place::File { path: text(path.as_os_str().as_bytes()) }
 }
 
+/// Where the worker keeps its snapshot directories, relative to the root.
+pub(crate) fn snapshots(worker: &Path) -> PathBuf {
+    worker.join("snapshots/snapshots")
+}
+
+/// Where the worker keeps its blobs, relative to the root.
+pub(crate) fn blobs(worker: &Path) -> PathBuf {
+    worker.join("content/blobs/sha256")
+}
+
+/// Whether snapshots of this snapshotter have `fs` and `work`; the native one's are the tree itself.
+pub(crate) fn has_upper(snapshotter: &str) -> bool {
+    snapshotter != "native"
+}
+
+/// The directory that holds the files of snapshot `id`, relative to the root.
+pub(crate) fn upper(worker: &Path, snapshotter: &str, id: u64) -> PathBuf {
+    let directory = snapshots(worker).join(id.to_string());
+    if has_upper(snapshotter) { directory.join("fs") } else { directory }
+}
+
+/// Visits everything in `tree`, itself (as the empty path) included, in no particular order. Returns what
+/// could not be visited.
+pub(crate) fn walk(tree: &Tree, mut visit: impl FnMut(&Path, &Stat)) -> Vec<(PathBuf, FileFault)> {
+    let mut faults = Vec::new();
+    match tree.stat(Path::new("")) {
+        Ok(stat) => visit(Path::new(""), &stat),
+        Err(fault) => faults.push((PathBuf::new(), fault)),
+    }
+    let mut directories = vec![PathBuf::new()];
+    while let Some(directory) = directories.pop() {
+        // One descriptor for all names of the directory; paths are not resolved again for each.
+        let listed = tree.subtree(&directory).and_then(|tree| Ok((tree.list(Path::new(""))?, tree)));
+        let (names, here) = match listed {
+            Ok(listed) => listed,
+            Err(fault) => {
+                faults.push((directory, fault));
+                continue;
+            }
+        };
+        for (name, _) in names {
+            let path = directory.join(&name.0);
+            match here.stat(Path::new(&name.0)) {
+                Ok(stat) => {
+                    visit(&path, &stat);
+                    if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+                        directories.push(path);
+                    }
+                }
+                Err(fault) => faults.push((path, fault)),
+            }
+        }
+    }
+    faults
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,7 +8,7 @@
 //!                                ├─ Snapshotter  snapshots/metadata.db  snapshotter
 //!                                └─ id           workerid
 //!               and a Fault for whatever could not be read
-//! usage         the records as `buildctl du` shows them
+//! Root::usage   the records of a worker as `buildctl du` shows them  usage
 //! ```
 //!
 //! Plain data, as it stands there: whether it makes sense is for others to judge (`verify`). Nothing is shared
@@ -25,6 +25,7 @@ mod snapshotter;
 mod solver;
 mod usage;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::ops::RangeInclusive;
 use std::os::fd::OwnedFd;
@@ -38,7 +39,7 @@ pub use fault::{Fault, FaultKind, Place};
 pub use records::{Record, Records};
 pub use snapshotter::{Kind, ParentEntry, Snapshotter, Stored};
 pub use solver::{KeyResult, Link, Operation, Solver};
-pub use usage::{Usage, usage};
+pub use usage::Usage;
 
 pub(crate) use snapshotter::read as read_snapshotter;
 
@@ -218,6 +219,10 @@ impl Root {
         let workers: Result<_, Error> =
             self.workers.iter().map(|name| worker(&self.tree, name, &mut faults)).collect();
         let workers = workers?;
+        if self.workers.is_empty() {
+            let place = files::place(Path::new("runc-overlayfs"));
+            faults.add(FaultKind::FileMissing, place, "no worker's directory");
+        }
         let path = Path::new("cache.db");
         let solver = match database::open(&self.tree, path, &mut faults) {
             Some(db) => {
@@ -241,13 +246,31 @@ impl Root {
                 && worker.containerd.is_some()
                 && worker.store.is_some()
         };
-        let whole = state.solver.is_some() && state.workers.iter().all(is_whole);
+        let whole = state.solver.is_some() && !state.workers.is_empty() && state.workers.iter().all(is_whole);
         match state.faults.first() {
             Some(fault) if !whole => {
                 Err(Error::Damaged { path: self.tree.path.clone(), fault: fault.clone() })
             }
             _ => Ok(state),
         }
+    }
+}
+
+impl Root {
+    /// The records that a daemon knows after it started here, as `buildctl du` shows them, by id; none where
+    /// the worker's records cannot be read. Of what is written to, the files are counted, as a daemon does.
+    pub fn usage(&self, worker: &Worker) -> Vec<Usage> {
+        usage::usage(worker, |id| {
+            let upper = files::upper(&worker.path, &worker.snapshotter, id);
+            let tree = self.tree.subtree(&upper).ok()?;
+            let mut blocks = BTreeMap::new();
+            let faults = files::walk(&tree, |_, stat| {
+                blocks.insert((stat.st_dev, stat.st_ino), stat.st_blocks);
+            });
+            // Each inode once.
+            let blocks = blocks.into_values().filter_map(|blocks| u64::try_from(blocks).ok());
+            faults.is_empty().then(|| 512 * blocks.sum::<u64>())
+        })
     }
 }
 

@@ -10,14 +10,15 @@ use crate::digest::Digest;
 
 /// Before a digest, label of a blob: one of the same layer in another compression; `cache/refs.go`.
 const VARIANT: &str = "containerd.io/gc.ref.content.blob-";
+/// Label of a merge's snapshot: its bytes without what is linked to from others; `snapshot/merge.go`.
+const OF_MERGE: &str = "buildkit.mergeUsageSize";
 
 /// A record, as `buildctl du` shows it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Its id.
     pub id: String,
-    /// Bytes of its snapshot and blobs; `None` where only its files could tell: of a snapshot that is written
-    /// to, and that no daemon has counted yet.
+    /// Bytes of its snapshot and blobs; `None` where they cannot be told.
     pub size: Option<u64>,
     /// `regular`, `source.local`, `exec.cachemount`, `frontend`, …
     pub record_type: String,
@@ -39,8 +40,9 @@ pub struct Usage {
 
 /// The records that a daemon knows after it started on this worker, by id; empty where the worker's records cannot
 /// be read. Two that share their data, one of them mutable, are one: the one that others stand on, or else the
-/// mutable one.
-pub fn usage(worker: &Worker) -> Vec<Usage> {
+/// mutable one. `measure` tells the bytes of the snapshot with a directory number, where no database has them: it is
+/// written to.
+pub(super) fn usage(worker: &Worker, measure: impl Fn(u64) -> Option<u64>) -> Vec<Usage> {
     let Some(records) = &worker.records else { return Vec::new() };
     let kept = Kept { worker, records, known: BTreeMap::new() }.all();
     let below: BTreeSet<&str> = kept.values().flat_map(|record| record.parents()).collect();
@@ -55,7 +57,7 @@ pub fn usage(worker: &Worker) -> Vec<Usage> {
     }
     let of = |(id, record): (&str, &Record)| Usage {
         id: id.to_owned(),
-        size: size(record, &kept, worker),
+        size: size(record, &kept, worker, &measure),
         record_type: record.record_type.clone().unwrap_or_else(|| "regular".to_owned()),
         description: record.description.clone().unwrap_or_default(),
         mutable: record.is_mutable(),
@@ -133,7 +135,12 @@ impl<'a> Kept<'a> {
 }
 
 /// Bytes of a record's snapshot and blobs: as a daemon counted them, or as it would.
-fn size(record: &Record, kept: &BTreeMap<&str, &Record>, worker: &Worker) -> Option<u64> {
+fn size(
+    record: &Record,
+    kept: &BTreeMap<&str, &Record>,
+    worker: &Worker,
+    measure: impl Fn(u64) -> Option<u64>,
+) -> Option<u64> {
     if let Some(counted) = record.size.and_then(|size| u64::try_from(size).ok()) {
         return Some(counted);
     }
@@ -141,10 +148,16 @@ fn size(record: &Record, kept: &BTreeMap<&str, &Record>, worker: &Worker) -> Opt
     let mutable = record.equal_mutable.as_deref().and_then(|id| kept.get(id));
     let key = mutable.map_or(&record.snapshot, |mutable| &mutable.snapshot);
     let snapshot = match containerd.snapshots.get(key) {
-        Some(snapshot) if !record.blob_only => {
-            let stored = worker.store.as_ref()?.snapshots.get(snapshot.name.as_deref()?)?;
-            u64::try_from(stored.size?).ok()?
-        }
+        Some(snapshot) if !record.blob_only => match snapshot.labels.get(OF_MERGE) {
+            Some(size) => size.parse().ok()?,
+            None => {
+                let stored = worker.store.as_ref()?.snapshots.get(snapshot.name.as_deref()?)?;
+                match stored.size {
+                    Some(size) => u64::try_from(size).ok()?,
+                    None => measure(stored.id)?,
+                }
+            }
+        },
         _ => 0,
     };
     Some(snapshot.saturating_add(record.blob.map(|blob| blobs(blob, containerd)).unwrap_or_default()))
@@ -209,7 +222,7 @@ mod tests {
     }
 
     fn ids(worker: &Worker) -> Vec<String> {
-        usage(worker).into_iter().map(|usage| usage.id).collect()
+        usage(worker, |_| None).into_iter().map(|usage| usage.id).collect()
     }
 
     #[test]
@@ -245,8 +258,8 @@ mod tests {
         assert_eq!(ids(&gone), ["i", "m"]);
         gone.containerd.as_mut().unwrap().snapshots.clear();
         assert_eq!(ids(&gone), [] as [&str; 0]);
-        assert_eq!(usage(&Worker::default()), []);
-        let twins = usage(&worker(&[("i", data_of("m")), ("m", mutable()), ("o", committed())]));
+        assert_eq!(usage(&Worker::default(), |_| None), []);
+        let twins = usage(&worker(&[("i", data_of("m")), ("m", mutable()), ("o", committed())]), |_| None);
         assert_eq!(twins.iter().map(|usage| usage.twin.as_deref()).collect::<Vec<_>>(), [Some("i"), None]);
     }
 
@@ -259,7 +272,7 @@ mod tests {
             ("not counted", with_blob(Some(-1)), Some(100 + 10 + 5)),
             ("lazy", Record { blob_only: true, ..with_blob(None) }, Some(10 + 5)),
             ("without blob", committed(), Some(100)),
-            ("written to", mutable(), None),
+            ("written to", mutable(), Some(40)),
         ];
         for (name, record, expected) in cases {
             let mut worker = worker(&[("r", record)]);
@@ -269,8 +282,12 @@ mod tests {
                 let labels = [(format!("{VARIANT}{to}"), to.to_string())].into();
                 blobs.insert(digest, Blob { size: Some(size), labels });
             }
-            assert_eq!(usage(&worker)[0].size, expected, "{name}");
+            assert_eq!(usage(&worker, |_| Some(40))[0].size, expected, "{name}");
         }
+        let mut merge = worker(&[("r", committed())]);
+        let snapshot = merge.containerd.as_mut().unwrap().snapshots.get_mut("r").unwrap();
+        snapshot.labels.insert(OF_MERGE.to_owned(), "3".to_owned());
+        assert_eq!(usage(&merge, |_| None)[0].size, Some(3));
     }
 
     #[test]
@@ -282,7 +299,7 @@ mod tests {
             (used(None, Some(5)), (0, None)),
             (used(Some(-1), None), (0, None)),
         ] {
-            let found = usage(&worker(&[("r", record)])).remove(0);
+            let found = usage(&worker(&[("r", record)]), |_| None).remove(0);
             assert_eq!((found.usage_count, found.last_used_at), expected);
         }
     }

@@ -459,6 +459,27 @@ mod tests {
     }
 
     #[test]
+    fn the_end_of_a_blob_comes_from_directories_and_tars() {
+        let (dir, d) = layout(&[("latest", 1)]);
+        let packed = dir.path().join("layout.tar");
+        let mut tar = tar::Builder::new(fs::File::create(&packed).unwrap());
+        tar.append_dir_all("blobs", dir.path().join("blobs")).unwrap();
+        tar.append_path_with_name(dir.path().join("index.json"), "index.json").unwrap();
+        tar.finish().unwrap();
+        let whole = fs::read(dir.path().join("blobs/sha256").join(d[0].hex())).unwrap();
+        for path in [dir.path(), &packed] {
+            let source = OciLayout::open(path, None, None).unwrap();
+            let blob = Descriptor::new("x", d[0], whole.len() as u64);
+            for length in [0, 4, whole.len(), whole.len() + 9] {
+                let tail = source.tail(&blob, length as u64, &Silent).unwrap().unwrap();
+                assert_eq!(tail, whole[whole.len().saturating_sub(length)..], "{} {length}", path.display());
+            }
+            let error = source.tail(&Descriptor::new("x", d[0], 1), 4, &Silent).unwrap_err();
+            assert!(matches!(error, Error::BlobMismatch { .. }), "{error}");
+        }
+    }
+
+    #[test]
     fn a_document_has_a_limit() {
         let (dir, d) = layout(&[("latest", 1)]);
         let source = OciLayout::open(dir.path(), None, None).unwrap();

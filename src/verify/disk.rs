@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use rustix::fs::{FileType, Stat};
+use rustix::fs::FileType;
 
 use super::files::{self, directory, file, subject};
 use super::parallel;
@@ -14,7 +14,7 @@ use super::report::{FindingKind, Findings, Subject};
 use crate::digest::{Digest, Hasher};
 use crate::progress::{Event, Progress};
 use crate::root::fault::text;
-use crate::root::files::{FileFault, Tree, describe};
+use crate::root::files::{FileFault, Tree, blobs, describe, has_upper, snapshots, upper, walk};
 use crate::root::{Containerd, FaultKind, Kind, Snapshotter, Stored};
 
 /// What a look at the disk needs besides what it looks at.
@@ -31,27 +31,6 @@ pub(super) struct Look<'a> {
 
 /// How much of a blob is in memory at a time, per thread.
 const BUFFER: usize = 1 << 18;
-
-/// Where the worker keeps its snapshot directories, relative to the root.
-pub(super) fn snapshots(worker: &Path) -> PathBuf {
-    worker.join("snapshots/snapshots")
-}
-
-/// Where the worker keeps its blobs, relative to the root.
-pub(super) fn blobs(worker: &Path) -> PathBuf {
-    worker.join("content/blobs/sha256")
-}
-
-/// Whether snapshots of this snapshotter have `fs` and `work`; the native one's are the tree itself.
-pub(super) fn has_upper(snapshotter: &str) -> bool {
-    snapshotter != "native"
-}
-
-/// The directory that holds the files of snapshot `id`, relative to the root.
-pub(super) fn upper(worker: &Path, snapshotter: &str, id: u64) -> PathBuf {
-    let directory = snapshots(worker).join(id.to_string());
-    if has_upper(snapshotter) { directory.join("fs") } else { directory }
-}
 
 /// Checks every snapshot's directory, and counts the inodes of committed ones.
 pub(super) fn check_snapshots(
@@ -142,41 +121,6 @@ fn check_snapshot(
             findings.add(FindingKind::SnapshotInodes, subject(&upper), detail);
         }
     }
-}
-
-/// Visits everything in `tree`, itself (as the empty path) included, in no particular order. Returns what
-/// could not be visited.
-pub(super) fn walk(tree: &Tree, mut visit: impl FnMut(&Path, &Stat)) -> Vec<(PathBuf, FileFault)> {
-    let mut faults = Vec::new();
-    match tree.stat(Path::new("")) {
-        Ok(stat) => visit(Path::new(""), &stat),
-        Err(fault) => faults.push((PathBuf::new(), fault)),
-    }
-    let mut directories = vec![PathBuf::new()];
-    while let Some(directory) = directories.pop() {
-        // One descriptor for all names of the directory; paths are not resolved again for each.
-        let listed = tree.subtree(&directory).and_then(|tree| Ok((tree.list(Path::new(""))?, tree)));
-        let (names, here) = match listed {
-            Ok(listed) => listed,
-            Err(fault) => {
-                faults.push((directory, fault));
-                continue;
-            }
-        };
-        for (name, _) in names {
-            let path = directory.join(&name.0);
-            match here.stat(Path::new(&name.0)) {
-                Ok(stat) => {
-                    visit(&path, &stat);
-                    if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-                        directories.push(path);
-                    }
-                }
-                Err(fault) => faults.push((path, fault)),
-            }
-        }
-    }
-    faults
 }
 
 /// Checks every blob file: there, as long as recorded, with the bytes that its name says. Returns how many

@@ -87,10 +87,6 @@ pub fn offline(root: &Path, options: &Options, progress: &dyn Progress) -> Resul
         worker_files(tree, worker, owner, &mut findings);
         within(worker, &mut findings);
     }
-    if state.workers.is_empty() {
-        let detail = "no worker's directory";
-        findings.add(FindingKind::StateFileMissing, files::subject(Path::new("runc-overlayfs")), detail);
-    }
     let history = Path::new(HISTORY);
     if tree.stat(history).is_ok() && files::check(tree, history, file(0o600), owner, &mut findings) {
         let mut faults = Faults::default();

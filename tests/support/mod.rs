@@ -17,7 +17,6 @@ pub mod cases;
 pub mod command;
 pub mod daemon;
 pub mod demo;
-pub mod disks;
 pub mod dockerd;
 pub mod document;
 pub mod files;

@@ -12,15 +12,22 @@ use serde_json::Value;
 
 use super::cases::cache_to;
 use super::command::run;
-use super::disks::{Disk, Mounted, Used};
 use super::files::copy_tree;
 use super::packages::Packages;
 use super::square::read_trace;
+use super::volume::{Used, Volume};
 use super::{BuildRequest, Daemon, Registry, Scratch, Tools, image, warmkit};
 
 const REPOSITORY: &str = "app";
 const STAGES: [&str; 6] = ["base", "api-deps", "api", "web-deps", "web", "release"];
 const PACKAGES: usize = 8;
+
+/// Bytes of a disk: of so large a one that garbage collection's default limits are far away.
+const DISK: u64 = 64_000_000_000;
+/// No blocks are written but those in use: no tables, no journal of zeros.
+const EXT4: [&str; 6] =
+    ["-m", "0", "-J", "size=64", "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1"];
+const MOUNT: &str = "noinit_itable";
 
 /// A way to have the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -134,11 +141,11 @@ pub struct World {
 #[derive(Debug)]
 pub struct Image {
     way: Way,
-    disk: Disk,
+    disk: Volume,
     /// What making it took.
     pub made: Made,
     /// Of a builder's volume, a snapshot that was taken while the builder ran, right after the build.
-    torn: Option<Disk>,
+    torn: Option<Volume>,
 }
 
 impl World {
@@ -193,35 +200,30 @@ impl World {
         self.registry.sent() + self.packages.sent()
     }
 
-    fn point(&self, name: &str) -> PathBuf {
-        self.scratch.join(name)
-    }
-
     /// Makes the image.
     #[track_caller]
     pub fn make(&self, way: Way) -> Image {
-        let point = self.point("making");
-        let disk = Disk::format(&self.scratch.join("image"));
-        let mounted = disk.mount(&point);
-        let empty = mounted.used();
+        let mut disk = Volume::make_sized(&self.scratch, "image", "ext4", DISK, &EXT4).unwrap();
+        disk.mount(MOUNT);
+        let empty = disk.used();
         let network = self.network();
-        let (seconds, daemon) = self.fill(way, &mounted);
+        let (seconds, daemon) = self.fill(way, &disk);
         let network = self.network() - network;
-        let torn = (way == Way::Volume).then(|| disk.snapshot(&self.scratch.join("torn")));
+        let torn = (way == Way::Volume).then(|| disk.snapshot(&self.scratch, "torn"));
         if let Some(daemon) = daemon {
             daemon.stop();
         }
-        let used = mounted.used();
+        let used = disk.used();
         let used = Used { bytes: used.bytes - empty.bytes, inodes: used.inodes - empty.inodes };
-        let history = root(&mounted).join("history.db").exists();
-        drop(mounted);
-        let deleted = disk.trim(&point);
+        let history = root(&disk).join("history.db").exists();
+        let deleted = trim(&disk);
+        disk.unmount();
         Image { way, disk, made: Made { seconds, network, used, deleted, history }, torn }
     }
 
     /// Puts what belongs there onto the disk of an image; gives the seconds that this took, and the
     /// daemon that did it, if one did.
-    fn fill(&self, way: Way, disk: &Mounted) -> (f64, Option<Daemon>) {
+    fn fill(&self, way: Way, disk: &Volume) -> (f64, Option<Daemon>) {
         let root = root(disk);
         let importing = self.request.import_from(&self.cache);
         let started = Instant::now();
@@ -279,8 +281,8 @@ impl World {
     /// Boots a machine from an image, and builds there.
     #[track_caller]
     pub fn boot(&self, image: &Image, boot: Boot) -> Found {
-        let disk = image.disk.snapshot(&self.scratch.join("disk"));
-        self.boot_disk(&disk, image.way, boot).unwrap_or_else(|said| panic!("{said}"))
+        let disk = image.disk.snapshot(&self.scratch, "booted");
+        self.boot_disk(disk, image.way, boot).unwrap_or_else(|said| panic!("{said}"))
     }
 
     /// As [`World::boot`] for [`Boot::Untouched`], on the snapshot that was taken while the builder ran, if there is one.
@@ -291,14 +293,15 @@ impl World {
             failure: said.lines().rfind(|line| !line.is_empty()).map(str::to_owned),
             ..Found::default()
         };
-        Some(self.boot_disk(&disk, image.way, Boot::Untouched).unwrap_or_else(failed))
+        Some(self.boot_disk(disk, image.way, Boot::Untouched).unwrap_or_else(failed))
     }
 
     /// Builds on the disk as on another machine; what the daemon said where it does not start.
     #[track_caller]
-    fn boot_disk(&self, disk: &Disk, way: Way, boot: Boot) -> Result<Found, String> {
-        let mounted = disk.mount(&self.point("booted"));
-        let root = root(&mounted);
+    fn boot_disk(&self, mut disk: Volume, way: Way, boot: Boot) -> Result<Found, String> {
+        disk.mount(MOUNT);
+        let read = disk.bytes_read();
+        let root = root(&disk);
         let online = !matches!(boot, Boot::UntouchedOffline | Boot::ChangedOffline);
         let tools = if boot == Boot::Release { &self.other } else { &self.tools };
         let mut records = None;
@@ -334,7 +337,7 @@ impl World {
                     let _ = fs::remove_file(&trace);
                     let request = BuildRequest {
                         trace: Some(trace),
-                        ..loading(&self.on_host(way, boot, &mounted, request))
+                        ..loading(&self.on_host(way, boot, &disk, request))
                     };
                     let daemon = &daemon;
                     scope.spawn(move || (daemon.try_build(&request), request.trace.unwrap()))
@@ -348,7 +351,7 @@ impl World {
             cached: Some(Vec::new()),
             seconds,
             network: self.network() - network,
-            read: mounted.read(),
+            read: disk.bytes_read() - read,
             records,
             ..Found::default()
         };
@@ -371,7 +374,7 @@ impl World {
     }
 
     /// The build as machines of this way call it.
-    fn on_host(&self, way: Way, boot: Boot, disk: &Mounted, request: &BuildRequest) -> BuildRequest {
+    fn on_host(&self, way: Way, boot: Boot, disk: &Volume, request: &BuildRequest) -> BuildRequest {
         match way {
             _ if boot == Boot::ChangedImporting => request.import_from(&self.cache),
             Way::Registry => request.import_from(&self.cache),
@@ -389,10 +392,18 @@ fn loading(request: &BuildRequest) -> BuildRequest {
     BuildRequest { output: Some("type=docker,dest=/dev/null".to_owned()), ..request.clone() }
 }
 
-fn root(disk: &Mounted) -> PathBuf {
+/// Discards the blocks that no file has, and says how many bytes of them had been written.
+fn trim(disk: &Volume) -> u64 {
+    disk.sync();
+    let before = disk.stored();
+    run(Command::new("fstrim").arg(disk.path()), Duration::from_secs(120)).expect_success("fstrim");
+    before.saturating_sub(disk.stored())
+}
+
+fn root(disk: &Volume) -> PathBuf {
     disk.path().join("buildkit")
 }
 
-fn layout(disk: &Mounted) -> PathBuf {
+fn layout(disk: &Volume) -> PathBuf {
     disk.path().join("layout")
 }

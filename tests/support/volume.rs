@@ -6,15 +6,18 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use rustix::fs::{statvfs, syncfs};
+use serde::Serialize;
+
 use super::Scratch;
 use super::command::run;
 use super::skip::{is_root, skip};
 use super::tools::on_path;
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(120);
 const SIZE: u64 = 512 << 20;
 
-/// A file with a file system in it. Unmounted when dropped.
+/// A file with a file system in it. Unmounted, and gone, when dropped.
 #[derive(Debug)]
 pub struct Volume {
     image: PathBuf,
@@ -22,6 +25,15 @@ pub struct Volume {
     kind: &'static str,
     /// Name of the loop device, while it is mounted.
     device: Option<String>,
+}
+
+/// What is on a file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Used {
+    /// Bytes of the blocks in use.
+    pub bytes: u64,
+    /// Files, directories and links.
+    pub inodes: u64,
 }
 
 #[track_caller]
@@ -35,6 +47,18 @@ impl Volume {
     /// `None` when something is missing, after it said what; the test is then to return.
     #[track_caller]
     pub fn make(scratch: &Scratch, kind: &'static str, options: &[&str]) -> Option<Self> {
+        Self::make_sized(scratch, kind, kind, SIZE, options)
+    }
+
+    /// As [`Volume::make`], by a name and of a size of its own.
+    #[track_caller]
+    pub fn make_sized(
+        scratch: &Scratch,
+        name: &str,
+        kind: &'static str,
+        bytes: u64,
+        options: &[&str],
+    ) -> Option<Self> {
         if !is_root() {
             return None;
         }
@@ -45,16 +69,25 @@ impl Volume {
                 return None;
             }
         }
-        let volume = Self {
-            image: scratch.join(format!("{kind}.img")),
-            path: scratch.join(format!("{kind}.mnt")),
-            kind,
-            device: None,
-        };
-        fs::File::create(&volume.image).unwrap().set_len(SIZE).unwrap();
-        fs::create_dir(&volume.path).unwrap();
+        let volume = Self::named(scratch, name, kind);
+        fs::File::create(&volume.image).unwrap().set_len(bytes).unwrap();
         succeed(&mkfs, &[&["-q"], options, &[volume.image.to_str().unwrap()]].concat());
         Some(volume)
+    }
+
+    fn named(scratch: &Scratch, name: &str, kind: &'static str) -> Self {
+        let path = scratch.join(format!("{name}.mnt"));
+        fs::create_dir_all(&path).unwrap();
+        Self { image: scratch.join(format!("{name}.img")), path, kind, device: None }
+    }
+
+    /// Another one with the blocks of this one at this moment, as a snapshot of a disk has them: not what the file
+    /// system, where it is mounted, has still to write.
+    #[track_caller]
+    pub fn snapshot(&self, scratch: &Scratch, name: &str) -> Self {
+        let copy = Self::named(scratch, name, self.kind);
+        succeed("cp", &["--sparse=always", self.image.to_str().unwrap(), copy.image.to_str().unwrap()]);
+        copy
     }
 
     /// Mounts it; nothing of it is in memory then.
@@ -82,6 +115,19 @@ impl Volume {
         succeed("losetup", &["-d", &format!("/dev/{device}")]);
     }
 
+    /// Has all that was written so far on the disk, while it is mounted.
+    pub fn sync(&self) {
+        syncfs(fs::File::open(&self.path).unwrap()).unwrap();
+    }
+
+    /// What is on it while it is mounted.
+    pub fn used(&self) -> Used {
+        // What is not written yet has no blocks yet.
+        self.sync();
+        let of = statvfs(&self.path).unwrap();
+        Used { bytes: (of.f_blocks - of.f_bfree) * of.f_frsize, inodes: of.f_files - of.f_ffree }
+    }
+
     /// Where it is mounted.
     pub fn path(&self) -> &Path {
         &self.path
@@ -107,5 +153,6 @@ impl Drop for Volume {
             run(Command::new("umount").arg("-l").arg(&self.path), LIMIT);
             run(Command::new("losetup").args(["-d", &format!("/dev/{device}")]), LIMIT);
         }
+        let _ = fs::remove_file(&self.image);
     }
 }

@@ -25,7 +25,7 @@ Examples:
   warmkit diff ghcr.io/acme/app:cache-before ghcr.io/acme/app:cache \\
     --keys-from ghcr.io/acme/app:main
 
-  # is the root in this image as fresh as the cache? 10 if not
+  # is the root in this image as fresh as the cache? 11 if not
   warmkit diff /mnt/image/var/lib/buildkit ghcr.io/acme/app:cache \\
     --keys-from ghcr.io/acme/app:main --exit-code
 
@@ -50,7 +50,7 @@ pub(super) struct Arguments {
     #[command(flatten)]
     keys: KeySources,
 
-    /// End with 10 where they differ; without it a difference is no reason for another code than 0
+    /// End with 11 where they differ; without it a difference is no reason for another code than 0
     #[arg(long)]
     exit_code: bool,
 
@@ -140,8 +140,9 @@ fn read(side: Side, keys: &KeySources, options: &gather::Options) -> Result<(Com
 }
 
 fn read_root(path: &Path) -> Result<(usize, Inventory), Failure> {
-    let state = Root::open(path)?.read_whole()?;
-    Ok((state.faults.len(), inspect::of_root(&state)))
+    let root = Root::open(path)?;
+    let state = root.read_whole()?;
+    Ok((state.faults.len(), inspect::of_root(&root, &state)))
 }
 
 #[cfg(test)]

@@ -263,9 +263,9 @@ fn sums(text: &mut Text, totals: &Totals, is_root: bool) {
         &mut lines,
         "keys",
         &format!(
-            "{}: {} roots, {} keyed, {} unkeyed; {} without a record",
+            "{}: {}, {} keyed, {} unkeyed; {} without a record",
             totals.keys,
-            totals.roots,
+            counted(totals.roots, "root"),
             totals.keys - totals.roots - totals.unkeyed,
             totals.unkeyed,
             totals.without_record

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use indicatif::HumanBytes;
 
 use super::super::escape::one_line;
-use super::super::render::{LISTED, contents, row, unkeyed};
+use super::super::render::{LISTED, contents, counted, row, unkeyed};
 use super::super::text::{Style, Text};
 use super::Outcome;
 use crate::bake::Estimate;
@@ -74,7 +74,7 @@ fn forecast(text: &mut Text, forecast: &Forecast) {
                 1 => String::new(),
                 among => format!(", or another of {among} that are as old and as much used"),
             };
-            let (size, step) = (HumanBytes(removed.bytes), one_line(&removed.description));
+            let (size, step) = (HumanBytes(removed.bytes).to_string(), one_line(&removed.description));
             let _ = writeln!(text, "              {size:>10}  rule {}  {step}{among}", removed.rule);
         }
         if pass.removed.len() > LISTED {
@@ -87,9 +87,11 @@ fn forecast(text: &mut Text, forecast: &Forecast) {
     };
     text.push("\n");
     text.push_styled(style, verdict);
-    text.push(", as long as nothing is built; to keep all of it, in buildkitd.toml:\n");
+    text.push(
+        ", as long as nothing is built; to keep all of it beside what builds add, in buildkitd.toml:\n",
+    );
     for line in forecast.keep.lines() {
-        let _ = write!(text, "\n  {line}");
+        let _ = write!(text, "\n{}", format!("  {line}").trim_end());
     }
 }
 
@@ -109,9 +111,87 @@ fn what_goes(pass: &PassReport) -> String {
     match pass.records {
         0 => format!("nothing goes{up_to}"),
         records => {
-            let records = if records == 1 { "1 record".to_owned() } else { format!("{records} records") };
+            let goes = if records == 1 { "goes" } else { "go" };
             let (bytes, left) = (HumanBytes(pass.bytes), HumanBytes(pass.bytes_left));
-            format!("{records} of {bytes} go, {left} are left{up_to}")
+            format!("{} {goes}, {bytes}; {left} left{up_to}", counted(records, "record"))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::{SignedDuration, Timestamp};
+
+    use super::*;
+    use crate::gc::{Configuration, Disk, Question, Record, Release, foretell};
+
+    const GIB: u64 = 1 << 30;
+
+    /// Three records of a GiB, two of them equal; the first may have three.
+    fn told(text: &str) -> String {
+        let record = |(id, name, count): (&str, &str, u64)| Record {
+            id: id.to_owned(),
+            description: name.to_owned(),
+            size: GIB,
+            last_used_at: Some(Timestamp::UNIX_EPOCH),
+            usage_count: count,
+            ..Record::default()
+        };
+        let records =
+            [("a", "[deps 2/4] RUN make\nall", 2), ("b", "[app 1/2] COPY . .", 2), ("c", "base", 3)]
+                .map(record);
+        let forecast = foretell(&Question {
+            records: &records,
+            largest: &[3 * GIB, GIB, GIB],
+            configuration: &Configuration::read(text).unwrap(),
+            release: Release::NEWEST,
+            disk: Disk { total: 100 * GIB, free: 50 * GIB },
+            start: Timestamp::UNIX_EPOCH + SignedDuration::from_secs(1),
+            room: Some(GIB),
+        });
+        root("/root", 3, 3 * GIB, &forecast.unwrap()).to_string()
+    }
+
+    #[test]
+    fn tells_what_goes_and_what_keeps_it() {
+        let rules = "[[worker.oci.gcpolicy]]\nkeepDuration = \"1h\"\nmaxUsedSpace = 3000000000\n\
+                     [[worker.oci.gcpolicy]]\nmaxUsedSpace = 5000000000\n";
+        insta::assert_snapshot!(told(rules), @r"
+        /root: 3 records of 3.00 GiB
+
+        collection  BuildKit v0.34.2, as configured
+                    on a disk of 100.00 GiB, 50.00 GiB free with the root on it
+          at boot   nothing goes; up to 1 if layers are as large as they can be
+          48 hours  1 record goes, 1.00 GiB; 2.00 GiB left
+                        1.00 GiB  rule 1  [deps 2/4] RUN make\nall, or another of 2 that are as old and as much used
+          60 days   nothing goes
+
+        not all of it stays, as long as nothing is built; to keep all of it beside what builds add, in buildkitd.toml:
+
+          [worker.oci]
+            gc = true
+
+          [[worker.oci.gcpolicy]]
+            all = true
+            reservedSpace = 6443000000
+        ");
+        insta::assert_snapshot!(told("[worker.oci]\ngc = false\n"), @r"
+        /root: 3 records of 3.00 GiB
+
+        collection  BuildKit v0.34.2, off in its configuration
+                    on a disk of 100.00 GiB, 50.00 GiB free with the root on it
+          at boot   nothing goes
+          48 hours  nothing goes
+          60 days   nothing goes
+
+        nothing goes, as long as nothing is built; to keep all of it beside what builds add, in buildkitd.toml:
+
+          [worker.oci]
+            gc = true
+
+          [[worker.oci.gcpolicy]]
+            all = true
+            reservedSpace = 6443000000
+        ");
     }
 }

@@ -82,7 +82,7 @@ impl Download<'_> {
     ) -> Result<Option<Vec<u8>>, Error> {
         let (size, what) = (self.blob.size, format!("blob {}", self.blob.digest));
         let first = size.saturating_sub(length);
-        let header = [("range", format!("bytes={first}-{}", size.saturating_sub(1)))];
+        let header = [("range", format!("bytes={first}-"))];
         Attempts::new(format!("{what} of {}", self.place), self.retry, self.stop, progress).run(|| {
             let mut reply = ask(&what, &header)?;
             match reply.status {

@@ -14,9 +14,8 @@ use rustix::thread::UnshareFlags;
 use super::LiveError;
 use crate::daemon::output;
 use crate::root::fault::Faults;
-use crate::root::files::{MAX_DATABASE, Tree};
+use crate::root::files::{self, MAX_DATABASE, Tree};
 use crate::root::{self, FaultKind, Kind, Snapshotter};
-use crate::verify::disk;
 
 /// A view under construction: what has to be mounted waits for the daemon's mount namespace.
 #[derive(Debug)]
@@ -86,7 +85,7 @@ impl View {
     }
 
     fn blobs(&self, tree: &Tree, worker: &Path) -> Result<(), LiveError> {
-        let directory = disk::blobs(worker);
+        let directory = files::blobs(worker);
         make_directory(&self.root.join(&directory))?;
         for (name, _) in tree.list(&directory).unwrap_or_default() {
             self.link(&directory.join(&name.0))?;
@@ -95,7 +94,7 @@ impl View {
     }
 
     fn snapshots(&mut self, tree: &Tree, worker: &Path, scratch: &Path) -> Result<(), LiveError> {
-        let directory = disk::snapshots(worker);
+        let directory = files::snapshots(worker);
         make_directory(&self.root.join(&directory))?;
         let path = worker.join("snapshots/metadata.db");
         self.copy(tree, &path)?;
