@@ -96,7 +96,7 @@ impl Instance {
         let sshd =
             instance.command("/usr/sbin/sshd", &["-i", "-e", "-o", "PubkeyAcceptedAlgorithms=+ssh-rsa"]);
         let ssh_dir = instance.path(&format!("home/{USER}/.ssh"));
-        thread::spawn(move || serve(&listener, sshd, &log, &ssh_dir, first_login));
+        thread::spawn(move || serve(&listener, &sshd, &log, &ssh_dir, first_login));
         instance
     }
 
@@ -127,7 +127,7 @@ impl Instance {
 
 fn serve(
     listener: &TcpListener,
-    sshd: Vec<String>,
+    sshd: &[String],
     log: &File,
     ssh_dir: &Path,
     first_login: impl FnOnce() -> String,
