@@ -184,9 +184,11 @@ if [ -n "${WARMKIT_CONTEXT-}" ]; then
     args+=(--build "$unpacked/context")
     each '' "${WARMKIT_CONTEXT_ARGS-}"
 fi
-"$warmkit" "${args[@]}"
+"$warmkit" "${args[@]}" | tee "$scratch/verified"
+# Where a target's root is, warmkit knows.
+root=$(sed -n 's,^\(/.*\): healthy$,\1,p' "$scratch/verified")
 
 [ "${WARMKIT_HYDRATE-}" != true ] || install_hydrate
 [ -z "${WARMKIT_ENABLE-}" ] || systemctl enable -- "$WARMKIT_ENABLE"
 
-say "${place[1]} is warm"
+say "$root is warm"

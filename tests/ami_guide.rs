@@ -13,15 +13,15 @@ use support::demo::{self, demo};
 use support::document::blocks;
 use support::packer::packer;
 use support::warmkit::bake;
-use support::{Scratch, Tools, tools};
+use support::{Registry, Scratch, Tools, tools};
 
 /// The blocks of the guide that are tried under this name.
 fn tried(name: &str) -> String {
     let document = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/ami-guide.md");
-    let marked = blocks(&std::fs::read_to_string(document).unwrap());
-    let marker = format!("tried: {name}");
-    let found: Vec<_> = marked.into_iter().filter(|(other, _)| *other == marker).collect();
-    assert!(!found.is_empty(), "no block is {marker}: is the reader of the document broken?");
+    let name = format!("tried: {name}");
+    let all = blocks(&std::fs::read_to_string(document).unwrap());
+    let found: Vec<_> = all.into_iter().filter(|(other, _)| *other == name).collect();
+    assert!(!found.is_empty(), "no block is {name}: is the reader of the document broken?");
     found.into_iter().map(|(_, block)| block.text).collect()
 }
 
@@ -47,6 +47,26 @@ fn packer_takes_what_the_guide_gives_it() {
     let ended =
         shell(&tried("packer"), Path::new(env!("CARGO_MANIFEST_DIR")), &scratch.join("bin"), scratch.path());
     ended.expect_success("packer validate");
+}
+
+#[test]
+fn a_plan_says_what_keeps_the_root() {
+    let Some(tools) = Tools::find(tools::NEWEST) else { return };
+    let registry = Registry::start(&tools);
+    demo::push(&registry);
+    let scratch = Scratch::new();
+    scratch.program("bin/warmkit", format!("#!/bin/sh\nexec {} \"$@\"\n", env!("CARGO_BIN_EXE_warmkit")));
+    let ecr = "123456789012.dkr.ecr.eu-central-1.amazonaws.com";
+    let keys = format!("type=provenance,src={}", demo("provenance.json").display());
+    let script = tried("plan")
+        .replace(&format!("{ecr}/cache:app"), &registry.reference("demo", "cache"))
+        .replace(&format!("{ecr}/app:1.4"), &keys);
+    let root = scratch.join("root");
+    let script = script.trim_end().to_owned() + &format!(" --root {}", root.display());
+    let said = shell(&script, scratch.path(), &scratch.join("bin"), scratch.path());
+    let said = said.expect_success("plan").stdout;
+    assert!(said.contains("gcpolicy"), "{said}");
+    assert!(!root.exists());
 }
 
 #[test]

@@ -6,6 +6,8 @@
     reason = "a test that cannot set up has failed"
 )]
 
+#[path = "support/handmade.rs"]
+mod handmade;
 #[path = "support/skip.rs"]
 mod skip;
 
@@ -13,6 +15,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
+use handmade::Handmade;
 use serde_json::Value;
 
 /// The JSON example of docs/json.md below a heading.
@@ -121,6 +124,26 @@ fn json_has_the_members_that_are_documented() {
     let (hydrated, code) = printed(&["hydrate", "--root", root]);
     assert_eq!(code, Some(0), "{hydrated}");
     assert_eq!(members_of(&hydrated), members_of(&documented("`warmkit hydrate --json`")));
+
+    let inspect = documented("`warmkit inspect --json`");
+    let (inspected, code) = printed(&["inspect", &cache, "--keys-from", &keys]);
+    assert_eq!(code, Some(0), "{inspected}");
+    assert_eq!(members_of(&inspected), members_of(&inspect));
+    let without_caches = |mut value: Value| {
+        (value["caches"], value["keys_from"]) = (Value::Array(Vec::new()), Value::Array(Vec::new()));
+        members_of(&value)
+    };
+    let (inspected, code) = printed(&["inspect", "--root", root]);
+    assert_eq!(code, Some(0), "{inspected}");
+    assert_eq!(without_caches(inspected), without_caches(inspect));
+
+    let mut other = Handmade::default();
+    let layer = other.layer("other", None);
+    other.record("other", &[], &[layer]);
+    let other = other.write(&scratch.path().join("other"));
+    let (compared, code) = printed(&["diff", root, &other, "--exit-code"]);
+    assert_eq!(code, Some(11), "{compared}");
+    assert_eq!(members_of(&compared), members_of(&documented("`warmkit diff --json`")));
 
     let sysroot = scratch.path().to_str().unwrap();
     scratch_image(scratch.path());

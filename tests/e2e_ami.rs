@@ -194,7 +194,7 @@ fn an_ami_is_made_of_an_instance_that_is_warm() {
     let ended = cloud.build(&instance, &variables);
     let ended = ended.expect_success(&format!("packer build; sshd: {}", instance.log()));
     let said = ended.stdout + &ended.stderr;
-    for line in ["12 of 12 steps CACHED, 0 imports, 0 extractions", "provision: host is warm"] {
+    for line in ["12 of 12 steps CACHED, 0 imports, 0 extractions", "provision: /var/lib/buildkit is warm"] {
         assert!(said.contains(line), "{line}:\n{said}");
     }
     assert!(!said.contains(&secret()), "packer printed the password");
@@ -223,8 +223,13 @@ fn an_ami_is_made_of_an_instance_that_is_warm() {
     cloud.is_cleaned_up();
 
     is_sealed(&instance);
-    let enabled = fs::read_link(instance.path("etc/systemd/system/multi-user.target.wants/buildkit.service"));
-    assert_eq!(enabled.unwrap(), Path::new("/etc/systemd/system/buildkit.service"));
+    for unit in [
+        "multi-user.target.wants/buildkit.service",
+        "multi-user.target.wants/warmkit-hydrate.service",
+        "timers.target.wants/warmkit-hydrate.timer",
+    ] {
+        assert!(instance.path("etc/systemd/system").join(unit).is_symlink(), "{unit} is not enabled");
+    }
     let verified = instance.run("warmkit verify --for host");
     verified.expect_success("warmkit verify");
 }

@@ -6,8 +6,12 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Read as _;
+use std::net::TcpListener;
+use std::process::Stdio;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use support::cases::{Case, Origin, assert_warm};
 use support::command::{Ended, run};
@@ -67,6 +71,23 @@ impl Host {
         assert_warm(&self.docker.build(builder, base, &self.case.request.context), &self.origin);
     }
 
+    /// Bakes from a registry that never answers, and asks it to end once it waits there.
+    #[track_caller]
+    fn interrupts_a_bake(&self, target: &str) {
+        let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+        let cache = format!("{}/app:cache", silent.local_addr().unwrap());
+        let mut command = self.docker.warmkit();
+        command.args(["bake", &cache, "--for", target]).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = command.spawn().unwrap();
+        let (mut asked, _) = silent.accept().unwrap();
+        asked.read_exact(&mut [0]).unwrap();
+        assert_eq!(self.volumes().len(), 1);
+        kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(1) && errors.contains("interrupted"), "{errors}");
+    }
+
     /// Builds with one source file changed, and asserts that only what depends on it runs.
     #[track_caller]
     fn goes_on_from_there(&self, builder: &str) {
@@ -102,10 +123,12 @@ fn the_volume_of_a_builder_with_docker_running() {
     host.docker.start();
     let options = host.docker.builder_options(&host.world.tools, &host.world.registry);
 
-    // What a bake that fails has made goes again.
+    // What a bake has made goes again when it fails, and when it is interrupted.
     let absent = host.world.registry.reference("app", "absent");
     let failed = host.warmkit(&["bake", &absent, "--for", "buildx:ci"]);
     assert_eq!(failed.status.code(), Some(3), "{}", failed.stderr);
+    assert_eq!(host.volumes(), [""; 0]);
+    host.interrupts_a_bake("buildx:ci");
     assert_eq!(host.volumes(), [""; 0]);
     let nothing = host.warmkit(&["verify", "--for", "buildx:ci"]);
     assert_eq!(nothing.status.code(), Some(1), "{}", nothing.stderr);

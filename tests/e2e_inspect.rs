@@ -133,7 +133,7 @@ fn a_changed_source_changes_the_steps_that_ran() {
     let same = json(&[&["diff", root, &origin.cache, "--exit-code"], &keys[..]].concat(), 0);
     assert_eq!((&same["equal"], &same["steps"]), (&true.into(), &Value::Array(Vec::new())), "{same:#}");
     assert!(same["same"]["records"].as_u64() > Some(5), "{same:#}");
-    let old = json(&[&["diff", root, &cache, "--exit-code"], &keys[..]].concat(), 10);
+    let old = json(&[&["diff", root, &cache, "--exit-code"], &keys[..]].concat(), 11);
     assert_eq!((&old["gone"], &old["added"], &old["steps"]), (&diff["gone"], &diff["added"], &diff["steps"]));
 
     // The builder itself has each layer of its cache, and more.

@@ -43,7 +43,7 @@ impl Tried {
         let found = boots.filter(|boot| !(imports && *boot == Boot::ChangedImporting)).map(boot).collect();
         // What a snapshot of a running builder lacks is chance, too.
         let torn = if all { world.boot_torn(&mut image) } else { None };
-        torn.iter().for_each(|torn| eprintln!("{way:?}, torn: {torn:?}"));
+        eprintln!("{way:?}, torn: {torn:?}");
         Self { way, made: image.made, found, torn }
     }
 

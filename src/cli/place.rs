@@ -21,6 +21,11 @@ pub(super) struct Place {
 }
 
 impl Place {
+    /// Whether a root was named, where one need not be.
+    pub(super) fn is_given(&self) -> bool {
+        self.root.is_some() || self.target.is_some()
+    }
+
     /// The root's directory, for reading, also beside a daemon that runs on it.
     pub(super) fn root(&self) -> Result<PathBuf, Failure> {
         let root = self.find()?;

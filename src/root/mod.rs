@@ -231,6 +231,10 @@ impl Root {
         let workers: Result<_, Error> =
             self.workers.iter().map(|name| worker(&self.tree, name, &mut faults)).collect();
         let workers = workers?;
+        if self.workers.is_empty() {
+            let place = files::place(Path::new("runc-overlayfs"));
+            faults.add(FaultKind::FileMissing, place, "no worker's directory");
+        }
         let path = Path::new("cache.db");
         let solver = match database::open(&self.tree, path, &mut faults) {
             Some(db) => {
@@ -267,7 +271,7 @@ impl Root {
                 && worker.containerd.is_some()
                 && worker.store.is_some()
         };
-        let whole = state.solver.is_some() && state.workers.iter().all(is_whole);
+        let whole = state.solver.is_some() && !state.workers.is_empty() && state.workers.iter().all(is_whole);
         match state.faults.first() {
             Some(fault) if !whole => {
                 Err(Error::Damaged { path: self.tree.path.clone(), fault: fault.clone() })

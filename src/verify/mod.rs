@@ -93,10 +93,6 @@ pub fn offline(root: &Path, options: &Options, progress: &dyn Progress) -> Resul
         worker_files(tree, worker, owner, &mut findings);
         within(worker, &mut findings);
     }
-    if state.workers.is_empty() {
-        let detail = "no worker's directory";
-        findings.add(FindingKind::StateFileMissing, files::subject(Path::new("runc-overlayfs")), detail);
-    }
     let path = Path::new(HISTORY);
     let mut history = History::default();
     if tree.stat(path).is_ok() && files::check(tree, path, file(0o600), owner, &mut findings) {

@@ -20,7 +20,7 @@ pub const PARTITION: u64 = 1 << 20;
 
 /// How long a machine may take to boot, to run a command, to shut down. All of it is emulated, on a host
 /// that may have other things to do.
-const LIMIT: Duration = Duration::from_secs(480);
+const LIMIT: Duration = Duration::from_secs(1200);
 
 /// What machines are made with, all found.
 #[derive(Debug)]

@@ -216,8 +216,8 @@ impl World {
         let used = disk.used();
         let used = Used { bytes: used.bytes - empty.bytes, inodes: used.inodes - empty.inodes };
         let history = root(&disk).join("history.db").exists();
+        let deleted = trim(&disk);
         disk.unmount();
-        let deleted = trim(&mut disk);
         Image { way, disk, made: Made { seconds, network, used, deleted, history }, torn }
     }
 
@@ -393,11 +393,10 @@ fn loading(request: &BuildRequest) -> BuildRequest {
 }
 
 /// Discards the blocks that no file has, and says how many bytes of them had been written.
-fn trim(disk: &mut Volume) -> u64 {
+fn trim(disk: &Volume) -> u64 {
+    disk.sync();
     let before = disk.stored();
-    disk.mount(MOUNT);
     run(Command::new("fstrim").arg(disk.path()), Duration::from_secs(120)).expect_success("fstrim");
-    disk.unmount();
     before.saturating_sub(disk.stored())
 }
 

@@ -115,10 +115,15 @@ impl Volume {
         succeed("losetup", &["-d", &format!("/dev/{device}")]);
     }
 
+    /// Has all that was written so far on the disk, while it is mounted.
+    pub fn sync(&self) {
+        syncfs(fs::File::open(&self.path).unwrap()).unwrap();
+    }
+
     /// What is on it while it is mounted.
     pub fn used(&self) -> Used {
-        // Blocks are given to what was written to the disk.
-        syncfs(fs::File::open(&self.path).unwrap()).unwrap();
+        // What is not written yet has no blocks yet.
+        self.sync();
         let of = statvfs(&self.path).unwrap();
         Used { bytes: (of.f_blocks - of.f_bfree) * of.f_frsize, inodes: of.f_files - of.f_ffree }
     }

@@ -25,7 +25,7 @@ Examples:
   warmkit diff ghcr.io/acme/app:cache-before ghcr.io/acme/app:cache \\
     --keys-from ghcr.io/acme/app:main
 
-  # is the root in this image as fresh as the cache? 10 if not
+  # is the root in this image as fresh as the cache? 11 if not
   warmkit diff /mnt/image/var/lib/buildkit ghcr.io/acme/app:cache \\
     --keys-from ghcr.io/acme/app:main --exit-code
 
@@ -50,7 +50,7 @@ pub(super) struct Arguments {
     #[command(flatten)]
     keys: KeySources,
 
-    /// End with 10 where they differ; without it a difference is no reason for another code than 0
+    /// End with 11 where they differ; without it a difference is no reason for another code than 0
     #[arg(long)]
     exit_code: bool,
 

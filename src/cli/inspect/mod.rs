@@ -2,15 +2,14 @@
 
 mod table;
 
-use std::path::PathBuf;
-
-use clap::{Args, ValueHint};
+use clap::Args;
 use serde::Serialize;
 
 use super::caches::Caches;
 use super::exit::{self, Failure};
 use super::options::KeySources;
 use super::output::{Output, columns};
+use super::place::Place;
 use super::progress::{Console, Verbs};
 use super::signals::interruptible;
 use crate::gather::{self, BakedCache, KeySourceReport, Missing};
@@ -33,24 +32,26 @@ Examples:
     jq -r '.records | sort_by(-.bytes)[:10][] | [.bytes, .name] | @tsv'
 ";
 
+/// What is about caches only.
+const OF_CACHES: [&str; 6] = ["named", "from_file", "skip_missing", "keys_from", "no_sidecar", "platforms"];
+
 /// Show what caches or a root hold: records, sizes, what is shared, what has a key; pulls no layer
 #[derive(Debug, Args)]
 #[command(
     after_help = format!("{}\n\n{EXAMPLES}", exit::HELP),
-    mut_arg("named", |arg| arg.required_unless_present_any(["from_file", "root"])),
+    mut_arg("named", |arg| arg.required_unless_present_any(["from_file", "root", "for"])),
+    mut_arg("root", |arg| arg.conflicts_with_all(OF_CACHES).help("A root instead of caches, as a directory; no \
+        daemon may run on it")),
+    mut_arg("for", |arg| arg.conflicts_with_all(OF_CACHES).help("A root instead of caches, by whose it is: `host`, \
+        this machine's buildkitd (/var/lib/buildkit); `buildx:NAME` or `buildx:NAME/NODE`, a builder of the \
+        docker-container driver that does not run")),
 )]
 pub(super) struct Arguments {
     #[command(flatten)]
     caches: Caches,
 
-    /// A root instead of caches; no daemon may run on it
-    #[arg(
-        long,
-        value_name = "DIR",
-        value_hint = ValueHint::DirPath,
-        conflicts_with_all = ["named", "from_file", "skip_missing", "keys_from", "no_sidecar", "platforms"]
-    )]
-    root: Option<PathBuf>,
+    #[command(flatten)]
+    place: Place,
 
     #[command(flatten)]
     keys: KeySources,
@@ -84,7 +85,7 @@ struct Report<'a> {
 
 /// Inspects and returns the exit code.
 pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
-    let Arguments { caches, root, keys, depth, all, output } = arguments;
+    let Arguments { caches, place, keys, depth, all, output } = arguments;
     let mut report = Report {
         root: None,
         caches: Vec::new(),
@@ -97,7 +98,8 @@ pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
         keys: &[],
     };
     let inventory: Inventory;
-    if let Some(path) = root {
+    if place.is_given() {
+        let path = place.idle_root()?;
         let root = Root::open(&path)?;
         let state = root.read_whole()?;
         inventory = inspect::of_root(&root, &state);
