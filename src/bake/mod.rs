@@ -37,7 +37,7 @@ use crate::fsutil;
 use crate::gather::{self, Images, Keys, Offer};
 use crate::keys::KeySpec;
 use crate::oci::{Cache, Platform, Reference};
-use crate::progress::{Event, Phase, Progress};
+use crate::progress::{Event, Phase, Progress, during};
 use crate::replay::{self, Replay};
 use crate::source::{self, CacheSpec, Stop};
 use crate::store::StateDir;
@@ -160,11 +160,9 @@ fn bake_watched(options: &Options, cancel: &Cancel, progress: &dyn Progress) -> 
         )));
     }
     match bake_into(staging.path(), options, cancel, progress) {
-        Ok(mut report) => {
-            let started = begin(progress, Phase::Commit);
+        Ok((mut report, committing)) => {
             let root = staging.commit(&[crate::store::state_dir::CACHE_DB])?;
-            let took = end(progress, Phase::Commit, started);
-            report.seconds.commit += took.as_secs_f64();
+            report.seconds.commit = end(progress, Phase::Commit, committing);
             report.root = root.display().to_string();
             report.leftovers = leftovers.iter().map(|p| p.display().to_string()).collect();
             Ok(report)
@@ -184,10 +182,11 @@ fn begin(progress: &dyn Progress, phase: Phase) -> Instant {
     Instant::now()
 }
 
-fn end(progress: &dyn Progress, phase: Phase, started: Instant) -> Duration {
+/// In seconds.
+fn end(progress: &dyn Progress, phase: Phase, started: Instant) -> f64 {
     let took = started.elapsed();
     progress.event(Event::Finished(phase, took));
-    took
+    took.as_secs_f64()
 }
 
 /// Replays the build where the other sources leave a record without a key, and adds to `keys` what it gives.
@@ -199,7 +198,9 @@ fn replay_missing(
 ) -> Result<Option<replay::Report>, Error> {
     let Some(build) = options.replay.as_ref().filter(|_| keys.coverage.lost() > 0) else { return Ok(None) };
     let build = replay::Options { registry: options.registry.clone(), ..build.clone() };
-    let Replay { candidates, report } = replay::replay(&caches.iter().collect::<Vec<_>>(), &build)?;
+    let caches_of_it: Vec<&Cache> = caches.iter().collect();
+    let Replay { candidates, report } =
+        during(progress, Phase::Replay, || replay::replay(&caches_of_it, &build))?;
     for missed in report.builds.iter().flat_map(|build| &build.missed) {
         progress.event(Event::Warning(format!("the replay missed {}: {}", missed.step, missed.cause)));
     }
@@ -208,12 +209,13 @@ fn replay_missing(
     Ok(Some(report))
 }
 
+/// Everything but to put the root in place; also says when the last phase, which that is part of, began.
 fn bake_into(
     staged: &Path,
     options: &Options,
     cancel: &Cancel,
     progress: &dyn Progress,
-) -> Result<Report, Error> {
+) -> Result<(Report, Instant), Error> {
     let mut seconds = Phases::default();
 
     let started = begin(progress, Phase::Resolve);
@@ -227,7 +229,7 @@ fn bake_into(
         caches.push(opened.cache);
         baked.push(opened.report);
     }
-    seconds.set(Phase::Resolve, end(progress, Phase::Resolve, started));
+    seconds.resolve = end(progress, Phase::Resolve, started);
 
     let started = begin(progress, Phase::Keys);
     let mut offers = gather::offers(&options.keys_from, &gathering, progress)?;
@@ -252,7 +254,7 @@ fn bake_into(
     sources.extend(of_images);
     let plan = plan::plan(&caches, &images, blobs, &keys);
     drop(caches);
-    seconds.set(Phase::Keys, end(progress, Phase::Keys, started));
+    seconds.keys = end(progress, Phase::Keys, started);
 
     let bytes_down = plan.bytes();
     let free = fsutil::free_bytes(staged).at("look at the file system of", staged)?;
@@ -263,18 +265,17 @@ fn bake_into(
     let root = StateDir::new(staged);
     root.create()?;
     let unpacked = layers::fetch_and_unpack(&plan, &sources, &root, cancel, progress)?;
-    seconds.set(Phase::Layers, end(progress, Phase::Layers, started));
+    seconds.layers = end(progress, Phase::Layers, started);
 
-    let started = Instant::now();
+    let committing = begin(progress, Phase::Commit);
     stores::write(&plan, &sources, &images, &unpacked, &root, options.written_at)?;
-    seconds.set(Phase::Commit, started.elapsed());
     cancel.check()?;
 
     let unpacked_bytes: u64 = unpacked.usage.iter().map(|usage| usage.size).sum();
     let documents: BTreeMap<_, _> =
         images.iter().flat_map(|image| &image.documents).map(|d| (d.digest, d.bytes.len() as u64)).collect();
     let document_bytes: u64 = documents.values().sum();
-    Ok(Report {
+    let report = Report {
         root: String::new(),
         caches: baked,
         missing: all.missing,
@@ -292,5 +293,6 @@ fn bake_into(
         seconds,
         leftovers: Vec::new(),
         unkeyed,
-    })
+    };
+    Ok((report, committing))
 }

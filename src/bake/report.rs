@@ -1,11 +1,8 @@
 //! What a bake says of itself when it is done: the object that `--json` prints.
 
-use std::time::Duration;
-
 use serde::Serialize;
 
 use crate::gather::{BakedCache, KeySourceReport, Missing, SeededImage, SkippedImage};
-use crate::progress::Phase;
 use crate::replay;
 
 pub use crate::gather::Unkeyed;
@@ -24,16 +21,6 @@ pub struct Phases {
 }
 
 impl Phases {
-    pub(crate) fn set(&mut self, phase: Phase, took: Duration) {
-        let slot = match phase {
-            Phase::Resolve => &mut self.resolve,
-            Phase::Keys => &mut self.keys,
-            Phase::Layers => &mut self.layers,
-            Phase::Commit => &mut self.commit,
-        };
-        *slot = took.as_secs_f64();
-    }
-
     /// All phases together.
     pub fn total(&self) -> f64 {
         self.resolve + self.keys + self.layers + self.commit

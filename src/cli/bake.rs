@@ -10,7 +10,7 @@ use super::caches::Caches;
 use super::exit::{self, Failure};
 use super::options::KeySources;
 use super::output::Output;
-use super::progress::{Shown, Verbs};
+use super::progress::Shown;
 use super::{render, signals};
 use crate::bake::{self, Cancel, Options};
 use crate::oci::Reference;
@@ -142,7 +142,7 @@ pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
         written_at: arguments.source_date_epoch.unwrap_or_else(Timestamp::now),
         registry,
     };
-    let report = bake::bake(&options, &cancel, &*arguments.progress.start(Verbs::BAKE)?)?;
+    let report = bake::bake(&options, &cancel, &*arguments.progress.start()?)?;
     arguments.output.report(&report, render::bake)?;
     Ok(exit::OK)
 }

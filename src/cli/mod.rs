@@ -20,9 +20,6 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use output::Output;
-use progress::Shown;
-
 /// Bakes BuildKit registry caches into a machine image, so that the first build on a fresh host
 /// prints CACHED for every step.
 #[derive(Debug, Parser)]
@@ -53,16 +50,12 @@ pub fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
-    let mut progress = Shown::default();
-    let (output, result) = match arguments.command {
-        Command::Bake(arguments) => {
-            progress = arguments.progress;
-            (arguments.output, bake::run(*arguments))
-        }
+    let ((output, progress), result) = match arguments.command {
+        Command::Bake(arguments) => ((arguments.output, arguments.progress), bake::run(*arguments)),
         Command::Keys(command) => keys::run(command),
-        Command::Verify(arguments) => (arguments.output, verify::run(&arguments)),
-        Command::Completion(arguments) => (Output::default(), completion::run(&arguments)),
-        Command::Man(arguments) => (Output::default(), man::run(&arguments)),
+        Command::Verify(arguments) => ((arguments.output, arguments.progress), verify::run(&arguments)),
+        Command::Completion(arguments) => (Default::default(), completion::run(&arguments)),
+        Command::Man(arguments) => (Default::default(), man::run(&arguments)),
     };
     ExitCode::from(result.unwrap_or_else(|failure| progress.failure(output, &failure)))
 }

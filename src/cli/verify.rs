@@ -9,10 +9,11 @@ use serde::Serialize;
 
 use super::build::Solve;
 use super::exit::{self, Failure};
-use super::output::{Output, err, out};
-use super::progress::{Console, Verbs};
+use super::output::{Output, out};
+use super::progress::Shown;
 use super::{render, signals};
 use crate::daemon::Build;
+use crate::progress::{Phase, during};
 use crate::verify::{self, LiveOptions, LiveReport};
 
 const EXAMPLES: &str = "\
@@ -42,6 +43,9 @@ pub(super) struct Arguments {
 
     #[command(flatten)]
     pub(super) output: Output,
+
+    #[command(flatten)]
+    pub(super) progress: Shown,
 
     /// Also run this build on a throwaway view of the root, which stays untouched: is every step CACHED?
     #[arg(long, value_name = "CONTEXT", help_heading = "Build")]
@@ -91,18 +95,19 @@ struct Outcome<'a> {
 
 /// Verifies and returns the exit code.
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
-    let ending = signals::end_on_signal()?;
-    let output = arguments.output;
+    let (output, progress) = (arguments.output, arguments.progress);
+    let ending = signals::end_on_signal(output, progress)?;
     let options = verify::Options { read_data: arguments.read_data, ..verify::Options::default() };
-    let report = verify::offline(&arguments.root, &options, &Console::new(Verbs::VERIFY))?;
+    let report = verify::offline(&arguments.root, &options, &*progress.start()?)?;
     if !output.is_json() {
         out(render::verify(&arguments.root, &report))?;
     }
     let live = match &arguments.build {
         None => None,
         Some(context) => {
-            err("building on a throwaway view of the root");
-            Some(verify::live(&arguments.root, &arguments.live(context.clone(), ending.in_order()))?)
+            let options = arguments.live(context.clone(), ending.in_order());
+            let build = || verify::live(&arguments.root, &options);
+            Some(during(&*progress.start()?, Phase::Build, build)?)
         }
     };
     if output.is_json() {

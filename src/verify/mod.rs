@@ -41,6 +41,7 @@ use std::io;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::thread;
+use std::time::Instant;
 
 use rustix::fs::FileType;
 use rustix::io::Errno;
@@ -48,7 +49,7 @@ use rustix::io::Errno;
 pub use live::{DEFAULT_IMAGE, LiveError, LiveOptions, LiveReport, Step, StepStatus, live};
 pub use report::{Counts, Finding, FindingKind, Report, Severity, Subject};
 
-use crate::progress::{Event, Progress};
+use crate::progress::{Event, Phase, Progress};
 use crate::store::ids::{RecordId, WorkerId};
 use containerd::Containerd;
 use disk::Look;
@@ -183,6 +184,8 @@ pub fn offline(root: &Path, options: &Options, progress: &dyn Progress) -> Resul
     }
     let jobs = options.jobs.or_else(|| thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get);
     let mut findings = Findings::default();
+    progress.event(Event::Started(Phase::Databases));
+    let started = Instant::now();
     let names = worker_directories(&tree)?;
     let _locks = locks(&tree, &names)?;
 
@@ -202,11 +205,18 @@ pub fn offline(root: &Path, options: &Options, progress: &dyn Progress) -> Resul
         database::open(&tree, history, &mut findings);
     }
     solver(&tree, &workers, owner, &mut counts, &mut findings)?;
-    let look = Look { root: &tree, owner, jobs, progress };
     for worker in &workers {
         relate(worker, &mut counts, &mut findings);
+    }
+    progress.event(Event::Finished(Phase::Databases, started.elapsed()));
+
+    progress.event(Event::Started(Phase::Blobs));
+    let started = Instant::now();
+    let look = Look { root: &tree, owner, jobs, progress };
+    for worker in &workers {
         on_disk(&look, worker, options, &mut counts, &mut findings);
     }
+    progress.event(Event::Finished(Phase::Blobs, started.elapsed()));
     let (findings, notes) = findings.finish();
     Ok(Report { findings, notes, counts, schema_versions, read_data: options.read_data })
 }
