@@ -1,5 +1,6 @@
 //! The command line: one file per command, the rendering, the exit codes.
 
+mod advice;
 mod bake;
 mod build;
 mod caches;

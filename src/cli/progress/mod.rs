@@ -52,7 +52,7 @@ impl Shown {
             },
             Mode::Plain => Box::new(Lines::new()),
             Mode::Tty => Box::new(Bar::new().ok_or_else(|| {
-                let reason = "--progress tty: standard error is no terminal that a bar can be drawn on";
+                let reason = "--progress tty: standard error is no terminal that a bar can be drawn on; leave it to --progress auto";
                 Failure::new(reason, exit::USAGE)
             })?),
             Mode::Rawjson => Box::new(rawjson::Events::new(|line: &str| err(line))),
