@@ -20,10 +20,21 @@ variable "keys" {
   description = "Where operation digests come from, written as after `warmkit bake --keys-from`."
 }
 
+variable "target" {
+  type        = string
+  default     = "host"
+  description = "Whose root to make, as after `warmkit bake --for`: host is /var/lib/buildkit, buildx:NAME the volume of a builder. It must be absent or empty."
+
+  validation {
+    condition     = var.target == "host" || (substr(var.target, 0, 7) == "buildx:" && var.target != "buildx:")
+    error_message = "The target is neither host nor buildx:NAME."
+  }
+}
+
 variable "root" {
   type        = string
-  default     = "/var/lib/buildkit"
-  description = "The BuildKit root to make. It must be absent or empty."
+  default     = ""
+  description = "The root to make, as a directory. Empty: target's."
 }
 
 variable "platform" {
@@ -44,10 +55,22 @@ variable "read_data" {
   description = "Verify every file against its layer, too."
 }
 
+variable "context" {
+  type        = string
+  default     = ""
+  description = "A tar of a build's context, on this machine. The build then runs on a throwaway view of the root, and Packer fails if a step is not CACHED."
+}
+
+variable "context_args" {
+  type        = list(string)
+  default     = []
+  description = "The arguments of that build, as after `warmkit verify --build`, such as --build-arg=VERSION=1.4."
+}
+
 variable "warmkit_binary" {
   type        = string
   default     = ""
-  description = "A warmkit binary on this machine. Empty: warmkit_url, or else the installed one."
+  description = "A warmkit binary or Debian package on this machine. Empty: warmkit_url, or else the installed one."
 }
 
 variable "warmkit_url" {
@@ -81,6 +104,7 @@ build {
     environment_vars = [
       "WARMKIT_CACHES=${join("\n", var.caches)}",
       "WARMKIT_KEYS=${join("\n", var.keys)}",
+      "WARMKIT_FOR=${var.root == "" ? var.target : ""}",
       "WARMKIT_ROOT=${var.root}",
       "WARMKIT_PLATFORM=${var.platform}",
       "WARMKIT_ALLOW_UNKEYED=${var.allow_unkeyed}",
@@ -89,6 +113,8 @@ build {
       "WARMKIT_URL=${var.warmkit_url}",
       "WARMKIT_SHA256=${var.warmkit_sha256}",
       "WARMKIT_BIN_DIR=${var.bin_dir}",
+      "WARMKIT_CONTEXT=${var.context}",
+      "WARMKIT_CONTEXT_ARGS=${join("\n", var.context_args)}",
     ]
 
     execute_command = [

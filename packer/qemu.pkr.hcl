@@ -48,10 +48,21 @@ variable "files" {
   description = "Files to upload to /tmp/warmkit, where keys can name them: type=provenance,src=/tmp/warmkit/metadata.json."
 }
 
+variable "target" {
+  type        = string
+  default     = "host"
+  description = "Whose root to make, as after `warmkit bake --for`: host is /var/lib/buildkit, buildx:NAME the volume of a builder. It must be absent or empty."
+
+  validation {
+    condition     = var.target == "host" || (substr(var.target, 0, 7) == "buildx:" && var.target != "buildx:")
+    error_message = "The target is neither host nor buildx:NAME."
+  }
+}
+
 variable "root" {
   type        = string
-  default     = "/var/lib/buildkit"
-  description = "The BuildKit root to make. It must be absent or empty."
+  default     = ""
+  description = "The root to make, as a directory. Empty: target's."
 }
 
 variable "platform" {
@@ -75,7 +86,7 @@ variable "read_data" {
 variable "warmkit_binary" {
   type        = string
   default     = ""
-  description = "A warmkit binary, for the machine's architecture, to upload. Empty: warmkit_url, or else the one in the image."
+  description = "A warmkit binary or Debian package, for the machine's architecture, to upload. Empty: warmkit_url, or else the one in the image."
 }
 
 variable "warmkit_url" {
@@ -90,6 +101,12 @@ variable "warmkit_sha256" {
   description = "What the downloaded warmkit must hash to."
 }
 
+variable "hydrate" {
+  type        = bool
+  default     = false
+  description = "Machines that boot from the image read the root once from their volume, so that builds do not wait for blocks of a snapshot (docs/hydrate.md)."
+}
+
 variable "docker_config" {
   type        = string
   default     = ""
@@ -101,6 +118,18 @@ variable "enable" {
   type        = string
   default     = ""
   description = "The unit that starts BuildKit, enabled once the root is baked. Empty: none is."
+}
+
+variable "context" {
+  type        = string
+  default     = ""
+  description = "A tar of a build's context, on this machine. The build then runs on a throwaway view of the root, and there is no image if a step is not CACHED."
+}
+
+variable "context_args" {
+  type        = list(string)
+  default     = []
+  description = "The arguments of that build, as after `warmkit verify --build`, such as --build-arg=VERSION=1.4."
 }
 
 variable "ssh_username" {
@@ -158,6 +187,8 @@ variable "disk_size" {
 
 locals {
   uploads = "/tmp/warmkit"
+  scripts = ["provision.sh", "seal.sh", "warmkit-hydrate.service", "warmkit-hydrate.timer"]
+  sudo    = "$([ \"$(id -u)\" -eq 0 ] || echo sudo -n -E)"
 }
 
 source "qemu" "warm" {
@@ -197,7 +228,7 @@ source "qemu" "warm" {
   ssh_private_key_file = var.ssh_private_key_file
   ssh_timeout          = "15m"
 
-  shutdown_command = "$([ \"$(id -u)\" -eq 0 ] || echo sudo -n) systemctl poweroff"
+  shutdown_command = "${local.sudo} systemctl poweroff"
   shutdown_timeout = "10m"
 }
 
@@ -213,7 +244,7 @@ build {
   }
 
   provisioner "file" {
-    sources     = concat(compact([var.warmkit_binary]), var.files, ["${path.root}/provision.sh", "${path.root}/seal.sh"])
+    sources     = concat(compact([var.warmkit_binary, var.context]), var.files, [for name in local.scripts : "${path.root}/${name}"])
     destination = "${local.uploads}/"
   }
 
@@ -223,6 +254,7 @@ build {
     environment_vars = [
       "WARMKIT_CACHES=${join("\n", var.caches)}",
       "WARMKIT_KEYS=${join("\n", var.keys)}",
+      "WARMKIT_FOR=${var.root == "" ? var.target : ""}",
       "WARMKIT_ROOT=${var.root}",
       "WARMKIT_PLATFORM=${var.platform}",
       "WARMKIT_ALLOW_UNKEYED=${var.allow_unkeyed}",
@@ -230,7 +262,10 @@ build {
       "WARMKIT_BINARY=${var.warmkit_binary == "" ? "" : "${local.uploads}/${basename(var.warmkit_binary)}"}",
       "WARMKIT_URL=${var.warmkit_url}",
       "WARMKIT_SHA256=${var.warmkit_sha256}",
+      "WARMKIT_HYDRATE=${var.hydrate}",
       "WARMKIT_DOCKER_CONFIG=${var.docker_config}",
+      "WARMKIT_CONTEXT=${var.context == "" ? "" : "${local.uploads}/${basename(var.context)}"}",
+      "WARMKIT_CONTEXT_ARGS=${join("\n", var.context_args)}",
       "WARMKIT_ENABLE=${var.enable}",
     ]
 
@@ -238,13 +273,11 @@ build {
     # what is deleted from a disk is still in an image of it.
     use_env_var_file = true
     remote_folder    = "/dev/shm"
-    execute_command  = ". '{{ .EnvVarFile }}' && $([ \"$(id -u)\" -eq 0 ] || echo sudo -n -E) bash '{{ .Path }}'"
+    execute_command  = ". '{{ .EnvVarFile }}' && ${local.sudo} bash '{{ .Path }}'"
   }
 
   # Nothing of the baking stays in the image but the root and warmkit itself, and nothing of this machine.
   provisioner "shell" {
-    inline = [
-      "$([ \"$(id -u)\" -eq 0 ] || echo sudo -n) bash ${local.uploads}/seal.sh",
-    ]
+    inline = ["${local.sudo} bash ${local.uploads}/seal.sh"]
   }
 }

@@ -21,12 +21,17 @@ fi
 rm -f /var/lib/dbus/machine-id /var/lib/systemd/random-seed /var/lib/systemd/credential.secret
 rm -f /etc/ssh/ssh_host_*_key /etc/ssh/ssh_host_*_key.pub
 
+# Removes a file of registry credentials; one that only names helpers, or has settings, is no secret and stays.
+forget() {
+    if grep -qsE '"(auth|password|identitytoken|registrytoken)"[[:space:]]*:' "$1"; then rm -f -- "$1"; fi
+}
+
 # The user that Packer logged in as, and root.
 for home in /root "$(getent passwd "${SUDO_USER:-root}" | cut -d: -f6)"; do
     rm -f "$home"/.ssh/authorized_keys "$home"/.ssh/known_hosts "$home"/.*_history
-    rm -f "$home"/.docker/config.json "$home"/.config/containers/auth.json
+    forget "$home/.docker/config.json"
+    forget "$home/.config/containers/auth.json"
 done
-rm -f /run/containers/0/auth.json
 
 # Logs name the machine.
 rm -rf /var/log/journal/* /tmp/warmkit

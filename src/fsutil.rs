@@ -5,16 +5,79 @@ use std::io;
 use std::path::Path;
 
 use rustix::fs::FlockOperation;
+use rustix::ioctl::{self, Opcode};
 
-/// Bytes that root may still write on the file system of `path`.
-pub fn free_bytes(path: &Path) -> io::Result<u64> {
+/// File systems that may write fewer bytes than they are given: btrfs, ZFS, bcachefs.
+const COMPRESSING: [u32; 3] = [0x9123_683e, 0x2fc1_2fc1, 0xca45_1a4e];
+
+/// How much room a file system has, for root.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// Bytes that it has.
+    pub bytes: u64,
+    /// Bytes that root may still write.
+    pub free_bytes: u64,
+    /// Inodes that it has, and those that are free; `None` where it makes them as it needs them.
+    pub inodes: Option<(u64, u64)>,
+    /// Whether files may take fewer bytes than they have.
+    pub compresses: bool,
+}
+
+/// How much room there is on the file system of `path`.
+pub fn room(path: &Path) -> io::Result<Room> {
     let stat = rustix::fs::statvfs(path)?;
-    Ok(stat.f_bfree.saturating_mul(stat.f_frsize))
+    let magic = rustix::fs::statfs(path)?.f_type;
+    Ok(Room {
+        bytes: stat.f_blocks.saturating_mul(stat.f_frsize),
+        free_bytes: stat.f_bfree.saturating_mul(stat.f_frsize),
+        inodes: (stat.f_files > 0).then_some((stat.f_files, stat.f_ffree)),
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "magic numbers have 32 bits"
+        )]
+        compresses: COMPRESSING.contains(&(magic as u32)),
+    })
+}
+
+/// How much room there is where `path` is or would be made: on the file system of the nearest of its ancestors that
+/// exists.
+pub fn room_at(path: &Path) -> io::Result<Room> {
+    let path = std::path::absolute(path)?;
+    path.ancestors().find(|ancestor| ancestor.exists()).map_or(Err(io::ErrorKind::NotFound.into()), room)
 }
 
 /// Writes everything of the file system of `path` to its disk, with one call.
 pub fn sync_file_system(path: &Path) -> io::Result<()> {
     Ok(rustix::fs::syncfs(File::open(path)?)?)
+}
+
+/// What FITRIM is about: `struct fstrim_range` of `linux/fs.h`.
+#[repr(C)]
+struct TrimRange {
+    start: u64,
+    len: u64,
+    min_len: u64,
+}
+
+const FITRIM: Opcode = ioctl::opcode::read_write::<TrimRange>(b'X', 121);
+
+/// Tells the disk which blocks of the file system of `path` are free, so that it forgets what was in them; gives
+/// their bytes. Some file systems leave out what they told before.
+///
+/// # Errors
+/// The disk or the file system knows no such thing (`Unsupported`), or the user may not.
+pub fn discard_free_blocks(path: &Path) -> io::Result<u64> {
+    // What was deleted is free only once it is written that it is.
+    sync_file_system(path)?;
+    let directory = File::open(path)?;
+    let mut range = TrimRange { start: 0, len: u64::MAX, min_len: 0 };
+    // Nobody wraps this ioctl. Its number says that the kernel reads and writes one `TrimRange`.
+    #[allow(unsafe_code)]
+    unsafe {
+        ioctl::ioctl(&directory, ioctl::Updater::<FITRIM, _>::new(&mut range))?;
+    }
+    Ok(range.len)
 }
 
 /// Makes the entries of a directory durable.
@@ -51,6 +114,16 @@ pub fn is_root() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn there_is_room_where_something_would_be_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let of = |room: Room| (room.bytes, room.inodes.map(|(all, _)| all), room.compresses);
+        let here = of(room(dir.path()).unwrap());
+        assert!(here.0 > 0);
+        assert_eq!(of(room_at(&dir.path().join("not/there/yet")).unwrap()), here);
+        assert!(room(&dir.path().join("not")).is_err());
+    }
 
     #[test]
     fn a_lock_counts_only_while_it_is_held() {

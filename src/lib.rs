@@ -26,7 +26,8 @@
 //!      snapshots/snapshots/<n>/fs/   unpacked layers
 //!      content/blobs/sha256/<hex>    compressed layers
 //!                     │
-//!                  [verify]   reads it all back, and shares nothing with the writers
+//!                  [root]     reads it all back, and shares nothing with the writers
+//!                  [verify]   judges it
 //! ```
 //!
 //! [source]: crate::source
@@ -36,10 +37,12 @@
 //! [bake]: crate::bake
 //! [layer]: crate::layer
 //! [store]: crate::store
+//! [root]: crate::root
 //! [verify]: crate::verify
 
 pub mod bake;
 pub mod bolt;
+pub mod builder;
 pub mod cli;
 pub mod csv;
 pub mod daemon;
@@ -47,11 +50,14 @@ pub mod digest;
 pub mod fsutil;
 pub mod gather;
 pub mod gc;
+pub mod hydrate;
+pub mod inspect;
 pub mod keys;
 pub mod layer;
 pub mod oci;
 pub mod progress;
 pub mod replay;
+pub mod root;
 pub mod source;
 pub mod store;
 pub mod verify;

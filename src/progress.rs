@@ -19,12 +19,16 @@ pub enum Phase {
     Commit,
     /// A sidecar is uploaded.
     Push,
-    /// A root's databases are read, and each is compared with the others.
+    /// The databases of a root are read, to be judged or to have them in memory.
     Databases,
     /// Blobs are hashed, and layers compared with their snapshots.
     Blobs,
     /// A build runs on a view of a root.
     Build,
+    /// Of a root that is read from its disk: what a step that is not CACHED may need.
+    FirstBuild,
+    /// Everything else of it.
+    Rest,
 }
 
 impl Phase {
@@ -40,6 +44,8 @@ impl Phase {
             Self::Databases => "databases",
             Self::Blobs => "blobs",
             Self::Build => "build",
+            Self::FirstBuild => "first-build",
+            Self::Rest => "rest",
         }
     }
 }
@@ -65,6 +71,18 @@ pub enum Event {
     Fetched {
         /// The blob.
         digest: Digest,
+        /// Bytes since the last such event.
+        bytes: u64,
+    },
+    /// How much of a root is to be read from its disk in this phase.
+    ToRead {
+        /// Files.
+        files: usize,
+        /// Bytes of their data.
+        bytes: u64,
+    },
+    /// Some of that was read.
+    Read {
         /// Bytes since the last such event.
         bytes: u64,
     },

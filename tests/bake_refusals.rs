@@ -5,6 +5,8 @@
 
 #[path = "support/skip.rs"]
 mod skip;
+#[path = "support/tmpfs.rs"]
+mod tmpfs;
 
 use std::fs;
 use std::io::Write;
@@ -17,6 +19,7 @@ use flate2::write::GzEncoder;
 use rustix::fs::FlockOperation;
 use serde_json::{Value, json};
 use skip::is_root;
+use tmpfs::Tmpfs;
 use warmkit::digest::{DiffId, Digest};
 
 const CACHE_CONFIG: &str = "application/vnd.buildkit.cacheconfig.v0";
@@ -480,7 +483,7 @@ fn nobody_but_root_may_bake_or_verify() {
             "error: baking needs root: layers hold owners, devices and overlay attributes; run it under sudo",
         ),
         // What nobody may read is no damage.
-        (&["verify"], "error: cannot open <dir>/root: no permission; run verify as root"),
+        (&["verify"], "error: cannot open <dir>/root: no permission; run warmkit as root"),
     ];
     for (arguments, expected) in cases {
         let mut command = Command::new(&binary);
@@ -489,64 +492,6 @@ fn nobody_but_root_may_bake_or_verify() {
         assert_eq!(message(&fixture, &output), expected);
         assert_eq!(output.status.code(), Some(1), "{expected}");
     }
-}
-
-/// A small tmpfs, unmounted in the end.
-struct Tmpfs(PathBuf);
-
-impl Tmpfs {
-    fn new(path: PathBuf, size: &str) -> Self {
-        fs::create_dir(&path).unwrap();
-        let status = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
-            .arg(&path)
-            .status()
-            .unwrap();
-        assert!(status.success());
-        Self(path)
-    }
-}
-
-impl Drop for Tmpfs {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.0).status();
-    }
-}
-
-fn zeros(fixture: &mut Fixture) {
-    let zeros = tar("zeros", &vec![0; 8 << 20]);
-    fixture.layers.clear();
-    let digest = fixture.layer(GZIP, &gzip(&zeros), &zeros);
-    fixture.config["layers"][0]["blob"] = json!(digest);
-}
-
-#[test]
-fn a_disk_that_is_too_small() {
-    if !is_root() {
-        return;
-    }
-    // The blob fits, what it unpacks to does not.
-    let mut fixture = Fixture::new();
-    zeros(&mut fixture);
-    let disk = Tmpfs::new(fixture.root(), "2m");
-    refused(
-        &fixture,
-        1,
-        "error: layer <digest>: cannot write \"zeros\" in the layer's directory: No space left on device (os error 28)",
-    );
-    drop(disk);
-    fs::remove_dir(fixture.root()).unwrap();
-
-    // Not even the blob fits: known before anything is fetched.
-    let mut fixture = Fixture::new();
-    fixture.layers[0]["size"] = json!(1u64 << 60);
-    let output = fixture.bake();
-    assert_eq!(output.status.code(), Some(1));
-    let text = message(&fixture, &output);
-    let expected =
-        "error: not enough space for <dir>/root: the layers take 1152921504606846976 bytes compressed";
-    assert!(text.starts_with(expected), "{text}");
-    assert!(fixture.surroundings().is_empty());
 }
 
 #[test]
@@ -568,7 +513,7 @@ fn an_empty_directory_and_a_mount_keep_their_inode() {
     assert_eq!(names(&fixture.root()), ["cache.db", "runc-overlayfs"]);
 
     let fixture = Fixture::new();
-    let disk = Tmpfs::new(fixture.root(), "64m");
+    let disk = Tmpfs::new(fixture.root(), "size=64m");
     assert!(fixture.bake().status.success());
     assert_eq!(names(&disk.0), ["cache.db", "runc-overlayfs"]);
 }

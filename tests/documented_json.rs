@@ -91,13 +91,36 @@ fn json_has_the_members_that_are_documented() {
     assert_eq!(code, Some(0), "{harvested}");
     assert_eq!(members_of(&harvested), members_of(&documented("`warmkit keys harvest --json`")));
 
+    let config = scratch.path().join("buildkitd.toml");
+    let policy = "[[worker.oci.gcpolicy]]\nmaxUsedSpace = 1\nfilters = [\"type==regular\"]\n";
+    std::fs::write(&config, policy).unwrap();
+    let config = config.to_str().unwrap();
+    // An old release reads past the limit, and takes everything.
+    let hosts = ["--buildkitd-config", config, "--buildkitd-release", "v0.12.5"];
+    let (planned, code) = printed(&[&["plan", &cache, "--root", root][..], &hosts].concat());
+    assert_eq!(code, Some(6), "{planned}");
+    let without_records = |mut value: Value| {
+        value["unkeyed"] = Value::Array(Vec::new());
+        value["keys_from"] = Value::Array(Vec::new());
+        members_of(&value)
+    };
+    assert_eq!(without_records(planned), without_records(documented("`warmkit plan --format json`")));
+
     let (baked, code) = printed(&["bake", &cache, "--keys-from", &keys, "--root", root]);
     assert_eq!(code, Some(0), "{baked}");
     assert_eq!(members_of(&baked), members_of(&bake));
 
+    let (foretold, code) = printed(&["forecast", "--root", root]);
+    assert_eq!(code, Some(0), "{foretold}");
+    assert_eq!(members_of(&foretold), members_of(&documented("`warmkit forecast --format json`")));
+
     let (verified, code) = printed(&["verify", "--root", root]);
     assert_eq!(code, Some(0), "{verified}");
     assert_eq!(members_of(&verified), members_of(&verify));
+
+    let (hydrated, code) = printed(&["hydrate", "--root", root]);
+    assert_eq!(code, Some(0), "{hydrated}");
+    assert_eq!(members_of(&hydrated), members_of(&documented("`warmkit hydrate --json`")));
 }
 
 /// Names in the first two columns of a table in docs/json.md's section on `--progress rawjson`.

@@ -1,5 +1,5 @@
 //! The disk image that `packer build packer/qemu.pkr.hcl` makes: machines that boot from it print CACHED in
-//! their first build, and each is its own.
+//! their first build, and after a reboot, and each is its own.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod support;
@@ -15,7 +15,7 @@ use serde_json::Value;
 use support::command::{Ended, run};
 use support::demo::{self, demo};
 use support::files::digest_of;
-use support::machine::{Emulator, PARTITION};
+use support::machine::{Emulator, Machine, PARTITION};
 use support::packer::{list, packer, run_packer};
 use support::registry::PASSWORD;
 use support::{BuildOutcome, BuildRequest, Registry, Scratch, Tools, tools};
@@ -28,7 +28,7 @@ fn machines_booted_from_a_baked_disk_are_warm() {
     let (Some(packer), Some(tools)) = (packer(), Tools::find(tools::NEWEST)) else { return };
     let Some(emulator) = Emulator::find() else { return };
     let registry = Registry::start_with_password(&tools);
-    push_demo(&registry);
+    demo::push(&registry);
     let scratch = Scratch::new();
     let context = demo::context(&scratch);
 
@@ -48,21 +48,6 @@ fn machines_booted_from_a_baked_disk_are_warm() {
     let ids: BTreeSet<_> = machines.iter().flat_map(|machine| [&machine.id, &machine.host_key]).collect();
     assert_eq!(ids.len(), 4, "{machines:?}");
     assert_eq!(machines[0].result, machines[1].result);
-}
-
-/// Pushes the demo's cache to `demo:cache`.
-fn push_demo(registry: &Registry) {
-    let blob = |digest: &str| fs::read(demo("cache/blobs/sha256").join(&digest["sha256:".len()..])).unwrap();
-    let json = |bytes: &[u8]| serde_json::from_slice::<Value>(bytes).unwrap();
-    let text = |value: &Value| value.as_str().unwrap().to_owned();
-    let index = json(&fs::read(demo("cache/index.json")).unwrap());
-    let manifest = &index["manifests"][0];
-    let bytes = blob(&text(&manifest["digest"]));
-    let parsed = json(&bytes);
-    for part in parsed["layers"].as_array().unwrap().iter().chain([&parsed["config"]]) {
-        registry.put_blob("demo", &blob(&text(&part["digest"])));
-    }
-    registry.put_manifest("demo", "cache", &text(&manifest["mediaType"]), &bytes);
 }
 
 /// The docker configuration that lets machines read the registry, and the secret in it.
@@ -103,11 +88,12 @@ fn bake(packer: &Path, emulator: &Emulator, registry: &Registry, scratch: &Scrat
         ("keys", &keys),
         ("files", &files),
         ("enable", "buildkit.service"),
+        ("hydrate", "true"),
         ("read_data", "true"),
     ];
     let limit = Duration::from_secs(1200);
     let ended = run_packer(packer, "build", "qemu.pkr.hcl", &variables, limit).expect_success("packer build");
-    assert!(ended.stdout.contains("provision: /var/lib/buildkit is warm"), "{}", ended.stdout);
+    assert!(ended.stdout.contains("provision: host is warm"), "{}", ended.stdout);
     assert!(
         !(ended.stdout + &ended.stderr).contains(&credentials(registry).1),
         "packer printed the password"
@@ -152,8 +138,8 @@ fn is_sealed(emulator: &Emulator, disk: &Path, registry: &Registry, scratch: &Sc
     fs::remove_file(raw).unwrap();
 }
 
-/// What is told by a machine of itself, and of its first build.
-#[derive(Debug)]
+/// What is told by a machine of itself, and of its build.
+#[derive(Debug, PartialEq, Eq)]
 struct Told {
     hostname: String,
     id: String,
@@ -161,14 +147,54 @@ struct Told {
     result: String,
 }
 
-/// Boots a machine, and asserts that its first build finds everything.
+/// Asserts that the machine's own warmkit has read the root, confined as it is, and will not do so again.
+#[track_caller]
+fn is_hydrated(machine: &Machine<'_>) {
+    let unit = "warmkit-hydrate.service";
+    // It has started when the databases are read; the daemon comes after that.
+    machine.run(&format!("while systemctl --quiet is-active {unit}; do sleep 0.2; done"));
+    let shown = machine.run(&format!("systemctl show --property=Result,ConditionResult {unit}"));
+    let log = || machine.run(&format!("journalctl --output=cat --unit={unit}"));
+    assert_eq!(shown, "Result=success\nConditionResult=yes", "{}", log());
+    let stamp = machine.run("cat /var/lib/warmkit/hydrated-$(cat /etc/machine-id)");
+    let report: Value = stamp.parse().unwrap();
+    assert_eq!(report["failed"], Value::Array(Vec::new()), "{stamp}");
+    let stages: Vec<_> = report["stages"].as_array().unwrap().iter().map(|stage| &stage["stage"]).collect();
+    assert_eq!(stages, ["databases", "first-build", "rest"]);
+    let times = "--property=ActiveEnterTimestampMonotonic --value";
+    let started =
+        |unit: &str| -> u64 { machine.run(&format!("systemctl show {times} {unit}")).parse().unwrap() };
+    assert!(started(unit) < started("buildkit.service"));
+    machine.run(&format!("systemctl start {unit}"));
+    let again = machine.run(&format!("systemctl show --property=ConditionResult {unit}"));
+    assert_eq!(again, "ConditionResult=no");
+}
+
+/// Boots a machine, and asserts that its first build finds everything; of one of them, the first build after
+/// another boot, too.
 #[track_caller]
 fn first_build(emulator: &Emulator, disk: &Path, context: &Path, name: &str) -> Told {
     let machine = emulator.boot(disk, name);
-    // Waits until all units are up; "degraded" would be that one has failed.
-    assert_eq!(machine.try_run("systemctl is-system-running --wait").stdout.trim(), "running");
-    assert_eq!(machine.run("systemctl is-active buildkit.service"), "active");
     machine.copy(context, "/root/context");
+    let told = build(&machine);
+    is_hydrated(&machine);
+    let disk = machine.power_off();
+    if name == "alpha" {
+        let again = emulator.boot_on(disk, name);
+        assert_eq!(build(&again), told, "after another boot");
+        again.power_off();
+    }
+    told
+}
+
+/// Asserts that a build on a machine that has just booted finds everything.
+#[track_caller]
+fn build(machine: &Machine<'_>) -> Told {
+    // Waits until all units are up; "degraded" would be that one has failed.
+    let state = machine.try_run("systemctl is-system-running --wait").stdout;
+    let failed = || machine.try_run("systemctl --failed; journalctl --output=cat --priority=warning").stdout;
+    assert_eq!(state.trim(), "running", "{}", failed());
+    assert_eq!(machine.run("systemctl is-active buildkit.service"), "active");
 
     let mut request = BuildRequest::new(Path::new("/root/context")).tar(Path::new("/root/result.tar"));
     request.platform = Some("linux/amd64".into());
@@ -178,18 +204,16 @@ fn first_build(emulator: &Emulator, disk: &Path, context: &Path, name: &str) -> 
     let moved = (outcome.imports, outcome.downloads, outcome.extractions);
     assert_eq!(moved, (0, 0, 0), "(imports, downloads, extractions)\n{}", outcome.log);
 
-    let log = machine.run("journalctl --output=cat --unit=buildkit.service");
+    let log = machine.run("journalctl --boot --output=cat --unit=buildkit.service");
     assert!(log.contains("running server on"), "{log}");
     let errors: Vec<_> =
         log.lines().filter(|l| l.contains("level=error") || l.contains("level=fatal")).collect();
     assert!(errors.is_empty(), "{errors:#?}");
 
-    let told = Told {
+    Told {
         hostname: machine.run("hostname"),
         id: machine.run("cat /etc/machine-id"),
         host_key: machine.run("cat /etc/ssh/ssh_host_ed25519_key.pub"),
         result: machine.run("sha256sum /root/result.tar"),
-    };
-    machine.power_off();
-    told
+    }
 }

@@ -17,36 +17,9 @@ use std::time::Duration;
 use serde_json::Value;
 use support::buildx::Buildx;
 use support::command::run;
+use support::document::{Block, blocks};
 use support::files::copy_tree;
 use support::{BuildOutcome, Daemon, Registry, Scratch, Tools, image, tools};
-
-/// A block of code of the document.
-#[derive(Debug, Clone)]
-struct Block {
-    language: String,
-    text: String,
-}
-
-/// The marked blocks, by marker (`tried: NAME`, `file: NAME`), in the order of the document.
-fn blocks(document: &str) -> Vec<(String, Block)> {
-    let mut found = Vec::new();
-    let mut lines = document.lines();
-    while let Some(line) = lines.next() {
-        let Some(marker) = line.strip_prefix("<!-- ").and_then(|rest| rest.strip_suffix(" -->")) else {
-            continue;
-        };
-        let fence = lines.next().unwrap_or_default();
-        let language = fence.strip_prefix("```").unwrap_or_else(|| panic!("no block after {line}"));
-        let lines: Vec<&str> = lines.by_ref().take_while(|line| *line != "```").collect();
-        let text = lines.join("\n") + "\n";
-        let (kind, names) = marker.split_once(": ").unwrap_or((marker, ""));
-        for name in names.split(", ") {
-            let block = Block { language: language.to_owned(), text: text.clone() };
-            found.push((format!("{kind}: {name}"), block));
-        }
-    }
-    found
-}
 
 /// What one pipeline of the document is tried in.
 struct Pipeline<'a> {

@@ -8,12 +8,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::thread;
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
+use support::command::run;
 use support::files::copy_tree;
-use support::handmade::{Handmade, blob_path};
-use support::warmkit::bake;
+use support::foreseen::bake_as_planned;
+use support::handmade::{Handmade, blob_path, write_keys};
+use support::tar::{Entry, Kind, Tar};
+use support::warmkit::{bake, bake_at, warmkit};
 use support::{Daemon, Scratch, Tools};
 use warmkit::bolt::{Bucket, BucketRef, Database, Item, PageSize};
 use warmkit::gc::{Configuration, Disk, Record, Release, forecast, keeping};
@@ -300,7 +304,7 @@ fn v0_34_takes_what_was_said_for_each_day() {
     forecast_holds_for_days("v0.34.2");
 }
 
-/// As a bake leaves them, records are equally old and equally used: which of them go is chance, how many is not.
+/// Records of one age and one count: which of them go is chance, how many is not.
 #[test]
 fn of_equals_as_many_go_as_was_said() {
     let Some(tools) = Tools::find("v0.34.2") else { return };
@@ -321,4 +325,214 @@ fn of_equals_as_many_go_as_was_said() {
     daemon.wait_until_collected();
     assert_eq!(daemon.disk_usage().len(), 5);
     daemon.stop();
+}
+
+/// What builds added to a baked root since, one after the other, and never used again.
+const ADDED: [&str; 4] = ["added1", "added2", "added3", "added4"];
+
+/// Two caches in one root, and the records as a daemon finds them after builds added some.
+///
+/// ```text
+/// base ─┬─ both   in both caches       other ── lost   without a key
+///       └─ one    in the first
+/// ```
+fn baked_and_used() -> Baked {
+    let scratch = Scratch::new();
+    let cache = |name: &str, tops: &[&str]| {
+        let mut cache = Handmade::default();
+        let base = cache.layer("base", None);
+        let from = cache.record("base", &[], &[base]);
+        for top in tops {
+            let layer = cache.layer(top, Some(base));
+            cache.record(top, &[&[from]], &[layer]);
+        }
+        cache.write(&scratch.join(name))
+    };
+    let first = cache("first", &["both", "one"]);
+    let second = {
+        let mut cache = Handmade::default();
+        let base = cache.layer("base", None);
+        let from = cache.record("base", &[], &[base]);
+        let both = cache.layer("both", Some(base));
+        cache.record("both", &[&[from]], &[both]);
+        let other = cache.layer("other", None);
+        let from = cache.record("other", &[], &[other]);
+        let lost = cache.layer("lost", Some(other));
+        cache.record("lost", &[&[from]], &[lost]);
+        for name in ADDED {
+            let layer = cache.layer(name, None);
+            cache.record(name, &[], &[layer]);
+        }
+        cache.write(&scratch.join("second"))
+    };
+    let keys = write_keys(&scratch.join("cache.db"), ["both", "one"]);
+    let root = scratch.join("root");
+    let now = Timestamp::now();
+    let then = u64::try_from(now.as_second()).unwrap() - 10 * 3600;
+    bake_at(then, &[&first, &second, "--keys-from", &keys, "--allow-unkeyed"], &root).expect_success("bake");
+    let mut records = records_of(&root);
+    let ids = ids_by_blob(&root);
+    for (hour, name) in (1..).zip(ADDED) {
+        let blob = blob_path(&scratch.join("second"), name).file_name().unwrap().to_str().unwrap().to_owned();
+        let id = &ids[&format!("sha256:{blob}")];
+        let record = records.iter_mut().find(|record| record.id == *id).unwrap();
+        (record.last_used_at, record.usage_count) = (Some(now - SignedDuration::from_hours(8 - hour)), 1);
+    }
+    for record in &mut records {
+        record.size = SMALL;
+    }
+    rewrite(&root, &records);
+    Baked { scratch, records }
+}
+
+/// The records of a root, named by the file in their layer.
+fn records_of(root: &Path) -> Vec<Record> {
+    let database = Database::open(&root.join(METADATA)).unwrap();
+    let main = database.root().bucket(b"_main").unwrap().unwrap();
+    let record = |(id, item): (&[u8], Item<'_>)| {
+        let Item::Bucket(record) = item else { panic!("a value among the records") };
+        let value = |key: &str| -> Value {
+            let found = record.get(key.as_bytes()).unwrap();
+            found
+                .map_or(Value::Null, |found| serde_json::from_slice::<Value>(found).unwrap()["value"].clone())
+        };
+        let used = value(LAST_USED_AT).as_i64().unwrap();
+        Record {
+            id: String::from_utf8(id.to_vec()).unwrap(),
+            size: value("snapshot.size").as_u64().unwrap(),
+            record_type: value("cache.recordType").as_str().unwrap_or_default().to_owned(),
+            last_used_at: Some(Timestamp::from_nanosecond(used.into()).unwrap()),
+            usage_count: value("cache.usageCount").as_u64().unwrap(),
+            parents: value("cache.parent").as_str().map(str::to_owned).into_iter().collect(),
+            ..Record::default()
+        }
+    };
+    main.iter().map(|item| record(item.unwrap())).collect()
+}
+
+/// The names of the records of [`baked_and_used`], by their ids.
+fn names_of(baked: &Baked) -> BTreeMap<String, &'static str> {
+    let ids = ids_by_blob(&baked.scratch.join("root"));
+    let names = ["base", "both", "one", "other", "lost"].into_iter().chain(ADDED);
+    let id = |name: &'static str| {
+        let blob =
+            blob_path(&baked.scratch.join("second"), name).file_name().unwrap().to_str().unwrap().to_owned();
+        (ids[&format!("sha256:{blob}")].clone(), name)
+    };
+    names.map(id).collect()
+}
+
+/// The warm cache is not the first to go: what builds added and used once goes before what they will find, and what
+/// two caches have goes last.
+fn baked_records_outlive(release: &str) {
+    let Some(tools) = Tools::find(release) else { return };
+    let baked = baked_and_used();
+    let names = names_of(&baked);
+    let release: Release = release.parse().unwrap();
+    let name = if release < Release::new(0, 17, 0) { "keepBytes" } else { "reservedSpace" };
+    // At this many records a daemon stops.
+    let limits = [1, 3, 5, 7, 8];
+    thread::scope(|scope| {
+        for limit in limits {
+            let (tools, baked, names) = (&tools, &baked, &names);
+            scope.spawn(move || {
+                let scratch = Scratch::new();
+                let root = scratch.join("root");
+                copy_tree(&baked.scratch.join("root"), &root);
+                let worker = format!("[[worker.oci.gcpolicy]]\nall = true\n{name} = {}\n", limit * SMALL + 1);
+                let disk = disk_of(&root);
+                let policy = Configuration::read(&worker).unwrap().policy(release, disk).unwrap();
+                let passes = forecast(&baked.records, &policy, release, disk, &[Timestamp::now()]).unwrap();
+                let removed = &passes[0].removed;
+                assert!(removed.iter().all(|removal| removal.among == 1), "chance decides: {removed:?}");
+                let order: Vec<&str> =
+                    removed.iter().map(|removal| names[&baked.records[removal.record].id]).collect();
+                let before = |one: &str, other: &str| {
+                    let at = |name: &str| order.iter().position(|n| *n == name).unwrap_or(usize::MAX);
+                    assert!(at(one) <= at(other), "{one} after {other}: {order:?}");
+                };
+                before("lost", "one");
+                before("added1", "one");
+                before("added2", "both");
+                before("one", "both");
+                before("both", "base");
+                let daemon = Daemon::start_collecting(tools, &root, &worker);
+                daemon.wait_until_collected();
+                let left: BTreeSet<&str> = daemon.disk_usage().iter().map(|usage| names[&usage.id]).collect();
+                let expected: BTreeSet<&str> =
+                    names.values().copied().filter(|name| !order.contains(name)).collect();
+                assert_eq!(left, expected, "left in {release} of {limit}\n{}", daemon.log());
+                daemon.stop();
+            });
+        }
+    });
+}
+
+#[test]
+fn v0_17_takes_what_is_used_once_before_the_warm_cache() {
+    baked_records_outlive("v0.17.3");
+}
+
+#[test]
+fn v0_34_takes_what_is_used_once_before_the_warm_cache() {
+    baked_records_outlive("v0.34.2");
+}
+
+/// A plan tells, before there is a root, what a daemon will take of it, and how it is kept from that.
+#[test]
+fn a_plan_tells_what_a_daemon_takes() {
+    let Some(tools) = Tools::find("v0.34.2") else { return };
+    let scratch = Scratch::new();
+    let mut cache = Handmade::default();
+    let mut parent = None;
+    for layer in 0..8 {
+        let content = vec![layer; 1 << 20];
+        let tar = Tar::new().add(Entry::new(&format!("file{layer}"), Kind::File(&content))).finish();
+        // Not compressed, so that blob and snapshot are alike.
+        let layer = cache.plain(&tar, parent);
+        cache.record(&format!("step{layer}"), &[], &[layer]);
+        parent = Some(layer);
+    }
+    let source = cache.write(&scratch.join("layout"));
+    let root = scratch.join("root");
+    // Eight records of 2 MiB each, of which three are below this.
+    let worker = "[[worker.oci.gcpolicy]]\nall = true\nreservedSpace = 7500000\n";
+    let config = scratch.write("buildkitd.toml", worker);
+    let planned = bake_as_planned(
+        &[&source],
+        &["--buildkitd-config", config.to_str().unwrap(), "--buildkitd-release", "v0.34.2"],
+        &root,
+    );
+    let removed = planned["gc"]["passes"][0]["removed"].as_array().unwrap();
+    assert_eq!(removed.len(), 5, "{planned:#}");
+    let going: BTreeSet<&str> = removed.iter().map(|removed| removed["record"].as_str().unwrap()).collect();
+    assert!(removed.iter().all(|removed| removed["among"] == 1), "{removed:#?}");
+
+    // The root says of itself what the plan said of it.
+    let mut command = warmkit();
+    command.args(["forecast", "--json", "--buildkitd-config"]).arg(&config).arg("--root").arg(&root);
+    let foretold = run(&mut command, Duration::from_secs(60)).expect_success("forecast");
+    let foretold: Value = foretold.stdout.parse().unwrap();
+    let ids = |removed: &Value| -> Vec<Value> {
+        removed.as_array().unwrap().iter().map(|removed| removed["record"].clone()).collect()
+    };
+    assert_eq!(ids(&foretold["gc"]["passes"][0]["removed"]), ids(&planned["gc"]["passes"][0]["removed"]));
+    assert_eq!(foretold["records"], 8, "{foretold:#}");
+
+    // As planned to keep it, with a rule that takes one record more, so that there is something to wait for.
+    let kept = scratch.join("kept");
+    copy_tree(&root, &kept);
+    let last = removed[0]["record"].as_str().unwrap();
+    let keep = planned["gc"]["keep"].as_str().unwrap().strip_prefix("[worker.oci]\n").unwrap();
+    let keep = format!("{keep}[[worker.oci.gcpolicy]]\nall = true\nfilters = [\"id=={last}\"]\n");
+    let all: BTreeSet<String> = records_of(&root).into_iter().map(|record| record.id).collect();
+    for (root, worker, gone) in [(&root, worker, going), (&kept, &keep, BTreeSet::from([last]))] {
+        let daemon = Daemon::start_collecting(&tools, root, worker);
+        daemon.wait_until_collected();
+        let left: BTreeSet<String> = daemon.disk_usage().into_iter().map(|usage| usage.id).collect();
+        let expected: BTreeSet<String> =
+            all.iter().filter(|id| !gone.contains(id.as_str())).cloned().collect();
+        assert_eq!(left, expected, "under:\n{worker}\n{}", daemon.log());
+        daemon.stop();
+    }
 }

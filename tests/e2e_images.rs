@@ -141,7 +141,7 @@ fn seeds(release: &str) {
     as_a_pull_leaves_them(&origin.root, &root);
 
     let daemon = setting.daemon(&root);
-    daemon.wait_for_collection();
+    daemon.collect();
     first_build(&setting, &origin, &daemon);
     new_builds(&setting, &daemon);
     accounted_for_and_pruned(&setting, &daemon, &root);
@@ -476,7 +476,7 @@ fn ways_to_name_images(release: &str) {
     asked();
     for restart in 0..2 {
         let daemon = daemon(&root);
-        daemon.wait_for_collection();
+        daemon.collect();
         let outcome = daemon.build(&request.tar(&root.with_extension("tar")));
         assert_eq!(outcome.names(), first.names(), "{}", outcome.log);
         assert_eq!(outcome.not_cached(), BTreeSet::new(), "start {restart}\n{}", outcome.log);

@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -12,7 +13,7 @@ use std::time::Duration;
 use support::cases::assert_warm;
 use support::command::{Ended, run};
 use support::machine::Key;
-use support::packer::{list, packer};
+use support::packer::{list, packer, tar_of};
 use support::tools::NEWEST;
 use support::{Scratch, Tools, World};
 
@@ -22,56 +23,160 @@ fn run_packer(packer: &Path, verb: &str, template: &str, variables: &[(&str, &st
     support::packer::run_packer(packer, verb, template, variables, Duration::from_secs(300))
 }
 
-const AMAZON: [(&str, &str); 2] = [("region", "eu-central-1"), ("source_ami", "ami-0123456789abcdef0")];
+/// A file that could be uploaded.
+const README: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
+
+/// What templates are called with, and what for.
+type Case<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)]);
 
 #[test]
 fn the_templates_are_valid() {
     let Some(packer) = packer() else { return };
-    let caches =
-        list(&["registry.example.com/app:cache", "type=registry,ref=registry.example.com/base:cache"]);
-    let caches = [("caches", caches.as_str())];
-    run_packer(&packer, "validate", "null.pkr.hcl", &caches).expect_success("validate null");
-
-    let amazon = [&AMAZON[..], &caches].concat();
-    run_packer(&packer, "validate", "amazon-ebs.pkr.hcl", &amazon).expect_success("validate amazon-ebs");
-
-    let binary = env!("CARGO_BIN_EXE_warmkit");
-    let files = list(&[concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")]);
-    let uploads = [("warmkit_binary", binary), ("files", &files), ("docker_config", "{\"auths\":{}}")];
-    let all =
-        [&amazon[..], &uploads, &[("keys", "[\"type=provenance,src=/tmp/warmkit/README.md\"]")]].concat();
-    run_packer(&packer, "validate", "amazon-ebs.pkr.hcl", &all)
-        .expect_success("validate amazon-ebs with uploads");
-
     let scratch = Scratch::new();
     let (image, key) = (scratch.write("image.qcow2", ""), Key::generate(scratch.path()));
-    let output = scratch.join("out");
-    let image = [
-        ("image", image.to_str().unwrap()),
-        (
-            "image_checksum",
-            concat!("sha256:", "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"),
-        ),
-        ("output", output.to_str().unwrap()),
-    ];
-    let ssh = [("ssh_private_key_file", key.private.to_str().unwrap()), ("ssh_public_key", &key.public)];
-    let qemu = [&image[..], &ssh, &caches].concat();
-    run_packer(&packer, "validate", "qemu.pkr.hcl", &qemu).expect_success("validate qemu");
+    let (output, private) = (scratch.join("out"), key.private.to_str().unwrap());
+    let caches =
+        list(&["registry.example.com/app:cache", "type=registry,ref=registry.example.com/base:cache"]);
+    let (files, context_args) = (list(&[README]), list(&["-f", "docker/Dockerfile", "--target=app"]));
 
-    let seed = [("seed", scratch.path().to_str().unwrap()), ("disk_size", "50G"), ("ssh_username", "debian")];
-    let all = [&qemu[..], &uploads, &seed].concat();
-    run_packer(&packer, "validate", "qemu.pkr.hcl", &all).expect_success("validate qemu with a seed");
+    let always = [("caches", caches.as_str())];
+    let amazon = [("region", "eu-central-1"), ("source_ami", "ami-0123456789abcdef0")];
+    let qemu = [
+        ("image", image.to_str().unwrap()),
+        ("image_checksum", "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"),
+        ("output", output.to_str().unwrap()),
+        ("ssh_private_key_file", private),
+    ];
+    let bake = [
+        ("keys", "[\"type=provenance,src=/tmp/warmkit/README.md\"]"),
+        ("target", "buildx:ci"),
+        ("platform", "linux/arm64"),
+        ("allow_unkeyed", "true"),
+        ("read_data", "true"),
+        ("warmkit_binary", env!("CARGO_BIN_EXE_warmkit")),
+        ("context", README),
+        ("context_args", &context_args),
+    ];
+    let upload = [("files", files.as_str()), ("docker_config", "{\"auths\":{}}"), ("enable", "x.service")];
+    let download = [("root", "/mnt/root"), ("warmkit_url", "https://example.com/x"), ("warmkit_sha256", "0")];
+    let machine = [&bake[..], &upload].concat();
+
+    let cases: [Case<'_>; 15] = [
+        ("null", "as it is", &[]),
+        ("null", "a bake", &bake),
+        ("null", "a download", &download),
+        ("amazon-ebs", "as it is", &[]),
+        ("amazon-ebs", "a bake", &machine),
+        ("amazon-ebs", "a download", &download),
+        ("amazon-ebs", "a volume of another type", &[("volume_type", "gp2"), ("volume_size", "8")]),
+        ("amazon-ebs", "provisioned IOPS", &[("volume_type", "io2"), ("volume_iops", "9000")]),
+        ("amazon-ebs", "a KMS key", &[("kms_key_id", "alias/images")]),
+        ("amazon-ebs", "no encryption", &[("encrypt", "false"), ("root_device", "/dev/xvda")]),
+        (
+            "amazon-ebs",
+            "a key pair, in a network",
+            &[
+                ("ssh_keypair_name", "mine"),
+                ("ssh_private_key_file", private),
+                ("ssh_from", "[\"10.0.0.0/8\"]"),
+                ("ssh_interface", "private_ip"),
+                ("subnet_id", "subnet-0123456789abcdef0"),
+            ],
+        ),
+        (
+            "amazon-ebs",
+            "a session",
+            &[
+                ("ssh_interface", "session_manager"),
+                ("iam_instance_profile", "baker"),
+                ("tags", "{team = \"builders\"}"),
+            ],
+        ),
+        ("qemu", "as it is", &[]),
+        ("qemu", "a bake, with a key", &[&machine[..], &[("ssh_public_key", &key.public)]].concat()),
+        (
+            "qemu",
+            "a seed",
+            &[
+                ("seed", scratch.path().to_str().unwrap()),
+                ("disk_size", "50G"),
+                ("ssh_username", "debian"),
+                ("accelerator", "tcg"),
+            ],
+        ),
+    ];
+    for (template, what, variables) in cases {
+        let needed: &[_] = match template {
+            "amazon-ebs" => &amazon,
+            "qemu" => &qemu,
+            _ => &[],
+        };
+        let variables = [&always[..], needed, variables].concat();
+        run_packer(&packer, "validate", &format!("{template}.pkr.hcl"), &variables)
+            .expect_success(&format!("{template}: {what}"));
+    }
+}
+
+/// The variables of a template: type and default of each.
+fn variables(template: &str) -> BTreeMap<String, Vec<String>> {
+    let text = fs::read_to_string(Path::new(support::packer::TEMPLATES).join(template)).unwrap();
+    let blocks = text.split("\nvariable \"").skip(1).map(|rest| rest.split("\n}").next().unwrap());
+    let parse = |block: &str| {
+        let (name, body) = block.split_once('"').unwrap();
+        assert!(body.contains("\n  description = \""), "{template}: {name} has no description");
+        let is_meant = |line: &&str| line.starts_with("  type ") || line.starts_with("  default ");
+        (name.to_owned(), body.lines().filter(is_meant).map(str::to_owned).collect())
+    };
+    blocks.map(parse).collect()
+}
+
+#[test]
+fn what_templates_have_in_common_is_the_same() {
+    let templates = ["null.pkr.hcl", "amazon-ebs.pkr.hcl", "qemu.pkr.hcl"].map(variables);
+    let mut common = 0;
+    for (name, first) in &templates[1] {
+        // Users differ from image to image; that of a disk image has a way in of its own.
+        if ["ssh_username", "ssh_private_key_file"].contains(&name.as_str()) {
+            continue;
+        }
+        for other in [&templates[0], &templates[2]] {
+            if let Some(other) = other.get(name) {
+                assert_eq!(other, first, "{name}");
+                common += 1;
+            }
+        }
+    }
+    assert!(common > 20, "{common}");
+}
+
+#[test]
+fn the_templates_are_formatted() {
+    let Some(packer) = packer() else { return };
+    for template in fs::read_dir(support::packer::TEMPLATES).unwrap() {
+        let template = template.unwrap().path();
+        if template.extension().is_some_and(|extension| extension == "hcl") {
+            let mut command = Command::new(&packer);
+            command.args(["fmt", "-check", "-diff"]).arg(&template).env("CHECKPOINT_DISABLE", "1");
+            run(&mut command, Duration::from_secs(60)).expect_success("packer fmt -check");
+        }
+    }
 }
 
 #[test]
 fn a_template_without_its_variables_is_not_valid() {
     let Some(packer) = packer() else { return };
-    let missing_file = [&AMAZON[..], &[("caches", "[\"a\"]"), ("warmkit_binary", "/nonexistent")]].concat();
+    let amazon = [("caches", "[\"a\"]"), ("region", "eu-central-1"), ("source_ami", "ami-0123456789abcdef0")];
+    let missing_binary = [&amazon[..], &[("warmkit_binary", "/no/binary")]].concat();
+    let missing_context = [&amazon[..], &[("context", "/no/context.tar")]].concat();
+    let missing_key = [&amazon[..], &[("ssh_keypair_name", "mine")]].concat();
     for (template, variables, fault) in [
         ("null.pkr.hcl", &[][..], "Unset variable \"caches\""),
         ("null.pkr.hcl", &[("caches", "[]")][..], "The list of caches is empty"),
+        ("null.pkr.hcl", &[("caches", "[\"a\"]"), ("target", "buildx:")][..], "neither host nor buildx:NAME"),
         ("amazon-ebs.pkr.hcl", &[("caches", "[\"a\"]")][..], "Unset variable \"region\""),
-        ("amazon-ebs.pkr.hcl", &missing_file, "Bad source '/nonexistent'"),
+        ("amazon-ebs.pkr.hcl", &missing_binary, "Bad source '/no/binary'"),
+        ("amazon-ebs.pkr.hcl", &missing_context, "Bad source '/no/context.tar'"),
+        ("amazon-ebs.pkr.hcl", &missing_key, "ssh_private_key_file must be provided"),
         ("qemu.pkr.hcl", &[("caches", "[\"a\"]")][..], "Unset variable \"image\""),
     ] {
         let ended = run_packer(&packer, "validate", template, variables);
@@ -91,6 +196,11 @@ fn packer_bakes_a_root_that_is_warm() {
     let root = world.root(&case, "packed");
     let bin_dir = world.scratch.join("bin");
     let (caches, keys) = (list(&[&origin.cache]), list(&[&origin.image]));
+    let context = tar_of(&case.request.context, &world.scratch);
+    let (name, value) = &case.request.args[0];
+    let (argument, buildkitd) =
+        (format!("--build-arg={name}={value}"), world.tools.buildkitd.to_str().unwrap());
+    let context_args = list(&[&argument, "--buildkitd", buildkitd]);
     let variables = [
         ("caches", caches.as_str()),
         ("keys", &keys),
@@ -98,9 +208,12 @@ fn packer_bakes_a_root_that_is_warm() {
         ("warmkit_binary", env!("CARGO_BIN_EXE_warmkit")),
         ("bin_dir", bin_dir.to_str().unwrap()),
         ("read_data", "true"),
+        ("context", &context),
+        ("context_args", &context_args),
     ];
     let ended = run_packer(&packer, "build", "null.pkr.hcl", &variables).expect_success("packer build");
     assert!(ended.stdout.contains(&format!("provision: {} is warm", root.display())), "{}", ended.stdout);
+    assert!(ended.stdout.contains("steps CACHED, 0 imports, 0 extractions"), "{}", ended.stdout);
     assert!(bin_dir.join("warmkit").is_file());
 
     let daemon = world.daemon(&root);
@@ -159,6 +272,8 @@ fn provisioning_refuses_contradictory_settings() {
         (&[caches][..], "no warmkit on this machine"),
         (&[caches, binary, url][..], "WARMKIT_BINARY and WARMKIT_URL are both set"),
         (&[caches, url][..], "WARMKIT_URL needs WARMKIT_SHA256"),
+        (&[caches, ("WARMKIT_FOR", "host"), ("WARMKIT_ROOT", "/x")][..], "WARMKIT_FOR and WARMKIT_ROOT"),
+        (&[caches, ("WARMKIT_CONTEXT_ARGS", "-f")][..], "WARMKIT_CONTEXT_ARGS needs WARMKIT_CONTEXT"),
     ] {
         let ended = provision(settings);
         assert_eq!(ended.status.code(), Some(2), "{settings:?}: {}", ended.stderr);

@@ -209,7 +209,7 @@ fn the_readmes_exit_codes_are_the_programs() {
         .filter_map(|(code, meaning)| Some((code.parse().ok()?, meaning.to_owned())))
         .collect();
     assert_eq!(documented, printed);
-    assert_eq!(documented.len(), 10);
+    assert_eq!(documented.len(), 12);
 }
 
 /// The flags in `words`, without their values.
@@ -226,7 +226,7 @@ fn documented_commands_have_the_flags_they_are_shown_with() {
     let mut faults = String::new();
     let mut looked_at = 0;
     let keys = ["keys check", "keys replay", "keys harvest", "keys push", "keys pull"];
-    for command in ["bake", "verify"].into_iter().chain(keys) {
+    for command in ["bake", "verify", "hydrate"].into_iter().chain(keys) {
         let help = output_of(&command.split(' ').chain(["--help"]).collect::<Vec<_>>());
         let known = flags(help.split(|c: char| c.is_whitespace() || c == ','));
         let start = format!("warmkit {command} ");

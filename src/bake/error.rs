@@ -1,12 +1,49 @@
 //! Why a bake ended without a root.
 
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use super::report::Unkeyed;
 use crate::digest::{DiffId, Digest};
 use crate::gather::ErrorClass;
-use crate::{gather, layer, replay, store};
+use crate::{fsutil, gather, gc, layer, replay, store};
+
+const MAKE_ROOM: &str =
+    "make room, or take a larger disk or fewer caches; `warmkit plan` says how much it takes";
+
+/// What a file system can run out of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resource {
+    /// Space.
+    Bytes,
+    /// Files and directories.
+    Inodes,
+    /// What a quota leaves of either.
+    Quota,
+}
+
+impl fmt::Display for Resource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Bytes => "bytes",
+            Self::Inodes => "inodes",
+            Self::Quota => "quota",
+        })
+    }
+}
+
+/// What a root takes in any case, and a file system does not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the root takes at least {needed} {what}, and {free} are free")]
+pub struct Shortage {
+    /// Of what.
+    pub what: Resource,
+    /// How much it takes at least.
+    pub needed: u64,
+    /// How much there is.
+    pub free: u64,
+}
 
 /// A bake that failed; the target is as it was.
 #[derive(Debug, thiserror::Error)]
@@ -81,18 +118,27 @@ pub enum Error {
     /// A database or directory of the root could not be written.
     #[error(transparent)]
     Store(#[from] store::Error),
-    /// The layers cannot fit.
-    #[error(
-        "not enough space for {path}: the layers take {needed} bytes compressed, and only {free} are free"
-    )]
+    /// The root cannot fit.
+    #[error("not enough space for {}: {shortage}; nothing was changed: {MAKE_ROOM}", path.display())]
     NoSpace {
         /// The target.
         path: PathBuf,
-        /// Compressed bytes of the layers; unpacked they take more.
-        needed: u64,
-        /// Bytes free on the file system.
-        free: u64,
+        /// What is missing.
+        shortage: Shortage,
     },
+    /// The disk filled up while the root was written.
+    #[error("{} ran out of {what}, nothing was changed: {MAKE_ROOM}", path.display())]
+    DiskFull {
+        /// Where.
+        path: PathBuf,
+        /// Of what.
+        what: Resource,
+        /// What could not be done.
+        source: Box<Error>,
+    },
+    /// The configuration of garbage collection cannot be applied.
+    #[error("the daemon's configuration: {0}")]
+    Gc(#[from] gc::Error),
     /// Reading or writing a file failed.
     #[error("cannot {action} {path}: {source}")]
     Io {
@@ -123,15 +169,39 @@ impl Error {
             | Self::TargetBusy { .. }
             | Self::TargetBeingBaked { .. }
             | Self::TargetNotDirectory { .. } => ErrorClass::Target,
+            Self::NoSpace { .. } | Self::DiskFull { .. } => ErrorClass::Space,
+            Self::Gc(_) => ErrorClass::Spec,
             Self::NotRoot
             | Self::Replay(_)
             | Self::Layer { .. }
             | Self::Store(_)
-            | Self::NoSpace { .. }
             | Self::Io { .. }
             | Self::Interrupted => ErrorClass::Other,
         }
     }
+}
+
+impl Error {
+    /// The same, or [`Error::DiskFull`] where that is the cause: the disk that `staged` is on.
+    pub(super) fn or_full(self, target: &Path, staged: &Path) -> Self {
+        // A replay writes elsewhere.
+        let is_elsewhere = matches!(self, Self::Replay(_) | Self::DiskFull { .. });
+        let Some(kind) = full(&self).filter(|_| !is_elsewhere) else { return self };
+        let what = match fsutil::room_at(staged) {
+            _ if kind == io::ErrorKind::QuotaExceeded => Resource::Quota,
+            Ok(fsutil::Room { inodes: Some((_, 0)), .. }) => Resource::Inodes,
+            _ => Resource::Bytes,
+        };
+        Self::DiskFull { path: target.to_owned(), what, source: Box::new(self) }
+    }
+}
+
+/// Which of the causes of an error is a full disk, and of which kind.
+fn full(error: &(dyn std::error::Error + 'static)) -> Option<io::ErrorKind> {
+    let is_full =
+        |kind: &io::ErrorKind| matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+    let io = error.downcast_ref::<io::Error>().map(io::Error::kind).filter(is_full);
+    io.or_else(|| error.source().and_then(full))
 }
 
 impl From<gather::Error> for Error {

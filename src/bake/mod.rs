@@ -11,13 +11,15 @@
 //! which records can be keyed, so a bake that would be cold ends early and cheap.
 
 mod error;
+mod foresee;
 mod layers;
-mod plan;
+mod need;
+pub(crate) mod plan;
+mod prepare;
 pub mod report;
 mod stores;
 mod target;
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,22 +29,25 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use jiff::Timestamp;
 
-pub use error::Error;
 pub(crate) use error::IoContext;
-pub use report::{Report, Unkeyed};
+pub use error::{Error, Resource, Shortage};
+pub use foresee::{Foreseen, GcOptions, TargetRoom, foresee};
+pub use need::Estimate;
+pub use report::{Contents, Report, Unkeyed};
 
 pub use crate::gather::ErrorClass;
 
 use crate::fsutil;
-use crate::gather::{self, Images, Keys, Offer};
+use crate::gather::{self, Image, TarSize};
 use crate::keys::KeySpec;
-use crate::oci::{Cache, Platform, Reference};
-use crate::progress::{Event, Phase, Progress, during};
-use crate::replay::{self, Replay};
+use crate::oci::{Platform, Reference};
+use crate::progress::{Event, Phase, Progress};
+use crate::replay;
 use crate::source::{self, CacheSpec, Stop};
 use crate::store::StateDir;
 
-use report::Phases;
+use plan::Plan;
+use prepare::{Prepared, begin, end, prepare};
 use target::Staging;
 
 /// What to bake, and where.
@@ -72,6 +77,8 @@ pub struct Options {
     pub allow_unkeyed: bool,
     /// The time written where a cache tells none, so that a bake can be repeated byte by byte.
     pub written_at: Timestamp,
+    /// Tell the disk at the end which blocks are free, so that what was deleted is in no snapshot of it.
+    pub trim: bool,
     /// How registries are talked to; its `stop` is replaced by that of the bake.
     pub registry: source::Options,
 }
@@ -136,6 +143,15 @@ impl Cancel {
 ///
 /// On any error the target is as it was, and so is everything beside it.
 pub fn bake(options: &Options, cancel: &Cancel, progress: &dyn Progress) -> Result<Report, Error> {
+    watched(options, cancel, |options| bake_watched(options, cancel, progress))
+}
+
+/// Does `work` with options of its own, which end when the bake is cancelled.
+fn watched<T>(
+    options: &Options,
+    cancel: &Cancel,
+    work: impl FnOnce(&Options) -> Result<T, Error>,
+) -> Result<T, Error> {
     let mut options = options.clone();
     options.registry.stop = cancel.stop.clone();
     // Connections that end with this bake, and no other's.
@@ -144,14 +160,14 @@ pub fn bake(options: &Options, cancel: &Cancel, progress: &dyn Progress) -> Resu
         // Wakes the watch when it is dropped, however the bake ends.
         let (running, ended) = crossbeam_channel::bounded::<()>(0);
         scope.spawn(move || cancel.watch(&ended));
-        let result = bake_watched(&options, cancel, progress);
+        let result = work(&options);
         drop(running);
         result
     })
 }
 
 fn bake_watched(options: &Options, cancel: &Cancel, progress: &dyn Progress) -> Result<Report, Error> {
-    let staging = Staging::new(&options.root)?;
+    let staging = Staging::new(&options.root).map_err(|error| error.or_full(&options.root, &options.root))?;
     let leftovers = staging.leftovers().to_vec();
     for left in &leftovers {
         let left = left.display();
@@ -161,13 +177,18 @@ fn bake_watched(options: &Options, cancel: &Cancel, progress: &dyn Progress) -> 
     }
     match bake_into(staging.path(), options, cancel, progress) {
         Ok((mut report, committing)) => {
-            let root = staging.commit(&[crate::store::state_dir::CACHE_DB])?;
-            report.seconds.commit = end(progress, Phase::Commit, committing);
+            let root = staging
+                .commit(&[crate::store::state_dir::CACHE_DB])
+                .map_err(|error| error.or_full(&options.root, &options.root))?;
+            report.seconds.set(Phase::Commit, end(progress, Phase::Commit, committing));
+            report.trimmed = options.trim.then(|| trim(&root, progress)).flatten();
             report.root = root.display().to_string();
             report.leftovers = leftovers.iter().map(|p| p.display().to_string()).collect();
             Ok(report)
         }
         Err(error) => {
+            // While it is: what was staged is about to go.
+            let error = error.or_full(&options.root, staging.path());
             if let Err(left) = staging.discard() {
                 progress.event(Event::Warning(left.to_string()));
             }
@@ -177,36 +198,18 @@ fn bake_watched(options: &Options, cancel: &Cancel, progress: &dyn Progress) -> 
     }
 }
 
-fn begin(progress: &dyn Progress, phase: Phase) -> Instant {
-    progress.event(Event::Started(phase));
-    Instant::now()
-}
-
-/// In seconds.
-fn end(progress: &dyn Progress, phase: Phase, started: Instant) -> f64 {
-    let took = started.elapsed();
-    progress.event(Event::Finished(phase, took));
-    took.as_secs_f64()
-}
-
-/// Replays the build where the other sources leave a record without a key, and adds to `keys` what it gives.
-fn replay_missing(
-    keys: &mut Keys,
-    caches: &[Cache],
-    options: &Options,
-    progress: &dyn Progress,
-) -> Result<Option<replay::Report>, Error> {
-    let Some(build) = options.replay.as_ref().filter(|_| keys.coverage.lost() > 0) else { return Ok(None) };
-    let build = replay::Options { registry: options.registry.clone(), ..build.clone() };
-    let caches_of_it: Vec<&Cache> = caches.iter().collect();
-    let Replay { candidates, report } =
-        during(progress, Phase::Replay, || replay::replay(&caches_of_it, &build))?;
-    for missed in report.builds.iter().flat_map(|build| &build.missed) {
-        progress.event(Event::Warning(format!("the replay missed {}: {}", missed.step, missed.cause)));
-    }
-    let source = format!("--build {}", build.build.context.display());
-    keys.add(Offer { source, candidates }, caches);
-    Ok(Some(report))
+/// Has the disk forget what is in free blocks; gives their bytes. That it cannot is no reason to have no root.
+fn trim(root: &Path, progress: &dyn Progress) -> Option<u64> {
+    let trimmed = fsutil::discard_free_blocks(root);
+    trimmed
+        .map_err(|error| {
+            let root = root.display();
+            progress.event(Event::Warning(format!(
+                "cannot discard the free blocks of the file system of {root} ({error}): \
+                 what was deleted there may be in snapshots of the disk"
+            )));
+        })
+        .ok()
 }
 
 /// Everything but to put the root in place; also says when the last phase, which that is part of, began.
@@ -216,83 +219,55 @@ fn bake_into(
     cancel: &Cancel,
     progress: &dyn Progress,
 ) -> Result<(Report, Instant), Error> {
-    let mut seconds = Phases::default();
+    let Prepared { sources, images, plan, contents, mut seconds } =
+        prepare(options, options.allow_unkeyed, progress)?;
+    check_room(&plan, &images, staged, &options.root, progress)?;
 
-    let started = begin(progress, Phase::Resolve);
-    let gathering = options.gather();
-    let all = gather::open_all(&options.caches, options.skip_missing, &gathering, progress)?;
-    let mut sources = Vec::new();
-    let mut caches = Vec::new();
-    let mut baked = Vec::new();
-    for opened in all.opened {
-        sources.push(opened.source);
-        caches.push(opened.cache);
-        baked.push(opened.report);
-    }
-    seconds.resolve = end(progress, Phase::Resolve, started);
-
-    let started = begin(progress, Phase::Keys);
-    let mut offers = gather::offers(&options.keys_from, &gathering, progress)?;
-    offers.extend(all.sidecars);
-    let mut keys = gather::prove(&offers, &caches);
-    let left_out = gather::keep_platforms(&mut caches, &baked, &mut keys, &gathering, progress)?;
-    let replayed = replay_missing(&mut keys, &caches, options, progress)?;
-    let mut blobs = gather::blobs(&caches, |at| baked[at].cache.clone())?;
-    let (total, unkeyed) = (keys.coverage.records().len(), keys.coverage.unkeyed());
-    for (report, cache) in baked.iter_mut().zip(&caches) {
-        report.written_by = keys.written_by(cache);
-    }
-    if !unkeyed.is_empty() && !options.allow_unkeyed {
-        return Err(Error::Unkeyed { records: unkeyed, total });
-    }
-    let found = (options.find_images == FindImages::Auto).then_some(&keys.candidates);
-    let Images { opened, skipped } =
-        gather::open_images(&options.with_images, found, &blobs, &gathering, progress)?;
-    let (of_images, images): (Vec<_>, Vec<_>) =
-        opened.into_iter().map(|opened| (opened.source, opened.image)).unzip();
-    gather::add_images(&mut blobs, &images, |at| baked[at].cache.clone(), caches.len())?;
-    sources.extend(of_images);
-    let plan = plan::plan(&caches, &images, blobs, &keys);
-    drop(caches);
-    seconds.keys = end(progress, Phase::Keys, started);
-
-    let bytes_down = plan.bytes();
-    let free = fsutil::free_bytes(staged).at("look at the file system of", staged)?;
-    if bytes_down > free {
-        return Err(Error::NoSpace { path: options.root.clone(), needed: bytes_down, free });
-    }
     let started = begin(progress, Phase::Layers);
     let root = StateDir::new(staged);
     root.create()?;
     let unpacked = layers::fetch_and_unpack(&plan, &sources, &root, cancel, progress)?;
-    seconds.layers = end(progress, Phase::Layers, started);
+    seconds.set(Phase::Layers, end(progress, Phase::Layers, started));
 
     let committing = begin(progress, Phase::Commit);
     stores::write(&plan, &sources, &images, &unpacked, &root, options.written_at)?;
     cancel.check()?;
 
     let unpacked_bytes: u64 = unpacked.usage.iter().map(|usage| usage.size).sum();
-    let documents: BTreeMap<_, _> =
-        images.iter().flat_map(|image| &image.documents).map(|d| (d.digest, d.bytes.len() as u64)).collect();
-    let document_bytes: u64 = documents.values().sum();
     let report = Report {
         root: String::new(),
-        caches: baked,
-        missing: all.missing,
-        keys_from: keys.reports,
-        replay: replayed,
-        images: images.into_iter().map(|image| image.report).collect(),
-        images_skipped: skipped,
-        records: total,
-        left_out,
-        keyed: total - unkeyed.len(),
-        layers: plan.blobs.len(),
-        snapshots: plan.snapshots.len(),
-        bytes_down,
-        bytes_on_disk: bytes_down + unpacked_bytes + document_bytes,
+        bytes_on_disk: contents.bytes_down + unpacked_bytes + need::documents(&images).bytes,
+        contents,
         seconds,
+        trimmed: None,
         leftovers: Vec::new(),
-        unkeyed,
     };
     Ok((report, committing))
+}
+
+/// Refuses what cannot fit, and warns of what is likely not to.
+fn check_room(
+    plan: &Plan,
+    images: &[Image],
+    staged: &Path,
+    root: &Path,
+    progress: &dyn Progress,
+) -> Result<(), Error> {
+    let room = fsutil::room(staged).at("look at the file system of", staged)?;
+    let tars: Vec<Option<TarSize>> =
+        plan.blobs.iter().map(|blob| gather::tar_size_said(&blob.layer)).collect();
+    let need = need::of(plan, images, &tars);
+    if let Some(shortage) = need.shortage(&room) {
+        return Err(Error::NoSpace { path: root.to_owned(), shortage });
+    }
+    if need.bytes.estimate > room.free_bytes {
+        progress.event(Event::Warning(format!(
+            "{} may not have enough space: the root takes about {} bytes, and {} are free; `warmkit plan` \
+             tells more exactly",
+            root.display(),
+            need.bytes.estimate,
+            room.free_bytes,
+        )));
+    }
+    Ok(())
 }

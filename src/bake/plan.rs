@@ -42,6 +42,9 @@ pub(crate) struct Record {
     pub(crate) images: BTreeSet<usize>,
     /// Indexes of the images whose last layer it is.
     pub(crate) tops: BTreeSet<usize>,
+    /// How many results that builds find, and images, it is part of: in each cache one for each chain that ends
+    /// with it or above it.
+    pub(crate) uses: u64,
 }
 
 /// A cache key with its results: indexes of records, each with when it was made.
@@ -94,6 +97,8 @@ struct Node {
     name: Option<String>,
     images: BTreeSet<usize>,
     tops: BTreeSet<usize>,
+    /// The distinct caches that have a result ending with it which builds find.
+    found_in: BTreeSet<usize>,
 }
 
 #[derive(Default)]
@@ -118,6 +123,7 @@ impl Chains {
                 name: None,
                 images: BTreeSet::new(),
                 tops: BTreeSet::new(),
+                found_in: BTreeSet::new(),
             };
             self.nodes.push(node);
             self.nodes.len() - 1
@@ -141,12 +147,16 @@ type Results = BTreeMap<usize, Option<Timestamp>>;
 pub(crate) fn plan(caches: &[Cache], images: &[Image], blobs: BTreeMap<Digest, Blob>, keys: &Keys) -> Plan {
     let coverage = &keys.coverage;
     let mut chains = Chains::default();
+    let distinct = distinct(caches);
     let mut results: Vec<Results> = coverage.records().iter().map(|_| Results::new()).collect();
     for (at, cache) in caches.iter().enumerate() {
         for (index, record) in cache.records.iter().enumerate() {
             let place = coverage.place(at, index);
             for result in &record.results {
                 let Some(top) = chains.of(&result.layers, cache) else { continue };
+                if coverage.records()[place].status.is_found() {
+                    chains.nodes[top].found_in.insert(distinct[at]);
+                }
                 let made = results[place].entry(top).or_default();
                 *made = earliest(*made, result.created_at);
             }
@@ -249,6 +259,7 @@ fn finish(
         })
         .collect();
 
+    let uses = uses(chains);
     let records = order
         .iter()
         .map(|&n| {
@@ -264,6 +275,7 @@ fn finish(
                 name: candidates.layer_name(&node.blob).map(str::to_owned).or_else(|| node.name.clone()),
                 images: node.images.clone(),
                 tops: node.tops.clone(),
+                uses: uses[n],
             }
         })
         .collect();
@@ -288,6 +300,33 @@ fn finish(
         })
         .collect();
     Plan { blobs: blobs.into_values().collect(), snapshots, records, keys, links }
+}
+
+/// Of each cache, the index of the first that is the same: one that is named twice counts once.
+fn distinct(caches: &[Cache]) -> Vec<usize> {
+    let mut alike: HashMap<Vec<Digest>, Vec<usize>> = HashMap::new();
+    let first = |(at, cache): (usize, &Cache)| {
+        let layers = cache.layers.iter().map(|layer| layer.descriptor.digest).collect();
+        let alike = alike.entry(layers).or_default();
+        alike.iter().copied().find(|&other| caches[other] == *cache).unwrap_or_else(|| {
+            alike.push(at);
+            at
+        })
+    };
+    caches.iter().enumerate().map(first).collect()
+}
+
+/// Of each node, how many chains end with it or above it.
+fn uses(chains: &Chains) -> Vec<u64> {
+    let ends = |node: &Node| (node.found_in.len() + node.tops.len()) as u64;
+    let mut uses: Vec<u64> = chains.nodes.iter().map(ends).collect();
+    // A node is made after the one that it stands on.
+    for (at, node) in chains.nodes.iter().enumerate().rev() {
+        if let Some(parent) = node.parent {
+            uses[parent] = uses[parent].saturating_add(uses[at]);
+        }
+    }
+    uses
 }
 
 #[cfg(test)]

@@ -1,8 +1,11 @@
 //! What a bake says of itself when it is done: the object that `--json` prints.
 
+use std::time::Duration;
+
 use serde::Serialize;
 
 use crate::gather::{BakedCache, KeySourceReport, Missing, SeededImage, SkippedImage};
+use crate::progress::Phase;
 use crate::replay;
 
 pub use crate::gather::Unkeyed;
@@ -21,17 +24,27 @@ pub struct Phases {
 }
 
 impl Phases {
+    pub(crate) fn set(&mut self, phase: Phase, took: Duration) {
+        let slot = match phase {
+            Phase::Resolve => &mut self.resolve,
+            Phase::Keys => &mut self.keys,
+            Phase::Layers => &mut self.layers,
+            Phase::Commit => &mut self.commit,
+            // Of other commands, or within one of these.
+            _ => return,
+        };
+        *slot = took.as_secs_f64();
+    }
+
     /// All phases together.
     pub fn total(&self) -> f64 {
         self.resolve + self.keys + self.layers + self.commit
     }
 }
 
-/// A finished bake.
+/// What goes into a root, known before the first layer.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Report {
-    /// The root, absolute.
-    pub root: String,
+pub struct Contents {
     /// Which caches are in it.
     pub caches: Vec<BakedCache>,
     /// Caches that were asked for, are not there, and were skipped.
@@ -61,10 +74,22 @@ pub struct Report {
     pub snapshots: usize,
     /// Compressed bytes of the layers.
     pub bytes_down: u64,
+}
+
+/// A finished bake.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Report {
+    /// The root, absolute.
+    pub root: String,
+    /// What went into it.
+    #[serde(flatten)]
+    pub contents: Contents,
     /// Bytes on disk: blobs and snapshots, in allocated blocks.
     pub bytes_on_disk: u64,
     /// Seconds per phase.
     pub seconds: Phases,
+    /// Bytes of free blocks that the disk was told of, where that was asked for and could be done.
+    pub trimmed: Option<u64>,
     /// Staging directories of earlier bakes of this root that were killed; they can be removed.
     pub leftovers: Vec<String>,
 }

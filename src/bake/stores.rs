@@ -45,8 +45,8 @@ pub(crate) fn write(
             .records
             .iter()
             .map(|record| {
-                let pulled = plan.blobs[record.blob].caches.first() >= Some(&of_images);
-                store_record(record, plan, images, pulled, &documents_of, written_at)
+                let description = description(record, plan, images, of_images);
+                store_record(record, images, description, &documents_of, written_at)
             })
             .collect(),
         documents,
@@ -112,23 +112,46 @@ fn store_blob(blob: &Blob, sources: &[Box<dyn Source>]) -> store::Blob {
     }
 }
 
-fn store_record(
-    record: &plan::Record,
-    plan: &Plan,
-    images: &[Image],
-    pulled: bool,
-    documents_of: &[Range<usize>],
-    written_at: Timestamp,
-) -> store::Record {
-    let layer = &plan.blobs[record.blob].layer;
-    let image_refs: Vec<String> = record.images.iter().map(|&at| images[at].report.image.clone()).collect();
-    let description = image_refs
-        .first()
+/// How often a record is said to have been used, which is what keeps a daemon from taking it first.
+///
+/// Collection goes by steps: each distinct time, and each distinct count, among the records that nothing stands on.
+/// So all records of a root have one time, or else they would be many steps and what builds add only a few, late ones
+/// far above them. And those that a build finds have one use more than what a build adds and never uses again. Above
+/// that the uses are those that they would have if each result of the caches had been used once.
+pub(super) fn usage_count(record: &plan::Record) -> u64 {
+    record.uses.saturating_add(1)
+}
+
+/// What `buildctl du` shows of a record; the blobs of caches come from the first `caches` sources.
+pub(super) fn description(record: &plan::Record, plan: &Plan, images: &[Image], caches: usize) -> String {
+    let blob = &plan.blobs[record.blob];
+    let pulled = blob.caches.first() >= Some(&caches);
+    image_refs(record, images)
+        .next()
         .filter(|_| pulled)
         .map(|image| format!("pulled from {image}"))
         .or_else(|| record.name.clone())
-        .or_else(|| layer.description.clone())
-        .unwrap_or_else(|| format!("imported {}", layer.descriptor.digest));
+        .or_else(|| blob.layer.description.clone())
+        .unwrap_or_else(|| format!("imported {}", blob.layer.descriptor.digest))
+}
+
+/// Whether it is the last layer of a frontend's image.
+pub(super) fn is_frontend(record: &plan::Record, images: &[Image]) -> bool {
+    record.tops.iter().any(|&at| images[at].report.frontend)
+}
+
+/// The images that it is a layer of.
+fn image_refs<'a>(record: &'a plan::Record, images: &'a [Image]) -> impl Iterator<Item = &'a str> {
+    record.images.iter().map(|&at| images[at].report.image.as_str())
+}
+
+fn store_record(
+    record: &plan::Record,
+    images: &[Image],
+    description: String,
+    documents_of: &[Range<usize>],
+    written_at: Timestamp,
+) -> store::Record {
     store::Record {
         id: RecordId::of(&record.blob_chain_id),
         blob: record.blob,
@@ -138,10 +161,10 @@ fn store_record(
         blob_chain_id: record.blob_chain_id,
         created_at: record.created_at.unwrap_or(written_at),
         last_used_at: written_at,
-        usage_count: 1,
+        usage_count: usage_count(record),
         description,
-        image_refs,
+        image_refs: image_refs(record, images).map(str::to_owned).collect(),
         documents: record.tops.iter().flat_map(|&at| documents_of[at].clone()).collect(),
-        frontend: record.tops.iter().any(|&at| images[at].report.frontend),
+        frontend: is_frontend(record, images),
     }
 }

@@ -56,21 +56,26 @@ impl Drop for CreatedParents {
     }
 }
 
-impl Staging {
-    /// Checks that `target` may be baked into and makes the staging directory.
+/// Where the staging directory of a target has to be.
+enum Place {
+    /// In the target, which is an empty directory.
+    Inside(PathBuf),
+    /// In the directory where the target will be, which may be missing too.
+    Beside { target: PathBuf, parent: PathBuf, prefix: String },
+}
+
+impl Place {
+    /// Touches nothing.
     ///
-    /// Touches nothing where it refuses: not root, a daemon or another bake at work, a target that is not
-    /// empty.
-    pub(crate) fn new(target: &Path) -> Result<Self, Error> {
-        if !fsutil::is_root() {
-            return Err(Error::NotRoot);
-        }
+    /// # Errors
+    /// The target may not be baked into.
+    fn find(target: &Path) -> Result<Self, Error> {
         let target = std::path::absolute(target).at("resolve", target)?;
         match fs::metadata(&target) {
             Ok(metadata) if metadata.is_dir() => {
                 let target = target.canonicalize().at("resolve", &target)?;
                 require_empty(&target)?;
-                Self::at(target.clone(), &target, STAGING_PREFIX, CreatedParents::default())
+                Ok(Self::Inside(target))
             }
             Ok(_) => Err(Error::TargetNotDirectory { path: target }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -81,10 +86,43 @@ impl Staging {
                     return Err(Error::TargetNotDirectory { path: target });
                 };
                 let prefix = format!("{STAGING_PREFIX}{}-", name.to_string_lossy());
-                let created_parents = create_parents(parent)?;
-                Self::at(target.clone(), parent, &prefix, created_parents)
+                Ok(Self::Beside { parent: parent.to_owned(), prefix, target })
             }
             Err(error) => Err(error).at("look at", &target),
+        }
+    }
+}
+
+/// Checks that `target` may be baked into, by whoever may; touches nothing.
+///
+/// # Errors
+/// As [`Staging::new`].
+pub(crate) fn check(target: &Path) -> Result<(), Error> {
+    match Place::find(target)? {
+        Place::Beside { target, parent, prefix } if parent.exists() => {
+            leftovers(&target, &parent, &prefix).map(drop)
+        }
+        _ => Ok(()),
+    }
+}
+
+impl Staging {
+    /// Checks that `target` may be baked into and makes the staging directory.
+    ///
+    /// Touches nothing where it refuses: not root, a daemon or another bake at work, a target that is not
+    /// empty.
+    pub(crate) fn new(target: &Path) -> Result<Self, Error> {
+        if !fsutil::is_root() {
+            return Err(Error::NotRoot);
+        }
+        match Place::find(target)? {
+            Place::Inside(target) => {
+                Self::at(target.clone(), &target, STAGING_PREFIX, CreatedParents::default())
+            }
+            Place::Beside { target, parent, prefix } => {
+                let created_parents = create_parents(&parent)?;
+                Self::at(target, &parent, &prefix, created_parents)
+            }
         }
     }
 

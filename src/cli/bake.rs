@@ -2,17 +2,20 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum, ValueHint};
+use clap::{Args, ValueEnum};
 use jiff::Timestamp;
+use serde::Serialize;
 
-use super::build::ReplayArguments;
+use super::build::{ReplayArguments, SolveConfig};
 use super::caches::Caches;
 use super::exit::{self, Failure};
 use super::options::KeySources;
 use super::output::Output;
+use super::place::Place;
 use super::progress::Shown;
 use super::{render, signals};
 use crate::bake::{self, Cancel, Options};
+use crate::builder::Root;
 use crate::oci::Reference;
 use crate::source::Stop;
 use crate::source::spec::parse_reference;
@@ -30,6 +33,10 @@ Examples:
   # a local export and a metadata file, into a root that is shipped elsewhere
   warmkit bake type=local,src=./cache \\
     --keys-from type=provenance,src=metadata.json --root ./root
+
+  # into the volume of a builder of buildx, which need not exist yet
+  warmkit bake ghcr.io/acme/app:cache --keys-from ghcr.io/acme/app:main \\
+    --for buildx:ci
 
   # a bucket, with credentials from where AWS's own tools have them
   warmkit bake type=s3,region=eu-central-1,bucket=acme-cache,name=app \\
@@ -56,16 +63,14 @@ Examples:
   warmkit bake ghcr.io/acme/app:cache --allow-unkeyed
 ";
 
-/// Pull caches and write them into a BuildKit state directory
+/// What is baked, and where: for the commands that bake, or say what a bake would do.
 #[derive(Debug, Args)]
-#[command(after_help = format!("{}\n\n{EXAMPLES}", exit::HELP))]
-pub(super) struct Arguments {
+pub(super) struct Baking {
     #[command(flatten)]
     caches: Caches,
 
-    /// The root to make; must be absent or empty
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, default_value = "/var/lib/buildkit")]
-    root: PathBuf,
+    #[command(flatten)]
+    pub(super) place: Place,
 
     #[command(flatten)]
     keys: KeySources,
@@ -86,9 +91,6 @@ pub(super) struct Arguments {
     allow_unkeyed: bool,
 
     #[command(flatten)]
-    pub(super) output: Output,
-
-    #[command(flatten)]
     pub(super) progress: Shown,
 
     /// Seconds since 1970 to write where a cache tells no time: the same caches and the same value
@@ -98,6 +100,25 @@ pub(super) struct Arguments {
 
     #[command(flatten)]
     build: ReplayArguments,
+}
+
+/// Pull caches and write them into a BuildKit state directory, which must be absent or empty
+#[derive(Debug, Args)]
+#[command(after_help = format!("{}\n\n{EXAMPLES}", exit::HELP))]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    pub(super) baking: Baking,
+
+    /// At the end, tell the disk which blocks of the root's file system are free (as fstrim does): what was
+    /// deleted there, before or meanwhile, is then in no snapshot of the disk
+    #[arg(long)]
+    fstrim: bool,
+
+    #[command(flatten)]
+    pub(super) output: Output,
+
+    #[command(flatten)]
+    config: SolveConfig,
 }
 
 /// Which images are looked for.
@@ -118,31 +139,78 @@ fn parse_epoch(text: &str) -> Result<Timestamp, String> {
     Timestamp::from_second(seconds).map_err(|error| error.to_string())
 }
 
+impl Baking {
+    /// The same for the library, and what ends it at a signal; a replay's daemon has this configuration.
+    pub(super) fn options(
+        self,
+        root: &Root,
+        buildkitd_config: Option<PathBuf>,
+    ) -> Result<(Options, Cancel), Failure> {
+        let skip_missing = self.caches.skip_missing;
+        let caches = self.caches.read()?;
+        let given = self.keys.given(&caches)?;
+        let cancel = Cancel::new(signals::interrupted()?);
+        let registry = self.keys.registries.options(Stop::default(), given);
+        let options = Options {
+            skip_missing,
+            caches,
+            replay: self.build.replay(&self.keys.platforms, &registry, buildkitd_config),
+            keys_from: self.keys.keys_from(),
+            no_sidecar: self.keys.no_sidecar,
+            root: root.path().to_owned(),
+            platforms: self.keys.platforms,
+            find_images: match self.images {
+                FindImages::Auto => bake::FindImages::Auto,
+                FindImages::None => bake::FindImages::None,
+            },
+            with_images: self.with_images,
+            allow_unkeyed: self.allow_unkeyed,
+            written_at: self.source_date_epoch.unwrap_or_else(Timestamp::now),
+            trim: false,
+            registry,
+        };
+        Ok((options, cancel))
+    }
+}
+
 /// Bakes and returns the exit code.
 pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
-    let skip_missing = arguments.caches.skip_missing;
-    let caches = arguments.caches.read()?;
-    let given = arguments.keys.given(&caches)?;
-    let cancel = Cancel::new(signals::interrupted()?);
-    let registry = arguments.keys.registries.options(Stop::default(), given);
-    let options = Options {
-        skip_missing,
-        caches,
-        replay: arguments.build.replay(&arguments.keys.platforms, &registry),
-        keys_from: arguments.keys.keys_from(),
-        no_sidecar: arguments.keys.no_sidecar,
-        root: arguments.root,
-        platforms: arguments.keys.platforms,
-        find_images: match arguments.images {
-            FindImages::Auto => bake::FindImages::Auto,
-            FindImages::None => bake::FindImages::None,
-        },
-        with_images: arguments.with_images,
-        allow_unkeyed: arguments.allow_unkeyed,
-        written_at: arguments.source_date_epoch.unwrap_or_else(Timestamp::now),
-        registry,
-    };
-    let report = bake::bake(&options, &cancel, &*arguments.progress.start()?)?;
-    arguments.output.report(&report, render::bake)?;
+    let Arguments { baking, fstrim, output, config } = arguments;
+    let mut root = baking.place.find()?;
+    root.require_idle()?;
+    let progress = baking.progress;
+    let (mut options, cancel) = baking.options(&root, config.buildkitd_config)?;
+    options.trim = fstrim;
+    root.make()?;
+    let baked = bake::bake(&options, &cancel, &*progress.start()?);
+    let report = baked.map_err(|error| with_way_out(error, &root))?;
+    root.keep();
+    let outcome = Outcome { report: &report, next_step: root.next_step() };
+    output.report(&outcome, |outcome| {
+        let text = render::bake(outcome.report);
+        match &outcome.next_step {
+            Some(next) => format!("{text}\n{next}"),
+            None => text,
+        }
+    })?;
     Ok(exit::OK)
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Outcome<'a> {
+    #[serde(flatten)]
+    report: &'a bake::Report,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_step: Option<String>,
+}
+
+/// A builder's root that has been used is not for whoever starts the bake to clear by hand.
+fn with_way_out(error: bake::Error, root: &Root) -> Failure {
+    match (&error, root.way_out()) {
+        (bake::Error::TargetNotEmpty { .. }, Some(way_out)) => {
+            Failure::new(format!("{error}; {way_out}"), exit::TARGET)
+        }
+        _ => error.into(),
+    }
 }

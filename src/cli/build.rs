@@ -46,7 +46,12 @@ pub(super) struct Solve {
     /// The image to take the daemon from where none is installed
     #[arg(long, value_name = "IMAGE", requires = "build", default_value = DEFAULT_IMAGE)]
     buildkit_image: String,
+}
 
+/// The configuration of the daemon that solves a build.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Build")]
+pub(super) struct SolveConfig {
     /// The daemon's buildkitd.toml; default: an empty one
     #[arg(long, value_name = "FILE", requires = "build")]
     pub(super) buildkitd_config: Option<PathBuf>,
@@ -101,8 +106,13 @@ pub(super) struct ReplayArguments {
 }
 
 impl ReplayArguments {
-    /// What to replay; `None` where no build is named.
-    pub(super) fn replay(&self, platforms: &[Platform], registry: &source::Options) -> Option<Options> {
+    /// What to replay, on a daemon with this configuration; `None` where no build is named.
+    pub(super) fn replay(
+        &self,
+        platforms: &[Platform],
+        registry: &source::Options,
+        config: Option<PathBuf>,
+    ) -> Option<Options> {
         let platforms: Vec<String> = platforms.iter().map(Platform::to_string).collect();
         let build = Build {
             platform: (!platforms.is_empty()).then(|| platforms.join(",")),
@@ -112,7 +122,7 @@ impl ReplayArguments {
             build,
             targets: self.target.clone(),
             search: self.solve.search(),
-            buildkitd_config: self.solve.buildkitd_config.clone(),
+            buildkitd_config: config,
             scratch: self.scratch.clone(),
             registry: registry.clone(),
         })
@@ -129,6 +139,16 @@ mod tests {
     struct Command {
         #[command(flatten)]
         replay: ReplayArguments,
+
+        #[command(flatten)]
+        config: SolveConfig,
+    }
+
+    impl Command {
+        fn replay(&self, platforms: &[Platform]) -> Option<Options> {
+            let config = self.config.buildkitd_config.clone();
+            self.replay.replay(platforms, &source::Options::default(), config)
+        }
     }
 
     #[test]
@@ -149,8 +169,7 @@ mod tests {
         ];
         let parse = |flags: &[&str]| Command::try_parse_from([&["warmkit"], flags].concat());
         let platforms = ["linux/amd64".parse().unwrap(), "linux/arm64".parse().unwrap()];
-        let registry = source::Options::default();
-        let options = parse(&flags).unwrap().replay.replay(&platforms, &registry).unwrap();
+        let options = parse(&flags).unwrap().replay(&platforms).unwrap();
         let Build { context, dockerfile, build_args, opts, platform, contexts, buildctl_args, .. } =
             options.build;
         assert_eq!((context, dockerfile), ("ctx".into(), Some("f/Dockerfile".into())));
@@ -167,7 +186,7 @@ mod tests {
             (Some("conf".into()), Some("/scratch".into()))
         );
 
-        assert!(parse(&[]).unwrap().replay.replay(&platforms, &registry).is_none());
+        assert!(parse(&[]).unwrap().replay(&platforms).is_none());
         for flag in &flags[1..] {
             assert!(parse(&[flag]).is_err(), "{flag} without --build");
         }

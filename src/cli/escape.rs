@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
+use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
+
 /// Characters that steer a terminal, or show text in another order than it stands in.
 pub(super) fn is_steering(c: char) -> bool {
     c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
@@ -36,6 +38,22 @@ fn escaped(text: &str, escapes: impl Fn(char) -> bool) -> Cow<'_, str> {
     Cow::Owned(harmless)
 }
 
+/// As much of the text as fits into as many columns.
+pub(super) fn cut(text: &str, room: Option<usize>) -> Cow<'_, str> {
+    let Some(room) = room.filter(|&room| text.width() > room) else { return Cow::Borrowed(text) };
+    let mut left = room - 1;
+    let fits = |c: &char| {
+        let rest = left.checked_sub(c.width().unwrap_or_default());
+        rest.is_some_and(|rest| {
+            left = rest;
+            true
+        })
+    };
+    let mut cut: String = text.chars().take_while(fits).collect();
+    cut.push('…');
+    Cow::Owned(cut)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -52,6 +70,22 @@ mod tests {
         ];
         for (text, several, one) in cases {
             assert_eq!((&*harmless(text), &*one_line(text)), (several, one), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn names_are_cut_at_the_columns_that_they_take() {
+        let cases = [
+            ("RUN make", None, "RUN make"),
+            ("RUN make", Some(8), "RUN make"),
+            ("RUN make", Some(7), "RUN ma…"),
+            ("日本語", Some(6), "日本語"),
+            ("日本語", Some(5), "日本…"),
+            ("日本語", Some(4), "日…"),
+            ("e\u{301}te\u{301}s", Some(3), "e\u{301}t…"),
+        ];
+        for (name, room, expected) in cases {
+            assert_eq!(cut(name, room), expected, "{name} {room:?}");
         }
     }
 }

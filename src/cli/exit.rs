@@ -4,11 +4,11 @@ use std::error::Error;
 
 use super::caches;
 use crate::bake::{self, ErrorClass};
-use crate::{gather, replay, verify};
+use crate::{builder, gather, hydrate, replay, root, verify};
 
 /// Everything went well.
 pub const OK: u8 = 0;
-/// Something else failed: a file could not be written, the disk is full, not root, interrupted.
+/// Something else failed: a file could not be written, not root, interrupted.
 pub const FAILURE: u8 = 1;
 /// The command line is wrong.
 pub const USAGE: u8 = 2;
@@ -26,12 +26,16 @@ pub const TARGET: u8 = 7;
 pub const FINDINGS: u8 = 8;
 /// A step of the live build was not CACHED, or something was imported or extracted; or a replay missed a step.
 pub const NOT_CACHED: u8 = 9;
+/// Diff found a difference, and was asked to tell.
+pub const DIFFERENT: u8 = 10;
+/// The target's disk is too small for the root, or filled up.
+pub const SPACE: u8 = 11;
 
 /// The table that every `--help` ends with.
 pub(crate) const HELP: &str = "\
 Exit codes:
   0  success
-  1  other failure (a file, the disk, not root, interrupted)
+  1  other failure (a file, not root, interrupted)
   2  wrong command line
   3  a cache or key source could not be read
   4  a registry refused the credentials
@@ -39,7 +43,9 @@ Exit codes:
   6  records without a key; nothing was baked
   7  the target is not empty, or a daemon or another bake uses it
   8  verify found something wrong
-  9  a step of the live build was not CACHED, or a replay missed one";
+  9  a step of the live build was not CACHED, or a replay missed one
+  10  diff --exit-code found a difference
+  11  not enough space or inodes on the target's disk; nothing was baked";
 
 /// Why a command ended without a result, and the exit code that says the same.
 #[derive(Debug)]
@@ -63,14 +69,17 @@ impl From<caches::Error> for Failure {
 
 impl From<bake::Error> for Failure {
     fn from(error: bake::Error) -> Self {
+        let code = of_bake(&error);
+        Self::new(error, code)
+    }
+}
+
+impl From<builder::Error> for Failure {
+    fn from(error: builder::Error) -> Self {
         let code = match error.class() {
-            ErrorClass::Spec => USAGE,
-            ErrorClass::Source => SOURCE,
-            ErrorClass::Authentication => AUTHENTICATION,
-            ErrorClass::Content => CONTENT,
-            ErrorClass::Unkeyed => UNKEYED,
-            ErrorClass::Target => TARGET,
-            ErrorClass::Other => FAILURE,
+            builder::ErrorClass::Choice => USAGE,
+            builder::ErrorClass::Busy => TARGET,
+            builder::ErrorClass::Other => FAILURE,
         };
         Self::new(error, code)
     }
@@ -89,9 +98,18 @@ impl From<replay::Error> for Failure {
     }
 }
 
-impl From<verify::Error> for Failure {
-    fn from(error: verify::Error) -> Self {
-        let code = of_verify(&error);
+impl From<hydrate::Error> for Failure {
+    fn from(error: hydrate::Error) -> Self {
+        Self::new(error, FAILURE)
+    }
+}
+
+impl From<root::Error> for Failure {
+    fn from(error: root::Error) -> Self {
+        let code = match of_verify(&error) {
+            FINDINGS => CONTENT,
+            code => code,
+        };
         Self::new(error, code)
     }
 }
@@ -103,6 +121,20 @@ impl From<verify::LiveError> for Failure {
             _ => FAILURE,
         };
         Self::new(error, code)
+    }
+}
+
+/// The exit code of a bake that ends with this.
+pub(super) fn of_bake(error: &bake::Error) -> u8 {
+    match error.class() {
+        ErrorClass::Spec => USAGE,
+        ErrorClass::Source => SOURCE,
+        ErrorClass::Authentication => AUTHENTICATION,
+        ErrorClass::Content => CONTENT,
+        ErrorClass::Unkeyed => UNKEYED,
+        ErrorClass::Target => TARGET,
+        ErrorClass::Space => SPACE,
+        ErrorClass::Other => FAILURE,
     }
 }
 
@@ -119,13 +151,11 @@ pub(super) fn of_build(report: &verify::LiveReport) -> u8 {
     }
 }
 
-fn of_verify(error: &verify::Error) -> u8 {
+/// The exit code of a verification of a root that could not be read.
+pub(super) fn of_verify(error: &root::Error) -> u8 {
     match error {
-        verify::Error::Busy { .. } => TARGET,
-        verify::Error::NotAStateDirectory { .. }
-        | verify::Error::ContainerdWorker { .. }
-        | verify::Error::UnknownSchema { .. }
-        | verify::Error::UnknownBucket { .. } => FINDINGS,
-        verify::Error::Open { .. } => FAILURE,
+        root::Error::Busy { .. } => TARGET,
+        root::Error::Open { .. } => FAILURE,
+        _ => FINDINGS,
     }
 }

@@ -5,12 +5,20 @@ mod bake;
 mod build;
 mod caches;
 mod completion;
+mod diff;
 mod escape;
 pub mod exit;
+mod forecast;
+mod hydrate;
+mod inspect;
 mod keys;
 mod man;
+mod notify;
 mod options;
 mod output;
+mod place;
+mod plan;
+mod priority;
 mod progress;
 mod render;
 mod signals;
@@ -20,6 +28,8 @@ mod verify;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+use progress::Shown;
 
 /// Bakes BuildKit registry caches into a machine image, so that the first build on a fresh host
 /// prints CACHED for every step.
@@ -33,9 +43,14 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Bake(Box<bake::Arguments>),
+    Plan(Box<plan::Arguments>),
+    Forecast(forecast::Arguments),
     #[command(subcommand)]
     Keys(keys::Command),
     Verify(verify::Arguments),
+    Hydrate(hydrate::Arguments),
+    Inspect(Box<inspect::Arguments>),
+    Diff(Box<diff::Arguments>),
     Completion(completion::Arguments),
     Man(man::Arguments),
 }
@@ -52,9 +67,14 @@ pub fn main() -> ExitCode {
         }
     };
     let ((output, progress), result) = match arguments.command {
-        Command::Bake(arguments) => ((arguments.output, arguments.progress), bake::run(*arguments)),
+        Command::Bake(arguments) => ((arguments.output, arguments.baking.progress), bake::run(*arguments)),
+        Command::Plan(arguments) => ((arguments.output, arguments.baking.progress), plan::run(*arguments)),
+        Command::Forecast(arguments) => ((arguments.output, Shown::default()), forecast::run(&arguments)),
         Command::Keys(command) => keys::run(command),
         Command::Verify(arguments) => ((arguments.output, arguments.progress), verify::run(&arguments)),
+        Command::Hydrate(arguments) => ((arguments.output, arguments.progress), hydrate::run(&arguments)),
+        Command::Inspect(arguments) => ((arguments.output, arguments.progress), inspect::run(*arguments)),
+        Command::Diff(arguments) => ((arguments.output, arguments.progress), diff::run(*arguments)),
         Command::Completion(arguments) => (Default::default(), completion::run(&arguments)),
         Command::Man(arguments) => (Default::default(), man::run(&arguments)),
     };

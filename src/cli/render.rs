@@ -10,8 +10,9 @@ use serde::Serialize;
 use super::advice::advice;
 use super::escape::one_line;
 use super::text::{Style, Text};
-use crate::bake::{Report, Unkeyed};
+use crate::bake::{Contents, Report, Unkeyed};
 use crate::gather::{BakedCache, KeySourceReport};
+use crate::hydrate;
 use crate::verify::{self, LiveReport, Severity, StepStatus};
 
 /// Unkeyed records that are listed for a person; `--json` has all.
@@ -92,49 +93,57 @@ pub(super) fn chain(error: &dyn Error) -> String {
 /// The closing table of a bake.
 pub(super) fn bake(report: &Report) -> String {
     let mut text = format!("baked {} in {:.1} s\n\n", report.root, report.seconds.total());
-    for cache in &report.caches {
-        row(&mut text, "cache", &described(cache));
-        if let Some(release) = &cache.written_by {
-            row(&mut text, "  by", &format!("BuildKit {release}"));
-        }
-    }
-    for missing in &report.missing {
-        row(&mut text, "skipped", &format!("{}: {}", missing.cache, missing.reason));
-    }
-    for source in &report.keys_from {
-        row(&mut text, "keys from", &format!("{}: {}", source.source, worth(source)));
-    }
-    for image in &report.images {
-        let frontend = if image.frontend { ", frontend" } else { "" };
-        let layers = if image.layers == 1 { "layer" } else { "layers" };
-        let what = format!("{} {layers}, {}", image.layers, HumanBytes(image.bytes));
-        row(&mut text, "image", &format!("{}: {}{frontend}, {what}", image.image, image.platform));
-    }
-    for image in &report.images_skipped {
-        row(&mut text, "not seeded", &format!("{}: {}", image.image, image.reason));
-    }
-    row(&mut text, "records", &report.records.to_string());
-    row(&mut text, "  keyed", &report.keyed.to_string());
-    row(&mut text, "  unkeyed", &report.unkeyed.len().to_string());
-    if report.left_out > 0 {
-        row(&mut text, "left out", &format!("{} records of other platforms", report.left_out));
-    }
-    row(&mut text, "layers", &format!("{} in {} snapshots", report.layers, report.snapshots));
-    row(&mut text, "downloaded", &HumanBytes(report.bytes_down).to_string());
+    contents(&mut text, &report.contents);
+    row(&mut text, "downloaded", &HumanBytes(report.contents.bytes_down).to_string());
     row(&mut text, "on disk", &HumanBytes(report.bytes_on_disk).to_string());
+    if let Some(trimmed) = report.trimmed {
+        row(&mut text, "discarded", &format!("{} of free blocks", HumanBytes(trimmed)));
+    }
     let seconds = &report.seconds;
     let phases = format!(
         "resolve {:.1} s, keys {:.1} s, layers {:.1} s, commit {:.1} s",
         seconds.resolve, seconds.keys, seconds.layers, seconds.commit
     );
     row(&mut text, "time", &phases);
-    if !report.unkeyed.is_empty() {
+    if !report.contents.unkeyed.is_empty() {
         text.push('\n');
-        text.push_str(&unkeyed(&report.unkeyed));
+        text.push_str(&unkeyed(&report.contents.unkeyed));
         text.push('\n');
     }
     let _ = write!(text, "\ncheck it with: warmkit verify --root {}", report.root);
     text
+}
+
+/// What goes into a root.
+pub(super) fn contents(text: &mut impl fmt::Write, contents: &Contents) {
+    for cache in &contents.caches {
+        row(text, "cache", &described(cache));
+        if let Some(release) = &cache.written_by {
+            row(text, "  by", &format!("BuildKit {release}"));
+        }
+    }
+    for missing in &contents.missing {
+        row(text, "skipped", &format!("{}: {}", missing.cache, missing.reason));
+    }
+    for source in &contents.keys_from {
+        row(text, "keys from", &format!("{}: {}", source.source, worth(source)));
+    }
+    for image in &contents.images {
+        let frontend = if image.frontend { ", frontend" } else { "" };
+        let layers = if image.layers == 1 { "layer" } else { "layers" };
+        let what = format!("{} {layers}, {}", image.layers, HumanBytes(image.bytes));
+        row(text, "image", &format!("{}: {}{frontend}, {what}", image.image, image.platform));
+    }
+    for image in &contents.images_skipped {
+        row(text, "not seeded", &format!("{}: {}", image.image, image.reason));
+    }
+    row(text, "records", &contents.records.to_string());
+    row(text, "  keyed", &contents.keyed.to_string());
+    row(text, "  unkeyed", &contents.unkeyed.len().to_string());
+    if contents.left_out > 0 {
+        row(text, "left out", &format!("{} records of other platforms", contents.left_out));
+    }
+    row(text, "layers", &format!("{} in {} snapshots", contents.layers, contents.snapshots));
 }
 
 /// A cache, with what it meant this time.
@@ -151,8 +160,41 @@ pub(super) fn worth(source: &KeySourceReport) -> String {
     format!("{keyed} records keyed, {only} of them by no other source, {candidates} candidates")
 }
 
-fn row(text: &mut impl fmt::Write, name: &str, value: &str) {
+/// `1 record`, `2 records`.
+pub(super) fn counted(count: usize, word: &str) -> String {
+    if count == 1 { format!("1 {word}") } else { format!("{count} {word}s") }
+}
+
+/// A line of a report: what it is about, and what there is to say.
+pub(super) fn row(text: &mut impl fmt::Write, name: &str, value: &str) {
     let _ = writeln!(text, "{name:<12}{value}");
+}
+
+/// What was read of a root.
+pub(super) fn hydrate(report: &hydrate::Report) -> String {
+    let mut text = format!("read {} in {:.1} s\n\n", report.root, report.seconds);
+    for stage in &report.stages {
+        let name = match stage.stage {
+            hydrate::Stage::Databases => "databases",
+            hydrate::Stage::FirstBuild => "first build",
+            hydrate::Stage::Rest => "rest",
+        };
+        let hydrate::StageReport { directories, files, seconds, .. } = stage;
+        let (bytes, from_disk) = (HumanBytes(stage.bytes), HumanBytes(stage.from_disk));
+        let what = format!("{files} files, {bytes}, and {directories} directories");
+        row(&mut text, name, &format!("{what}: {from_disk} from the disk in {seconds:.1} s"));
+    }
+    if report.gone > 0 {
+        row(
+            &mut text,
+            "gone",
+            &format!("{} files and directories, or something is mounted there", report.gone),
+        );
+    }
+    for failed in &report.failed {
+        row(&mut text, "not read", &format!("{}: {}", failed.path, failed.reason));
+    }
+    text.trim_end().to_owned()
 }
 
 /// What an offline verification found.

@@ -4,12 +4,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use clap::{Args, ValueHint};
+use clap::Args;
 use serde::Serialize;
 
-use super::build::Solve;
+use super::build::{Solve, SolveConfig};
 use super::exit::{self, Failure};
 use super::output::{Output, out};
+use super::place::Place;
 use super::progress::Shown;
 use super::{render, signals};
 use crate::daemon::Build;
@@ -29,13 +30,12 @@ Examples:
     -f docker/Dockerfile --build-arg VERSION=1.2
 ";
 
-/// Check that a root is whole and warm
+/// Check that a root is whole and warm; no daemon may run on it
 #[derive(Debug, Args)]
 #[command(after_help = format!("{}\n\n{EXAMPLES}", exit::HELP))]
 pub(super) struct Arguments {
-    /// The root to check; no daemon may run on it
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, default_value = "/var/lib/buildkit")]
-    root: PathBuf,
+    #[command(flatten)]
+    place: Place,
 
     /// Unpack each layer again, in memory, and compare it with its snapshot entry by entry
     #[arg(long)]
@@ -66,6 +66,9 @@ pub(super) struct Arguments {
 
     #[command(flatten)]
     solve: Solve,
+
+    #[command(flatten)]
+    config: SolveConfig,
 }
 
 impl Arguments {
@@ -76,7 +79,7 @@ impl Arguments {
             import_caches: self.import_cache.clone(),
             ..self.solve.build(context)
         };
-        let buildkitd_config = self.solve.buildkitd_config.clone();
+        let buildkitd_config = self.config.buildkitd_config.clone();
         LiveOptions { build, search: self.solve.search(), buildkitd_config, scratch: None, interrupted }
     }
 }
@@ -97,22 +100,26 @@ struct Outcome<'a> {
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let (output, progress) = (arguments.output, arguments.progress);
     let ending = signals::end_on_signal(output, progress)?;
+    let root = arguments.place.idle_root()?;
     let options = verify::Options { read_data: arguments.read_data, ..verify::Options::default() };
-    let report = verify::offline(&arguments.root, &options, &*progress.start()?)?;
+    let report = verify::offline(&root, &options, &*progress.start()?).map_err(|error| {
+        let code = exit::of_verify(&error);
+        Failure::new(error, code)
+    })?;
     if !output.is_json() {
-        out(render::verify(&arguments.root, &report))?;
+        out(render::verify(&root, &report))?;
     }
     let live = match &arguments.build {
         None => None,
         Some(context) => {
             let options = arguments.live(context.clone(), ending.in_order());
-            let build = || verify::live(&arguments.root, &options);
+            let build = || verify::live(&root, &options);
             Some(during(&*progress.start()?, Phase::Build, build)?)
         }
     };
     if output.is_json() {
         let outcome = Outcome {
-            root: arguments.root.display().to_string(),
+            root: root.display().to_string(),
             healthy: report.is_healthy(),
             offline: &report,
             live: live.as_ref(),

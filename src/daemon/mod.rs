@@ -20,7 +20,7 @@ pub use build::{Build, Watch};
 pub use error::{Error, io_error};
 pub use process::{Daemon, Start};
 pub use steps::{Graph, Outcome, Step, StepStatus, Vertex};
-pub use tools::{Search, Tools, find, on_path, output};
+pub use tools::{Search, Tools, find, on_path, output, output_within};
 
 /// The image that buildkitd is taken from where none is installed: the one that buildx uses.
 pub const DEFAULT_IMAGE: &str = "moby/buildkit:buildx-stable-1";

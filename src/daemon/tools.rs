@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{DEFAULT_IMAGE, Error, io_error, tail};
 
@@ -113,6 +113,21 @@ fn from_image(
 /// It cannot be started, or fails: then with the end of what it said.
 pub fn output(command: &mut Command) -> Result<String, Error> {
     output_until(command, &|| false)
+}
+
+/// As [`output`], but a program that takes longer than `limit` is killed.
+///
+/// # Errors
+/// As [`output`], and it took longer.
+pub fn output_within(command: &mut Command, limit: Duration) -> Result<String, Error> {
+    let shown = shown(command);
+    let start = Instant::now();
+    output_until(command, &|| start.elapsed() > limit).map_err(|error| match error {
+        Error::Stopped => {
+            Error::Program { command: shown, detail: format!("no answer within {} s", limit.as_secs()) }
+        }
+        other => other,
+    })
 }
 
 /// As [`output`], but the program is killed once it `is_stopped`.

@@ -1,29 +1,20 @@
 //! Operation digests of a builder by its name, read while it runs.
 //!
 //! ```text
-//! <buildx>/instances/<name>   driver, nodes (name, endpoint, flags)
-//!   docker-container          docker cp buildx_buildkit_<node>:<root>/cache.db
-//!   docker                    <DockerRootDir>/buildkit/cache.db of the daemon itself
-//!   kubernetes, remote        out of reach from here; the error says how to get the file
+//! docker-container          docker cp buildx_buildkit_<node>:<root>/cache.db
+//! docker                    <DockerRootDir>/buildkit/cache.db of the daemon itself
+//! kubernetes, remote        out of reach from here; the error says how to get the file
 //! ```
 //!
 //! The builder is neither stopped nor asked: its database is copied as it lies there. A copy that a commit of
 //! the builder ran into is torn, so it is copied until two copies in a row are the same, or a few times. What
 //! each copy had counts, since a candidate too many does no harm.
-//!
-//! Mirrors buildx's `store/store.go`, `util/confutil/config.go` and `driver/docker-container/driver.go` (v0.37.2).
 
-use std::collections::BTreeSet;
-use std::env;
-use std::ffi::OsString;
 use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 
-use serde::Deserialize;
-
-use crate::daemon::{self, on_path, output};
+use crate::builder::{self, Builder, Docker, Node};
+use crate::daemon::{self, output};
 use crate::digest::Digest;
 use crate::keys::{self, Candidates, harvest};
 
@@ -38,38 +29,9 @@ const FILES: [&str; 2] = ["cache.db", "cache-debug.db"];
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// buildx knows no such builder.
-    #[error(
-        "no builder {name:?}: {} has none of that name, nor does docker have such a context{}",
-        directory.display(),
-        have(known)
-    )]
-    Unknown {
-        /// The name.
-        name: String,
-        /// Where buildx keeps its builders.
-        directory: PathBuf,
-        /// Those that are there.
-        known: Vec<String>,
-    },
-    /// What buildx keeps of it cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// What buildx keeps of it is no JSON, or has other members.
-    #[error("{} is not what buildx keeps of a builder: {source}", path.display())]
-    Json {
-        /// The file.
-        path: PathBuf,
-        /// What the parser said.
-        #[source]
-        source: serde_json::Error,
-    },
+    /// It cannot be found.
+    #[error(transparent)]
+    Builder(#[from] builder::Error),
     /// A driver whose files are elsewhere.
     #[error("builder {name:?} has the driver {driver:?}, whose files are not on this machine: {way_out}")]
     OutOfReach {
@@ -80,9 +42,6 @@ pub enum Error {
         /// How to get the file.
         way_out: String,
     },
-    /// No docker to read it through.
-    #[error("no docker found in $PATH, through which builders are read")]
-    NoDocker,
     /// docker failed.
     #[error("node {node}: {source}")]
     Docker {
@@ -112,94 +71,22 @@ pub enum Error {
     },
 }
 
-fn have(known: &[String]) -> String {
-    if known.is_empty() { String::new() } else { format!("; there are {}", known.join(", ")) }
-}
-
-/// What buildx keeps of a builder.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Instance {
-    driver: String,
-    #[serde(default)]
-    nodes: Vec<Node>,
-}
-
-/// One daemon of it.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Node {
-    name: String,
-    /// A docker context, or where a docker daemon listens.
-    #[serde(default)]
-    endpoint: String,
-    /// Arguments of buildkitd; older releases of buildx call them so, newer ones otherwise.
-    #[serde(default, alias = "BuildkitdFlags")]
-    flags: Option<Vec<String>>,
-}
-
 /// The candidates of every node of the builder `name`.
 ///
 /// # Errors
 /// There is no such builder, or one of its nodes cannot be read.
 pub fn candidates(name: &str) -> Result<Candidates, Error> {
-    read(name, &buildx_directory(|name| env::var_os(name).filter(|value| !value.is_empty())))
-}
-
-/// Where buildx keeps its state.
-fn buildx_directory(var: impl Fn(&str) -> Option<OsString>) -> PathBuf {
-    if let Some(directory) = var("BUILDX_CONFIG") {
-        return directory.into();
-    }
-    let docker = var("DOCKER_CONFIG").map(PathBuf::from);
-    let home = || PathBuf::from(var("HOME").unwrap_or_else(|| "/root".into())).join(".docker");
-    docker.unwrap_or_else(home).join("buildx")
-}
-
-fn read(name: &str, directory: &Path) -> Result<Candidates, Error> {
-    let path = directory.join("instances").join(name);
-    // A name leads nowhere else.
-    let is_plain = Path::new(name).file_name().is_some_and(|file| file == name);
-    let instance = match fs::read(&path) {
-        Ok(bytes) if is_plain => {
-            serde_json::from_slice(&bytes).map_err(|source| Error::Json { path, source })?
-        }
-        Err(source) if is_plain && source.kind() != io::ErrorKind::NotFound => {
-            return Err(Error::Read { path, source });
-        }
-        // Every docker context is a builder of its name, without an instance.
-        _ if is_context(name) => Instance {
-            driver: "docker".into(),
-            nodes: vec![Node { name: name.to_owned(), endpoint: name.to_owned(), flags: None }],
-        },
-        _ => return Err(unknown(name, directory)),
+    let Builder { driver, nodes } = builder::find(name)?.ok_or_else(|| builder::unknown(name))?;
+    let of_node = match driver.as_str() {
+        "docker-container" => of_container,
+        "docker" => of_dockerd,
+        _ => return Err(out_of_reach(name, &driver)),
     };
     let mut all = Candidates::new();
-    match instance.driver.as_str() {
-        "docker-container" => {
-            for node in &instance.nodes {
-                all.merge(of_container(node)?);
-            }
-        }
-        "docker" => {
-            for node in &instance.nodes {
-                all.merge(of_dockerd(node)?);
-            }
-        }
-        driver => return Err(out_of_reach(name, driver)),
+    for node in &nodes {
+        all.merge(of_node(node)?);
     }
     Ok(all)
-}
-
-fn unknown(name: &str, directory: &Path) -> Error {
-    let entries = fs::read_dir(directory.join("instances")).into_iter().flatten().flatten();
-    let known: BTreeSet<String> =
-        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
-    Error::Unknown {
-        name: name.to_owned(),
-        directory: directory.to_owned(),
-        known: known.into_iter().collect(),
-    }
 }
 
 fn out_of_reach(name: &str, driver: &str) -> Error {
@@ -216,55 +103,22 @@ fn out_of_reach(name: &str, driver: &str) -> Error {
     Error::OutOfReach { name: name.to_owned(), driver: driver.to_owned(), way_out }
 }
 
-/// docker, talking to the daemon at `endpoint`.
-fn docker(endpoint: &str) -> Result<Command, Error> {
-    let mut command = Command::new(on_path("docker").ok_or(Error::NoDocker)?);
-    if endpoint.contains("://") {
-        command.arg("--host").arg(endpoint);
-    } else if !endpoint.is_empty() {
-        command.arg("--context").arg(endpoint);
-    }
-    Ok(command)
-}
-
-fn is_context(name: &str) -> bool {
-    name == "default"
-        || on_path("docker").is_some_and(|docker| {
-            output(Command::new(docker).args(["context", "inspect", "--format", "{{.Name}}", "--", name]))
-                .is_ok_and(|said| said.trim() == name)
-        })
-}
-
-/// The root that a node's daemon was told to use, if it was.
-fn told_root(flags: &[String]) -> Option<&str> {
-    let mut flags = flags.iter();
-    while let Some(flag) = flags.next() {
-        if flag == "--root" {
-            return flags.next().map(String::as_str);
-        }
-        if let Some(root) = flag.strip_prefix("--root=") {
-            return Some(root);
-        }
-    }
-    None
-}
-
 /// Copies the databases out of a node's container.
 fn of_container(node: &Node) -> Result<Candidates, Error> {
-    let container = format!("buildx_buildkit_{}", node.name);
+    let container = node.container();
+    let docker = Docker::at(&node.endpoint);
     let failed = |source| Error::Docker { node: node.name.clone(), source };
     let scratch = tempfile::tempdir().map_err(|source| {
-        let path = env::temp_dir();
+        let path = std::env::temp_dir();
         failed(daemon::Error::Io { action: "make a directory in", path, source })
     })?;
     let copy = |root: &str, file: &str| -> Result<PathBuf, Error> {
         let target = scratch.path().join(file);
         let from = format!("{container}:{root}/{file}");
-        output(docker(&node.endpoint)?.arg("cp").arg("--").arg(from).arg(&target)).map_err(failed)?;
+        output(docker.command()?.arg("cp").arg("--").arg(from).arg(&target)).map_err(failed)?;
         Ok(target)
     };
-    let told = told_root(node.flags.as_deref().unwrap_or_default());
-    let roots: Vec<&str> = told.map_or(ROOTS.to_vec(), |root| vec![root]);
+    let roots: Vec<&str> = node.told_root().map_or(ROOTS.to_vec(), |root| vec![root]);
     let mut all = Candidates::new();
     let mut first_error = None;
     for root in roots {
@@ -285,13 +139,13 @@ fn of_container(node: &Node) -> Result<Candidates, Error> {
             Err(error) => first_error = first_error.or(Some(error)),
         }
     }
-    Err(first_error.unwrap_or(Error::NoDocker))
+    Err(first_error.unwrap_or(Error::Builder(builder::Error::NoDocker)))
 }
 
 /// Reads the databases of dockerd's own builder, where they lie.
 fn of_dockerd(node: &Node) -> Result<Candidates, Error> {
     let failed = |source| Error::Docker { node: node.name.clone(), source };
-    let said = output(docker(&node.endpoint)?.args(["info", "--format", "{{.DockerRootDir}}"]));
+    let said = output(Docker::at(&node.endpoint).command()?.args(["info", "--format", "{{.DockerRootDir}}"]));
     let root = PathBuf::from(said.map_err(failed)?.trim()).join("buildkit");
     let path = root.join(FILES[0]);
     let mut all = until_whole(|| Ok(path.clone()), |source| Error::OfDockerd { path: path.clone(), source })?;
@@ -342,49 +196,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn buildx_keeps_its_state_where_it_is_told() {
-        let cases: [(&[(&str, &str)], &str); 4] = [
-            (&[("BUILDX_CONFIG", "/b"), ("DOCKER_CONFIG", "/d"), ("HOME", "/h")], "/b"),
-            (&[("DOCKER_CONFIG", "/d"), ("HOME", "/h")], "/d/buildx"),
-            (&[("HOME", "/h")], "/h/.docker/buildx"),
-            (&[], "/root/.docker/buildx"),
-        ];
-        for (vars, expected) in cases {
-            let var = |name: &str| vars.iter().find(|(key, _)| *key == name).map(|(_, value)| value.into());
-            assert_eq!(buildx_directory(var), Path::new(expected), "{vars:?}");
-        }
-    }
-
-    #[test]
-    fn a_daemon_may_have_another_root() {
-        let cases: [(&[&str], Option<&str>); 4] = [
-            (&["--debug", "--root", "/r"], Some("/r")),
-            (&["--root=/r"], Some("/r")),
-            (&["--rootless"], None),
-            (&["--root"], None),
-        ];
-        for (flags, expected) in cases {
-            let flags: Vec<String> = flags.iter().map(|&flag| flag.to_owned()).collect();
-            assert_eq!(told_root(&flags), expected, "{flags:?}");
-        }
-    }
-
-    #[test]
     fn what_is_out_of_reach_has_a_way_out() {
-        let directory = tempfile::tempdir().unwrap();
-        fs::create_dir(directory.path().join("instances")).unwrap();
         for (driver, way_out) in
             [("kubernetes", "kubectl exec"), ("remote", "from the root of that buildkitd")]
         {
-            let instance =
-                format!("{{\"Name\":\"x\",\"Driver\":{driver:?},\"Nodes\":[{{\"Name\":\"x0\"}}]}}");
-            fs::write(directory.path().join("instances/x"), instance).unwrap();
-            let error = read("x", directory.path()).unwrap_err().to_string();
+            let error = out_of_reach("x", driver).to_string();
             assert!(error.contains(way_out) && error.contains("type=cachedb,src="), "{error}");
         }
-        let error = read("no/../x", directory.path()).unwrap_err().to_string();
-        assert!(error.contains("there are x"), "{error}");
-        fs::write(directory.path().join("instances/x"), "[]").unwrap();
-        assert!(matches!(read("x", directory.path()), Err(Error::Json { .. })));
     }
 }

@@ -1,16 +1,17 @@
 //! What a bake would know of its keys before it fetches the first layer.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Instant;
 
 use serde::Serialize;
 
 use super::{
-    BakedCache, Error, KeySourceReport, Keys, Missing, Options, Status, Unkeyed, blobs, collect,
+    BakedCache, Blob, Error, KeySourceReport, Keys, Missing, Options, Status, Unkeyed, blobs, collect,
     keep_platforms, open_all,
 };
 use crate::digest::{Digest, RecordDigest};
 use crate::keys::KeySpec;
+use crate::oci::Cache;
 use crate::progress::{Phase, Progress, during};
 use crate::source::CacheSpec;
 
@@ -58,10 +59,53 @@ pub struct Check {
     pub seconds: f64,
 }
 
-/// Reads caches and key sources, and says which records a bake of them could key. No layer is read.
+/// Caches and key sources that were read: all but their layers.
+pub struct Gathered {
+    /// The caches, without what `--platform` leaves out.
+    pub caches: Vec<Cache>,
+    /// What to say of each of them.
+    pub reports: Vec<BakedCache>,
+    /// Caches that were asked for, are not there, and were skipped.
+    pub missing: Vec<Missing>,
+    /// What the key sources prove.
+    pub keys: Keys,
+    /// The layers of all caches, each once.
+    pub blobs: BTreeMap<Digest, Blob>,
+    /// How many records only builds for other platforms use.
+    pub left_out: usize,
+}
+
+/// Reads caches and key sources, and proves the keys. No layer is read.
 ///
 /// # Errors
 /// As [`open_all`], [`blobs`] and [`collect`]: what a bake would end with.
+pub fn gather(
+    caches: &[CacheSpec],
+    skip_missing: bool,
+    keys_from: &[KeySpec],
+    options: &Options,
+    progress: &dyn Progress,
+) -> Result<Gathered, Error> {
+    let all = during(progress, Phase::Resolve, || open_all(caches, skip_missing, options, progress))?;
+    let (mut caches, mut reports): (Vec<_>, Vec<_>) =
+        all.opened.into_iter().map(|opened| (opened.cache, opened.report)).unzip();
+
+    let (keys, left_out, blobs) = during(progress, Phase::Keys, || {
+        let mut keys = collect(keys_from, all.sidecars, &caches, options, progress)?;
+        let left_out = keep_platforms(&mut caches, &reports, &mut keys, options, progress)?;
+        let blobs = blobs(&caches, |at| reports[at].cache.clone())?;
+        Ok::<_, Error>((keys, left_out, blobs))
+    })?;
+    for (report, cache) in reports.iter_mut().zip(&caches) {
+        report.written_by = keys.written_by(cache);
+    }
+    Ok(Gathered { caches, reports, missing: all.missing, keys, blobs, left_out })
+}
+
+/// Reads caches and key sources, and says which records a bake of them could key. No layer is read.
+///
+/// # Errors
+/// As [`gather`].
 pub fn check(
     caches: &[CacheSpec],
     skip_missing: bool,
@@ -70,19 +114,8 @@ pub fn check(
     progress: &dyn Progress,
 ) -> Result<Check, Error> {
     let started = Instant::now();
-    let all = during(progress, Phase::Resolve, || open_all(caches, skip_missing, options, progress))?;
-    let (mut caches, mut reports): (Vec<_>, Vec<_>) =
-        all.opened.into_iter().map(|opened| (opened.cache, opened.report)).unzip();
-
-    let (keys, left_out) = during(progress, Phase::Keys, || {
-        let mut keys = collect(keys_from, all.sidecars, &caches, options, progress)?;
-        let left_out = keep_platforms(&mut caches, &reports, &mut keys, options, progress)?;
-        blobs(&caches, |at| reports[at].cache.clone())?;
-        Ok::<_, Error>((keys, left_out))
-    })?;
-    for (report, cache) in reports.iter_mut().zip(&caches) {
-        report.written_by = keys.written_by(cache);
-    }
+    let Gathered { reports, missing, keys, left_out, .. } =
+        gather(caches, skip_missing, keys_from, options, progress)?;
     let coverage = &keys.coverage;
     let records = coverage.records().len();
     Ok(Check {
@@ -93,7 +126,7 @@ pub fn check(
         unkeyed: coverage.unkeyed(),
         steps: steps(&keys),
         caches: reports,
-        missing: all.missing,
+        missing,
         keys_from: keys.reports,
         seconds: started.elapsed().as_secs_f64(),
     })

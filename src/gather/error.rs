@@ -198,7 +198,9 @@ pub enum ErrorClass {
     Unkeyed,
     /// What a bake would write is taken.
     Target,
-    /// The machine: not root, no space, a file, a signal.
+    /// The target's disk is too small, or full.
+    Space,
+    /// The machine: not root, a file, a signal.
     Other,
 }
 

@@ -260,6 +260,10 @@ mod tests {
             Ok(())
         }
 
+        fn tail(&self, _: &Descriptor, _: u64, _: &dyn Progress) -> Result<Option<Vec<u8>>, source::Error> {
+            Ok(None)
+        }
+
         fn repository(&self) -> Option<(String, String)> {
             None
         }

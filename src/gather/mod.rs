@@ -7,6 +7,7 @@
 //! --platform    platforms ───────> without what only builds for others use
 //! provenance    images ──────────> images that builds start from
 //!                                  blobs: the layers of all of these, each once
+//!                                  tars: what those unpack to, as far as their last bytes tell
 //! ```
 //!
 //! `bake` goes on from here to the layers; `check` is what only asks after keys, and ends here. `parallel`
@@ -24,18 +25,20 @@ mod keys;
 mod parallel;
 mod platforms;
 pub mod sidecar;
+mod tars;
 
 use crate::oci::Platform;
 use crate::source;
 
 pub use blobs::{Blob, add_images, blobs, earliest};
 pub use caches::{All, BakedCache, Missing, Opened, open, open_all};
-pub use check::{Check, StepReport, check};
+pub use check::{Check, Gathered, StepReport, check, gather};
 pub use coverage::{Coverage, Covered, Status, Unkeyed};
 pub use error::{Error, ErrorClass};
 pub use images::{Image, ImageDocument, Images, OpenedImage, SeededImage, SkippedImage, open_images};
 pub use keys::{KeySourceReport, Keys, Offer, collect, offers, prove};
 pub use platforms::keep_platforms;
+pub use tars::{TarSize, tar_size_said, tar_sizes};
 
 /// How caches and key sources are read.
 #[derive(Debug, Clone, Default)]

@@ -1,6 +1,7 @@
 //! `buildkitd.toml`, and what a release makes of it on a disk.
 
 use jiff::SignedDuration;
+use serde::Serialize;
 use toml::{Table, Value};
 
 use super::filter::Filter;
@@ -46,7 +47,8 @@ struct Entry {
 }
 
 /// Where a policy is from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Origin {
     /// Collection is off.
     Off,

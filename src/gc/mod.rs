@@ -18,19 +18,23 @@
 
 mod config;
 mod filter;
+mod foretell;
 mod keep;
 mod prune;
 mod quantity;
 mod release;
 
+use serde::Serialize;
+
 pub use config::{Configuration, Origin, Policy, Rule};
+pub use foretell::{Forecast, PassReport, Question, Removed, RuleReport, foretell};
 pub use keep::keeping;
 pub use prune::{Pass, Record, Removal, forecast};
 pub use quantity::Space;
 pub use release::Release;
 
 /// The file system that a root is on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Disk {
     /// Bytes that it has.
     pub total: u64,

@@ -44,7 +44,7 @@ impl Space {
     }
 
     /// Reads `9000`, `512MB`, `1.5 GiB` (all units are powers of 1024) or `10%`.
-    pub(super) fn read(text: &str) -> Option<Self> {
+    pub fn read(text: &str) -> Option<Self> {
         let text = unquoted(text);
         if text.is_empty() {
             return Some(Self::default());

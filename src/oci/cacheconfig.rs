@@ -169,7 +169,7 @@ pub struct Record {
 }
 
 /// A cache whose every index has been checked: acyclic, in range, layers all listed.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cache {
     /// The distinct layer blobs, in the order of the manifest.
     pub layers: Vec<Layer>,

@@ -65,6 +65,15 @@ pub(super) struct Part {
     left: u64,
 }
 
+impl Part {
+    /// Leaves out the next bytes.
+    pub(super) fn skip(&mut self, bytes: u64) {
+        let bytes = bytes.min(self.left);
+        self.at += bytes;
+        self.left -= bytes;
+    }
+}
+
 impl Read for Part {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let most = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());

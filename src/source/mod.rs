@@ -93,6 +93,11 @@ pub trait Source: Send + Sync {
     /// or bytes that are not the blob's.
     fn blob(&self, blob: &Descriptor, out: &mut dyn Write, progress: &dyn Progress) -> Result<(), Error>;
 
+    /// Reads the last `length` bytes of a blob, or all of a shorter one. They prove nothing, but that it is there;
+    /// `None` where the source hands out whole blobs only.
+    fn tail(&self, blob: &Descriptor, length: u64, progress: &dyn Progress)
+    -> Result<Option<Vec<u8>>, Error>;
+
     /// Where its blobs are. Sources of which this is the same have the same blobs.
     fn blob_store(&self) -> String {
         self.name()
@@ -130,6 +135,15 @@ impl<S: Source + ?Sized> Source for Arc<S> {
 
     fn blob(&self, blob: &Descriptor, out: &mut dyn Write, progress: &dyn Progress) -> Result<(), Error> {
         (**self).blob(blob, out, progress)
+    }
+
+    fn tail(
+        &self,
+        blob: &Descriptor,
+        length: u64,
+        progress: &dyn Progress,
+    ) -> Result<Option<Vec<u8>>, Error> {
+        (**self).tail(blob, length, progress)
     }
 
     fn blob_store(&self) -> String {

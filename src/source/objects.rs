@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io::Write;
 
-use super::http::{Attempts, Download, Failure, Options, Reply, RetryPolicy, Stop};
+use super::http::{Ask, Attempts, Download, Failure, Options, Reply, RetryPolicy, Stop};
 use super::{Error, MAX_DOCUMENT, Manifest, MissingCache, Source};
 use crate::digest::Digest;
 use crate::oci::Descriptor;
@@ -100,6 +100,15 @@ impl<S: Store> Objects<S> {
         })?;
         Ok(Manifest::of_config(bytes))
     }
+
+    fn download<T>(&self, blob: &Descriptor, read: impl FnOnce(&Download<'_>, Ask<'_>) -> T) -> T {
+        let place = self.store.place();
+        let key = format!("{}{}", self.blobs, blob.digest);
+        let missing =
+            |detail| Error::NoSuchBlob { blob: blob.digest, source_name: format!("{place} ({key})"), detail };
+        let download = Download { blob, source_name: &self.name, place, retry: self.retry, stop: &self.stop };
+        read(&download, &|what, headers| self.get(what, &key, headers, missing))
+    }
 }
 
 impl<S: Store> Source for Objects<S> {
@@ -136,12 +145,16 @@ impl<S: Store> Source for Objects<S> {
     }
 
     fn blob(&self, blob: &Descriptor, out: &mut dyn Write, progress: &dyn Progress) -> Result<(), Error> {
-        let place = self.store.place();
-        let key = format!("{}{}", self.blobs, blob.digest);
-        let missing =
-            |detail| Error::NoSuchBlob { blob: blob.digest, source_name: format!("{place} ({key})"), detail };
-        let download = Download { blob, source_name: &self.name, place, retry: self.retry, stop: &self.stop };
-        download.run(out, progress, &|what, headers| self.get(what, &key, headers, missing))
+        self.download(blob, |download, ask| download.run(out, progress, ask))
+    }
+
+    fn tail(
+        &self,
+        blob: &Descriptor,
+        length: u64,
+        progress: &dyn Progress,
+    ) -> Result<Option<Vec<u8>>, Error> {
+        self.download(blob, |download, ask| download.tail(length, progress, ask))
     }
 
     fn repository(&self) -> Option<(String, String)> {

@@ -14,12 +14,12 @@
 //! may have been anywhere that keeps names and bytes.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek as _, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::layout_tar::LayoutTar;
+use super::layout_tar::{LayoutTar, Part};
 use super::{Entry, Error, MAX_MANIFEST, Manifest, Mismatch, Receiver, Source};
 use crate::digest::Digest;
 use crate::oci::{Descriptor, Document};
@@ -122,7 +122,37 @@ fn blob_name(digest: &Digest) -> String {
 }
 
 /// A file, and its size.
-type Measured = (Box<dyn Read>, u64);
+type Measured = (Opened, u64);
+
+/// A file of a layout.
+enum Opened {
+    File(File),
+    Part(Part),
+}
+
+impl Opened {
+    /// Leaves out the next bytes.
+    fn skip(&mut self, bytes: u64) -> io::Result<()> {
+        match self {
+            Self::File(file) => {
+                file.seek(SeekFrom::Current(i64::try_from(bytes).unwrap_or(i64::MAX))).map(drop)
+            }
+            Self::Part(part) => {
+                part.skip(bytes);
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Read for Opened {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::File(file) => file.read(buffer),
+            Self::Part(part) => part.read(buffer),
+        }
+    }
+}
 
 impl Files {
     fn open(root: &Path) -> Result<Self, Error> {
@@ -147,7 +177,7 @@ impl Files {
             Self::Directory(root) => root,
             Self::Tar(tar) => {
                 let found = tar.file(name)?;
-                return Ok(found.map(|(part, size)| (Box::new(part) as Box<dyn Read>, size)));
+                return Ok(found.map(|(part, size)| (Opened::Part(part), size)));
             }
         };
         let path = root.join(name);
@@ -159,7 +189,7 @@ impl Files {
             Ok((File::open(&path)?, found.len()))
         });
         match found {
-            Ok((file, size)) => Ok(Some((Box::new(file), size))),
+            Ok((file, size)) => Ok(Some((Opened::File(file), size))),
             Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(source) => Err(Error::Read { path, source }),
         }
@@ -262,6 +292,16 @@ impl Source for OciLayout {
                 Err(source) => return Err(Error::Read { path: self.blob_path(&blob.digest), source }),
             }
         }
+    }
+
+    fn tail(&self, blob: &Descriptor, length: u64, _: &dyn Progress) -> Result<Option<Vec<u8>>, Error> {
+        let (mut file, size) = self.open_blob(&blob.digest)?;
+        self.check_size(blob.digest, blob.size, size)?;
+        let mut bytes = Vec::new();
+        file.skip(size.saturating_sub(length))
+            .and_then(|()| file.take(length).read_to_end(&mut bytes))
+            .map_err(|source| Error::Read { path: self.blob_path(&blob.digest), source })?;
+        Ok(Some(bytes))
     }
 
     fn blob_store(&self) -> String {
@@ -416,6 +456,27 @@ mod tests {
         fs::remove_file(&path).unwrap();
         let error = source.document(&blob, &Silent).unwrap_err().to_string();
         assert!(error.starts_with(&format!("blob {} is not in {name}", d[0])), "{error}");
+    }
+
+    #[test]
+    fn the_end_of_a_blob_comes_from_directories_and_tars() {
+        let (dir, d) = layout(&[("latest", 1)]);
+        let packed = dir.path().join("layout.tar");
+        let mut tar = tar::Builder::new(fs::File::create(&packed).unwrap());
+        tar.append_dir_all("blobs", dir.path().join("blobs")).unwrap();
+        tar.append_path_with_name(dir.path().join("index.json"), "index.json").unwrap();
+        tar.finish().unwrap();
+        let whole = fs::read(dir.path().join("blobs/sha256").join(d[0].hex())).unwrap();
+        for path in [dir.path(), &packed] {
+            let source = OciLayout::open(path, None, None).unwrap();
+            let blob = Descriptor::new("x", d[0], whole.len() as u64);
+            for length in [0, 4, whole.len(), whole.len() + 9] {
+                let tail = source.tail(&blob, length as u64, &Silent).unwrap().unwrap();
+                assert_eq!(tail, whole[whole.len().saturating_sub(length)..], "{} {length}", path.display());
+            }
+            let error = source.tail(&Descriptor::new("x", d[0], 1), 4, &Silent).unwrap_err();
+            assert!(matches!(error, Error::BlobMismatch { .. }), "{error}");
+        }
     }
 
     #[test]

@@ -4,17 +4,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use rustix::fs::{FileType, Stat};
+use rustix::fs::FileType;
 
-use super::containerd::Containerd;
-use super::files::{self, FileFault, Tree, directory, file, subject};
+use super::files::{self, directory, file, subject};
 use super::parallel;
-use super::report::{FindingKind, Findings, Subject, text};
-use super::snapshotter::{Kind, Snapshotter, Stored};
+use super::report::{FindingKind, Findings, Subject};
 use crate::digest::{Digest, Hasher};
 use crate::progress::{Event, Progress};
+use crate::root::fault::text;
+use crate::root::files::{FileFault, Tree, blobs, describe, has_upper, snapshots, upper, walk};
+use crate::root::{Containerd, FaultKind, Kind, Snapshotter, Stored};
 
 /// What a look at the disk needs besides what it looks at.
 pub(super) struct Look<'a> {
@@ -30,27 +31,6 @@ pub(super) struct Look<'a> {
 
 /// How much of a blob is in memory at a time, per thread.
 const BUFFER: usize = 1 << 18;
-
-/// Where the worker keeps its snapshot directories, relative to the root.
-pub(super) fn snapshots(worker: &Path) -> PathBuf {
-    worker.join("snapshots/snapshots")
-}
-
-/// Where the worker keeps its blobs, relative to the root.
-pub(super) fn blobs(worker: &Path) -> PathBuf {
-    worker.join("content/blobs/sha256")
-}
-
-/// Whether snapshots of this snapshotter have `fs` and `work`; the native one's are the tree itself.
-pub(super) fn has_upper(snapshotter: &str) -> bool {
-    snapshotter != "native"
-}
-
-/// The directory that holds the files of snapshot `id`, relative to the root.
-pub(super) fn upper(worker: &Path, snapshotter: &str, id: u64) -> PathBuf {
-    let directory = snapshots(worker).join(id.to_string());
-    if has_upper(snapshotter) { directory.join("fs") } else { directory }
-}
 
 /// Checks every snapshot's directory, and counts the inodes of committed ones.
 pub(super) fn check_snapshots(
@@ -72,7 +52,7 @@ pub(super) fn check_snapshots(
             }
         }
         Err(fault) => {
-            findings.add(fault.kind, subject(&snapshots(worker)), fault.detail);
+            findings.file(&snapshots(worker), fault);
             return;
         }
     }
@@ -107,7 +87,7 @@ fn check_snapshot(
         let is_tree = path.ends_with("fs") || !has_upper(snapshotter);
         let found = match look.root.stat(path) {
             Ok(stat) if FileType::from_raw_mode(stat.st_mode) != FileType::Directory => {
-                Some(format!("{} stands there", files::describe(FileType::from_raw_mode(stat.st_mode))))
+                Some(format!("{} stands there", describe(FileType::from_raw_mode(stat.st_mode))))
             }
             Ok(_) if is_tree => None,
             Ok(_) => {
@@ -143,41 +123,6 @@ fn check_snapshot(
     }
 }
 
-/// Visits everything in `tree`, itself (as the empty path) included, in no particular order. Returns what
-/// could not be visited.
-pub(super) fn walk(tree: &Tree, mut visit: impl FnMut(&Path, &Stat)) -> Vec<(PathBuf, FileFault)> {
-    let mut faults = Vec::new();
-    match tree.stat(Path::new("")) {
-        Ok(stat) => visit(Path::new(""), &stat),
-        Err(fault) => faults.push((PathBuf::new(), fault)),
-    }
-    let mut directories = vec![PathBuf::new()];
-    while let Some(directory) = directories.pop() {
-        // One descriptor for all names of the directory; paths are not resolved again for each.
-        let listed = tree.subtree(&directory).and_then(|tree| Ok((tree.list(Path::new(""))?, tree)));
-        let (names, here) = match listed {
-            Ok(listed) => listed,
-            Err(fault) => {
-                faults.push((directory, fault));
-                continue;
-            }
-        };
-        for (name, _) in names {
-            let path = directory.join(&name.0);
-            match here.stat(Path::new(&name.0)) {
-                Ok(stat) => {
-                    visit(&path, &stat);
-                    if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-                        directories.push(path);
-                    }
-                }
-                Err(fault) => faults.push((path, fault)),
-            }
-        }
-    }
-    faults
-}
-
 /// Checks every blob file: there, as long as recorded, with the bytes that its name says. Returns how many
 /// bytes were hashed, and the blobs that are sound.
 pub(super) fn check_blobs(
@@ -204,9 +149,9 @@ pub(super) fn check_blobs(
             }
         }
         // No blob yet: the directory is made with the first.
-        Err(fault) if fault.kind == FindingKind::StateFileMissing => {}
+        Err(fault) if fault.kind == FaultKind::FileMissing => {}
         Err(fault) => {
-            findings.add(fault.kind, subject(&directory), fault.detail);
+            findings.file(&directory, fault);
             return (0, BTreeSet::new());
         }
     }
@@ -248,7 +193,7 @@ fn check_blob(
     let (size, actual) = match hash(look.root, path, digest, look.progress) {
         Ok(read) => read,
         Err(fault) => {
-            findings.add(fault.kind, subject(path), fault.detail);
+            findings.file(path, fault);
             return false;
         }
     };

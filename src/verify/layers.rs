@@ -18,14 +18,15 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
 
-use super::disk::{self, Look};
-use super::files::{self, FileFault, Tree};
-use super::report::{FindingKind, Findings, Subject, text};
+use super::disk::Look;
+use super::report::{FindingKind, Findings, Subject};
 use super::tree::{self, Described, Inode, Node};
 use crate::digest::{DiffId, Digest};
 use crate::layer::{self, Content, Segment};
 use crate::oci;
 use crate::progress::Event;
+use crate::root::fault::text;
+use crate::root::files::{FileFault, Tree, blobs, describe, upper};
 
 /// More differences of one layer than this say nothing new.
 const MAX_DIFFERENCES: usize = 100;
@@ -70,13 +71,13 @@ struct Comparison<'a> {
 
 /// Compares one layer. Returns the number of its entries.
 pub(super) fn compare(look: &Look<'_>, worker: &Path, job: &Job, findings: &mut Findings) -> u64 {
-    let upper_path = |id: &u64| disk::upper(worker, "overlayfs", *id);
+    let upper_path = |id: &u64| upper(worker, "overlayfs", *id);
     let open = |id: &u64| look.root.subtree(&upper_path(id));
     let Some((own, ancestors)) = job.chain.split_first() else { return 0 };
     // A directory that is not there is a finding already.
     let Ok(upper) = open(own) else { return 0 };
     let Ok(lowers) = ancestors.iter().map(open).collect::<Result<Vec<_>, _>>() else { return 0 };
-    let path = disk::blobs(worker).join(job.blob.hex());
+    let path = blobs(worker).join(job.blob.hex());
     let Ok((blob, _)) = look.root.file(&path) else { return 0 };
 
     let mut comparison = Comparison { job, upper, lowers, default_acls: false, differences: 0, findings };
@@ -232,7 +233,7 @@ impl Comparison<'_> {
             Node::Fifo => FileType::Fifo,
         };
         if found != expected {
-            let detail = format!("{}, expected {}", files::describe(found), files::describe(expected));
+            let detail = format!("{}, expected {}", describe(found), describe(expected));
             self.differs(FindingKind::LayerEntryType, shown, detail);
             return false;
         }

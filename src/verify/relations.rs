@@ -2,12 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::containerd::{Containerd, Lease};
-use super::decode;
-use super::records::{Record, Records};
 use super::report::{FindingKind, Findings, Subject};
-use super::snapshotter::{Kind, Snapshotter, Stored};
 use crate::digest::{BlobChainId, ChainId, DiffId, Digest};
+use crate::root::decode;
+use crate::root::{Containerd, Kind, Lease, Record, Records, Snapshotter, Solver, Stored};
 
 /// Prefix of the keys of snapshots that hold an extracted layer; the chain ID's hexadecimal digits follow.
 /// From v0.33.1 on, `snapshot/layer.go`; before, the chain ID itself was the key.
@@ -52,14 +50,14 @@ pub(super) fn origin(record: &Record) -> Option<Origin> {
 
 /// The records among themselves; needs nothing but `metadata_v2.db`.
 pub(super) fn records(records: &Records, findings: &mut Findings) {
-    for (id, record) in &records.0 {
+    for (id, record) in &records.all {
         if record.deleted {
             let detail = "a daemon removes it at its start";
             findings.add(FindingKind::RecordDeleted, record_subject(id), detail);
             continue;
         }
         for parent in record.parents() {
-            if !records.0.contains_key(parent) {
+            if !records.all.contains_key(parent) {
                 let detail = format!("there is no record {parent}");
                 findings.add(FindingKind::RecordParentMissing, record_subject(id), detail);
             }
@@ -88,8 +86,8 @@ pub(super) fn records(records: &Records, findings: &mut Findings) {
         }
         layer(id, record, records, findings);
     }
-    let parents = |id: &str| records.0.get(id).into_iter().flat_map(Record::parents).collect();
-    for id in on_cycles(records.0.keys().map(String::as_str), parents) {
+    let parents = |id: &str| records.all.get(id).into_iter().flat_map(Record::parents).collect();
+    for id in on_cycles(records.all.keys().map(String::as_str), parents) {
         findings.add(FindingKind::RecordParentCycle, record_subject(id), "it is its own ancestor");
     }
 }
@@ -110,7 +108,7 @@ fn layer(id: &str, record: &Record, records: &Records, findings: &mut Findings) 
         // A missing parent is a finding of its own.
         let parent = match &record.parent {
             None => Some(None),
-            Some(parent) => records.0.get(parent).map(Some),
+            Some(parent) => records.all.get(parent).map(Some),
         };
         if let Some(parent) = parent {
             if let Some(found) = record.chain_id {
@@ -193,10 +191,10 @@ pub(super) fn data(
     findings: &mut Findings,
 ) {
     let by_chain = snapshots_by_chain(records);
-    for (id, record) in records.0.iter().filter(|(_, record)| !record.deleted) {
+    for (id, record) in records.all.iter().filter(|(_, record)| !record.deleted) {
         let snapshot = containerd.snapshots.get(&record.snapshot);
         if let Some(mutable) = &record.equal_mutable
-            && !records.0.contains_key(mutable)
+            && !records.all.contains_key(mutable)
             && snapshot.is_none()
         {
             let detail = format!("its data is that of record {mutable}, which does not exist");
@@ -242,7 +240,7 @@ pub(super) fn data(
 /// The keys of all snapshots of records with a chain ID.
 fn snapshots_by_chain(records: &Records) -> BTreeMap<ChainId, BTreeSet<&str>> {
     let mut by_chain: BTreeMap<ChainId, BTreeSet<&str>> = BTreeMap::new();
-    for record in records.0.values() {
+    for record in records.all.values() {
         if let Some(chain_id) = record.chain_id {
             by_chain.entry(chain_id).or_default().insert(&record.snapshot);
         }
@@ -261,15 +259,15 @@ fn expected_parents<'a>(
         return None;
     }
     let Some(parent) = &record.parent else { return Some(BTreeSet::from([None])) };
-    let parent = records.0.get(parent)?;
-    let own = parent.equal_mutable.as_deref().and_then(|id| records.0.get(id)).unwrap_or(parent);
+    let parent = records.all.get(parent)?;
+    let own = parent.equal_mutable.as_deref().and_then(|id| records.all.get(id)).unwrap_or(parent);
     let mut expected = BTreeSet::from([Some(parent.snapshot.as_str()), Some(own.snapshot.as_str())]);
     if let Some(chain_id) = parent.chain_id {
         expected.extend(by_chain.get(&chain_id).into_iter().flatten().map(|key| Some(*key)));
     }
     // A snapshot that a build filled and that a record of an image shares stands on what that build had,
     // whose record may be gone.
-    let shared = decode::is_identity(&record.snapshot) && !records.0.contains_key(&record.snapshot);
+    let shared = decode::is_identity(&record.snapshot) && !records.all.contains_key(&record.snapshot);
     (!shared).then_some(expected)
 }
 
@@ -342,7 +340,7 @@ pub(super) fn unused(records: &Records, containerd: &Containerd, findings: &mut 
         snapshots.extend(lease.snapshots.iter().map(String::as_str));
         content.extend(lease.content.iter().map(String::as_str));
         let record = id.strip_suffix("-variants").unwrap_or(id);
-        if !lease.temporary && !records.0.contains_key(record) {
+        if !lease.temporary && !records.all.contains_key(record) {
             let subject = Subject::Lease { id: id.clone() };
             findings.add(FindingKind::LeaseOrphaned, subject, format!("there is no record {record}"));
         }
@@ -425,7 +423,7 @@ pub(super) fn snapshots(
             if let Some(stored) = store.snapshots.get(name) {
                 stored_parent(key, stored, snapshot.parent.as_deref(), containerd, findings);
             } else {
-                let in_use = records.is_some_and(|records| records.is_committed_snapshot(key));
+                let in_use = records.is_some_and(|records| is_committed(records, key));
                 let kind = if !in_use && was_being_committed(key, name, containerd, store) {
                     FindingKind::SnapshotUnfinished
                 } else {
@@ -449,6 +447,12 @@ pub(super) fn snapshots(
     for key in on_cycles(containerd.snapshots.keys().map(String::as_str), parents) {
         findings.add(FindingKind::SnapshotParentCycle, snapshot_subject(key), "it is its own ancestor");
     }
+}
+
+/// Whether a record that is whole has its data in the snapshot `key`.
+fn is_committed(records: &Records, key: &str) -> bool {
+    let owns = |record: &Record| record.committed && record.equal_mutable.is_none() && record.snapshot == key;
+    records.all.values().any(owns)
 }
 
 /// Whether a daemon may have been stopped in the middle of committing the snapshot `key`: containerd
@@ -490,12 +494,9 @@ fn stored_parent(
 }
 
 /// Results against the workers and their records.
-pub(super) fn results(
-    results: &BTreeSet<(String, String, String)>,
-    workers: &BTreeMap<&str, Option<&Records>>,
-    findings: &mut Findings,
-) {
-    for (key, worker, record) in results {
+pub(super) fn results(solver: &Solver, workers: &BTreeMap<&str, Option<&Records>>, findings: &mut Findings) {
+    let of = solver.results.iter().flat_map(|(key, results)| results.iter().map(move |r| (key, &r.of)));
+    for (key, worker, record) in of.filter_map(|(key, of)| Some((key, &of.as_ref()?.0, &of.as_ref()?.1))) {
         let subject = Subject::Key { id: key.clone() };
         match workers.get(worker.as_str()) {
             None => {
@@ -503,7 +504,7 @@ pub(super) fn results(
                 let detail = format!("result of worker {worker}, the root has {}", known.join(", "));
                 findings.add(FindingKind::ResultWorker, subject, detail);
             }
-            Some(Some(records)) if !records.0.contains_key(record) => {
+            Some(Some(records)) if !records.all.contains_key(record) => {
                 let detail = format!("there is no record {record}");
                 // Only what comes from a client has such a key. The next build changes the record in
                 // place, and the result goes with the next collection.
@@ -523,7 +524,7 @@ pub(super) type Layers = BTreeMap<(Digest, String), (DiffId, String)>;
 pub(super) fn comparable(records: &Records) -> (Layers, usize) {
     let mut layers = BTreeMap::new();
     let mut others = 0;
-    for record in records.0.values().filter(|record| !record.deleted) {
+    for record in records.all.values().filter(|record| !record.deleted) {
         let (Some(blob), Some(diff_id), Some(media_type)) = (record.blob, record.diff_id, &record.media_type)
         else {
             continue;

@@ -7,8 +7,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::Path;
 
 use serde::{Serialize, Serializer};
+
+use super::files;
+use crate::root::fault::text;
+use crate::root::files::FileFault;
+use crate::root::{Fault, FaultKind, Place};
 
 /// How much a finding matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -248,6 +254,24 @@ kinds! {
     LayerEntryLink = "layer-entry-link", Error;
 }
 
+impl From<FaultKind> for FindingKind {
+    fn from(kind: FaultKind) -> Self {
+        match kind {
+            FaultKind::FileMissing => Self::StateFileMissing,
+            FaultKind::FileType => Self::StateFileType,
+            FaultKind::FileUnreadable => Self::StateFileUnreadable,
+            FaultKind::WorkerId => Self::WorkerIdInvalid,
+            FaultKind::Database => Self::DatabaseUnreadable,
+            FaultKind::MetaPage => Self::DatabaseMetaPage,
+            FaultKind::Page => Self::DatabasePage,
+            FaultKind::Freelist => Self::DatabaseFreelist,
+            FaultKind::BucketMissing => Self::BucketMissing,
+            FaultKind::EntryType => Self::EntryType,
+            FaultKind::EntryInvalid => Self::EntryInvalid,
+        }
+    }
+}
+
 impl fmt::Display for FindingKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
@@ -318,6 +342,24 @@ pub enum Subject {
         /// The path inside the layer.
         path: String,
     },
+}
+
+impl Subject {
+    /// An entry of the database at a path relative to the root, by its buckets and key.
+    pub(super) fn entry(database: &Path, path: &[&str]) -> Self {
+        let path = path.iter().map(|name| text(name.as_bytes())).collect();
+        Self::Entry { database: database.display().to_string(), path }
+    }
+}
+
+impl From<Place> for Subject {
+    fn from(place: Place) -> Self {
+        match place {
+            Place::File { path } => Self::File { path },
+            Place::Page { database, page } => Self::Page { database, page },
+            Place::Entry { database, path } => Self::Entry { database, path },
+        }
+    }
 }
 
 impl fmt::Display for Subject {
@@ -419,6 +461,18 @@ impl Findings {
         self.0.push(Finding { severity: kind.severity(), kind, subject, detail: detail.into() });
     }
 
+    /// What could not be read.
+    pub(super) fn faults(&mut self, faults: Vec<Fault>) {
+        for Fault { kind, place, detail } in faults {
+            self.add(kind.into(), place.into(), detail);
+        }
+    }
+
+    /// Why a file or directory at a path relative to the root cannot be used.
+    pub(super) fn file(&mut self, path: &Path, fault: FileFault) {
+        self.add(fault.kind.into(), files::subject(path), fault.detail);
+    }
+
     pub(super) fn append(&mut self, mut others: Findings) {
         self.0.append(&mut others.0);
     }
@@ -429,15 +483,6 @@ impl Findings {
         all.sort_unstable();
         all.dedup();
         all.into_iter().partition(|finding| finding.severity != Severity::Note)
-    }
-}
-
-/// Bytes as people read them.
-pub(super) fn text(bytes: &[u8]) -> String {
-    match std::str::from_utf8(bytes) {
-        Ok(text) if !text.chars().any(char::is_control) => text.to_owned(),
-        Ok(text) => text.escape_debug().to_string(),
-        Err(_) => String::from_utf8_lossy(bytes).escape_debug().to_string(),
     }
 }
 

@@ -1,121 +1,78 @@
-//! `cache.db`: the solver's keys, links and results.
+//! `cache.db` against itself: links and the ways back, results and the index by results, circles.
 //!
-//! ```text
-//! _result/<id>/<result> = {"CreatedAt":…,"ID":"<result>"}    result: <worker id>::<record id>
-//! _byresult/<result>/<id> = ""
-//! _links/<id>/<link>@<target id> = ""      link: {"Input":n,"Output":n,"Digest":"…","Selector":"…"}
-//! _backlinks/<target id>/<id> = ""         in this order, zero and empty ones left out
-//! ```
-//!
-//! Mirrors `solver/bboltcachestorage/storage.go` of `BuildKit`. A lookup compares the JSON of a link
-//! byte by byte, so one that is written in another way never matches.
+//! A lookup compares the JSON of a link byte by byte, so one that is written in another way never matches.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use serde::Deserialize;
-
-use super::database::{self, Place};
 use super::report::{Counts, FindingKind, Findings, Subject};
-use crate::bolt::{BucketRef, Database};
 use crate::digest::{Digest, Hasher, OpDigest};
+use crate::root::{Link, Operation, Solver};
 
-/// What other stores are compared with.
-#[derive(Debug, Default)]
-pub(super) struct Solver {
-    /// Every result that stands under a key: key id, worker id, record id.
-    pub(super) results: BTreeSet<(String, String, String)>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Link<'a> {
-    #[serde(rename = "Input", default)]
-    input: i64,
-    #[serde(rename = "Output", default)]
-    output: i64,
-    #[serde(rename = "Digest", default, borrow)]
-    digest: std::borrow::Cow<'a, str>,
-    #[serde(rename = "Selector", default, borrow)]
-    selector: std::borrow::Cow<'a, str>,
-}
-
-#[derive(Deserialize)]
-struct ResultValue {
-    #[serde(rename = "CreatedAt", default)]
-    created_at: String,
-    #[serde(rename = "ID", default)]
-    id: String,
-}
-
-impl Link<'_> {
-    /// Why the link can never match, if so.
-    fn fault(&self, written: &str) -> Option<String> {
-        if self.input < 0 {
-            return Some(format!("input {}", self.input));
-        }
-        // Merge and diff operations of old releases have their JSON as digest.
-        if self.digest.parse::<Digest>().is_err() && !self.digest.starts_with('{') {
-            return Some(format!("{:?} is no operation digest", self.digest));
-        }
-        if !self.selector.is_empty() && self.selector.parse::<Digest>().is_err() {
-            return Some(format!("{:?} is no selector", self.selector));
-        }
-        let canonical = self.canonical()?;
-        (canonical != written).then(|| format!("a daemon writes {canonical}"))
+/// Why a link can never match, if so.
+fn link_fault(operation: &Operation, written: &str) -> Option<String> {
+    let Operation { input, digest, selector, .. } = operation;
+    if *input < 0 {
+        return Some(format!("input {input}"));
     }
-
-    /// The JSON as Go writes it; `None` where a text needs escapes, which no digest does.
-    fn canonical(&self) -> Option<String> {
-        let plain = |text: &str| {
-            text.bytes().all(|b| (0x20..0x7f).contains(&b) && !matches!(b, b'"' | b'\\' | b'<' | b'>' | b'&'))
-        };
-        if !plain(&self.digest) || !plain(&self.selector) {
-            return None;
-        }
-        let number = |name: &str, n: i64| (n != 0).then(|| format!("\"{name}\":{n}"));
-        let text = |name: &str, t: &str| (!t.is_empty()).then(|| format!("\"{name}\":\"{t}\""));
-        let fields = [
-            number("Input", self.input),
-            number("Output", self.output),
-            text("Digest", &self.digest),
-            text("Selector", &self.selector),
-        ];
-        Some(format!("{{{}}}", fields.into_iter().flatten().collect::<Vec<_>>().join(",")))
+    // Merge and diff operations of old releases have their JSON as digest.
+    if digest.parse::<Digest>().is_err() && !digest.starts_with('{') {
+        return Some(format!("{digest:?} is no operation digest"));
     }
+    if !selector.is_empty() && selector.parse::<Digest>().is_err() {
+        return Some(format!("{selector:?} is no selector"));
+    }
+    let canonical = canonical(operation)?;
+    (canonical != written).then(|| format!("a daemon writes {canonical}"))
+}
+
+/// The JSON as Go writes it; `None` where a text needs escapes, which no digest does.
+fn canonical(operation: &Operation) -> Option<String> {
+    let Operation { input, output, digest, selector, .. } = operation;
+    let plain = |text: &str| {
+        text.bytes().all(|b| (0x20..0x7f).contains(&b) && !matches!(b, b'"' | b'\\' | b'<' | b'>' | b'&'))
+    };
+    if !plain(digest) || !plain(selector) {
+        return None;
+    }
+    let number = |name: &str, n: i64| (n != 0).then(|| format!("\"{name}\":{n}"));
+    let text = |name: &str, t: &str| (!t.is_empty()).then(|| format!("\"{name}\":\"{t}\""));
+    let fields = [
+        number("Input", *input),
+        number("Output", *output),
+        text("Digest", digest),
+        text("Selector", selector),
+    ];
+    Some(format!("{{{}}}", fields.into_iter().flatten().collect::<Vec<_>>().join(",")))
 }
 
 /// Per target and operation (digest, output) and input, the keys that lead to it, with selectors.
-type Inputs<'db> = BTreeMap<(&'db str, String, i64), BTreeMap<i64, BTreeSet<(&'db str, String)>>>;
+type Inputs<'a> = BTreeMap<(&'a str, &'a str, i64), BTreeMap<i64, BTreeSet<(&'a str, &'a str)>>>;
 
-struct Cache<'db, 'f> {
-    place: Place,
-    /// Keys that exist: each has a bucket of links, maybe an empty one.
-    links: BTreeMap<&'db str, BTreeSet<&'db str>>,
-    inputs: Inputs<'db>,
+struct Check<'a, 'f> {
+    solver: &'a Solver,
+    path: &'a Path,
     findings: &'f mut Findings,
 }
 
-/// Decodes the database and checks each entry and the indexes. `derived`: every key's id follows from the
+/// Checks each entry and the indexes of the database at `path`. `derived`: every key's id follows from the
 /// links that lead to it, since warmkit wrote them all.
-pub(super) fn read(
-    db: &Database,
+pub(super) fn check(
+    solver: &Solver,
     path: &Path,
     derived: bool,
     counts: &mut Counts,
     findings: &mut Findings,
-) -> Solver {
-    let place = Place::new(path);
-    let root = db.root();
-    let mut cache = Cache { place, links: BTreeMap::new(), inputs: BTreeMap::new(), findings };
-    cache.links(root, counts);
-    cache.backlinks(root);
-    cache.inputs(derived);
-    cache.cycles(derived);
-    let solver = cache.results(root);
-    counts.keys = cache.links.len();
-    counts.results = solver.results.len();
-    solver
+) {
+    counts.keys = solver.keys.len();
+    counts.links = solver.keys.values().map(Vec::len).sum();
+    counts.results = solver.results.values().flatten().filter(|result| result.of.is_some()).count();
+    let mut check = Check { solver, path, findings };
+    check.links();
+    check.backlinks();
+    check.inputs(derived);
+    check.cycles(derived);
+    check.results();
 }
 
 fn key(id: &str) -> Subject {
@@ -125,7 +82,7 @@ fn key(id: &str) -> Subject {
 /// The id that warmkit gives a key with inputs: 25 base-36 digits of SHA-256 over `warmkit key`, the digest
 /// in cache configs and, per input, the number of its alternatives with the key and selector of each; every
 /// part with its length as 64 bits in front. A daemon draws ids at random.
-fn derived_id<'a>(record: &str, inputs: impl Iterator<Item = &'a BTreeSet<(&'a str, String)>>) -> String {
+fn derived_id<'a>(record: &str, inputs: impl Iterator<Item = &'a BTreeSet<(&'a str, &'a str)>>) -> String {
     let mut hasher = Hasher::new();
     let mut part = |bytes: &[u8]| {
         hasher.update(&(bytes.len() as u64).to_be_bytes());
@@ -151,72 +108,36 @@ fn derived_id<'a>(record: &str, inputs: impl Iterator<Item = &'a BTreeSet<(&'a s
     digits
 }
 
-impl<'db> Cache<'db, '_> {
-    /// The buckets below a bucket of the root, with their names as text.
-    fn below(&mut self, root: BucketRef<'db>, name: &str) -> Vec<(&'db str, BucketRef<'db>, Place)> {
-        let Some(bucket) = database::needed(root, name, &self.place, self.findings) else {
-            return Vec::new();
-        };
-        let place = self.place.child(name.as_bytes());
-        let mut found = Vec::new();
-        for (id, bucket) in database::buckets(bucket, &place, self.findings) {
-            let place = place.child(id);
-            if let Some(id) = database::utf8(id, &place, self.findings) {
-                found.push((id, bucket, place));
-            }
-        }
-        found
-    }
-
-    fn links(&mut self, root: BucketRef<'db>, counts: &mut Counts) {
-        for (id, bucket, place) in self.below(root, "_links") {
-            let mut targets = BTreeSet::new();
-            for (entry, _) in database::values(bucket, &place, self.findings) {
-                counts.links += 1;
-                let place = place.child(entry);
-                let Some(entry) = database::utf8(entry, &place, self.findings) else { continue };
-                let Some((json, target)) = entry.rsplit_once('@') else {
-                    self.findings.add(FindingKind::EntryInvalid, place.subject(), "no @ before a target");
+impl Check<'_, '_> {
+    fn links(&mut self) {
+        for (id, links) in &self.solver.keys {
+            for Link { target, written, operation, .. } in links {
+                let Some(fault) = operation.as_ref().and_then(|operation| link_fault(operation, written))
+                else {
                     continue;
                 };
-                match serde_json::from_str::<Link<'_>>(json) {
-                    Ok(link) => {
-                        if let Some(fault) = link.fault(json) {
-                            self.findings.add(FindingKind::EntryInvalid, place.subject(), fault);
-                        }
-                        let operation = (target, link.digest.into_owned(), link.output);
-                        let inputs = self.inputs.entry(operation).or_default();
-                        let from = (id, link.selector.into_owned());
-                        inputs.entry(link.input).or_default().insert(from);
-                    }
-                    Err(error) => {
-                        self.findings.add(FindingKind::EntryInvalid, place.subject(), error.to_string());
-                    }
-                }
-                targets.insert(target);
+                let subject = Subject::entry(self.path, &["_links", id, &format!("{written}@{target}")]);
+                self.findings.add(FindingKind::EntryInvalid, subject, fault);
             }
-            self.links.insert(id, targets);
         }
     }
 
-    fn backlinks(&mut self, root: BucketRef<'db>) {
+    fn backlinks(&mut self) {
         let mut missing: BTreeSet<(&str, &str)> = BTreeSet::new();
-        for (id, targets) in &self.links {
-            for target in targets {
-                missing.insert((target, id));
-                if !self.links.contains_key(target) {
+        for (id, links) in &self.solver.keys {
+            for Link { target, .. } in links {
+                if missing.insert((target, id)) && !self.solver.keys.contains_key(target) {
                     let detail = format!("linked from {id}, but does not exist");
                     self.findings.add(FindingKind::LinkTargetMissing, key(target), detail);
                 }
             }
         }
-        for (target, bucket, place) in self.below(root, "_backlinks") {
-            for (id, _) in database::values(bucket, &place, self.findings) {
-                let place = place.child(id);
-                let Some(id) = database::utf8(id, &place, self.findings) else { continue };
+        for (target, ids) in &self.solver.backlinks {
+            for id in ids {
                 if !missing.remove(&(target, id)) {
                     let detail = format!("{id} has no link to {target}");
-                    self.findings.add(FindingKind::BacklinkOrphaned, place.subject(), detail);
+                    let subject = Subject::entry(self.path, &["_backlinks", target, id]);
+                    self.findings.add(FindingKind::BacklinkOrphaned, subject, detail);
                 }
             }
         }
@@ -227,7 +148,15 @@ impl<'db> Cache<'db, '_> {
     }
 
     fn inputs(&mut self, derived: bool) {
-        for ((target, digest, output), inputs) in &self.inputs {
+        let mut all: Inputs<'_> = BTreeMap::new();
+        for (id, links) in &self.solver.keys {
+            for link in links {
+                let Some(operation) = &link.operation else { continue };
+                let inputs = all.entry((&link.target, &operation.digest, operation.output)).or_default();
+                inputs.entry(operation.input).or_default().insert((id, &operation.selector));
+            }
+        }
+        for ((target, digest, output), inputs) in &all {
             // As many as there are must be 0, 1, 2, …
             let complete = (0..).zip(inputs.keys()).all(|(expected, input)| expected == *input);
             if !complete {
@@ -237,7 +166,7 @@ impl<'db> Cache<'db, '_> {
                 );
                 self.findings.add(FindingKind::LinkInputMissing, key(target), detail);
             } else if derived {
-                let record = OpDigest::new(digest.clone()).record_digest(*output);
+                let record = OpDigest::new(*digest).record_digest(*output);
                 let expected = derived_id(record.as_str(), inputs.values());
                 if *target != expected {
                     let detail =
@@ -254,20 +183,24 @@ impl<'db> Cache<'db, '_> {
         let kind = if derived { FindingKind::LinkCycle } else { FindingKind::LinkLoop };
         let mut done: BTreeSet<&str> = BTreeSet::new();
         let mut on_path: BTreeSet<&str> = BTreeSet::new();
-        for &start in self.links.keys() {
+        let mut targets: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        for (id, links) in &self.solver.keys {
+            targets.insert(id, links.iter().map(|link| link.target.as_str()).collect());
+        }
+        for &start in targets.keys() {
             if !done.insert(start) {
                 continue;
             }
             on_path.insert(start);
-            let mut stack = vec![(start, self.links[start].iter())];
-            while let Some((id, targets)) = stack.last_mut() {
-                match targets.next() {
+            let mut stack = vec![(start, targets[start].iter())];
+            while let Some((id, rest)) = stack.last_mut() {
+                match rest.next() {
                     Some(&target) if on_path.contains(target) => {
                         let detail = format!("its links come back to it through {id}");
                         self.findings.add(kind, key(target), detail);
                     }
                     Some(&target) => {
-                        if let Some(next) = self.links.get(target)
+                        if let Some(next) = targets.get(target)
                             && done.insert(target)
                         {
                             on_path.insert(target);
@@ -283,60 +216,34 @@ impl<'db> Cache<'db, '_> {
         }
     }
 
-    fn results(&mut self, root: BucketRef<'db>) -> Solver {
-        let mut solver = Solver::default();
+    fn results(&mut self) {
         let mut missing: BTreeSet<(&str, &str)> = BTreeSet::new();
-        for (id, bucket, place) in self.below(root, "_result") {
-            let mut any = false;
-            for (name, value) in database::values(bucket, &place, self.findings) {
-                any = true;
-                let place = place.child(name);
-                let Some(name) = database::utf8(name, &place, self.findings) else { continue };
-                missing.insert((name, id));
-                match serde_json::from_slice::<ResultValue>(value) {
-                    Ok(value) => self.result_value(name, &value, &place),
-                    Err(error) => {
-                        let detail = format!("{}: {error}", database::shown(value));
-                        self.findings.add(FindingKind::EntryInvalid, place.subject(), detail);
-                    }
-                }
-                if let Some((worker, record)) = name.split_once("::") {
-                    solver.results.insert((id.to_owned(), worker.to_owned(), record.to_owned()));
-                } else {
-                    let detail = "no :: between a worker id and a record id";
-                    self.findings.add(FindingKind::EntryInvalid, place.subject(), detail);
+        for (id, results) in &self.solver.results {
+            for result in results {
+                missing.insert((&result.name, id));
+                if let Some(found) = result.id.as_ref().filter(|found| **found != result.name) {
+                    let subject = Subject::entry(self.path, &["_result", id, &result.name]);
+                    let detail = format!("the value names {found:?}");
+                    self.findings.add(FindingKind::ResultValue, subject, detail);
                 }
             }
-            if any && !self.links.contains_key(id) {
+            if !results.is_empty() && !self.solver.keys.contains_key(id) {
                 let detail = "it has results, but no bucket in _links, so a daemon does not know it";
                 self.findings.add(FindingKind::KeyMissing, key(id), detail);
             }
         }
-        for (name, bucket, place) in self.below(root, "_byresult") {
-            for (id, _) in database::values(bucket, &place, self.findings) {
-                let place = place.child(id);
-                let Some(id) = database::utf8(id, &place, self.findings) else { continue };
+        for (name, ids) in &self.solver.by_result {
+            for id in ids {
                 if !missing.remove(&(name, id)) {
                     let detail = format!("key {id} has no result {name}");
-                    self.findings.add(FindingKind::ByResultOrphaned, place.subject(), detail);
+                    let subject = Subject::entry(self.path, &["_byresult", name, id]);
+                    self.findings.add(FindingKind::ByResultOrphaned, subject, detail);
                 }
             }
         }
         for (name, id) in missing {
             let detail = format!("_byresult does not have its result {name}");
             self.findings.add(FindingKind::ByResultMissing, key(id), detail);
-        }
-        solver
-    }
-
-    fn result_value(&mut self, name: &str, value: &ResultValue, place: &Place) {
-        if value.id != name {
-            let detail = format!("the value names {:?}", value.id);
-            self.findings.add(FindingKind::ResultValue, place.subject(), detail);
-        }
-        if let Err(error) = value.created_at.parse::<jiff::Timestamp>() {
-            let detail = format!("CreatedAt {:?}: {error}", value.created_at);
-            self.findings.add(FindingKind::EntryInvalid, place.subject(), detail);
         }
     }
 }
@@ -355,8 +262,7 @@ mod tests {
             r#"{"Digest":"{\"Type\":\"buildkit.merge.v0\"}"}"#.to_owned(),
         ];
         for json in good {
-            let link: Link<'_> = serde_json::from_str(&json).unwrap();
-            assert_eq!(link.fault(&json), None, "{json}");
+            assert_eq!(link_fault(&Operation::parse(&json).unwrap(), &json), None, "{json}");
         }
         let bad = [
             format!(r#"{{"Digest":"{digest}","Input":1}}"#),
@@ -368,8 +274,7 @@ mod tests {
             format!(r#"{{"Digest":"{digest}","Selector":"x"}}"#),
         ];
         for json in bad {
-            let link: Link<'_> = serde_json::from_str(&json).unwrap();
-            assert!(link.fault(&json).is_some(), "{json}");
+            assert!(link_fault(&Operation::parse(&json).unwrap(), &json).is_some(), "{json}");
         }
     }
 }

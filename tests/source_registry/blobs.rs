@@ -451,3 +451,60 @@ fn threads_share_a_registry() {
         }
     });
 }
+
+/// The last four bytes of a blob, by what the server answers.
+fn tail(answer: impl Fn(&[u8]) -> Answer + Send + Sync + 'static) -> Result<Option<Vec<u8>>, Error> {
+    let blob = bytes(10_000);
+    let content = blob.clone();
+    let server = script(move |_, _| answer(&content));
+    let found = registry(&server, &options()).tail(&descriptor(&blob), 4, &Silent);
+    let asked: Vec<_> = server.requests().iter().map(Request::range_start).collect();
+    assert_eq!(asked, [Some(9_996)], "one request, for the end");
+    assert!(found.iter().flatten().all(|tail| *tail == blob[9_996..]));
+    found
+}
+
+#[test]
+fn the_end_comes_alone() {
+    assert_eq!(tail(|content| Answer::partial(content, 9_996)).unwrap().map(|tail| tail.len()), Some(4));
+    // A server without ranges is not read to its end.
+    assert_eq!(tail(|content| Answer::new(200, content)).unwrap(), None);
+    assert_eq!(tail(|content| Answer::new(200, content).endless()).unwrap(), None);
+    assert_eq!(tail(|_| Answer::new(416, "")).unwrap(), None);
+    // Another range, or less of it.
+    assert_eq!(tail(|content| Answer::partial(content, 9_000)).unwrap(), None);
+    let short = |content: &[u8]| {
+        Answer::new(206, &content[9_996..9_998]).header("content-range", "bytes 9996-9997/10000")
+    };
+    assert_eq!(tail(short).unwrap(), None);
+}
+
+#[test]
+fn the_end_of_another_blob_is_an_error() {
+    let longer = |content: &[u8]| {
+        Answer::new(206, &content[9_996..]).header("content-range", "bytes 9996-10000/10001")
+    };
+    let error = tail(longer).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            Error::BlobMismatch { mismatch: Mismatch::Size { expected: 10_000, found: 10_001 }, .. }
+        ),
+        "{error}"
+    );
+    let error = tail(|_| Answer::new(404, "")).unwrap_err();
+    assert!(matches!(error, Error::NoSuchBlob { .. }), "{error}");
+}
+
+#[test]
+fn the_end_is_asked_for_again_where_a_server_is_busy() {
+    let blob = bytes(3);
+    let content = blob.clone();
+    let server = script(move |n, request| match n {
+        0 => Answer::new(503, ""),
+        _ => Answer::partial(&content, request.range_start().unwrap()),
+    });
+    let log = Log::default();
+    assert_eq!(registry(&server, &options()).tail(&descriptor(&blob), 4, &log).unwrap(), Some(blob));
+    assert_eq!(log.retries().len(), 1);
+}

@@ -22,6 +22,14 @@ pub const DATABASES: [&str; 4] = [
     "runc-overlayfs/snapshots/metadata.db",
 ];
 
+/// Runs a program as on another machine, once it has namespaces of its own; first comes a file for the machine's id.
+const ELSEWHERE: &str = "\
+    echo elsewhere >/proc/sys/kernel/hostname\n\
+    tr -d - </proc/sys/kernel/random/uuid >\"$1\"\n\
+    [ ! -e /etc/machine-id ] || mount --bind \"$1\" /etc/machine-id\n\
+    shift\n\
+    exec \"$@\"\n";
+
 /// A running daemon. Garbage collection runs as it does by default.
 #[derive(Debug)]
 pub struct Daemon {
@@ -29,7 +37,6 @@ pub struct Daemon {
     child: Option<Child>,
     root: PathBuf,
     scratch: Scratch,
-    started: Instant,
 }
 
 /// One record as `buildctl du` gives it.
@@ -65,17 +72,42 @@ impl Daemon {
     /// As [`Daemon::start`], with several registries.
     #[track_caller]
     pub fn start_with(tools: &Tools, root: &Path, registries: &[&Registry]) -> Self {
-        Self::launch(tools, root, &http_registries(registries), "")
+        Self::launch(tools, Command::new(&tools.buildkitd), root, &http_registries(registries), "")
+            .unwrap_or_else(|said| panic!("{said}"))
     }
 
     /// Starts one that collects as `worker` says, which goes on where `[worker.oci]` has begun.
     #[track_caller]
     pub fn start_collecting(tools: &Tools, root: &Path, worker: &str) -> Self {
-        Self::launch(tools, root, "", worker)
+        Self::launch(tools, Command::new(&tools.buildkitd), root, "", worker)
+            .unwrap_or_else(|said| panic!("{said}"))
     }
 
-    #[track_caller]
-    fn launch(tools: &Tools, root: &Path, registries: &str, worker: &str) -> Self {
+    /// As [`Daemon::start`] on another machine: it sees another hostname and another machine id, and no network
+    /// at all unless `network`. Collects as `worker` says, where that is not empty. What it said, where it ends instead.
+    pub fn start_elsewhere(
+        tools: &Tools,
+        root: &Path,
+        registry: &Registry,
+        network: bool,
+        worker: &str,
+    ) -> Result<Self, String> {
+        let id = Scratch::new();
+        let mut program = Command::new("unshare");
+        program.args(["--uts", "--mount"]).args((!network).then_some("--net"));
+        program.args(["sh", "-euc", ELSEWHERE, "sh"]).arg(id.join("machine-id")).arg(&tools.buildkitd);
+        // What it has mounted it has still when the file is gone.
+        Self::launch(tools, program, root, &http_registries(&[registry]), worker)
+    }
+
+    /// Starts the program with a configuration, and waits until it answers; what it said, where it does not.
+    fn launch(
+        tools: &Tools,
+        mut program: Command,
+        root: &Path,
+        registries: &str,
+        worker: &str,
+    ) -> Result<Self, String> {
         let scratch = Scratch::new();
         // Two daemons of one host would share the default of the tracing socket.
         let config = format!(
@@ -93,7 +125,7 @@ impl Daemon {
         );
         let config = scratch.write("buildkitd.toml", config);
         let log = fs::File::create(scratch.join("log")).unwrap();
-        let child = Command::new(&tools.buildkitd)
+        let child = program
             .arg("--config")
             .arg(config)
             .stdin(Stdio::null())
@@ -101,35 +133,29 @@ impl Daemon {
             .stderr(log)
             .spawn()
             .unwrap();
-        let mut daemon = Self {
-            tools: tools.clone(),
-            child: Some(child),
-            root: root.to_owned(),
-            scratch,
-            started: Instant::now(),
-        };
+        let mut daemon = Self { tools: tools.clone(), child: Some(child), root: root.to_owned(), scratch };
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
             if let Some(status) = daemon.child.as_mut().unwrap().try_wait().unwrap() {
-                panic!("buildkitd {} ended: {status}\n{}", tools.release, daemon.log());
+                return Err(format!("buildkitd {} ended: {status}\n{}", tools.release, daemon.log()));
             }
             let answer = run(daemon.buildctl().args(["debug", "workers"]), Duration::from_secs(20));
             if answer.status.success() {
-                return daemon;
+                return Ok(daemon);
             }
-            assert!(
-                Instant::now() < deadline,
-                "buildkitd does not answer: {}\n{}",
-                answer.stderr,
-                daemon.log()
-            );
+            if Instant::now() > deadline {
+                return Err(format!("buildkitd does not answer: {}\n{}", answer.stderr, daemon.log()));
+            }
             thread::sleep(Duration::from_millis(50));
         }
     }
 
-    /// Waits until it has collected garbage for the first time, which it does a second after it started.
-    pub fn wait_for_collection(&self) {
-        thread::sleep(Duration::from_secs(3).saturating_sub(self.started.elapsed()));
+    /// Has it collect what nothing holds: that is what a prune ends with, and this one is for no record.
+    #[track_caller]
+    pub fn collect(&self) {
+        let mut command = self.buildctl();
+        command.args(["prune", "--filter", "id==none"]);
+        run(&mut command, Duration::from_secs(60)).expect_success("buildctl prune");
     }
 
     /// Waits until it has collected garbage, and found some; for those of [`Daemon::start_collecting`].

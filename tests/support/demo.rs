@@ -4,8 +4,10 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use super::Scratch;
+use serde_json::Value;
+
 use super::files::copy_tree;
+use super::{Registry, Scratch};
 
 /// How many steps its build has.
 pub const STEPS: usize = 12;
@@ -31,4 +33,19 @@ fn set_modes(path: &Path) {
             set_modes(&entry.unwrap().path());
         }
     }
+}
+
+/// Pushes the demo's cache to `demo:cache`.
+pub fn push(registry: &Registry) {
+    let blob = |digest: &str| fs::read(demo("cache/blobs/sha256").join(&digest["sha256:".len()..])).unwrap();
+    let json = |bytes: &[u8]| serde_json::from_slice::<Value>(bytes).unwrap();
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let index = json(&fs::read(demo("cache/index.json")).unwrap());
+    let manifest = &index["manifests"][0];
+    let bytes = blob(&text(&manifest["digest"]));
+    let parsed = json(&bytes);
+    for part in parsed["layers"].as_array().unwrap().iter().chain([&parsed["config"]]) {
+        registry.put_blob("demo", &blob(&text(&part["digest"])));
+    }
+    registry.put_manifest("demo", "cache", &text(&manifest["mediaType"]), &bytes);
 }

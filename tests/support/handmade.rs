@@ -18,6 +18,7 @@ use warmkit::digest::{DiffId, Digest, OpDigest};
 
 const CONFIG: &str = "application/vnd.buildkit.cacheconfig.v0";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const TAR: &str = "application/vnd.oci.image.layer.v1.tar";
 const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
 /// A cache that grows.
@@ -59,8 +60,17 @@ impl Handmade {
         self.blob(gzip.finish().unwrap(), DiffId::of(&tar), parent)
     }
 
+    /// Adds a layer of this tar, as it is.
+    pub fn plain(&mut self, tar: &[u8], parent: Option<usize>) -> usize {
+        self.typed(TAR, tar.to_vec(), DiffId::of(tar), parent)
+    }
+
     /// Adds a layer of these bytes, of which the cache says that they unpack to `diff_id`.
     pub fn blob(&mut self, blob: Vec<u8>, diff_id: DiffId, parent: Option<usize>) -> usize {
+        self.typed(GZIP, blob, diff_id, parent)
+    }
+
+    fn typed(&mut self, media_type: &str, blob: Vec<u8>, diff_id: DiffId, parent: Option<usize>) -> usize {
         let digest = Digest::of(&blob);
         let mut layer = json!({ "blob": digest });
         // As Go writes it: 0 is left out.
@@ -72,7 +82,7 @@ impl Handmade {
         self.layers.push(layer);
         if !self.blobs.iter().rev().take(64).any(|(known, _)| *known == digest) {
             self.descriptors.push(json!({
-                "mediaType": GZIP, "digest": digest, "size": blob.len(),
+                "mediaType": media_type, "digest": digest, "size": blob.len(),
                 "annotations": {
                     "containerd.io/uncompressed": diff_id,
                     "buildkit/createdat": "2024-01-02T03:04:05Z",

@@ -99,6 +99,12 @@ impl Emulator {
             disk.as_ref(),
             overlay.as_ref(),
         ]);
+        self.boot_on(overlay, name)
+    }
+
+    /// Boots a machine called `name` on a disk of its own, such as [`Machine::power_off`] gives.
+    #[track_caller]
+    pub fn boot_on(&self, overlay: PathBuf, name: &str) -> Machine<'_> {
         let credential = |id: &str, value: &str| {
             let value = base64::engine::general_purpose::STANDARD.encode(value);
             format!("type=11,value=io.systemd.credential.binary:{id}={value}")

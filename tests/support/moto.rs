@@ -1,4 +1,4 @@
-//! moto's S3 server on a loopback port, which lets in only who signs; gone when dropped.
+//! moto's server of AWS on a loopback port, which lets in only who signs; gone when dropped.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -40,6 +40,12 @@ impl Moto {
         let mut moto = Self::launch(&[])?;
         moto.set_up();
         Some(moto)
+    }
+
+    /// Starts one that lets everybody in.
+    #[track_caller]
+    pub fn start_open() -> Option<Self> {
+        Self::launch(&[])
     }
 
     /// Starts one that speaks https, and lets everybody in.
@@ -106,10 +112,7 @@ impl Moto {
         let all = r#"{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":["s3:*","sts:*"],"Resource":"*"}]}"#;
         self.iam(&[("Action", "CreateUser"), ("UserName", "ci")]);
         let key = self.iam(&[("Action", "CreateAccessKey"), ("UserName", "ci")]);
-        let text = |name: &str| {
-            let (_, rest) = key.split_once(&format!("<{name}>")).unwrap();
-            rest.split('<').next().unwrap().to_owned()
-        };
+        let text = |name: &str| texts(&key, name).remove(0);
         (self.key_id, self.secret) = (text("AccessKeyId"), text("SecretAccessKey"));
         let policy = [("PolicyName", "all"), ("PolicyDocument", all)];
         self.iam(&[&[("Action", "PutUserPolicy"), ("UserName", "ci")], &policy[..]].concat());
@@ -136,10 +139,20 @@ impl Moto {
         assert_eq!(response.status(), 200);
     }
 
-    fn iam(&self, form: &[(&str, &str)]) -> String {
+    /// Asks IAM, while nobody has to sign. Gives XML.
+    pub fn iam(&self, form: &[(&str, &str)]) -> String {
+        self.query("iam", "2010-05-08", form)
+    }
+
+    /// Asks EC2, while nobody has to sign. Gives XML.
+    pub fn ec2(&self, form: &[(&str, &str)]) -> String {
+        self.query("ec2", "2016-11-15", form)
+    }
+
+    fn query(&self, service: &str, version: &str, form: &[(&str, &str)]) -> String {
         let request =
-            self.agent.post(&self.url).header("authorization", SIGNED_BY_NOBODY.replace("s3", "iam"));
-        let form = form.iter().copied().chain([("Version", "2010-05-08")]);
+            self.agent.post(&self.url).header("authorization", SIGNED_BY_NOBODY.replace("s3", service));
+        let form = form.iter().copied().chain([("Version", version)]);
         let mut response = request.send_form(form).unwrap();
         let text = response.body_mut().read_to_string().unwrap();
         assert_eq!(response.status(), 200, "{text}");
@@ -161,7 +174,7 @@ impl Moto {
         let mut response = self.agent.get(format!("{}?list-type=2", self.object(""))).call().unwrap();
         let xml = response.body_mut().read_to_string().unwrap();
         self.require_signatures(true);
-        xml.split("<Key>").skip(1).map(|rest| rest.split('<').next().unwrap().to_owned()).collect()
+        texts(&xml, "Key")
     }
 
     /// Replaces an object, or deletes it.
@@ -188,6 +201,12 @@ impl Moto {
     pub fn key_attributes(&self) -> String {
         format!(",access_key_id={},secret_access_key={}", self.key_id, self.secret)
     }
+}
+
+/// The texts of all elements of XML that have this name.
+pub fn texts(xml: &str, name: &str) -> Vec<String> {
+    let text = |rest: &str| rest.split('<').next().unwrap().to_owned();
+    xml.split(&format!("<{name}>")).skip(1).map(text).collect()
 }
 
 impl Drop for Moto {

@@ -7,6 +7,9 @@ use std::time::Duration;
 use super::command::{Ended, run};
 use super::{Scratch, skip::skip, tools::on_path};
 
+/// The templates' directory.
+pub const TEMPLATES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/packer");
+
 /// Finds Packer.
 ///
 /// `None` when it is missing, after it said so; the test is then to return.
@@ -32,6 +35,20 @@ pub fn run_packer(
     variables: &[(&str, &str)],
     limit: Duration,
 ) -> Ended {
+    let template = Path::new(TEMPLATES).join(template);
+    run_packer_with(packer, verb, &template, variables, &[], limit)
+}
+
+/// Runs `packer <verb> -var … <template>` in an environment that has these, too, otherwise as [`run_packer`].
+#[track_caller]
+pub fn run_packer_with(
+    packer: &Path,
+    verb: &str,
+    template: &Path,
+    variables: &[(&str, &str)],
+    environment: &[(&str, &str)],
+    limit: Duration,
+) -> Ended {
     let home = Scratch::new();
     let mut command = Command::new(packer);
     command.arg(verb).env("HOME", home.path()).env("PACKER_CACHE_DIR", home.join("cache"));
@@ -39,8 +56,17 @@ pub fn run_packer(
     for (name, value) in variables {
         command.arg("-var").arg(format!("{name}={value}"));
     }
-    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("packer").join(template));
+    command.envs(environment.iter().copied()).arg(template);
     run(&mut command, limit)
+}
+
+/// A tar of a context, as templates take it; its path.
+pub fn tar_of(context: &Path, scratch: &Scratch) -> String {
+    let tar = scratch.join("context.tar");
+    let mut command = Command::new("tar");
+    command.arg("-C").arg(context).arg("-cf").arg(&tar).arg(".");
+    run(&mut command, Duration::from_secs(60)).expect_success("tar");
+    tar.to_str().unwrap().to_owned()
 }
 
 /// A variable's list of strings.

@@ -39,6 +39,11 @@ pub const ECR: Login = Login {
     htpasswd: "AWS:$2b$04$abcdefghijklmnopqrstuu/cMn6kFoLFEf9ShbIPSVtJoiKQtizZG\n",
 };
 
+/// User and password as a docker configuration has them.
+pub fn secret() -> String {
+    base64::engine::general_purpose::STANDARD.encode(format!("{USER}:{PASSWORD}"))
+}
+
 /// A running registry.
 #[derive(Debug)]
 pub struct Registry {
@@ -127,8 +132,7 @@ impl Registry {
 
     /// A docker configuration that has the password; for `$DOCKER_CONFIG`.
     pub fn docker_config(&self) -> std::path::PathBuf {
-        let auth = base64::engine::general_purpose::STANDARD.encode(format!("{USER}:{PASSWORD}"));
-        let config = serde_json::json!({ "auths": { self.host(): { "auth": auth } } });
+        let config = serde_json::json!({ "auths": { self.host(): { "auth": secret() } } });
         self.scratch.write("docker/config.json", config.to_string());
         self.scratch.join("docker")
     }
@@ -200,6 +204,17 @@ impl Registry {
         let log = self.log_so_far();
         let request = |line: &str| line.split('"').nth(1)?.strip_suffix(" HTTP/1.1").map(str::to_owned);
         log.lines().filter_map(request).filter(|request| !request.contains("/v2/marker-")).collect()
+    }
+
+    /// Bytes of manifests and blobs that it sent so far.
+    pub fn sent(&self) -> u64 {
+        let sent = |line: &str| {
+            // As for [`request_of_a_daemon`].
+            let (request, rest) = line.split_once(" \"GET ")?.1.split_once("\" ")?;
+            let bytes = rest.split(' ').nth(1)?.parse::<u64>().ok()?;
+            (!request.starts_with("/v2/marker-")).then_some(bytes)
+        };
+        self.log_so_far().lines().filter_map(sent).sum()
     }
 
     /// The bytes of a manifest, by tag or digest, and its media type.

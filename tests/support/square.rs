@@ -238,7 +238,7 @@ fn judged(root: &Path) -> String {
 ///
 /// Printed progress does not tell: a step that was found in an imported cache prints CACHED, or DONE once one
 /// of its layers is extracted, whichever step that was for.
-fn read_trace(trace: &str) -> (BTreeSet<String>, BTreeSet<String>) {
+pub fn read_trace(trace: &str) -> (BTreeSet<String>, BTreeSet<String>) {
     // Releases before v0.13 write the names of Go's fields.
     let field = |value: &Value, name: &str| -> Value {
         let mut fields = value.as_object().into_iter().flatten();

@@ -203,7 +203,7 @@ fn roots_of_another_schema_are_an_error() {
         let root = copy(&good, &scratch, "another");
         change(&root);
         let unknown = judge(&root).unwrap_err().to_string();
-        let expected = format!("{expected}: the root is not judged; a newer warmkit may know it");
+        let expected = format!("{expected}: the root is not read; a newer warmkit may know it");
         assert_eq!(unknown, expected, "{name}");
         let said = super::support::warmkit::verify(&["--json"], &root.0);
         assert_eq!(said.status.code(), Some(8), "{name}: {}", said.stderr);

@@ -97,6 +97,46 @@ fn images_share_what_caches_have_and_bring_the_rest() {
 }
 
 #[test]
+fn what_more_results_stand_on_is_used_more() {
+    // base ─┬─ both (in two caches)      other ── lost (no key)
+    //       └─ one (in one, and an image's last)
+    let first = Cache {
+        layers: vec![
+            layer("base", "base"),
+            layer("both", "both"),
+            layer("other", "other"),
+            layer("lost", "lost"),
+        ],
+        records: vec![
+            record("base", &[], &[&[0]]),
+            record("both", &[&[0]], &[&[0, 1]]),
+            record("other", &[], &[&[2]]),
+            record("lost", &[&[2]], &[&[2, 3]]),
+        ],
+    };
+    let second = Cache {
+        layers: vec![layer("base", "base"), layer("both", "both"), layer("one", "one")],
+        records: vec![
+            record("base", &[], &[&[0]]),
+            record("both", &[&[0]], &[&[0, 1]]),
+            record("one", &[&[0]], &[&[0, 2]]),
+        ],
+    };
+    let caches = [first, second];
+    let images = [image(&[("base", "base"), ("one", "one")], "image")];
+    let keys = keys_of(&caches, &["both", "one"]);
+    let mut all = blobs(&caches, |at| at.to_string()).unwrap();
+    add_images(&mut all, &images, |at| at.to_string(), caches.len()).unwrap();
+    let plan = plan(&caches, &images, all, &keys);
+    let uses = |name: &str| {
+        let diff_id = DiffId::of(name.as_bytes());
+        plan.records.iter().find(|record| plan.blobs[record.blob].layer.diff_id == diff_id).unwrap().uses
+    };
+    let all = ["base", "both", "one", "other", "lost"].map(uses);
+    assert_eq!(all, [6, 2, 2, 1, 0]);
+}
+
+#[test]
 fn an_image_and_a_cache_must_not_contradict_each_other() {
     let caches = [Cache { layers: vec![layer("a", "a")], records: vec![record("r", &[], &[&[0]])] }];
     let mut all = blobs(&caches, |at| format!("cache {at}")).unwrap();

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use clap::{ArgGroup, Args};
 use serde::Serialize;
 
-use super::super::build::ReplayArguments;
+use super::super::build::{ReplayArguments, SolveConfig};
 use super::super::caches::Caches;
 use super::super::exit::{self, Failure};
 use super::super::options::{Registries, of_caches};
@@ -64,6 +64,9 @@ pub(in crate::cli) struct Arguments {
 
     #[command(flatten)]
     build: ReplayArguments,
+
+    #[command(flatten)]
+    config: SolveConfig,
 }
 
 /// What `--json` prints.
@@ -89,7 +92,9 @@ pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
     let given = arguments.registries.given(of_caches(&specs))?;
     let (all, Replay { candidates, report }) = interruptible(|stop| {
         let registry = arguments.registries.options(stop, given);
-        let Some(options) = arguments.build.replay(&arguments.platforms, &registry) else {
+        let Some(options) =
+            arguments.build.replay(&arguments.platforms, &registry, arguments.config.buildkitd_config)
+        else {
             return Err(Failure::new("--build CONTEXT is missing", exit::USAGE));
         };
         let gathering = gather::Options { platforms: arguments.platforms, no_sidecar: true, registry };

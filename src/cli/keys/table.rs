@@ -1,12 +1,10 @@
 //! What `warmkit keys` prints for people.
 
-use std::borrow::Cow;
 use std::fmt::Write as _;
 
 use indicatif::HumanBytes;
-use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
-use super::super::escape::one_line;
+use super::super::escape::{cut, one_line};
 use super::super::render::{LISTED, described, unkeyed, worth};
 use super::super::text::{Style, Text};
 use crate::gather::sidecar::{PullReport, PushReport};
@@ -113,22 +111,6 @@ fn ranges(sources: &[usize]) -> String {
         ranges.push("…".to_owned());
     }
     ranges.join(", ")
-}
-
-/// As much of the text as there is room for.
-fn cut(text: &str, room: Option<usize>) -> Cow<'_, str> {
-    let Some(room) = room.filter(|&room| text.width() > room) else { return Cow::Borrowed(text) };
-    let mut left = room - 1;
-    let fits = |c: &char| {
-        let rest = left.checked_sub(c.width().unwrap_or_default());
-        rest.is_some_and(|rest| {
-            left = rest;
-            true
-        })
-    };
-    let mut cut: String = text.chars().take_while(fits).collect();
-    cut.push('…');
-    Cow::Owned(cut)
 }
 
 fn size(step: &StepReport) -> String {
@@ -245,22 +227,6 @@ mod tests {
         ];
         for (sources, expected) in cases {
             assert_eq!(ranges(sources), expected);
-        }
-    }
-
-    #[test]
-    fn names_are_cut_at_the_columns_that_they_take() {
-        let cases = [
-            ("RUN make", None, "RUN make"),
-            ("RUN make", Some(8), "RUN make"),
-            ("RUN make", Some(7), "RUN ma…"),
-            ("日本語", Some(6), "日本語"),
-            ("日本語", Some(5), "日本…"),
-            ("日本語", Some(4), "日…"),
-            ("e\u{301}te\u{301}s", Some(3), "e\u{301}t…"),
-        ];
-        for (name, room, expected) in cases {
-            assert_eq!(cut(name, room), expected, "{name} {room:?}");
         }
     }
 

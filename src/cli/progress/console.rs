@@ -151,6 +151,7 @@ impl Progress for Lines {
             Event::Planned { layers, bytes, .. } => {
                 meter.read(now).map(|reading| words::planned(reading.phase, *layers, *bytes).into())
             }
+            Event::ToRead { files, bytes } => Some(words::to_read(*files, *bytes).into()),
             Event::Finished(..) => ended.and_then(|reading| words::finished(&reading)).map(Text::from),
             event => told(event),
         };

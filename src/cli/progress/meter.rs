@@ -93,6 +93,14 @@ impl Meter {
                 running.done.bytes += bytes;
                 running.rate.sample(now, running.done.bytes);
             }
+            Event::ToRead { bytes, .. } => {
+                running.planned.get_or_insert_default().bytes += bytes;
+                running.rate.sample(now, running.done.bytes);
+            }
+            Event::Read { bytes } => {
+                running.done.bytes += bytes;
+                running.rate.sample(now, running.done.bytes);
+            }
             Event::LayerDone { .. } => running.done.layers += 1,
             Event::Finished(phase, _) if *phase == running.phase => drop(self.0.pop()),
             _ => {}

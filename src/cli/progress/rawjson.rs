@@ -23,12 +23,14 @@ struct Line<'a> {
 
 /// What a line tells. Names are documented, and stay.
 #[derive(Serialize)]
-#[serde(tag = "event", rename_all = "lowercase")]
+#[serde(tag = "event", rename_all = "kebab-case")]
 enum Told<'a> {
     Started { phase: &'static str },
     Finished { phase: &'static str, seconds: f64 },
     Planned { layers: usize, bytes: u64, unpacks: usize },
     Progress { bytes: u64, unpacked: usize, bytes_per_second: Option<u64>, seconds_left: Option<f64> },
+    ToRead { files: usize, bytes: u64 },
+    Read { bytes: u64, bytes_per_second: Option<u64>, seconds_left: Option<f64> },
     Downloaded { digest: &'a Digest },
     Unpacked { digest: &'a Digest },
     Hashed { digest: &'a Digest },
@@ -69,11 +71,14 @@ impl State {
             return None;
         }
         (self.told, self.at) = (reading.done, Some(now));
-        Some(Told::Progress {
-            bytes: reading.done.bytes,
-            unpacked: reading.done.layers,
-            bytes_per_second: reading.rate,
-            seconds_left: reading.left.map(seconds),
+        let (bytes, unpacked) = (reading.done.bytes, reading.done.layers);
+        let (bytes_per_second, seconds_left) = (reading.rate, reading.left.map(seconds));
+        Some(match reading.phase {
+            // Of a root, from its disk.
+            Phase::Databases | Phase::FirstBuild | Phase::Rest => {
+                Told::Read { bytes, bytes_per_second, seconds_left }
+            }
+            _ => Told::Progress { bytes, unpacked, bytes_per_second, seconds_left },
         })
     }
 }
@@ -121,7 +126,8 @@ impl<W: Fn(&str) + Sync> Progress for Events<W> {
             Event::Planned { layers, bytes, unpacks } => {
                 self.tell(Told::Planned { layers: *layers, bytes: *bytes, unpacks: *unpacks });
             }
-            Event::Fetched { .. } => {
+            Event::ToRead { files, bytes } => self.tell(Told::ToRead { files: *files, bytes: *bytes }),
+            Event::Fetched { .. } | Event::Read { .. } => {
                 let due = state.at.is_none_or(|at| now.duration_since(at) >= INTERVAL);
                 if let Some(progress) = due.then(|| state.progress(now)).flatten() {
                     self.tell(progress);

@@ -23,6 +23,8 @@ pub(super) fn doing(phase: Phase) -> &'static str {
         Phase::Databases => "reading databases",
         Phase::Blobs => "reading blobs",
         Phase::Build => "building on a throwaway view of the root",
+        Phase::FirstBuild => "reading what steps are built on",
+        Phase::Rest => "reading the rest",
     }
 }
 
@@ -30,6 +32,7 @@ pub(super) fn doing(phase: Phase) -> &'static str {
 fn verbs(phase: Phase) -> (&'static str, &'static str) {
     match phase {
         Phase::Blobs => ("hashed", "compared"),
+        Phase::Databases | Phase::FirstBuild | Phase::Rest => ("read", "read"),
         _ => ("downloaded", "unpacked"),
     }
 }
@@ -105,6 +108,12 @@ fn bar(reading: &Reading, columns: usize) -> String {
 pub(super) fn planned(phase: Phase, layers: usize, bytes: u64) -> String {
     let what = if layers == 1 { "layer" } else { "layers" };
     format!("{layers} {what}, {} to be {}", HumanBytes(bytes), verbs(phase).0)
+}
+
+/// How much there is to read from a disk, for a log.
+pub(super) fn to_read(files: usize, bytes: u64) -> String {
+    let what = if files == 1 { "file" } else { "files" };
+    format!("{files} {what}, {} to be read", HumanBytes(bytes))
 }
 
 /// How far a phase is, for a log.

@@ -73,6 +73,52 @@ impl Download<'_> {
         }
     }
 
+    /// Asks for the last bytes alone; `None` where there are only whole blobs.
+    pub(in crate::source) fn tail(
+        &self,
+        length: u64,
+        progress: &dyn Progress,
+        ask: Ask<'_>,
+    ) -> Result<Option<Vec<u8>>, Error> {
+        let (size, what) = (self.blob.size, format!("blob {}", self.blob.digest));
+        let first = size.saturating_sub(length);
+        let header = [("range", format!("bytes={first}-"))];
+        Attempts::new(format!("{what} of {}", self.place), self.retry, self.stop, progress).run(|| {
+            let mut reply = ask(&what, &header)?;
+            match reply.status {
+                206 => {
+                    let header = reply.header("content-range").unwrap_or_default();
+                    let range = parse_content_range(header).filter(|range| range.first == first);
+                    let Some(range) = range else { return Ok(None) };
+                    if let Some(found) = range.total.filter(|total| *total != size) {
+                        let (blob, source_name) = (self.blob.digest, self.source_name.to_owned());
+                        let mismatch = Mismatch::Size { expected: size, found };
+                        return Err(Error::BlobMismatch { blob, source_name, mismatch }.into());
+                    }
+                    let mut bytes = Vec::new();
+                    let mut reader = reply.body.as_reader().take(length);
+                    reader.read_to_end(&mut bytes).map_err(|error| read_failure(&reply.host, &error))?;
+                    Ok((bytes.len() as u64 == size - first).then_some(bytes))
+                }
+                // Of a blob without bytes no range can be had.
+                200 | 416 => Ok(None),
+                _ => Err(self.refused(&what, reply).into()),
+            }
+        })
+    }
+
+    /// What an answer means that is not the blob.
+    fn refused(&self, what: &str, mut reply: Reply) -> Error {
+        let detail = reply.error_detail();
+        match reply.status {
+            404 => {
+                let source_name = self.place.to_owned();
+                Error::NoSuchBlob { blob: self.blob.digest, source_name, detail }
+            }
+            status => Error::Status { what: what.to_owned(), host: reply.host, status, detail },
+        }
+    }
+
     /// Downloads what is missing. Always asks whoever names the storage host, not the host that it
     /// named the last time: such addresses run out.
     fn attempt(
@@ -88,7 +134,7 @@ impl Download<'_> {
             return Ok(());
         }
         let range = (have > 0).then(|| ("range", format!("bytes={have}-")));
-        let mut reply = ask(what, range.as_slice())?;
+        let reply = ask(what, range.as_slice())?;
         let to_skip = match reply.status {
             200 => {
                 check_announced(blob, receiver, length(&reply))?;
@@ -104,16 +150,7 @@ impl Download<'_> {
                 check_announced(blob, receiver, range.total)?;
                 0
             }
-            404 => {
-                let detail = reply.error_detail();
-                let source_name = self.place.to_owned();
-                return Err(Error::NoSuchBlob { blob: blob.digest, source_name, detail }.into());
-            }
-            status => {
-                let detail = reply.error_detail();
-                let (what, host) = (what.to_owned(), reply.host);
-                return Err(Error::Status { what, host, status, detail }.into());
-            }
+            _ => return Err(self.refused(what, reply).into()),
         };
         self.receive(reply, to_skip, receiver, buffer)
     }

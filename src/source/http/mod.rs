@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use super::credentials::{Environment, Given};
 
-pub(super) use blob::Download;
+pub(super) use blob::{Ask, Download};
 pub use pool::Pool;
 pub(super) use reply::Reply;
 pub(super) use retry::{Attempts, Failure};

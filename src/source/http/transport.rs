@@ -66,13 +66,18 @@ pub(in crate::source) fn is_loopback(host: &str) -> bool {
 
 impl Transport {
     pub(in crate::source) fn new(authority: &str, options: &Options) -> Result<Self, Error> {
+        let dirs = options.certs_dirs.iter().map(|dir| dir.join(authority));
+        let roots = root_certs(dirs, options.insecure)?;
+        Ok(Self::with_roots(authority, options, roots))
+    }
+
+    fn with_roots(authority: &str, options: &Options, roots: RootCerts) -> Self {
         let loopback = is_loopback(host_of(authority));
         let schemes: &[_] = match (loopback, options.insecure) {
             (true, _) => &["http", "https"],
             (false, true) => &["https", "http"],
             (false, false) => &["https"],
         };
-        let certs = options.certs_dirs.iter().map(|dir| dir.join(authority));
         let mut config = Agent::config_builder()
             .user_agent(concat!("warmkit/", env!("CARGO_PKG_VERSION")))
             .http_status_as_error(false)
@@ -82,13 +87,14 @@ impl Transport {
             .timeout_per_write(Some(options.stall_timeout))
             .max_idle_connections_per_host(16)
             .max_idle_connections(32)
-            .tls_config(TlsConfig::builder().root_certs(root_certs(certs.clone())?).build());
+            .tls_config(TlsConfig::builder().root_certs(roots).build());
         if loopback || is_link_local(host_of(authority)) {
             config = config.proxy(None);
         }
         let agent = config.build().new_agent();
         options.stop.cuts(&agent);
-        Ok(Self {
+        let certs = options.certs_dirs.first().map(|dir| dir.join(authority));
+        Self {
             agent,
             authority: authority.to_owned(),
             schemes,
@@ -97,8 +103,8 @@ impl Transport {
             base: OnceLock::new(),
             answered: AtomicBool::new(false),
             without_referrers: AtomicBool::new(false),
-            certs: certs.into_iter().next().unwrap_or_else(|| PathBuf::from("a directory for certificates")),
-        })
+            certs: certs.unwrap_or_else(|| PathBuf::from("a directory for certificates")),
+        }
     }
 
     /// A connection pool for the server at `base`, a URL of http or https that was written down as it
@@ -372,8 +378,9 @@ fn resolve(from: &Uri, location: &str) -> Option<Uri> {
 /// The system's certificate authorities, and those that docker and podman were given for this host.
 ///
 /// Without the latter the platform's own verifier is left to read the former when https is used
-/// for the first time.
-fn root_certs(dirs: impl Iterator<Item = PathBuf>) -> Result<RootCerts, Error> {
+/// for the first time. It does not go to work where there are none at all, so where plain http will do,
+/// too, it is not left to it: a greeting then still tells whether the server speaks https.
+fn root_certs(dirs: impl Iterator<Item = PathBuf>, insecure: bool) -> Result<RootCerts, Error> {
     let mut extra = Vec::new();
     for dir in dirs {
         let Ok(entries) = std::fs::read_dir(&dir) else { continue };
@@ -389,7 +396,7 @@ fn root_certs(dirs: impl Iterator<Item = PathBuf>) -> Result<RootCerts, Error> {
             }
         }
     }
-    if extra.is_empty() {
+    if extra.is_empty() && !insecure {
         return Ok(RootCerts::PlatformVerifier);
     }
     let system = rustls_native_certs::load_native_certs().certs;
@@ -491,6 +498,15 @@ mod tests {
         let failure = without.get(&format!("{base}/v2/"), &[], None).err().unwrap();
         let reason = format!("{addr}: does not speak https");
         assert!(matches!(&failure, Failure::Again { reason: r, .. } if *r == reason), "{failure:?}");
+    }
+
+    #[test]
+    fn a_machine_without_certificates_still_finds_out_who_speaks_http() {
+        let addr = plain_server().to_string();
+        let options = Options { insecure: true, certs_dirs: Vec::new(), ..Options::default() };
+        let mut transport = Transport::with_roots(&addr, &options, RootCerts::from(Vec::new()));
+        transport.schemes = &["https", "http"];
+        assert_eq!(transport.base().unwrap(), format!("http://{addr}"));
     }
 
     #[test]

@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use self::auth::{Auth, Renewal};
 use self::shared::Shared;
-use super::http::{Attempts, Download, Failure, Options, Reply, RetryPolicy, Stop, Transport, host_of};
+use super::http::{Ask, Attempts, Download, Failure, Options, Reply, RetryPolicy, Stop, Transport, host_of};
 use super::{Denied, Error, MAX_MANIFEST, Manifest, Source};
 use crate::digest::Digest;
 use crate::oci::media_type::{DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST};
@@ -194,6 +194,15 @@ impl Registry {
     }
 }
 
+impl Registry {
+    fn download<T>(&self, blob: &Descriptor, read: impl FnOnce(&Download<'_>, Ask<'_>) -> T) -> T {
+        let (name, place) = (self.name(), self.repository_name());
+        let download =
+            Download { blob, source_name: &name, place: &place, retry: self.retry, stop: &self.stop };
+        read(&download, &|what, headers| self.get(what, &format!("blobs/{}", blob.digest), headers))
+    }
+}
+
 impl Source for Registry {
     fn name(&self) -> String {
         self.name.clone()
@@ -219,11 +228,16 @@ impl Source for Registry {
     }
 
     fn blob(&self, blob: &Descriptor, out: &mut dyn Write, progress: &dyn Progress) -> Result<(), Error> {
-        let (name, place) = (self.name(), self.repository_name());
-        let download =
-            Download { blob, source_name: &name, place: &place, retry: self.retry, stop: &self.stop };
-        download
-            .run(out, progress, &|what, headers| self.get(what, &format!("blobs/{}", blob.digest), headers))
+        self.download(blob, |download, ask| download.run(out, progress, ask))
+    }
+
+    fn tail(
+        &self,
+        blob: &Descriptor,
+        length: u64,
+        progress: &dyn Progress,
+    ) -> Result<Option<Vec<u8>>, Error> {
+        self.download(blob, |download, ask| download.tail(length, progress, ask))
     }
 
     fn blob_store(&self) -> String {

@@ -55,7 +55,7 @@ impl Registry {
     /// A list of several pages is read to its end.
     ///
     /// Who cannot find the API may be told so with all kinds of client errors, or with a web page. Those
-    /// that share a [`Pool`](super::Pool) ask once.
+    /// that share a [`Pool`](crate::source::Pool) ask once.
     pub fn referrers(
         &self,
         subject: &Digest,

@@ -24,6 +24,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde::Serialize;
 
 use crate::daemon::{self, Build, Daemon, Outcome, Search, Start};
+use crate::root::Root;
 
 pub use crate::daemon::{DEFAULT_IMAGE, Step, StepStatus};
 
@@ -117,10 +118,7 @@ pub fn live(root: &Path, options: &LiveOptions) -> Result<LiveReport, LiveError>
         return Err(daemon::Error::NotRoot { purpose: "a live verification" }.into());
     }
     let root = root.canonicalize().map_err(|source| super::Error::Open { path: root.to_owned(), source })?;
-    let tree =
-        super::Tree::open(&root).map_err(|source| super::Error::Open { path: root.clone(), source })?;
-    let workers = super::worker_directories(&tree)?;
-    let _locks = super::locks(&tree, &workers)?;
+    let opened = Root::open(&root)?;
 
     // Sockets have short paths, so they do not go beside the root.
     let run = tempfile::Builder::new().prefix("warmkit-").tempdir();
@@ -131,7 +129,7 @@ pub fn live(root: &Path, options: &LiveOptions) -> Result<LiveReport, LiveError>
 
     let is_stopped = || options.interrupted.load(Ordering::Relaxed);
     let tools = daemon::find(&options.search, run.path(), &is_stopped)?;
-    let view = view::View::make(&tree, &workers, scratch.path())?;
+    let view = view::View::make(&opened.tree, &opened.workers, scratch.path())?;
     let start = Start {
         root: &view.root,
         run: run.path(),

@@ -13,11 +13,9 @@ use rustix::thread::UnshareFlags;
 
 use super::LiveError;
 use crate::daemon::output;
-use crate::verify::database;
-use crate::verify::disk;
-use crate::verify::files::{MAX_DATABASE, Tree};
-use crate::verify::report::Findings;
-use crate::verify::snapshotter::{self, Kind, Snapshotter};
+use crate::root::fault::Faults;
+use crate::root::files::{self, MAX_DATABASE, Tree};
+use crate::root::{self, FaultKind, Kind, Snapshotter};
 
 /// A view under construction: what has to be mounted waits for the daemon's mount namespace.
 #[derive(Debug)]
@@ -69,7 +67,7 @@ impl View {
     fn copy(&self, tree: &Tree, path: &Path) -> Result<(), LiveError> {
         let bytes = match tree.read(path, MAX_DATABASE) {
             Ok(bytes) => bytes,
-            Err(fault) if fault.kind == crate::verify::FindingKind::StateFileMissing => return Ok(()),
+            Err(fault) if fault.kind == FaultKind::FileMissing => return Ok(()),
             Err(fault) => {
                 let path = self.original.join(path);
                 return Err(LiveError::Damaged { path, detail: fault.detail });
@@ -87,7 +85,7 @@ impl View {
     }
 
     fn blobs(&self, tree: &Tree, worker: &Path) -> Result<(), LiveError> {
-        let directory = disk::blobs(worker);
+        let directory = files::blobs(worker);
         make_directory(&self.root.join(&directory))?;
         for (name, _) in tree.list(&directory).unwrap_or_default() {
             self.link(&directory.join(&name.0))?;
@@ -96,7 +94,7 @@ impl View {
     }
 
     fn snapshots(&mut self, tree: &Tree, worker: &Path, scratch: &Path) -> Result<(), LiveError> {
-        let directory = disk::snapshots(worker);
+        let directory = files::snapshots(worker);
         make_directory(&self.root.join(&directory))?;
         let path = worker.join("snapshots/metadata.db");
         self.copy(tree, &path)?;
@@ -122,12 +120,11 @@ impl View {
         if !self.root.join(path).exists() {
             return Ok(Snapshotter::default());
         }
-        let mut findings = Findings::default();
-        if let Some(db) = database::open(tree, path, &mut findings) {
-            return Ok(snapshotter::read(&db, path, &mut findings));
+        let mut faults = Faults::default();
+        if let Some(db) = root::database::open(tree, path, &mut faults) {
+            return Ok(root::read_snapshotter(&db, path, &mut faults));
         }
-        let (found, _) = findings.finish();
-        let detail = found.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+        let detail = faults.0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
         Err(LiveError::Damaged { path: self.original.join(path), detail })
     }
 

@@ -7,7 +7,7 @@
 //! | `runc-<snapshotter>/snapshots/metadata.db` | its bucket `v<n>` | 1 |
 //! | `cache.db` | its buckets | |
 //!
-//! A root of another schema is not judged: what older rules call a fault may be as it has to be.
+//! A root of another schema is not read: by older rules it would be misunderstood.
 //!
 //! Mirrors `worker/runc/runc.go`, `cache/metadata/metadata.go`, `solver/bboltcachestorage/storage.go` of
 //! `BuildKit`, `core/metadata/db.go` and `core/snapshots/storage/bolt.go` of containerd.
@@ -39,7 +39,7 @@ fn unknown(database: &Path, found: i64, known: RangeInclusive<i64>) -> Error {
 /// # Errors
 /// A newer one is there, or only an older one.
 pub(super) fn records_file(tree: &Tree, worker: &Path) -> Result<(), Error> {
-    // What cannot be listed has a finding already.
+    // What cannot be listed is a fault already.
     let Ok(entries) = tree.list(worker) else { return Ok(()) };
     let versions: Vec<i64> = entries
         .iter()
@@ -105,7 +105,7 @@ pub(super) fn containerd_version(found: i64, path: &Path) -> Result<(), Error> {
     if CONTAINERD.contains(&found) { Ok(()) } else { Err(unknown(path, found, CONTAINERD)) }
 }
 
-/// The names of everything on the top level; what cannot be read was a finding when the file was opened.
+/// The names of everything on the top level; what cannot be read was a fault when the file was opened.
 fn names(db: &Database) -> Vec<String> {
     db.root().iter().flatten().map(|(name, _)| String::from_utf8_lossy(name).into_owned()).collect()
 }

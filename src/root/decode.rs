@@ -55,7 +55,7 @@ pub(super) fn parents_key(key: &[u8]) -> Option<(u64, u64)> {
 }
 
 /// Whether `id` is 25 characters of `[a-z0-9]`, as `identity.NewID` of `BuildKit` makes them.
-pub(super) fn is_identity(id: &str) -> bool {
+pub(crate) fn is_identity(id: &str) -> bool {
     id.len() == 25 && id.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
 }
 

@@ -1,0 +1,186 @@
+//! What a bake would do, told without a layer and without a write.
+
+use std::path::Path;
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::need::{self, Estimate, Need};
+use super::plan::Plan;
+use super::prepare::{Prepared, prepare};
+use super::report::Contents;
+use super::{Cancel, Error, IoContext, Options, stores, target, watched};
+use crate::fsutil::{self, Room};
+use crate::gather::{self, Image};
+use crate::gc::{self, Disk, Forecast};
+use crate::progress::{Event, Progress};
+use crate::store::RecordId;
+use crate::store::schema::metadata::FRONTEND;
+
+/// The daemon that will run on the root, as far as its garbage collection goes.
+#[derive(Debug, Clone)]
+pub struct GcOptions {
+    /// What its configuration says.
+    pub configuration: gc::Configuration,
+    /// Its release.
+    pub release: gc::Release,
+    /// Bytes of its disk, on which nothing but the root is taken to be; `None`: that of the target, as it is.
+    pub disk_size: Option<u64>,
+    /// How many bytes builds may add before something has to go; `None`: half of what is free.
+    pub room: Option<u64>,
+}
+
+/// What a bake would do.
+#[derive(Debug, Serialize)]
+pub struct Foreseen {
+    /// The root that it would make, absolute.
+    pub root: String,
+    /// What would go into it.
+    #[serde(flatten)]
+    pub contents: Contents,
+    /// As [`super::Report::bytes_on_disk`].
+    pub bytes_on_disk: Estimate,
+    /// Files and directories of the root.
+    pub inodes: Estimate,
+    /// Layers of which the size of the tar is known; what the other ones unpack to is known less well.
+    pub tars_known: usize,
+    /// The disk that the root would be on.
+    pub target: TargetRoom,
+    /// Why the bake would be refused; empty where it would not.
+    #[serde(skip)]
+    pub refusals: Vec<Error>,
+    /// What garbage collection would do to it.
+    pub gc: Forecast,
+    /// Seconds that it took.
+    pub seconds: f64,
+}
+
+/// How much room there is for a root.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct TargetRoom {
+    /// Bytes of the file system.
+    pub bytes: u64,
+    /// Those that are free, those that are reserved for root included.
+    pub bytes_free: u64,
+    /// Inodes of the file system; `None` where it makes them as it needs them.
+    pub inodes: Option<u64>,
+    /// Those that are free.
+    pub inodes_free: Option<u64>,
+}
+
+impl From<Room> for TargetRoom {
+    fn from(room: Room) -> Self {
+        let Room { bytes, free_bytes, inodes, .. } = room;
+        let (inodes, inodes_free) = inodes.unzip();
+        Self { bytes, bytes_free: free_bytes, inodes, inodes_free }
+    }
+}
+
+/// Says what a bake with these options would do, and what would become of the root. Nothing is written, and of a
+/// layer no more is read than its last bytes.
+///
+/// # Errors
+/// What a bake would end with before it looks at its target. What it would refuse after that is in
+/// [`Foreseen::refusals`].
+pub fn foresee(
+    options: &Options,
+    gc: &GcOptions,
+    cancel: &Cancel,
+    progress: &dyn Progress,
+) -> Result<Foreseen, Error> {
+    watched(options, cancel, |options| {
+        let foreseen = foresee_watched(options, gc, progress);
+        foreseen.map_err(|error| cancel.check().err().unwrap_or(error))
+    })
+}
+
+fn foresee_watched(options: &Options, gc: &GcOptions, progress: &dyn Progress) -> Result<Foreseen, Error> {
+    let started = Instant::now();
+    let root = std::path::absolute(&options.root).at("resolve", &options.root)?;
+    let mut refusals = Vec::new();
+    match target::check(&root) {
+        // Who may not look there is not who will bake there.
+        Err(error @ Error::Io { .. }) if !fsutil::is_root() => {
+            progress
+                .event(Event::Warning(format!("{error}; a bake, as root, may find more to refuse there")));
+        }
+        checked => refusals.extend(checked.err()),
+    }
+    let Prepared { sources, images, plan, contents, .. } = prepare(options, true, progress)?;
+    if !contents.unkeyed.is_empty() && !options.allow_unkeyed {
+        refusals.push(Error::Unkeyed { records: contents.unkeyed.clone(), total: contents.records });
+    }
+    let tars = gather::tar_sizes(&plan.blobs, &sources, progress)?;
+    let need = need::of(&plan, &images, &tars);
+    let room = room(&root)?;
+    if let Some(shortage) = need.shortage(&room) {
+        refusals.push(Error::NoSpace { path: root.clone(), shortage });
+    }
+    let gc = collected(&plan, &images, &need, &room, options, gc, sources.len() - images.len())?;
+    Ok(Foreseen {
+        root: root.display().to_string(),
+        contents,
+        bytes_on_disk: need.bytes,
+        inodes: need.inodes,
+        tars_known: tars.iter().flatten().filter(|tar| tar.is_known()).count(),
+        target: room.into(),
+        refusals,
+        gc,
+        seconds: started.elapsed().as_secs_f64(),
+    })
+}
+
+fn room(root: &Path) -> Result<Room, Error> {
+    fsutil::room_at(root).at("look at the file system of", root)
+}
+
+/// What a daemon's garbage collection will do to the root; the blobs of caches come from the first `caches` sources.
+fn collected(
+    plan: &Plan,
+    images: &[Image],
+    need: &Need,
+    room: &Room,
+    options: &Options,
+    gc: &GcOptions,
+    caches: usize,
+) -> Result<Forecast, Error> {
+    let of = |size: fn(&Estimate) -> u64| {
+        let size = move |record: &super::plan::Record| {
+            let blob = plan.blobs[record.blob].layer.descriptor.size;
+            size(&need.snapshots[record.snapshot]).saturating_add(blob)
+        };
+        plan.records.iter().map(size).collect::<Vec<u64>>()
+    };
+    let id = |at: usize| RecordId::of(&plan.records[at].blob_chain_id).to_string();
+    let largest = of(|size| size.up_to);
+    let records: Vec<gc::Record> = plan
+        .records
+        .iter()
+        .zip(of(|size| size.estimate))
+        .enumerate()
+        .map(|(at, (record, size))| gc::Record {
+            id: id(at),
+            size,
+            record_type: if stores::is_frontend(record, images) { FRONTEND } else { "" }.to_owned(),
+            description: stores::description(record, plan, images, caches),
+            last_used_at: Some(options.written_at),
+            usage_count: stores::usage_count(record),
+            parents: record.parent.map(id).into_iter().collect(),
+            ..gc::Record::default()
+        })
+        .collect();
+    let (total, free) = match gc.disk_size {
+        Some(size) => (size, size),
+        None => (room.bytes, room.free_bytes),
+    };
+    let disk = Disk { total, free: free.saturating_sub(need.bytes.estimate) };
+    Ok(gc::foretell(&gc::Question {
+        records: &records,
+        largest: &largest,
+        configuration: &gc.configuration,
+        release: gc.release,
+        disk,
+        start: options.written_at,
+        room: gc.room,
+    })?)
+}

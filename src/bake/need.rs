@@ -1,0 +1,190 @@
+//! How much disk a root takes, before it is there.
+//!
+//! | what | bytes | inodes |
+//! |---|---|---|
+//! | blobs, documents of images | their sizes: exact | one each: exact |
+//! | databases, directories around all this | not counted | exact |
+//! | what layers unpack to | from the sizes of their tars | from the sizes of their tars |
+//!
+//! A cache does not say what its layers unpack to. The size of a tar can be had ([`gather::tar_sizes`]); from it, the
+//! constants here follow, measured on thirty trees of files (docs/decisions/plan.md), from whole systems to manual
+//! pages: a tree takes 1.0 to 1.9 times the bytes of its tar, 1.1 times where it is one that
+//! images have, and has an inode for each 1.7 KiB to 1.4 MiB of it.
+
+use std::collections::BTreeMap;
+use std::ops::AddAssign;
+
+use serde::Serialize;
+
+use super::error::{Resource, Shortage};
+use super::plan::Plan;
+use crate::fsutil::Room;
+use crate::gather::{Image, TarSize};
+use crate::store::state_dir::{COMMIT_ORDER, DIRECTORIES};
+
+/// A number that is known within limits only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Estimate {
+    /// It is this in any case.
+    pub at_least: u64,
+    /// What it probably is.
+    pub estimate: u64,
+    /// More than it was found to be in anything that was measured.
+    pub up_to: u64,
+}
+
+impl Estimate {
+    fn exactly(number: u64) -> Self {
+        Self { at_least: number, estimate: number, up_to: number }
+    }
+}
+
+impl AddAssign for Estimate {
+    fn add_assign(&mut self, other: Self) {
+        self.at_least = self.at_least.saturating_add(other.at_least);
+        self.estimate = self.estimate.saturating_add(other.estimate);
+        self.up_to = self.up_to.saturating_add(other.up_to);
+    }
+}
+
+/// What a root takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Need {
+    /// As [`super::Report::bytes_on_disk`] counts them.
+    pub(super) bytes: Estimate,
+    pub(super) inodes: Estimate,
+    /// Of the bytes, those of each snapshot of the plan.
+    pub(super) snapshots: Vec<Estimate>,
+}
+
+/// How many documents images bring, and their bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Documents {
+    pub(super) count: u64,
+    pub(super) bytes: u64,
+}
+
+/// The distinct documents of images.
+pub(super) fn documents(images: &[Image]) -> Documents {
+    let sizes: BTreeMap<_, _> = images
+        .iter()
+        .flat_map(|image| &image.documents)
+        .map(|document| (document.digest, document.bytes.len() as u64))
+        .collect();
+    Documents { count: sizes.len() as u64, bytes: sizes.values().sum() }
+}
+
+/// The directories around a snapshot's `fs`: `<n>` and `<n>/work`.
+const AROUND: u64 = 2;
+
+/// What the root of a plan takes; `tars` has the size of each blob's tar, where it is known.
+pub(super) fn of(plan: &Plan, images: &[Image], tars: &[Option<TarSize>]) -> Need {
+    let documents = documents(images);
+    let snapshots: Vec<Unpacked> = plan
+        .snapshots
+        .iter()
+        .map(|snapshot| {
+            let compressed = plan.blobs[snapshot.blob].layer.descriptor.size;
+            tars[snapshot.blob].map_or_else(|| unpacked_of_blob(compressed), unpacked)
+        })
+        .collect();
+    let mut bytes = Estimate::exactly(plan.bytes().saturating_add(documents.bytes));
+    // The root's own directory may be there.
+    let fixed = DIRECTORIES.len() + COMMIT_ORDER.len() - 1 + plan.blobs.len();
+    let mut inodes = Estimate::exactly(fixed as u64 + documents.count);
+    for snapshot in &snapshots {
+        bytes += snapshot.bytes;
+        inodes += snapshot.inodes;
+        inodes += Estimate::exactly(AROUND);
+    }
+    Need { bytes, inodes, snapshots: snapshots.into_iter().map(|snapshot| snapshot.bytes).collect() }
+}
+
+impl Need {
+    /// What `room` lacks in any case.
+    pub(super) fn shortage(&self, room: &Room) -> Option<Shortage> {
+        let lacks = |what, needed, free| (needed > free).then_some(Shortage { what, needed, free });
+        let bytes = || lacks(Resource::Bytes, self.bytes.at_least, room.free_bytes);
+        let inodes = || room.inodes.and_then(|(_, free)| lacks(Resource::Inodes, self.inodes.at_least, free));
+        let bytes = if room.compresses { None } else { bytes() };
+        bytes.or_else(inodes)
+    }
+}
+
+/// What a layer unpacks to.
+struct Unpacked {
+    bytes: Estimate,
+    inodes: Estimate,
+}
+
+const KIB: u64 = 1 << 10;
+/// How many times its size a layer's tar has, if nothing tells: probably, and at most.
+const RATIO: (u64, u64) = (3, 12);
+/// The block of file systems, which a directory takes.
+const BLOCK: u64 = 4 * KIB;
+
+fn unpacked_of_blob(compressed: u64) -> Unpacked {
+    let tar = |ratio| compressed.saturating_mul(ratio).saturating_add(BLOCK);
+    unpacked(TarSize { likely: tar(RATIO.0), most: tar(RATIO.1) })
+}
+
+fn unpacked(TarSize { likely, most }: TarSize) -> Unpacked {
+    // An entry has a header of 512 bytes, and takes a block where there is anything in it: 8 times as much.
+    let strict = most.saturating_mul(8).saturating_add(BLOCK);
+    let measured = most.saturating_mul(2).saturating_add(64 * KIB);
+    let bytes = (likely / 10).saturating_mul(11).saturating_add(BLOCK);
+    let inodes = (likely / (16 * KIB)).saturating_add(2);
+    Unpacked {
+        // Links and whiteouts take nothing, and holes neither.
+        bytes: within(0, bytes, strict.min(measured)),
+        inodes: within(1, inodes, (most / 512).min(most / 1536 + 64).saturating_add(1)),
+    }
+}
+
+fn within(at_least: u64, estimate: u64, up_to: u64) -> Estimate {
+    Estimate { at_least, estimate: estimate.min(up_to), up_to }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROOM: Room = Room { bytes: 100, free_bytes: 50, inodes: Some((20, 10)), compresses: false };
+
+    fn need(bytes: u64, inodes: u64) -> Need {
+        let (bytes, inodes) = (Estimate::exactly(bytes), Estimate::exactly(inodes));
+        Need { bytes, inodes, snapshots: Vec::new() }
+    }
+
+    #[test]
+    fn lacks_what_is_not_free() {
+        let compresses = Room { compresses: true, ..ROOM };
+        let endless = Room { inodes: None, ..ROOM };
+        for (need, room, expected) in [
+            (need(50, 10), ROOM, None),
+            (need(51, 10), ROOM, Some((Resource::Bytes, 51, 50))),
+            (need(51, 11), ROOM, Some((Resource::Bytes, 51, 50))),
+            (need(50, 11), ROOM, Some((Resource::Inodes, 11, 10))),
+            (need(51, 10), compresses, None),
+            (need(51, 11), compresses, Some((Resource::Inodes, 11, 10))),
+            (need(50, 11), endless, None),
+        ] {
+            let found = need.shortage(&room).map(|shortage| (shortage.what, shortage.needed, shortage.free));
+            assert_eq!(found, expected, "{need:?} {room:?}");
+        }
+    }
+
+    #[test]
+    fn limits_enclose_the_estimate() {
+        for size in [0, 1, 512, 1536, 10_240, 1 << 20, 1 << 34, u64::MAX] {
+            for Unpacked { bytes, inodes } in
+                [unpacked(TarSize { likely: size, most: size }), unpacked_of_blob(size)]
+            {
+                for range in [bytes, inodes] {
+                    assert!(range.at_least <= range.estimate, "{size}: {range:?}");
+                    assert!(range.estimate <= range.up_to, "{size}: {range:?}");
+                }
+            }
+        }
+    }
+}

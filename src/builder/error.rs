@@ -1,0 +1,233 @@
+//! Why a builder or its root could not be found.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::daemon;
+
+/// A builder that cannot be had, or is not one that a root can be written for.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// buildx knows no such builder.
+    #[error(
+        "no builder {name:?}: {} has none of that name, nor does docker have such a context{}",
+        directory.display(),
+        have(known)
+    )]
+    Unknown {
+        /// The name.
+        name: String,
+        /// Where buildx keeps its builders.
+        directory: PathBuf,
+        /// Those that are there.
+        known: Vec<String>,
+    },
+    /// A file that says where a root is cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// What buildx keeps of a builder is no JSON, or has other members.
+    #[error("{} is not what buildx keeps of a builder: {source}", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// What the parser said.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A configuration that its daemon would not start with.
+    #[error("{file}: {detail}")]
+    Configuration {
+        /// The file, and whose it is.
+        file: String,
+        /// What the parser said.
+        detail: String,
+    },
+    /// No docker to ask.
+    #[error("no docker found in $PATH, through which builders are read")]
+    NoDocker,
+    /// docker failed, or gave no answer.
+    #[error(transparent)]
+    Docker(daemon::Error),
+    /// docker answered something else.
+    #[error("`docker {question}` did not answer as docker does: {source}")]
+    Answer {
+        /// What it was asked.
+        question: String,
+        /// What the parser said.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The docker is on another machine.
+    #[error(
+        "builder {builder:?} is not on this machine: its docker is at {host}; run this there, or name a \
+         directory with --root and bring it there"
+    )]
+    Remote {
+        /// The builder.
+        builder: String,
+        /// Where its docker listens.
+        host: String,
+    },
+    /// A driver that keeps its root where nothing can be written from here.
+    #[error("builder {builder:?} has the driver {driver:?}: {way_out}")]
+    Driver {
+        /// The builder.
+        builder: String,
+        /// Its driver.
+        driver: String,
+        /// What to do instead.
+        way_out: String,
+    },
+    /// Several nodes have a root each.
+    #[error("builder {builder:?} has the nodes {}: say which, as --for buildx:{builder}/{}", nodes.join(", "), first(nodes))]
+    SeveralNodes {
+        /// The builder.
+        builder: String,
+        /// Their names.
+        nodes: Vec<String>,
+    },
+    /// There is no such node.
+    #[error("builder {builder:?} has no node {node:?}; there are {}", nodes.join(", "))]
+    NoNode {
+        /// The builder.
+        builder: String,
+        /// The name.
+        node: String,
+        /// Those that are there.
+        nodes: Vec<String>,
+    },
+    /// Somebody may write to the root at any moment.
+    #[error("{} {} the root of {whose}: stop it first, with `{stop}`", containers.join(", "), if containers.len() == 1 { "runs on" } else { "run on" })]
+    Running {
+        /// Whose root it is.
+        whose: String,
+        /// The containers that run.
+        containers: Vec<String>,
+        /// The command that stops them.
+        stop: String,
+    },
+    /// A daemon that would find nothing in a root that is written from here.
+    #[error(
+        "{whose} {misfit}: it would not find a root that is written for the overlayfs of a rootful OCI worker"
+    )]
+    Misfit {
+        /// Whose daemon.
+        whose: String,
+        /// What it does.
+        misfit: String,
+    },
+    /// dockerd itself runs in a user namespace.
+    #[error(
+        "the docker of builder {builder:?} ({host}) runs rootless: the owners in its volumes are shifted, which a \
+         root that is written as root does not follow; use a builder of a rootful docker"
+    )]
+    RootlessDocker {
+        /// The builder.
+        builder: String,
+        /// Where its docker listens.
+        host: String,
+    },
+    /// The daemon's root is in the container itself, or on what is mounted there.
+    #[error(
+        "{whose} has its root at {}, which is no volume that docker keeps: make the builder anew without what moves it \
+         (--root among its buildkitd flags, root in its buildkitd.toml)",
+        root.display()
+    )]
+    NoVolumeThere {
+        /// Whose daemon.
+        whose: String,
+        /// Its root, in its container.
+        root: PathBuf,
+    },
+    /// There is nothing yet.
+    #[error("{whose} has no volume {volume} yet: bake one, or run a build")]
+    NoVolume {
+        /// Whose volume.
+        whose: String,
+        /// Its name.
+        volume: String,
+    },
+    /// A volume of a plugin, or one that is mounted while it is used.
+    #[error(
+        "the volume {volume} is {how}: its files are there only while a container uses it; name the directory \
+         with --root where you have mounted them"
+    )]
+    VolumeOfOthers {
+        /// Its name.
+        volume: String,
+        /// What it is.
+        how: String,
+    },
+    /// docker's directories are not those of this machine.
+    #[error(
+        "docker keeps {volume} in {}, which is not there: dockerd sees other files than this machine does, as in \
+         a virtual machine or behind a forwarded socket; run this where dockerd runs",
+        path.display()
+    )]
+    Elsewhere {
+        /// The volume.
+        volume: String,
+        /// Its directory, as docker says.
+        path: PathBuf,
+    },
+    /// Neither docker nor its files.
+    #[error(
+        "no docker answers, and there is no {} either: has dockerd never run here, or with another --data-root? start it, \
+         or name the volume's directory with --root",
+        path.display()
+    )]
+    NoDataRoot {
+        /// Where it would be.
+        path: PathBuf,
+    },
+    /// The data root depends on users that only dockerd looks up.
+    #[error(
+        "no docker answers, and its configuration has userns-remap, so where it keeps volumes is known \
+         only while it runs: start it, or name the volume's directory with --root"
+    )]
+    Remapped,
+}
+
+impl Error {
+    /// What this means for whoever asked.
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            Self::Running { .. } => ErrorClass::Busy,
+            Self::Remote { .. }
+            | Self::Driver { .. }
+            | Self::SeveralNodes { .. }
+            | Self::NoNode { .. }
+            | Self::Misfit { .. }
+            | Self::RootlessDocker { .. }
+            | Self::NoVolumeThere { .. }
+            | Self::VolumeOfOthers { .. } => ErrorClass::Choice,
+            _ => ErrorClass::Other,
+        }
+    }
+}
+
+/// What an [`Error`] means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorClass {
+    /// Another target has to be named.
+    Choice,
+    /// Somebody uses it.
+    Busy,
+    /// Anything else.
+    Other,
+}
+
+fn have(known: &[String]) -> String {
+    if known.is_empty() { String::new() } else { format!("; there are {}", known.join(", ")) }
+}
+
+fn first(nodes: &[String]) -> &str {
+    nodes.first().map_or("NODE", String::as_str)
+}

@@ -1,0 +1,116 @@
+//! Builders of this machine, and where each of them keeps its root.
+//!
+//! ```text
+//! --for host              /var/lib/buildkit, or where the arguments of its unit or buildkitd.toml say
+//! --for buildx:NAME       the volume of its node, buildx_buildkit_<node>_state
+//!   docker runs           docker says where it is, and makes it where there is none
+//!   docker is stopped     <data root>/volumes/<volume>/_data, where dockerd finds it at its next start
+//! ```
+//!
+//! Asking changes nothing: a volume is made by [`Root::make`] alone.
+
+mod buildx;
+mod data_root;
+mod docker;
+mod error;
+mod root;
+mod settings;
+mod unit;
+
+use std::fmt;
+use std::str::FromStr;
+
+pub use buildx::{Builder, Node, find, unknown};
+pub use docker::Docker;
+pub use error::{Error, ErrorClass};
+pub use root::Root;
+
+/// A builder, as `--for` names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Target {
+    /// The `buildkitd` of this machine, run as root.
+    Host,
+    /// A builder of buildx, in lower case as buildx keeps it, and which of its nodes.
+    Buildx {
+        /// The builder, which need not exist yet.
+        name: String,
+        /// The node; needed where there are several.
+        node: Option<String>,
+    },
+}
+
+impl Target {
+    /// Looks for its root.
+    ///
+    /// # Errors
+    /// It is not on this machine, or not one that can be written for; or docker and its files cannot be read.
+    pub fn find(&self) -> Result<Root, Error> {
+        match self {
+            Self::Host => root::of_host(),
+            Self::Buildx { name, node } => root::of_buildx(name, node.as_deref()),
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Host => f.write_str("host"),
+            Self::Buildx { name, node: None } => write!(f, "buildx:{name}"),
+            Self::Buildx { name, node: Some(node) } => write!(f, "buildx:{name}/{node}"),
+        }
+    }
+}
+
+/// What is no [`Target`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("expected host, buildx:NAME or buildx:NAME/NODE, with names as buildx takes them")]
+pub struct ParseError;
+
+impl FromStr for Target {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        if text == "host" {
+            return Ok(Self::Host);
+        }
+        let named = text.strip_prefix("buildx:").ok_or(ParseError)?;
+        let (name, node) = match named.split_once('/') {
+            Some((name, node)) => (name, Some(node)),
+            None => (named, None),
+        };
+        if !buildx::is_name(name) || !node.is_none_or(buildx::is_name) {
+            return Err(ParseError);
+        }
+        Ok(Self::Buildx { name: name.to_ascii_lowercase(), node: node.map(str::to_ascii_lowercase) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_reads_as_it_is_written() {
+        for text in ["host", "buildx:ci", "buildx:ci/ci0", "buildx:a.b-c_1"] {
+            assert_eq!(text.parse::<Target>().unwrap().to_string(), text);
+        }
+        assert_eq!("buildx:CI/Node".parse::<Target>().unwrap().to_string(), "buildx:ci/node");
+        for text in [
+            "",
+            "Host",
+            "host ",
+            "buildx",
+            "buildx:",
+            "buildx:/a",
+            "buildx:a/",
+            "buildx:a/b/c",
+            "buildx:0",
+            "buildx:../x",
+            "ci",
+        ] {
+            assert_eq!(text.parse::<Target>(), Err(ParseError), "{text:?}");
+        }
+    }
+}

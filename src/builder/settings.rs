@@ -1,0 +1,172 @@
+//! What a `buildkitd` is told of its root, by arguments and by `buildkitd.toml`.
+//!
+//! Mirrors `BuildKit`'s `cmd/buildkitd/main.go`, `main_oci_worker.go` and `config/config.go` (v0.34.2): an argument
+//! wins over the file.
+
+use std::path::{Path, PathBuf};
+
+use toml::{Table, Value};
+
+/// The root of a daemon that is told none, run as root.
+pub(super) const DEFAULT_ROOT: &str = "/var/lib/buildkit";
+/// The configuration of a daemon that is told none.
+pub(super) const DEFAULT_CONFIG: &str = "/etc/buildkit/buildkitd.toml";
+
+/// As far as it matters for where its root is, and of what kind.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Settings {
+    root: Option<String>,
+    rootless: bool,
+    oci_worker: Option<bool>,
+    snapshotter: Option<String>,
+}
+
+impl Settings {
+    /// Of a daemon with these arguments and this text in its configuration.
+    ///
+    /// # Errors
+    /// The text is no TOML.
+    pub(super) fn read(arguments: &[String], config: Option<&str>) -> Result<Self, toml::de::Error> {
+        let mut read = Self::default();
+        if let Some(config) = config {
+            read.configure(&config.parse()?);
+        }
+        if let Some(root) = argument(arguments, "root") {
+            read.root = Some(root.to_owned());
+        }
+        if let Some(rootless) =
+            switch(arguments, "rootless").or_else(|| switch(arguments, "oci-worker-rootless"))
+        {
+            read.rootless = rootless;
+        }
+        // "auto" is what it is without the argument.
+        if let Some(enabled) = argument(arguments, "oci-worker").and_then(truth) {
+            read.oci_worker = Some(enabled);
+        }
+        if let Some(name) = argument(arguments, "oci-worker-snapshotter") {
+            read.snapshotter = Some(name.to_owned());
+        }
+        Ok(read)
+    }
+
+    fn configure(&mut self, table: &Table) {
+        self.root = table.get("root").and_then(Value::as_str).map(str::to_owned);
+        let oci = table.get("worker").and_then(|worker| worker.get("oci"));
+        let get = |name| oci.and_then(|oci| oci.get(name));
+        self.oci_worker = get("enabled").and_then(Value::as_bool);
+        self.rootless = get("rootless").and_then(Value::as_bool).unwrap_or_default();
+        self.snapshotter = get("snapshotter").and_then(Value::as_str).map(str::to_owned);
+    }
+
+    /// Its root.
+    pub(super) fn root(&self) -> PathBuf {
+        self.root
+            .as_deref()
+            .filter(|root| !root.is_empty())
+            .map_or_else(|| Path::new(DEFAULT_ROOT).into(), PathBuf::from)
+    }
+
+    /// Why it would find nothing in a root that is written here, if so.
+    pub(super) fn misfit(&self) -> Option<String> {
+        if self.rootless {
+            return Some("runs rootless".into());
+        }
+        if self.oci_worker == Some(false) {
+            return Some("has its OCI worker turned off".into());
+        }
+        match self.snapshotter.as_deref() {
+            None | Some("" | "auto" | "overlayfs") => None,
+            Some(other) => Some(format!("is told to use the snapshotter {other:?} instead of overlayfs")),
+        }
+    }
+}
+
+/// The last value of `--name VALUE` or `--name=VALUE`.
+pub(super) fn argument<'a>(arguments: &'a [String], name: &str) -> Option<&'a str> {
+    let mut found = None;
+    let mut arguments = arguments.iter();
+    while let Some(argument) = arguments.next() {
+        match named(argument, name) {
+            Some("") => found = arguments.next().map(String::as_str).or(found),
+            Some(rest) => found = rest.strip_prefix('=').or(found),
+            None => {}
+        }
+    }
+    found
+}
+
+/// The last value of a switch, `--name` or `--name=true`.
+fn switch(arguments: &[String], name: &str) -> Option<bool> {
+    arguments.iter().rev().find_map(|argument| match named(argument, name)? {
+        "" => Some(true),
+        rest => rest.strip_prefix('=').and_then(truth),
+    })
+}
+
+/// What follows `-name` or `--name`.
+fn named<'a>(argument: &'a str, name: &str) -> Option<&'a str> {
+    let bare = argument.strip_prefix("--").or_else(|| argument.strip_prefix('-'))?;
+    bare.strip_prefix(name)
+}
+
+/// As Go reads it.
+fn truth(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(arguments: &[&str], config: &str) -> Settings {
+        let arguments: Vec<String> = arguments.iter().map(|&argument| argument.to_owned()).collect();
+        Settings::read(&arguments, Some(config)).unwrap()
+    }
+
+    #[test]
+    fn arguments_win_over_the_file() {
+        let cases: [(&[&str], &str, &str); 8] = [
+            (&[], "", "/var/lib/buildkit"),
+            (&[], "root = \"/c\"", "/c"),
+            (&["--debug", "--root", "/r"], "root = \"/c\"", "/r"),
+            (&["--root=/r"], "", "/r"),
+            (&["-root", "/r"], "", "/r"),
+            (&["--root", "/a", "--root=/b"], "", "/b"),
+            (&["--rootless=false"], "root = \"/c\"", "/c"),
+            (&["--root"], "", "/var/lib/buildkit"),
+        ];
+        for (arguments, config, expected) in cases {
+            assert_eq!(read(arguments, config).root(), Path::new(expected), "{arguments:?} {config:?}");
+        }
+    }
+
+    #[test]
+    fn a_daemon_that_would_find_nothing_is_told() {
+        let cases: [(&[&str], &str, Option<&str>); 11] = [
+            (&[], "", None),
+            (&["--oci-worker-snapshotter=overlayfs"], "[worker.oci]\nsnapshotter = \"native\"", None),
+            (&["--oci-worker=auto", "--oci-worker-gc"], "[worker.oci]\nenabled = true", None),
+            (&["--rootless=false"], "[worker.oci]\nrootless = true", None),
+            (&["--rootless"], "", Some("rootless")),
+            (&["--oci-worker-rootless"], "", Some("rootless")),
+            (&[], "[worker.oci]\nrootless = true", Some("rootless")),
+            (&["--oci-worker=false", "--containerd-worker=true"], "", Some("OCI worker")),
+            (&[], "[worker.oci]\nenabled = false", Some("OCI worker")),
+            (&["--oci-worker-snapshotter", "native"], "", Some("\"native\"")),
+            (&[], "[worker.oci]\nsnapshotter = \"stargz\"", Some("\"stargz\"")),
+        ];
+        for (arguments, config, expected) in cases {
+            let misfit = read(arguments, config).misfit();
+            assert_eq!(misfit.is_some(), expected.is_some(), "{arguments:?} {config:?}: {misfit:?}");
+            assert!(
+                misfit.unwrap_or_default().contains(expected.unwrap_or_default()),
+                "{arguments:?} {config:?}"
+            );
+        }
+        assert!(Settings::read(&[], Some("root = ")).is_err());
+    }
+}

@@ -1,0 +1,179 @@
+//! `warmkit diff`.
+
+mod table;
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::caches::discreet;
+use super::exit::{self, Failure};
+use super::options::KeySources;
+use super::output::{Output, columns};
+use super::progress::Shown;
+use super::signals::interruptible;
+use crate::gather::{self, BakedCache};
+use crate::inspect::{self, Diff, Inventory, Totals};
+use crate::root::Root;
+use crate::source::{CacheSpec, SpecError};
+
+const EXAMPLES: &str = "\
+Examples:
+  # what did the last build change?
+  warmkit diff ghcr.io/acme/app:cache-before ghcr.io/acme/app:cache \\
+    --keys-from ghcr.io/acme/app:main
+
+  # is the root in this image as fresh as the cache? 10 if not
+  warmkit diff /mnt/image/var/lib/buildkit ghcr.io/acme/app:cache \\
+    --keys-from ghcr.io/acme/app:main --exit-code
+
+  # the steps that a new image would add, for a script
+  warmkit diff ./root-of-may ./root-of-june --format json |
+    jq -r '.steps[] | select(.change == \"added\").name'
+";
+
+/// Compare two caches or roots: steps and bytes that are gone, added, the same; pulls no layer
+#[derive(Debug, Args)]
+#[command(after_help = format!("{}\n\n{EXAMPLES}", exit::HELP))]
+pub(super) struct Arguments {
+    /// A cache, as `warmkit bake` takes it, or a root: a path that begins with / or ., or type=root,src=DIR.
+    /// No daemon may run on a root
+    #[arg(value_name = "A", value_parser = discreet::<Side>())]
+    first: Side,
+
+    /// What to compare it with: a cache or a root
+    #[arg(value_name = "B", value_parser = discreet::<Side>())]
+    second: Side,
+
+    #[command(flatten)]
+    keys: KeySources,
+
+    /// End with 10 where they differ; without it a difference is no reason for another code than 0
+    #[arg(long)]
+    exit_code: bool,
+
+    /// List every step that differs; the default is the 200 largest
+    #[arg(long)]
+    all: bool,
+
+    #[command(flatten)]
+    pub(super) output: Output,
+
+    #[command(flatten)]
+    pub(super) progress: Shown,
+}
+
+/// One of the two that are compared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Side {
+    Root(PathBuf),
+    Cache(Box<CacheSpec>),
+}
+
+impl FromStr for Side {
+    type Err = SpecError;
+
+    fn from_str(text: &str) -> Result<Self, SpecError> {
+        // No reference begins so.
+        if text.starts_with(['/', '.']) {
+            return Ok(Self::Root(text.into()));
+        }
+        match text.strip_prefix("type=root,src=") {
+            Some(path) => Ok(Self::Root(path.into())),
+            None => Ok(Self::Cache(Box::new(text.parse()?))),
+        }
+    }
+}
+
+/// What is compared.
+#[derive(Serialize)]
+struct Compared {
+    /// As it was asked for.
+    name: String,
+    is_root: bool,
+    caches: Vec<BakedCache>,
+    faults: usize,
+    totals: Totals,
+}
+
+/// What `--format json` prints.
+#[derive(Serialize)]
+struct Report {
+    a: Compared,
+    b: Compared,
+    #[serde(flatten)]
+    diff: Diff,
+}
+
+/// Compares and returns the exit code.
+pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
+    let Arguments { first, second, keys, exit_code, all, output, progress } = arguments;
+    let caches = [&first, &second].into_iter().filter_map(|side| match side {
+        Side::Cache(cache) => Some(&**cache),
+        Side::Root(_) => None,
+    });
+    let given = keys.given(caches)?;
+    let (first, second) = interruptible(|stop| -> Result<_, Failure> {
+        let options = keys.gather(stop, given);
+        Ok((read(first, &keys, &options, progress)?, read(second, &keys, &options, progress)?))
+    })?;
+    let diff = inspect::diff(&first.1, &second.1);
+    let report = Report { a: first.0, b: second.0, diff };
+    output.report(&report, |report| table::diff(report, all, columns()))?;
+    Ok(if exit_code && !report.diff.equal { exit::DIFFERENT } else { exit::OK })
+}
+
+fn read(
+    side: Side,
+    keys: &KeySources,
+    options: &gather::Options,
+    progress: Shown,
+) -> Result<(Compared, Inventory), Failure> {
+    let (name, is_root, caches, faults, inventory) = match side {
+        Side::Root(path) => {
+            let (faults, inventory) = read_root(&path)?;
+            (path.display().to_string(), true, Vec::new(), faults, inventory)
+        }
+        Side::Cache(cache) => {
+            let name = cache.to_string();
+            let progress = progress.start()?;
+            let gathered = gather::gather(&[*cache], false, &keys.keys_from(), options, &*progress)?;
+            let inventory = inspect::of_caches(&gathered);
+            (name, false, gathered.reports, 0, inventory)
+        }
+    };
+    Ok((Compared { name, is_root, caches, faults, totals: inventory.totals }, inventory))
+}
+
+fn read_root(path: &Path) -> Result<(usize, Inventory), Failure> {
+    let root = Root::open(path)?;
+    let state = root.read_whole()?;
+    Ok((state.faults.len(), inspect::of_root(&root, &state)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn roots_are_told_from_caches() {
+        for (text, root) in [
+            ("/var/lib/buildkit", Some("/var/lib/buildkit")),
+            ("./root", Some("./root")),
+            ("..", Some("..")),
+            ("type=root,src=root", Some("root")),
+            ("root", None),
+            ("type=local,src=/x", None),
+            ("r.example/a:1", None),
+        ] {
+            let expected = match root {
+                Some(root) => Side::Root(root.into()),
+                None => Side::Cache(Box::new(text.parse().unwrap())),
+            };
+            assert_eq!(text.parse::<Side>().unwrap(), expected, "{text}");
+        }
+        assert!("type=tape,src=/x".parse::<Side>().is_err());
+    }
+}

@@ -1,0 +1,199 @@
+//! What `warmkit diff` prints for people.
+
+use std::fmt::Write as _;
+
+use indicatif::HumanBytes;
+
+use super::super::escape::{cut, one_line};
+use super::super::render::{counted, row};
+use super::super::text::{Style, Text};
+use super::{Compared, Report};
+use crate::inspect::{Change, Differing, Share, Status, Totals};
+
+/// Steps that are listed without `--all`.
+const LISTED: usize = 200;
+/// Columns that a step's name gets on the narrowest terminal.
+const LEAST: usize = 20;
+
+/// The two, what only one of them has, and the sums.
+pub(super) fn diff(report: &Report, all: bool, columns: Option<usize>) -> Text {
+    let mut text = Text::new();
+    for (title, side) in [("a", &report.a), ("b", &report.b)] {
+        row(&mut text, title, &compared(side));
+    }
+    let diff = &report.diff;
+    let listed = if all { diff.steps.len() } else { LISTED.min(diff.steps.len()) };
+    let (listed, more) = diff.steps.split_at(listed);
+    if !listed.is_empty() {
+        text.push("\n");
+        steps(&mut text, listed, columns);
+    }
+    if !more.is_empty() {
+        let _ = writeln!(text, "and {} more; --all lists them", more.len());
+    }
+    text.push("\n");
+    row(&mut text, "same", &share(diff.same));
+    row(&mut text, "gone", &share(diff.gone));
+    row(&mut text, "added", &share(diff.added));
+    if diff.images.records > 0 {
+        let what =
+            format!("{}, only of images: no cache holds those, so they are not compared", share(diff.images));
+        row(&mut text, "seeded", &what);
+    }
+    let keys = &diff.keys;
+    row(&mut text, "keys", &format!("{} same, {} gone, {} added", keys.same, keys.gone, keys.added));
+    text.push("\n");
+    if diff.equal {
+        text.push_styled(Style::Good, "no difference");
+    } else {
+        text.push_styled(Style::Warning, "they differ");
+    }
+    text
+}
+
+fn compared(side: &Compared) -> String {
+    let what = if side.is_root { "root" } else { "cache" };
+    let digests: Vec<String> = side.caches.iter().map(|cache| cache.digest.to_string()).collect();
+    let digests = if digests.is_empty() { String::new() } else { format!(" ({})", digests.join(", ")) };
+    let faults = match side.faults {
+        0 => String::new(),
+        count => format!("; {count} of its entries could not be read, `warmkit verify` judges them"),
+    };
+    let Totals { records, keys, .. } = side.totals;
+    let (records, keys) = (counted(records, "record"), counted(keys, "key"));
+    format!("{what} {}{digests}: {records}, {keys}{faults}", side.name)
+}
+
+fn share(share: Share) -> String {
+    format!("{}, {}", counted(share.records, "record"), HumanBytes(share.bytes))
+}
+
+fn steps(text: &mut Text, steps: &[Differing], columns: Option<usize>) {
+    let sizes: Vec<String> = steps.iter().map(size).collect();
+    let width = sizes.iter().map(|size| size.chars().count()).max().unwrap_or_default().max("SIZE".len());
+    let room = columns.map(|columns| columns.saturating_sub(width + 9).max(LEAST));
+    text.push_styled(Style::Title, format!("       {:>width$}  STEP", "SIZE"));
+    for (step, size) in steps.iter().zip(&sizes) {
+        text.push("\n");
+        match step.change {
+            Change::Gone => text.push_styled(Style::Bad, "gone "),
+            Change::Added => text.push_styled(Style::Good, "added"),
+        }
+        let _ = write!(text, "  {size:>width$}  {}", cut(&label(step), room));
+    }
+    text.push("\n");
+}
+
+fn size(step: &Differing) -> String {
+    step.bytes.map_or_else(|| "-".to_owned(), |bytes| HumanBytes(bytes).to_string())
+}
+
+fn label(step: &Differing) -> String {
+    let name = match (&step.name, &step.layer) {
+        (Some(name), _) => one_line(name).into_owned(),
+        (None, Some(layer)) => format!("layer {layer}"),
+        (None, None) => format!("record {}", one_line(&step.id)),
+    };
+    match step.status {
+        Some(Status::Unkeyed) => format!("{name} (no key)"),
+        Some(Status::OnlyInputs) => format!("{name} (an input has no key)"),
+        _ => name,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::Digest;
+    use crate::gather::BakedCache;
+    use crate::inspect::{Diff, KeyCounts};
+
+    fn side(name: &str, is_root: bool, records: usize) -> Compared {
+        let digest = Digest::of(b"");
+        let cache =
+            BakedCache { cache: name.to_owned(), digest, platform: None, records: 0, written_by: None };
+        let mut totals = Totals::default();
+        (totals.records, totals.keys) = (records, 2 * records);
+        let caches = if is_root { Vec::new() } else { vec![cache] };
+        Compared { name: name.to_owned(), is_root, caches, faults: 0, totals }
+    }
+
+    fn shown(report: &Report) -> String {
+        diff(report, false, None).to_string().replace(&Digest::of(b"").to_string(), "<digest>")
+    }
+
+    #[test]
+    fn shows_what_differs_and_how_much() {
+        let step = |change, name: Option<&str>, bytes, status| Differing {
+            change,
+            name: name.map(str::to_owned),
+            id: "id".to_owned(),
+            layer: name.is_none().then(|| Digest::of(b"")),
+            bytes,
+            status,
+        };
+        let steps = vec![
+            step(Change::Gone, Some("[2/3] COPY . ."), Some(2048), Some(Status::Keyed)),
+            step(Change::Added, Some("[2/3] COPY . ."), Some(10), Some(Status::Unkeyed)),
+            step(Change::Added, None, Some(7), None),
+            step(Change::Gone, Some("RUN \u{1b}[2J\nforged"), None, Some(Status::OnlyInputs)),
+        ];
+        let mut all = Diff { steps, ..Diff::default() };
+        all.same.records = 7;
+        (all.gone.records, all.gone.bytes) = (1, 2048);
+        (all.added.records, all.added.bytes) = (2, 17);
+        (all.images.records, all.images.bytes) = (1, 5);
+        all.keys = KeyCounts { same: 9, gone: 2, added: 1 };
+        let report = Report { a: side("./root", true, 8), b: side("r.io/a:1", false, 9), diff: all };
+        insta::assert_snapshot!(shown(&report), @r"
+        a           root ./root: 8 records, 16 keys
+        b           cache r.io/a:1 (<digest>): 9 records, 18 keys
+
+                   SIZE  STEP
+        gone   2.00 KiB  [2/3] COPY . .
+        added      10 B  [2/3] COPY . . (no key)
+        added       7 B  layer <digest>
+        gone          -  RUN \u001b[2J\nforged (an input has no key)
+
+        same        7 records, 0 B
+        gone        1 record, 2.00 KiB
+        added       2 records, 17 B
+        seeded      1 record, 5 B, only of images: no cache holds those, so they are not compared
+        keys        9 same, 2 gone, 1 added
+
+        they differ
+        ");
+
+        let mut same = Diff { equal: true, ..Diff::default() };
+        same.same.records = 1;
+        let report = Report { a: side("./root", true, 1), b: side("/b", true, 1), diff: same };
+        insta::assert_snapshot!(shown(&report), @r"
+        a           root ./root: 1 record, 2 keys
+        b           root /b: 1 record, 2 keys
+
+        same        1 record, 0 B
+        gone        0 records, 0 B
+        added       0 records, 0 B
+        keys        0 same, 0 gone, 0 added
+
+        no difference
+        ");
+    }
+
+    #[test]
+    fn of_many_steps_the_first_are_listed() {
+        let step = |at: usize| Differing {
+            change: Change::Added,
+            name: Some(format!("RUN {at}")),
+            id: at.to_string(),
+            layer: None,
+            bytes: Some(1),
+            status: None,
+        };
+        let diff = Diff { steps: (0..=LISTED).map(step).collect(), ..Diff::default() };
+        let report = Report { a: side("a", true, 0), b: side("b", true, 0), diff };
+        let text = shown(&report);
+        assert!(text.contains(&format!("RUN {}\nand 1 more; --all lists them", LISTED - 1)), "{text}");
+        assert!(super::diff(&report, true, None).to_string().contains(&format!("RUN {LISTED}\n")));
+    }
+}

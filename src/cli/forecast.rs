@@ -1,0 +1,99 @@
+//! `warmkit forecast`.
+
+use clap::Args;
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::exit::{self, Failure};
+use super::output::Output;
+use super::place::Place;
+use super::plan::{Host, table};
+use crate::bake::GcOptions;
+use crate::fsutil;
+use crate::gc::{self, Disk, Forecast, Question, Record};
+use crate::root::{Root, Usage};
+
+const EXAMPLES: &str = "\
+Examples:
+  # what would the daemon of this machine take of its root, if nothing is built?
+  warmkit forecast --buildkitd-config /etc/buildkit/buildkitd.toml
+
+  # a root that is shipped to hosts with a disk of 50 GB
+  warmkit forecast --root ./root --disk-size 50GB --buildkitd-release v0.31.2
+
+  # keep it: the configuration, with 30 GB for what builds add
+  warmkit forecast --root ./root --room 30GB --format json | jq -r .gc.keep
+";
+
+/// Say what garbage collection will take of a root on which nothing is built, from now on
+#[derive(Debug, Args)]
+#[command(after_help = format!("{}\n\n{EXAMPLES}", exit::HELP))]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    place: Place,
+
+    #[command(flatten)]
+    pub(super) output: Output,
+
+    #[command(flatten)]
+    host: Host,
+}
+
+/// What `--format json` prints.
+#[derive(Serialize)]
+struct Outcome {
+    root: String,
+    records: usize,
+    bytes: u64,
+    gc: Forecast,
+}
+
+/// Foretells and returns the exit code.
+pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
+    let gc = arguments.host.options()?;
+    let path = arguments.place.idle_root()?;
+    let root = Root::open(&path)?;
+    let read = root.read_whole()?;
+    let records: Vec<Record> =
+        read.workers.iter().flat_map(|worker| root.usage(worker)).map(record).collect();
+    let bytes = records.iter().map(|record| record.size).sum();
+    let room = fsutil::room_at(&path).map_err(|error| {
+        Failure::new(format!("cannot look at {}: {error}", path.display()), exit::FAILURE)
+    })?;
+    let GcOptions { configuration, release, disk_size, room: adds } = gc;
+    let disk = match disk_size {
+        Some(total) => Disk { total, free: total.saturating_sub(bytes) },
+        None => Disk { total: room.bytes, free: room.free_bytes },
+    };
+    let gc = gc::foretell(&Question {
+        records: &records,
+        largest: &[],
+        configuration: &configuration,
+        release,
+        disk,
+        start: Timestamp::now(),
+        room: adds,
+    })
+    .map_err(|error| Failure::new(error, exit::USAGE))?;
+    let outcome = Outcome { root: path.display().to_string(), records: records.len(), bytes, gc };
+    arguments.output.report(&outcome, |outcome| {
+        table::root(&outcome.root, outcome.records, outcome.bytes, &outcome.gc)
+    })?;
+    Ok(exit::OK)
+}
+
+/// A record as collection sees it, which counts one that is written to when it has to.
+fn record(usage: Usage) -> Record {
+    let at = |time: i64| Timestamp::from_nanosecond(time.into()).ok();
+    Record {
+        size: usage.size.unwrap_or_default(),
+        record_type: usage.record_type,
+        description: usage.description,
+        mutable: usage.mutable,
+        last_used_at: usage.last_used_at.and_then(at),
+        usage_count: usage.usage_count,
+        parents: usage.parents,
+        id: usage.id,
+        ..Record::default()
+    }
+}

@@ -1,0 +1,130 @@
+//! `warmkit inspect`.
+
+mod table;
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueHint};
+use serde::Serialize;
+
+use super::caches::Caches;
+use super::exit::{self, Failure};
+use super::options::KeySources;
+use super::output::{Output, columns};
+use super::progress::Shown;
+use super::signals::interruptible;
+use crate::gather::{self, BakedCache, KeySourceReport, Missing};
+use crate::inspect::{self, Inventory, Key, Record, Totals};
+use crate::root::Root;
+
+const EXAMPLES: &str = "\
+Examples:
+  # which steps does this cache hold, how large, and would a build find them?
+  warmkit inspect ghcr.io/acme/app:cache --keys-from ghcr.io/acme/app:main
+
+  # what is in the root of this machine; no daemon may run on it
+  warmkit inspect --root /var/lib/buildkit
+
+  # a large one: only the trunks, each with the sum of what stands on it
+  warmkit inspect --root /var/lib/buildkit --depth 1
+
+  # the ten largest records, for a script
+  warmkit inspect --root /var/lib/buildkit --format json |
+    jq -r '.records | sort_by(-.bytes)[:10][] | [.bytes, .name] | @tsv'
+";
+
+/// Show what caches or a root hold: records, sizes, what is shared, what has a key; pulls no layer
+#[derive(Debug, Args)]
+#[command(
+    after_help = format!("{}\n\n{EXAMPLES}", exit::HELP),
+    mut_arg("named", |arg| arg.required_unless_present_any(["from_file", "root"])),
+)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    caches: Caches,
+
+    /// A root instead of caches; no daemon may run on it
+    #[arg(
+        long,
+        value_name = "DIR",
+        value_hint = ValueHint::DirPath,
+        conflicts_with_all = ["named", "from_file", "skip_missing", "keys_from", "no_sidecar", "platforms"]
+    )]
+    root: Option<PathBuf>,
+
+    #[command(flatten)]
+    keys: KeySources,
+
+    /// Branchings to follow; beyond them is only told how much there is
+    #[arg(long, value_name = "N", conflicts_with = "all")]
+    depth: Option<usize>,
+
+    /// Show everything, however much it is; the default is everything up to 1000 records, and of more the
+    /// largest
+    #[arg(long)]
+    all: bool,
+
+    #[command(flatten)]
+    pub(super) output: Output,
+
+    #[command(flatten)]
+    pub(super) progress: Shown,
+}
+
+/// What `--format json` prints.
+#[derive(Serialize)]
+struct Report<'a> {
+    root: Option<String>,
+    caches: Vec<BakedCache>,
+    missing: Vec<Missing>,
+    keys_from: Vec<KeySourceReport>,
+    left_out: usize,
+    faults: Vec<String>,
+    totals: Totals,
+    records: &'a [Record],
+    keys: &'a [Key],
+}
+
+/// Inspects and returns the exit code.
+pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
+    let Arguments { caches, root, keys, depth, all, output, progress } = arguments;
+    let mut report = Report {
+        root: None,
+        caches: Vec::new(),
+        missing: Vec::new(),
+        keys_from: Vec::new(),
+        left_out: 0,
+        faults: Vec::new(),
+        totals: Totals::default(),
+        records: &[],
+        keys: &[],
+    };
+    let inventory: Inventory;
+    if let Some(path) = root {
+        let root = Root::open(&path)?;
+        let state = root.read_whole()?;
+        inventory = inspect::of_root(&root, &state);
+        report.root = Some(path.display().to_string());
+        report.faults = state.faults.iter().map(ToString::to_string).collect();
+    } else {
+        let skip_missing = caches.skip_missing;
+        let caches = caches.read()?;
+        let given = keys.given(&caches)?;
+        let gathered = interruptible(|stop| {
+            let progress = progress.start()?;
+            gather::gather(&caches, skip_missing, &keys.keys_from(), &keys.gather(stop, given), &*progress)
+                .map_err(Failure::from)
+        })?;
+        inventory = inspect::of_caches(&gathered);
+        report.caches = gathered.reports;
+        report.missing = gathered.missing;
+        report.keys_from = gathered.keys.reports;
+        report.left_out = gathered.left_out;
+    }
+    report.totals = inventory.totals;
+    report.records = &inventory.records;
+    report.keys = &inventory.keys;
+    let limits = table::Limits::new(depth, all, inventory.records.len());
+    output.report(&report, |report| table::inventory(report, limits, columns()))?;
+    Ok(exit::OK)
+}

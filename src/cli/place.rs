@@ -1,0 +1,46 @@
+//! Where a root is: `--root` says it, or `--for` whose it is.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueHint};
+
+use super::exit::Failure;
+use crate::builder::{Root, Target};
+
+/// The root that a command is about.
+#[derive(Debug, Args)]
+pub(super) struct Place {
+    /// The root, as a directory
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, conflicts_with = "for")]
+    root: Option<PathBuf>,
+
+    /// The root, by whose it is: `host`, this machine's buildkitd (/var/lib/buildkit), which is taken where neither is
+    /// given; `buildx:NAME` or `buildx:NAME/NODE`, a builder of the docker-container driver, which need not exist yet
+    #[arg(id = "for", long = "for", value_name = "TARGET", value_hint = ValueHint::Other)]
+    target: Option<Target>,
+}
+
+impl Place {
+    /// The root's directory, for reading, also beside a daemon that runs on it.
+    pub(super) fn root(&self) -> Result<PathBuf, Failure> {
+        let root = self.find()?;
+        root.require_there()?;
+        Ok(root.path().to_owned())
+    }
+
+    /// The root's directory, which no container runs on.
+    pub(super) fn idle_root(&self) -> Result<PathBuf, Failure> {
+        let root = self.find()?;
+        root.require_idle()?;
+        root.require_there()?;
+        Ok(root.path().to_owned())
+    }
+
+    /// The root, to be written. There need not be anything yet, and nothing is made.
+    pub(super) fn find(&self) -> Result<Root, Failure> {
+        match &self.root {
+            Some(root) => Ok(Root::at(root)),
+            None => Ok(self.target.as_ref().unwrap_or(&Target::Host).find()?),
+        }
+    }
+}

@@ -1,0 +1,373 @@
+//! Reads a root: a `BuildKit` state directory, whoever wrote it.
+//!
+//! ```text
+//! Root::open    locks what a daemon locks, finds the workers     files
+//! Root::read    State ── Solver        cache.db                  solver
+//!                     └─ Worker ─┬─ Records      metadata_v2.db         records
+//!                                ├─ Containerd   containerdmeta.db      containerd
+//!                                ├─ Snapshotter  snapshots/metadata.db  snapshotter
+//!                                └─ id           workerid
+//!               and a Fault for whatever could not be read
+//! Root::usage   the records of a worker as `buildctl du` shows them  usage
+//! ```
+//!
+//! Plain data, as it stands there: whether it makes sense is for others to judge (`verify`). Nothing is shared
+//! with what writes roots, and nothing of a root is trusted: what does not decode is a [`Fault`] and absent.
+
+mod containerd;
+pub(crate) mod database;
+pub(crate) mod decode;
+pub(crate) mod fault;
+pub(crate) mod files;
+mod records;
+mod schema;
+mod snapshotter;
+mod solver;
+mod usage;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::ops::RangeInclusive;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FileType;
+use rustix::io::Errno;
+
+pub use containerd::{Blob, Containerd, Lease, Snapshot};
+pub use fault::{Fault, FaultKind, Place};
+pub use records::{Record, Records};
+pub use snapshotter::{Kind, ParentEntry, Snapshotter, Stored};
+pub use solver::{KeyResult, Link, Operation, Solver};
+pub use usage::Usage;
+
+pub(crate) use snapshotter::read as read_snapshotter;
+
+use fault::Faults;
+use files::Tree;
+
+/// The file that a running daemon holds locked.
+const LOCK: &str = "buildkitd.lock";
+
+/// The builds of a daemon; not needed, and not written by a bake.
+pub(crate) const HISTORY: &str = "history.db";
+
+/// Why a root was not read at all.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The root cannot be opened.
+    #[error("cannot open {}: {source}", path.display())]
+    Open {
+        /// The root.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// No file of a state directory is there.
+    #[error("{} is no BuildKit state directory: it has neither cache.db nor a worker's directory runc-…", path.display())]
+    NotAStateDirectory {
+        /// The root.
+        path: PathBuf,
+    },
+    /// A worker that keeps its data in containerd.
+    #[error(
+        "{} is the root of a containerd worker ({worker}): its layers are in containerd; only roots of OCI \
+         workers are read",
+        path.display()
+    )]
+    ContainerdWorker {
+        /// The root.
+        path: PathBuf,
+        /// The worker's directory.
+        worker: String,
+    },
+    /// A daemon runs on the root: what it writes meanwhile would look like damage.
+    #[error(
+        "{} is in use: another process holds {file} locked; stop the daemon, or take a copy of the root",
+        path.display()
+    )]
+    Busy {
+        /// The root.
+        path: PathBuf,
+        /// The locked file, relative to the root.
+        file: String,
+    },
+    /// A schema that nobody here has seen; reading it by older rules would be guessing.
+    #[error(
+        "{database} has schema version {found}, known {}: the root is not read; a newer warmkit may know it",
+        shown(known)
+    )]
+    UnknownSchema {
+        /// The database, relative to the root.
+        database: String,
+        /// The version found.
+        found: i64,
+        /// The versions known.
+        known: RangeInclusive<i64>,
+    },
+    /// A database with more in it than any release keeps there that was seen.
+    #[error(
+        "{database} has a bucket {bucket:?}, known are {known}: the root is not read; a newer warmkit may know it"
+    )]
+    UnknownBucket {
+        /// The database, relative to the root.
+        database: String,
+        /// The bucket.
+        bucket: String,
+        /// The buckets known.
+        known: String,
+    },
+    /// A database is damaged.
+    #[error("{} is damaged, `warmkit verify` has the details: {fault}", path.display())]
+    Damaged {
+        /// The root.
+        path: PathBuf,
+        /// The first of the faults.
+        fault: Fault,
+    },
+}
+
+fn shown(known: &RangeInclusive<i64>) -> String {
+    if known.start() == known.end() {
+        format!("is {}", known.start())
+    } else {
+        format!("are {} to {}", known.start(), known.end())
+    }
+}
+
+/// An OCI worker's directory and what was read in it; `None` where a database cannot be read.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct Worker {
+    /// Relative to the root: `runc-<snapshotter>`.
+    pub path: PathBuf,
+    /// The snapshotter's name.
+    pub snapshotter: String,
+    /// The worker's id.
+    pub id: Option<String>,
+    /// The cache records.
+    pub records: Option<Records>,
+    /// Blobs, snapshots and leases.
+    pub containerd: Option<Containerd>,
+    /// The snapshotter's own database.
+    pub store: Option<Snapshotter>,
+}
+
+/// What a root holds.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct State {
+    /// The OCI workers; a daemon has one.
+    pub workers: Vec<Worker>,
+    /// The solver's keys; `None` where they cannot be read.
+    pub solver: Option<Solver>,
+    /// What could not be read.
+    pub faults: Vec<Fault>,
+}
+
+/// A root. That of [`Root::open`] no daemon uses, and none starts on it while this lives.
+#[derive(Debug)]
+pub struct Root {
+    pub(crate) tree: Tree,
+    /// The directories of OCI workers, relative to the root.
+    pub(crate) workers: Vec<PathBuf>,
+    _locks: Vec<OwnedFd>,
+}
+
+impl Root {
+    /// Opens the state directory at `path`. Nothing is written; shared locks are held.
+    ///
+    /// # Errors
+    /// It cannot be opened or read, is no state directory of an OCI worker, or is in use.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let root = Self::open_unlocked(path)?;
+        let locks = locks(&root.tree, &root.workers)?;
+        Ok(Self { _locks: locks, ..root })
+    }
+
+    /// Opens the state directory at `path`, which a daemon may be using: what it commits meanwhile may tear a
+    /// database, which is then absent, and a [`Fault`].
+    ///
+    /// # Errors
+    /// It cannot be opened or read, or is no state directory of an OCI worker.
+    pub fn open_unlocked(path: &Path) -> Result<Self, Error> {
+        let open = |source| Error::Open { path: path.to_owned(), source };
+        let user = rustix::process::geteuid();
+        let denied =
+            || open(io::Error::new(io::ErrorKind::PermissionDenied, "no permission; run warmkit as root"));
+        let tree = Tree::open(path).map_err(|error| match error.kind() {
+            io::ErrorKind::PermissionDenied if !user.is_root() => denied(),
+            _ => open(error),
+        })?;
+        let owner = tree.stat(Path::new("")).map_err(|fault| open(io::Error::other(fault.detail)))?.st_uid;
+        // Who may not read it would find it damaged.
+        if !user.is_root() && user.as_raw() != owner {
+            return Err(denied());
+        }
+        let workers = worker_directories(&tree)?;
+        Ok(Self { tree, workers, _locks: Vec::new() })
+    }
+
+    /// Reads all databases.
+    ///
+    /// # Errors
+    /// One has an unknown schema. Whatever is wrong in them is a fault.
+    pub fn read(&self) -> Result<State, Error> {
+        let mut faults = Faults::default();
+        let workers: Result<_, Error> =
+            self.workers.iter().map(|name| worker(&self.tree, name, &mut faults)).collect();
+        let workers = workers?;
+        let path = Path::new("cache.db");
+        let solver = match database::open(&self.tree, path, &mut faults) {
+            Some(db) => {
+                schema::solver(&db, path)?;
+                Some(solver::read(&db, path, &mut faults))
+            }
+            None => None,
+        };
+        Ok(State { workers, solver, faults: faults.0 })
+    }
+
+    /// Reads all databases of a root that is to be relied on: each can be read, but for single entries.
+    ///
+    /// # Errors
+    /// As [`Root::read`], and [`Error::Damaged`] where a database or the worker's id cannot be read.
+    pub fn read_whole(&self) -> Result<State, Error> {
+        let state = self.read()?;
+        let is_whole = |worker: &Worker| {
+            worker.id.is_some()
+                && worker.records.is_some()
+                && worker.containerd.is_some()
+                && worker.store.is_some()
+        };
+        let whole = state.solver.is_some() && state.workers.iter().all(is_whole);
+        match state.faults.first() {
+            Some(fault) if !whole => {
+                Err(Error::Damaged { path: self.tree.path.clone(), fault: fault.clone() })
+            }
+            _ => Ok(state),
+        }
+    }
+}
+
+impl Root {
+    /// The records that a daemon knows after it started here, as `buildctl du` shows them, by id; none where
+    /// the worker's records cannot be read. Of what is written to, the files are counted, as a daemon does.
+    pub fn usage(&self, worker: &Worker) -> Vec<Usage> {
+        usage::usage(worker, |id| {
+            let upper = files::upper(&worker.path, &worker.snapshotter, id);
+            let tree = self.tree.subtree(&upper).ok()?;
+            let mut blocks = BTreeMap::new();
+            let faults = files::walk(&tree, |_, stat| {
+                blocks.insert((stat.st_dev, stat.st_ino), stat.st_blocks);
+            });
+            // Each inode once.
+            let blocks = blocks.into_values().filter_map(|blocks| u64::try_from(blocks).ok());
+            faults.is_empty().then(|| 512 * blocks.sum::<u64>())
+        })
+    }
+}
+
+/// The names of OCI workers' directories.
+fn worker_directories(tree: &Tree) -> Result<Vec<PathBuf>, Error> {
+    let entries = tree
+        .list(Path::new(""))
+        .map_err(|fault| Error::Open { path: tree.path.clone(), source: io::Error::other(fault.detail) })?;
+    let mut names = Vec::new();
+    let mut in_containerd = None;
+    let mut is_state = false;
+    for (name, kind) in entries {
+        let text = name.0.to_string_lossy();
+        is_state |= text == "cache.db";
+        if kind == FileType::Directory && text.starts_with("runc-") {
+            names.push(PathBuf::from(&name.0));
+        } else if kind == FileType::Directory && text.starts_with("containerd-") {
+            in_containerd = Some(text.into_owned());
+        }
+    }
+    match in_containerd {
+        Some(worker) if names.is_empty() => Err(Error::ContainerdWorker { path: tree.path.clone(), worker }),
+        _ if names.is_empty() && !is_state => Err(Error::NotAStateDirectory { path: tree.path.clone() }),
+        _ => Ok(names),
+    }
+}
+
+/// Locks everything that a daemon would lock.
+fn locks(tree: &Tree, workers: &[PathBuf]) -> Result<Vec<OwnedFd>, Error> {
+    let mut paths: Vec<PathBuf> = [LOCK, "cache.db", HISTORY].map(PathBuf::from).to_vec();
+    for worker in workers {
+        let databases = ["metadata_v2.db", "containerdmeta.db", "snapshots/metadata.db"];
+        paths.extend(databases.map(|database| worker.join(database)));
+    }
+    let mut locks = Vec::new();
+    for path in paths {
+        match tree.lock(&path) {
+            Ok(lock) => locks.extend(lock),
+            Err(Errno::WOULDBLOCK) => {
+                let file = path.display().to_string();
+                return Err(Error::Busy { path: tree.path.clone(), file });
+            }
+            // What cannot be opened is a fault later on.
+            Err(_) => {}
+        }
+    }
+    Ok(locks)
+}
+
+fn worker(tree: &Tree, path: &Path, faults: &mut Faults) -> Result<Worker, Error> {
+    let snapshotter = path.to_string_lossy().trim_start_matches("runc-").to_owned();
+    schema::records_file(tree, path)?;
+    let records_path = path.join("metadata_v2.db");
+    let containerd_path = path.join("containerdmeta.db");
+    let records = database::open(tree, &records_path, faults);
+    let containerd = database::open(tree, &containerd_path, faults);
+    if let Some(db) = &records {
+        schema::records(db, &records_path)?;
+    }
+    let records = records.map(|db| records::read(&db, &records_path, faults));
+    let has_records = records.as_ref().is_some_and(|records| !records.all.is_empty());
+    if let Some(db) = &containerd {
+        schema::containerd_bucket(db, &containerd_path)?;
+    }
+    let containerd =
+        containerd.map(|db| containerd::read(&db, &containerd_path, &snapshotter, has_records, faults));
+    if let Some(found) = containerd.as_ref().and_then(|containerd| containerd.version) {
+        schema::containerd_version(found, &containerd_path)?;
+    }
+
+    // A daemon makes it with its first snapshot.
+    let store_path = path.join("snapshots/metadata.db");
+    let has_snapshots = containerd.as_ref().is_none_or(|containerd| !containerd.snapshots.is_empty());
+    let store = if has_snapshots || tree.stat(&store_path).is_ok() {
+        let db = database::open(tree, &store_path, faults);
+        if let Some(db) = &db {
+            schema::containerd_bucket(db, &store_path)?;
+        }
+        db.map(|db| snapshotter::read(&db, &store_path, faults))
+    } else {
+        Some(Snapshotter::default())
+    };
+    let id = worker_id(tree, path, faults);
+    Ok(Worker { path: path.to_owned(), snapshotter, id, records, containerd, store })
+}
+
+fn worker_id(tree: &Tree, worker: &Path, faults: &mut Faults) -> Option<String> {
+    let path = worker.join("workerid");
+    let bytes = match tree.read(&path, 4096) {
+        Ok(bytes) => bytes,
+        Err(fault) => {
+            faults.add(fault.kind, files::place(&path), fault.detail);
+            return None;
+        }
+    };
+    match std::str::from_utf8(&bytes) {
+        Ok(id) if decode::is_identity(id) => Some(id.to_owned()),
+        _ => {
+            let detail = format!("{}: not 25 characters of [a-z0-9]", fault::shown(&bytes));
+            faults.add(FaultKind::WorkerId, files::place(&path), detail);
+            None
+        }
+    }
+}

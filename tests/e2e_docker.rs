@@ -1,0 +1,231 @@
+//! `--for buildx:NAME` on a real dockerd with the real buildx: what is baked into a builder's volume makes its
+//! first build warm, whether the builder is there before, and whether docker runs meanwhile.
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::time::Duration;
+
+use serde_json::Value;
+use support::cases::{Case, Origin, assert_warm};
+use support::command::{Ended, run};
+use support::daemon::check_databases;
+use support::dockerd::Docker;
+use support::{Tools, World, tools};
+
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// A docker, a cache that was exported elsewhere, and builders to bake it for.
+struct Host {
+    world: World,
+    docker: Docker,
+    case: Case,
+    origin: Origin,
+}
+
+impl Host {
+    #[track_caller]
+    fn find() -> Option<Self> {
+        let tools = Tools::find(tools::NEWEST)?;
+        let docker = Docker::find()?;
+        let world = World::start(tools);
+        let case = world.case("app");
+        let origin = world.export(&case);
+        Some(Self { world, docker, case, origin })
+    }
+
+    fn warmkit(&self, arguments: &[&str]) -> Ended {
+        run(self.docker.warmkit().args(arguments), LIMIT)
+    }
+
+    /// Bakes for a target; gives the report.
+    #[track_caller]
+    fn bake(&self, target: &str) -> Value {
+        let (cache, keys) = (self.origin.cache.as_str(), self.origin.image.as_str());
+        let ended = self.warmkit(&["bake", cache, "--keys-from", keys, "--for", target, "--json"]);
+        serde_json::from_str(&ended.expect_success("bake").stdout).unwrap()
+    }
+
+    /// Asserts that a bake for a target ends with this exit code, having said these things; gives all that it said.
+    #[track_caller]
+    fn refuses(&self, target: &str, code: i32, said: &[&str]) -> String {
+        let (cache, keys) = (self.origin.cache.as_str(), self.origin.image.as_str());
+        let ended = self.warmkit(&["bake", cache, "--keys-from", keys, "--for", target]);
+        assert_eq!(ended.status.code(), Some(code), "{target}: {}", ended.stderr);
+        for said in said {
+            assert!(ended.stderr.contains(said), "{target}: no {said:?} in {}", ended.stderr);
+        }
+        ended.stderr
+    }
+
+    /// Builds, and asserts that everything was there.
+    #[track_caller]
+    fn is_warm(&self, builder: &str) {
+        let (_, base) = &self.case.request.args[0];
+        assert_warm(&self.docker.build(builder, base, &self.case.request.context), &self.origin);
+    }
+
+    /// Builds with one source file changed, and asserts that only what depends on it runs.
+    #[track_caller]
+    fn goes_on_from_there(&self, builder: &str) {
+        let (_, base) = &self.case.request.args[0];
+        let outcome = self.docker.build(builder, base, &self.case.changed.context);
+        let ran: BTreeSet<String> = outcome.not_cached().into_iter().map(str::to_owned).collect();
+        assert_eq!(ran, self.origin.changed, "{}", outcome.log);
+        assert_eq!((outcome.imports, outcome.extractions), (0, 0), "{}", outcome.log);
+    }
+
+    fn volumes(&self) -> Vec<String> {
+        let listed = self.docker.run(&["volume", "ls", "--format", "{{.Name}}"]).expect_success("volume ls");
+        listed.stdout.lines().map(str::to_owned).collect()
+    }
+
+    /// Makes the builder as a report tells to.
+    #[track_caller]
+    fn create(&self, report: &Value, options: &str) {
+        let next = report["next_step"].as_str().unwrap();
+        let (_, command) = next.rsplit_once(": ").unwrap_or_else(|| panic!("no command: {next}"));
+        self.docker.shell(&format!("{command} {options}"));
+    }
+}
+
+/// The commands in backquotes.
+fn commands(text: &str) -> Vec<&str> {
+    text.split('`').skip(1).step_by(2).collect()
+}
+
+#[test]
+fn the_volume_of_a_builder_with_docker_running() {
+    let Some(mut host) = Host::find() else { return };
+    host.docker.start();
+    let options = host.docker.builder_options(&host.world.tools, &host.world.registry);
+
+    // What a bake that fails has made goes again.
+    let absent = host.world.registry.reference("app", "absent");
+    let failed = host.warmkit(&["bake", &absent, "--for", "buildx:ci"]);
+    assert_eq!(failed.status.code(), Some(3), "{}", failed.stderr);
+    assert_eq!(host.volumes(), [""; 0]);
+    let nothing = host.warmkit(&["verify", "--for", "buildx:ci"]);
+    assert_eq!(nothing.status.code(), Some(1), "{}", nothing.stderr);
+    assert!(nothing.stderr.contains("no volume buildx_buildkit_ci0_state"), "{}", nothing.stderr);
+
+    // The builder does not exist yet.
+    let report = host.bake("buildx:ci");
+    let volume = host.docker.volume("buildx_buildkit_ci0_state");
+    assert_eq!(report["root"].as_str(), volume.to_str());
+    check_databases(&host.world.tools, &volume);
+    host.warmkit(&["verify", "--for", "buildx:ci"]).expect_success("verify");
+    host.create(&report, &options);
+    host.is_warm("ci");
+    host.goes_on_from_there("ci");
+    let keys = host.world.scratch.join("keys.json");
+    let harvest = ["keys", "harvest", "type=builder,name=ci", "-o", keys.to_str().unwrap(), "--json"];
+    let harvested = host.warmkit(&harvest).expect_success("keys harvest").stdout;
+    let harvested: Value = serde_json::from_str(&harvested).unwrap();
+    assert!(harvested["candidates"].as_u64().unwrap() >= 11, "{harvested}");
+
+    // It runs.
+    host.refuses("buildx:ci", 7, &["node ci0 of builder ci", "`docker buildx stop ci`"]);
+    let busy = host.warmkit(&["verify", "--for", "buildx:ci"]);
+    assert_eq!(busy.status.code(), Some(7), "{}", busy.stderr);
+
+    // It is stopped, and its root has been used: what the message says makes room, and the builder stays.
+    host.docker.shell("docker buildx stop ci");
+    host.warmkit(&["verify", "--for", "buildx:ci"]).expect_success("verify of a used root");
+    let before = fs::read(volume.join("cache.db")).unwrap();
+    let said = host.refuses("buildx:ci", 7, &["is not empty, nothing was changed", "the builder stays"]);
+    assert_eq!(fs::read(volume.join("cache.db")).unwrap(), before);
+    let way_out = commands(&said);
+    assert_eq!(way_out, ["docker rm buildx_buildkit_ci0", "docker volume rm buildx_buildkit_ci0_state"]);
+    for command in way_out {
+        host.docker.shell(command);
+    }
+    let report = host.bake("buildx:ci/ci0");
+    assert_eq!(report["next_step"], "the next build of builder ci starts on it");
+    host.is_warm("ci");
+    host.docker.shell("docker buildx rm ci");
+    assert_eq!(host.volumes(), [""; 0]);
+
+    refuses_what_it_cannot_write(&host, &options);
+    host.docker.stop();
+}
+
+/// Builders whose root is elsewhere, or of another kind.
+fn refuses_what_it_cannot_write(host: &Host, options: &str) {
+    let create = "docker buildx create --driver docker-container";
+    host.docker.shell(&format!("{create} --name moved --buildkitd-flags '--root /srv/buildkit'"));
+    host.refuses("buildx:moved", 2, &["node moved0 of builder moved has its root at /srv/buildkit"]);
+    host.docker.shell(&format!("{create} --name native --buildkitd-flags '--oci-worker-snapshotter=native'"));
+    host.refuses("buildx:native", 2, &["\"native\" instead of overlayfs"]);
+    host.docker.shell(&format!(
+        "{create} --name rootless --driver-opt image=moby/buildkit:buildx-stable-1-rootless"
+    ));
+    host.refuses("buildx:rootless", 2, &["runs rootless"]);
+    host.docker.shell(&format!(
+        "docker context create elsewhere --docker \"host=$DOCKER_HOST\"
+         {create} --name several
+         {create} --name several --append elsewhere"
+    ));
+    host.refuses("buildx:several", 2, &["several0, several1", "--for buildx:several/several0"]);
+    host.refuses("buildx:several/several2", 2, &["no node \"several2\""]);
+    host.docker.shell("docker context update elsewhere --docker host=tcp://192.0.2.1:2376");
+    host.refuses(
+        "buildx:several/several1",
+        2,
+        &["\"several\" is not on this machine", "tcp://192.0.2.1:2376"],
+    );
+    host.docker.shell("docker buildx create --name there --driver remote tcp://192.0.2.1:1234");
+    host.refuses("buildx:there", 2, &["the driver \"remote\"", "--for host"]);
+    host.refuses("buildx:default", 2, &["the driver \"docker\"", "buildx:default-warm"]);
+    let mounted = "docker volume create --opt type=tmpfs --opt device=tmpfs buildx_buildkit_mounted0_state";
+    host.docker.shell(mounted);
+    host.refuses("buildx:mounted", 2, &["buildx_buildkit_mounted0_state is mounted from tmpfs"]);
+
+    // A root that is moved within the volume, by the configuration of a container that was made.
+    let config = options.rsplit(' ').next().unwrap();
+    let text = fs::read_to_string(config).unwrap();
+    fs::write(config, format!("root = \"/var/lib/buildkit/deeper\"\n{text}")).unwrap();
+    host.docker.shell(&format!("{create} --name within --node within0 {options}"));
+    let report = host.bake("buildx:within");
+    let root = host.docker.volume("buildx_buildkit_within0_state").join("deeper");
+    assert_eq!(report["root"].as_str(), root.to_str());
+    host.is_warm("within");
+    host.docker.shell("docker buildx stop within");
+    host.warmkit(&["verify", "--for", "buildx:within"]).expect_success("verify of a root within a volume");
+    host.docker.shell("docker buildx rm within");
+}
+
+#[test]
+fn the_volume_of_a_builder_with_docker_stopped() {
+    let Some(mut host) = Host::find() else { return };
+
+    // dockerd has never run: there is no data root.
+    fs::create_dir(host.docker.data_root()).unwrap();
+    let report = host.bake("buildx:ci/gpu");
+    let volume = host.docker.volume("buildx_buildkit_gpu_state");
+    assert_eq!(report["root"].as_str(), volume.to_str());
+    host.warmkit(&["verify", "--for", "buildx:ci/gpu"]).expect_success("verify");
+
+    host.docker.start();
+    assert_eq!(host.volumes(), ["buildx_buildkit_gpu_state"]);
+    let options = host.docker.builder_options(&host.world.tools, &host.world.registry);
+    host.create(&report, &options);
+    host.is_warm("ci");
+    host.docker.shell("docker buildx stop ci");
+    host.docker.stop();
+
+    // The builder exists, and its root has been used.
+    let said = host.refuses("buildx:ci", 7, &["is not empty, nothing was changed", "start docker"]);
+    host.docker.start();
+    for command in commands(&said) {
+        host.docker.shell(command);
+    }
+    host.docker.stop();
+    assert_eq!(host.bake("buildx:ci")["root"].as_str(), volume.to_str());
+    host.docker.start();
+    host.is_warm("ci");
+    host.docker.shell("docker buildx rm ci");
+    host.docker.stop();
+}

@@ -1,0 +1,213 @@
+//! `--for` where nothing of docker runs: what is refused, in words of its own, and where a root is looked for.
+//!
+//! What a dockerd would say that cannot be had here (one in a virtual machine, a rootless one) a stand-in says.
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
+
+#[path = "support/skip.rs"]
+mod skip;
+
+use std::fs;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::{Value, json};
+use skip::is_root;
+
+/// A machine with a docker that says what a test wants.
+struct Machine {
+    dir: tempfile::TempDir,
+    /// Only held: what asks whether dockerd is there connects to it.
+    #[allow(dead_code)]
+    listening: Option<UnixListener>,
+}
+
+impl Machine {
+    /// One whose dockerd is stopped.
+    fn stopped() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("buildx/instances")).unwrap();
+        fs::create_dir(dir.path().join("bin")).unwrap();
+        Self { dir, listening: None }
+    }
+
+    /// One whose dockerd answers: `info`, and each `volume inspect`, with these.
+    fn running(info: &Value, volume: &Value) -> Self {
+        let mut machine = Self::stopped();
+        machine.listening = Some(UnixListener::bind(machine.path("docker.sock")).unwrap());
+        let name = volume["Name"].as_str().unwrap_or_default();
+        let script = format!(
+            "#!/bin/sh\necho \"$*\" >>'{asked}'\n\
+             case $1-$2 in\n\
+             info-*) echo '{info}' ;;\n\
+             context-inspect) echo 'unix://{socket}' ;;\n\
+             container-ls) ;;\n\
+             volume-ls) echo '{name}' ;;\n\
+             volume-inspect) echo '{volume}' ;;\n\
+             *) echo \"unknown: $*\" >&2; exit 1 ;;\n\
+             esac\n",
+            asked = machine.path("asked").display(),
+            socket = machine.path("docker.sock").display(),
+        );
+        machine.program("docker", &script);
+        machine
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn program(&self, name: &str, script: &str) {
+        let draft = self.path("draft");
+        fs::write(&draft, script).unwrap();
+        // By another process: a file that a child of another thread may have open for writing does not run.
+        let mut install = Command::new("install");
+        install.args(["-m", "755"]).arg(draft).arg(self.path("bin").join(name));
+        assert!(install.status().unwrap().success());
+    }
+
+    /// What `systemctl show` says of a unit.
+    fn unit(&self, unit: &str, arguments: &str) {
+        let script = format!(
+            "#!/bin/sh\nfor last; do :; done\n\
+             test \"$last\" = {unit} || exit 0\n\
+             echo '{{ path=/usr/sbin/x ; argv[]=/usr/sbin/x {arguments} ; ignore_errors=no ; pid=0 }}'\n"
+        );
+        self.program("systemctl", &script);
+    }
+
+    fn builder(&self, name: &str, driver: &str, nodes: &Value) {
+        let instance = json!({"Name": name, "Driver": driver, "Nodes": nodes, "Dynamic": false});
+        fs::write(self.path("buildx/instances").join(name), instance.to_string()).unwrap();
+    }
+
+    /// Runs a command; gives its exit code and what it said of its error.
+    fn fails(&self, arguments: &[&str]) -> (i32, String) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_warmkit"));
+        command.args(arguments).env_remove("DOCKER_CONTEXT");
+        // Nothing of this machine: it may have a docker.
+        command.env("PATH", format!("{}:/nonexistent", self.path("bin").display()));
+        command.env("BUILDX_CONFIG", self.path("buildx")).env("DOCKER_CONFIG", self.dir.path());
+        command.env("DOCKER_HOST", format!("unix://{}", self.path("docker.sock").display()));
+        let output = command.output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        (output.status.code().unwrap(), said)
+    }
+
+    /// Asserts that a target is refused.
+    #[track_caller]
+    fn refuses(&self, target: &str, code: i32, said: &[&str]) {
+        for command in ["verify", "bake"] {
+            let mut arguments = vec![command, "--for", target];
+            if command == "bake" {
+                arguments.push("type=local,src=/nonexistent");
+            }
+            let (found, error) = self.fails(&arguments);
+            assert_eq!(found, code, "{command}: {error}");
+            for said in said {
+                assert!(error.contains(said), "{command}: no {said:?} in {error}");
+            }
+        }
+    }
+}
+
+fn info(root: &Path, options: &[&str]) -> Value {
+    json!({"DockerRootDir": root, "SecurityOptions": options})
+}
+
+#[test]
+fn a_docker_that_sees_other_files_is_refused() {
+    let volume = json!({"Name": "buildx_buildkit_ci0_state", "Driver": "local", "Options": null,
+        "Mountpoint": "/nonexistent/docker/volumes/buildx_buildkit_ci0_state/_data"});
+    let machine = Machine::running(&info(Path::new("/nonexistent/docker"), &[]), &volume);
+    machine.refuses("buildx:ci", 1, &["/nonexistent/docker/volumes/", "a virtual machine"]);
+    let asked = fs::read_to_string(machine.path("asked")).unwrap();
+    assert!(!asked.contains("create"), "{asked}");
+}
+
+#[test]
+fn a_rootless_docker_is_refused() {
+    let info =
+        info(Path::new("/home/ci/.local/share/docker"), &["name=seccomp,profile=builtin", "name=rootless"]);
+    Machine::running(&info, &json!({})).refuses("buildx:ci", 2, &["runs rootless", "docker.sock"]);
+    // One that is stopped is known by where it would listen.
+    let machine = Machine::stopped();
+    let node = json!([{"Name": "ci0", "Endpoint": "unix:///run/user/4242/docker.sock"}]);
+    machine.builder("ci", "docker-container", &node);
+    machine.refuses("buildx:ci", 2, &["unix:///run/user/4242/docker.sock", "runs rootless"]);
+}
+
+#[test]
+fn a_volume_of_a_plugin_is_refused() {
+    let volume =
+        json!({"Name": "buildx_buildkit_ci0_state", "Driver": "rexray", "Options": {}, "Mountpoint": ""});
+    let machine = Machine::running(&info(Path::new("/nonexistent"), &[]), &volume);
+    machine.refuses("buildx:ci", 2, &["buildx_buildkit_ci0_state is one of the driver \"rexray\""]);
+}
+
+#[test]
+fn drivers_without_a_volume_are_refused() {
+    let machine = Machine::stopped();
+    let cases = [
+        ("kubernetes", "kubernetes:///x?deployment=x0", "its root is in a pod"),
+        ("remote", "tcp://192.0.2.1:1234", "--for host"),
+        ("docker", "default", "docker buildx create --name ci-warm --driver docker-container"),
+        ("cloud", "acme/builder", "its root is not on this machine"),
+    ];
+    for (driver, endpoint, way_out) in cases {
+        machine.builder("ci", driver, &json!([{"Name": "ci0", "Endpoint": endpoint}]));
+        machine.refuses("buildx:ci", 2, &["\"ci\" has the driver", driver, way_out]);
+    }
+}
+
+#[test]
+fn a_docker_elsewhere_is_refused() {
+    let machine = Machine::stopped();
+    for endpoint in ["tcp://192.0.2.1:2376", "ssh://ci@builds.example"] {
+        machine.builder("ci", "docker-container", &json!([{"Name": "ci0", "Endpoint": endpoint}]));
+        machine.refuses("buildx:ci", 2, &["\"ci\" is not on this machine", endpoint]);
+    }
+}
+
+#[test]
+fn a_stopped_docker_is_where_its_unit_says() {
+    if !is_root() {
+        return;
+    }
+    let machine = Machine::stopped();
+    machine.unit("docker.service", &format!("-H fd:// --data-root {}", machine.path("data").display()));
+    machine.refuses("buildx:ci", 1, &["no docker answers", machine.path("data").to_str().unwrap()]);
+    machine.unit("docker.service", "--userns-remap=default");
+    machine.refuses("buildx:ci", 1, &["userns-remap"]);
+
+    // There, without docker's client: what is in the volume is found, and left.
+    fs::create_dir_all(machine.path("data/volumes/buildx_buildkit_ci0_state/_data/used")).unwrap();
+    machine.unit("docker.service", &format!("--data-root={}", machine.path("data").display()));
+    let (code, said) = machine.fails(&["bake", "--for", "buildx:ci", "type=local,src=/nonexistent"]);
+    assert_eq!(code, 7, "{said}");
+    for part in ["_data is not empty", "found used", "node ci0 of builder ci", "start docker"] {
+        assert!(said.contains(part), "no {part:?} in {said}");
+    }
+}
+
+#[test]
+fn the_host_is_where_its_unit_and_its_configuration_say() {
+    let machine = Machine::stopped();
+    let config = machine.path("buildkitd.toml");
+    let unit = || machine.unit("buildkit.service", &format!("--addr fd:// --config {}", config.display()));
+    unit();
+    let cases = [
+        ("root = \"/nonexistent/from-config\"", 1, "/nonexistent/from-config"),
+        ("[worker.oci]\nenabled = false", 2, "OCI worker turned off"),
+        ("[worker.oci]\nsnapshotter = \"native\"", 2, "\"native\" instead of overlayfs"),
+        ("root = ", 1, "buildkitd.toml"),
+    ];
+    for (text, code, said) in cases {
+        fs::write(&config, text).unwrap();
+        let (found, error) = machine.fails(&["verify", "--for", "host"]);
+        assert!(found == code && error.contains(said), "{text}: {found} {error}");
+    }
+    machine.unit("buildkitd.service", "--root=/nonexistent/from-unit");
+    let (_, error) = machine.fails(&["verify"]);
+    assert!(error.contains("/nonexistent/from-unit"), "{error}");
+}
