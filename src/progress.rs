@@ -1,25 +1,33 @@
 //! What a long run tells whoever watches it: typed events, never text on a terminal.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::digest::Digest;
 
-/// A stage of a bake, or of reading a root from its disk, in the order in which they begin.
+/// A stage of a command. One may begin within another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Phase {
     /// Manifests and configs are read.
     Resolve,
     /// Operation digests are collected and proven, and images read.
     Keys,
+    /// A build is solved for its keys; within [`Phase::Keys`] in a bake.
+    Replay,
     /// Layers are downloaded and unpacked, at the same time.
     Layers,
     /// Databases are written and everything is synced and put in place.
     Commit,
-    /// Of a root that is read from its disk: the databases.
+    /// A sidecar is uploaded.
+    Push,
+    /// The databases of a root are read, to be judged or to have them in memory.
     Databases,
-    /// What a step that is not CACHED may need.
+    /// Blobs are hashed, and layers compared with their snapshots.
+    Blobs,
+    /// A build runs on a view of a root.
+    Build,
+    /// Of a root that is read from its disk: what a step that is not CACHED may need.
     FirstBuild,
-    /// Everything else.
+    /// Everything else of it.
     Rest,
 }
 
@@ -29,9 +37,13 @@ impl Phase {
         match self {
             Self::Resolve => "resolve",
             Self::Keys => "keys",
+            Self::Replay => "replay",
             Self::Layers => "layers",
             Self::Commit => "commit",
+            Self::Push => "push",
             Self::Databases => "databases",
+            Self::Blobs => "blobs",
+            Self::Build => "build",
             Self::FirstBuild => "first-build",
             Self::Rest => "rest",
         }
@@ -46,7 +58,7 @@ pub enum Event {
     Started(Phase),
     /// A phase ended.
     Finished(Phase, Duration),
-    /// How much there is to do.
+    /// How much there is to do in the phase; several add up.
     Planned {
         /// Layers to fetch.
         layers: usize,
@@ -111,4 +123,20 @@ pub struct Silent;
 
 impl Progress for Silent {
     fn event(&self, _: Event) {}
+}
+
+/// Does `work` as a phase. One that fails does not finish.
+///
+/// # Errors
+/// Those of `work`.
+pub fn during<T, E>(
+    progress: &dyn Progress,
+    phase: Phase,
+    work: impl FnOnce() -> Result<T, E>,
+) -> Result<T, E> {
+    progress.event(Event::Started(phase));
+    let started = Instant::now();
+    let done = work()?;
+    progress.event(Event::Finished(phase, started.elapsed()));
+    Ok(done)
 }

@@ -68,6 +68,42 @@ fn each_shell_has_every_command() {
     assert_eq!(warmkit(&["completion", "cmd"]).status.code(), Some(2));
 }
 
+/// Each shell itself: bash by its function, above; these by what they offer after they loaded it.
+#[test]
+fn fish_and_zsh_take_their_completions() {
+    let dir = tempfile::tempdir().unwrap();
+    let fish = "source $argv[1]; complete --do-complete 'warmkit keys pu'";
+    // zsh offers only in a terminal; what it would is what the function hands to _describe.
+    let zsh =
+        "autoload -U compinit; compinit -u -d $1.dump; source $1; [[ $_comps[warmkit] = _warmkit ]] || exit 1
+        _describe() { print -l -- $commands }; _warmkit__subcmd__keys_commands";
+    let cases: [(&str, &str, &[&str], &str); 2] = [
+        ("fish", "warmkit.fish", &["--no-config", "--command"], fish),
+        ("zsh", "_warmkit", &["-f", "-c"], zsh),
+    ];
+    for (shell, name, flags, script) in cases {
+        if Command::new(shell).arg("--version").output().is_err() {
+            skip::skip(&format!("there is no {shell}"));
+            continue;
+        }
+        let file = dir.path().join(name);
+        fs::write(&file, completion(shell)).unwrap();
+        let syntax = Command::new(shell).arg("-n").arg(&file).output().unwrap();
+        assert!(printed(&syntax).is_empty() && syntax.stderr.is_empty(), "{shell}: {syntax:?}");
+        let mut command = Command::new(shell);
+        command.args(flags).arg(script);
+        // The first argument is the name of the script, to zsh.
+        if shell == "zsh" {
+            command.arg("zsh");
+        }
+        let output = command.arg(&file).env("HOME", dir.path()).output().unwrap();
+        let offered = printed(&output);
+        for expected in ["pull", "push"] {
+            assert!(offered.contains(expected), "{shell}: {output:?}");
+        }
+    }
+}
+
 /// Titles of the pages that the commands, read from their own help, should have.
 fn commands(path: &[&str], found: &mut BTreeSet<String>) {
     found.insert([&["warmkit"], path].concat().join("-") + ".1");

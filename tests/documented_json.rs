@@ -1,4 +1,4 @@
-//! docs/json.md shows the members that `--json` prints: all of them, and no others.
+//! docs/json.md shows the members that `--json` and `--progress rawjson` print: all of them, and no others.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -159,24 +159,29 @@ fn scratch_image(sysroot: &Path) {
     std::fs::write(docker.join("config.json"), r#"{"auths":{"r.example":{"password":"x"}}}"#).unwrap();
 }
 
-/// Events and their members as the table of docs/json.md has them.
-fn documented_events() -> Vec<(String, BTreeSet<String>)> {
+/// Names in the first two columns of a table in docs/json.md's section on `--progress rawjson`.
+fn documented_names(title: &str) -> Vec<(Vec<String>, Vec<String>)> {
     let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/json.md")).unwrap();
-    let heading = "\n## `warmkit bake --progress rawjson`\n";
-    let section = text.split(heading).nth(1).unwrap().split("\n## ").next().unwrap();
+    let section = text.split("\n## `--progress rawjson`\n").nth(1).unwrap().split("\n## ").next().unwrap();
     let names = |cell: &str| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
-    let rows = section.lines().filter(|line| line.starts_with("| `")).skip(1);
-    rows.flat_map(|row| {
-        let cells: Vec<&str> = row.split('|').collect();
-        let members: BTreeSet<String> = names(cells[2]).into_iter().collect();
-        names(cells[1]).into_iter().map(move |event| (event, members.clone()))
-    })
-    .collect()
+    let rows = section.lines().skip_while(|line| !line.starts_with(title)).skip(2);
+    rows.take_while(|line| line.starts_with('|'))
+        .map(|row| {
+            let cells: Vec<&str> = row.split('|').collect();
+            (names(cells[1]), names(cells[2]))
+        })
+        .collect()
 }
 
-/// The lines of a bake with `--progress rawjson`, each with the members that are documented for it.
+/// The lines of a command with `--progress rawjson`, each with the members that are documented for it.
 fn events(arguments: &[&str]) -> Vec<Value> {
-    let documented = documented_events();
+    let documented: Vec<(String, BTreeSet<String>)> = documented_names("| `event` |")
+        .into_iter()
+        .flat_map(|(events, members)| {
+            let members: BTreeSet<String> = members.into_iter().collect();
+            events.into_iter().map(move |event| (event, members.clone()))
+        })
+        .collect();
     let mut command = Command::new(env!("CARGO_BIN_EXE_warmkit"));
     let output = command.args(arguments).args(["--progress", "rawjson"]).output().unwrap();
     let errors = String::from_utf8(output.stderr).unwrap();
@@ -212,4 +217,43 @@ fn progress_has_the_events_that_are_documented() {
     assert_eq!(last("progress")["bytes"], last("planned")["bytes"]);
     assert_eq!(last("progress")["unpacked"], last("planned")["unpacks"]);
     assert_eq!(baked.last().unwrap()["phase"], "commit");
+    assert_eq!(baked.iter().filter(|line| line["event"] == "unpacked").count(), 12);
+
+    let verified = events(&["verify", "--root", root.to_str().unwrap(), "--read-data"]);
+    assert_eq!(verified.iter().filter(|line| line["event"] == "compared").count(), 12);
+    assert_eq!(verified.iter().filter(|line| line["event"] == "hashed").count(), 12);
+    let (planned, progress) = (&verified[3], &verified[verified.len() - 2]);
+    assert_eq!((&planned["bytes"], &planned["unpacks"]), (&progress["bytes"], &progress["unpacked"]));
+    let keys = format!("type=provenance,src={}", demo.join("provenance.json").display());
+    let file = scratch.path().join("keys.json");
+    let checked = events(&["keys", "check", &cache, "--keys-from", &keys]);
+    let harvested = events(&["keys", "harvest", &keys, "-o", file.to_str().unwrap()]);
+
+    let documented = documented_names("| command |");
+    for (command, events) in
+        [("bake", &baked), ("verify", &verified), ("keys check", &checked), ("keys harvest", &harvested)]
+    {
+        let (_, phases) = documented.iter().find(|(names, _)| names[0] == command).unwrap();
+        let phases: Vec<&str> = phases
+            .iter()
+            .map(String::as_str)
+            .filter(|name| !matches!(*name, "replay" | "--build" | "build"))
+            .collect();
+        for event in ["started", "finished"] {
+            let told = events.iter().filter(|line| line["event"] == event);
+            let told: Vec<&str> = told.map(|line| line["phase"].as_str().unwrap()).collect();
+            assert_eq!(told, phases, "{command}: {event}");
+        }
+    }
+}
+
+/// Wherever there is something to wait for, it can be told to a program.
+#[test]
+fn every_command_that_is_documented_to_has_progress() {
+    for (names, _) in documented_names("| command |") {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_warmkit"));
+        let output = command.args(names[0].split(' ')).arg("--help").output().unwrap();
+        let help = String::from_utf8(output.stdout).unwrap();
+        assert!(help.contains("--progress") && help.contains("rawjson"), "{names:?}: {help}");
+    }
 }

@@ -176,13 +176,11 @@ fn bake_watched(options: &Options, cancel: &Cancel, progress: &dyn Progress) -> 
         )));
     }
     match bake_into(staging.path(), options, cancel, progress) {
-        Ok(mut report) => {
-            let started = begin(progress, Phase::Commit);
+        Ok((mut report, committing)) => {
             let root = staging
                 .commit(&[crate::store::state_dir::CACHE_DB])
                 .map_err(|error| error.or_full(&options.root, &options.root))?;
-            let took = end(progress, Phase::Commit, started);
-            report.seconds.commit += took.as_secs_f64();
+            report.seconds.set(Phase::Commit, end(progress, Phase::Commit, committing));
             report.trimmed = options.trim.then(|| trim(&root, progress)).flatten();
             report.root = root.display().to_string();
             report.leftovers = leftovers.iter().map(|p| p.display().to_string()).collect();
@@ -214,12 +212,13 @@ fn trim(root: &Path, progress: &dyn Progress) -> Option<u64> {
         .ok()
 }
 
+/// Everything but to put the root in place; also says when the last phase, which that is part of, began.
 fn bake_into(
     staged: &Path,
     options: &Options,
     cancel: &Cancel,
     progress: &dyn Progress,
-) -> Result<Report, Error> {
+) -> Result<(Report, Instant), Error> {
     let Prepared { sources, images, plan, contents, mut seconds } =
         prepare(options, options.allow_unkeyed, progress)?;
     check_room(&plan, &images, staged, &options.root, progress)?;
@@ -230,20 +229,20 @@ fn bake_into(
     let unpacked = layers::fetch_and_unpack(&plan, &sources, &root, cancel, progress)?;
     seconds.set(Phase::Layers, end(progress, Phase::Layers, started));
 
-    let started = Instant::now();
+    let committing = begin(progress, Phase::Commit);
     stores::write(&plan, &sources, &images, &unpacked, &root, options.written_at)?;
-    seconds.set(Phase::Commit, started.elapsed());
     cancel.check()?;
 
     let unpacked_bytes: u64 = unpacked.usage.iter().map(|usage| usage.size).sum();
-    Ok(Report {
+    let report = Report {
         root: String::new(),
         bytes_on_disk: contents.bytes_down + unpacked_bytes + need::documents(&images).bytes,
         contents,
         seconds,
         trimmed: None,
         leftovers: Vec::new(),
-    })
+    };
+    Ok((report, committing))
 }
 
 /// Refuses what cannot fit, and warns of what is likely not to.

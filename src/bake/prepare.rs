@@ -7,7 +7,7 @@ use super::report::{Contents, Phases};
 use super::{Error, FindImages, Options};
 use crate::gather::{self, Image, Images, Keys, Offer};
 use crate::oci::Cache;
-use crate::progress::{Event, Phase, Progress};
+use crate::progress::{Event, Phase, Progress, during};
 use crate::replay::{self, Replay};
 use crate::source::Source;
 
@@ -98,7 +98,9 @@ fn replay_missing(
 ) -> Result<Option<replay::Report>, Error> {
     let Some(build) = options.replay.as_ref().filter(|_| keys.coverage.lost() > 0) else { return Ok(None) };
     let build = replay::Options { registry: options.registry.clone(), ..build.clone() };
-    let Replay { candidates, report } = replay::replay(&caches.iter().collect::<Vec<_>>(), &build)?;
+    let caches_of_it: Vec<&Cache> = caches.iter().collect();
+    let Replay { candidates, report } =
+        during(progress, Phase::Replay, || replay::replay(&caches_of_it, &build))?;
     for missed in report.builds.iter().flat_map(|build| &build.missed) {
         progress.event(Event::Warning(format!("the replay missed {}: {}", missed.step, missed.cause)));
     }

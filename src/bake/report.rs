@@ -30,8 +30,8 @@ impl Phases {
             Phase::Keys => &mut self.keys,
             Phase::Layers => &mut self.layers,
             Phase::Commit => &mut self.commit,
-            // Of other commands.
-            Phase::Databases | Phase::FirstBuild | Phase::Rest => return,
+            // Of other commands, or within one of these.
+            _ => return,
         };
         *slot = took.as_secs_f64();
     }

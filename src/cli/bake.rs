@@ -12,7 +12,7 @@ use super::exit::{self, Failure};
 use super::options::KeySources;
 use super::output::Output;
 use super::place::Place;
-use super::progress::{Shown, Verbs};
+use super::progress::Shown;
 use super::{render, signals};
 use crate::bake::{self, Cancel, Options};
 use crate::builder::Root;
@@ -184,7 +184,7 @@ pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
     root.make()?;
     // Where docker has made a volume, it has the last word on where that is.
     root.path().clone_into(&mut options.root);
-    let baked = bake::bake(&options, &cancel, &*progress.start(Verbs::BAKE)?);
+    let baked = bake::bake(&options, &cancel, &*progress.start()?);
     let report = baked.map_err(|error| with_way_out(error, &root))?;
     root.keep();
     let outcome = Outcome { report: &report, next_step: root.next_step() };

@@ -13,7 +13,7 @@ use super::notify::Notifying;
 use super::output::Output;
 use super::place::Place;
 use super::priority::GivingWay;
-use super::progress::{Shown, Verbs};
+use super::progress::Shown;
 use super::{render, signals};
 use crate::hydrate::{self, Options, Report, Stage};
 use crate::progress::Progress;
@@ -142,7 +142,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
         return Ok(exit::OK);
     }
     let report = {
-        let progress = arguments.progress.start(Verbs::HYDRATE)?;
+        let progress = arguments.progress.start()?;
         let giving_way = GivingWay { inner: &*progress };
         let progress = if arguments.idle { &giving_way as &dyn Progress } else { &*progress };
         hydrate::hydrate(&options, &Notifying::new(progress, PATIENCE))?

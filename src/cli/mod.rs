@@ -1,5 +1,6 @@
 //! The command line: one file per command, the rendering, the exit codes.
 
+mod advice;
 mod bake;
 mod build;
 mod caches;
@@ -28,7 +29,6 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use output::Output;
 use progress::Shown;
 
 /// Bakes BuildKit registry caches into a machine image, so that the first build on a fresh host
@@ -66,27 +66,17 @@ pub fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
-    let mut progress = Shown::default();
-    let (output, result) = match arguments.command {
-        Command::Bake(arguments) => {
-            progress = arguments.baking.progress;
-            (arguments.output, bake::run(*arguments))
-        }
-        Command::Plan(arguments) => {
-            progress = arguments.baking.progress;
-            (arguments.output, plan::run(*arguments))
-        }
-        Command::Forecast(arguments) => (arguments.output, forecast::run(&arguments)),
+    let ((output, progress), result) = match arguments.command {
+        Command::Bake(arguments) => ((arguments.output, arguments.baking.progress), bake::run(*arguments)),
+        Command::Plan(arguments) => ((arguments.output, arguments.baking.progress), plan::run(*arguments)),
+        Command::Forecast(arguments) => ((arguments.output, Shown::default()), forecast::run(&arguments)),
         Command::Keys(command) => keys::run(command),
-        Command::Verify(arguments) => (arguments.output, verify::run(&arguments)),
-        Command::Hydrate(arguments) => {
-            progress = arguments.progress;
-            (arguments.output, hydrate::run(&arguments))
-        }
-        Command::Inspect(arguments) => (arguments.output, inspect::run(*arguments)),
-        Command::Diff(arguments) => (arguments.output, diff::run(*arguments)),
-        Command::Completion(arguments) => (Output::default(), completion::run(&arguments)),
-        Command::Man(arguments) => (Output::default(), man::run(&arguments)),
+        Command::Verify(arguments) => ((arguments.output, arguments.progress), verify::run(&arguments)),
+        Command::Hydrate(arguments) => ((arguments.output, arguments.progress), hydrate::run(&arguments)),
+        Command::Inspect(arguments) => ((arguments.output, arguments.progress), inspect::run(*arguments)),
+        Command::Diff(arguments) => ((arguments.output, arguments.progress), diff::run(*arguments)),
+        Command::Completion(arguments) => (Default::default(), completion::run(&arguments)),
+        Command::Man(arguments) => (Default::default(), man::run(&arguments)),
     };
     ExitCode::from(result.unwrap_or_else(|failure| progress.failure(output, &failure)))
 }

@@ -1,7 +1,8 @@
 //! What a command prints: its report on standard output, all else on standard error, in colour where there is
 //! one to read it in.
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal, Write as _};
+use std::os::fd::AsFd;
 
 use anstream::stream::RawStream;
 use anstream::{AutoStream, ColorChoice};
@@ -99,8 +100,12 @@ fn is_coloured<S: RawStream>(stream: &S) -> bool {
 
 /// Columns of the terminal that standard output is, if it is one.
 pub(super) fn columns() -> Option<usize> {
-    let stdout = io::stdout();
-    let size = stdout.is_terminal().then(|| rustix::termios::tcgetwinsize(&stdout))?.ok()?;
+    columns_of(&io::stdout())
+}
+
+/// Columns of the terminal that a stream is, if it is one and knows.
+pub(super) fn columns_of(stream: &(impl AsFd + IsTerminal)) -> Option<usize> {
+    let size = stream.is_terminal().then(|| rustix::termios::tcgetwinsize(stream))?.ok()?;
     (size.ws_col > 0).then_some(usize::from(size.ws_col))
 }
 

@@ -7,6 +7,7 @@ use std::path::Path;
 use indicatif::HumanBytes;
 use serde::Serialize;
 
+use super::advice::advice;
 use super::escape::one_line;
 use super::text::{Style, Text};
 use crate::bake::{Contents, Report, Unkeyed};
@@ -31,6 +32,8 @@ struct Failed<'a> {
 #[derive(Serialize)]
 struct FailedText<'a> {
     message: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    help: Option<&'static str>,
     exit_code: u8,
     #[serde(skip_serializing_if = "Option::is_none")]
     unkeyed: Option<&'a [Unkeyed]>,
@@ -39,10 +42,11 @@ struct FailedText<'a> {
 /// The object that `--json` prints instead of a report.
 pub(super) fn json_failure(error: &(dyn Error + 'static), exit_code: u8) -> String {
     let unkeyed = records_without_key(error);
-    json(&Failed { error: FailedText { message: chain(error), exit_code, unkeyed } })
+    json(&Failed { error: FailedText { message: chain(error), help: advice(error), exit_code, unkeyed } })
 }
 
-/// `error: …` with every cause that the text before it does not already tell.
+/// `error: …` with every cause that the text before it does not already tell, and `help: …` where they leave open
+/// what to do.
 pub(super) fn failure(error: &(dyn Error + 'static)) -> Text {
     let mut text = Text::new();
     if let Some(records) = records_without_key(error) {
@@ -50,6 +54,11 @@ pub(super) fn failure(error: &(dyn Error + 'static)) -> Text {
     }
     text.push_styled(Style::Bad, "error:");
     let _ = write!(text, " {}", chain(error));
+    if let Some(advice) = advice(error) {
+        text.push("\n");
+        text.push_styled(Style::Title, "help:");
+        let _ = write!(text, " {advice}");
+    }
     text
 }
 

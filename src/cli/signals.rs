@@ -10,7 +10,8 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::exit::{self, Failure};
-use super::output::err;
+use super::output::Output;
+use super::progress::{Shown, take_down};
 use crate::source::Stop;
 
 /// Those that ask a process to end. A terminal that goes away is one of them, but not under `nohup`.
@@ -72,15 +73,16 @@ impl Ending {
 }
 
 /// Ends the process on a signal, with the exit code for that.
-pub(super) fn end_on_signal() -> Result<Ending, Failure> {
+pub(super) fn end_on_signal(output: Output, progress: Shown) -> Result<Ending, Failure> {
     let mut signals = Signals::new(signals()).map_err(|error| failed(&error))?;
     let ending = Ending { orderly: Arc::default(), interrupted: Arc::default() };
     let (orderly, interrupted) = (Arc::clone(&ending.orderly), Arc::clone(&ending.interrupted));
     thread::spawn(move || {
         for _ in signals.forever() {
             if !orderly.load(Ordering::SeqCst) || interrupted.swap(true, Ordering::SeqCst) {
-                err("\nerror: interrupted");
-                std::process::exit(i32::from(exit::FAILURE));
+                take_down();
+                let failure = Failure::new("interrupted", exit::FAILURE);
+                std::process::exit(i32::from(progress.failure(output, &failure)));
             }
         }
     });

@@ -17,7 +17,7 @@ pub(super) enum Style {
     Bad,
     /// What should be known, and is no error.
     Warning,
-    /// The titles of a table.
+    /// The titles of a table, and of a paragraph.
     Title,
 }
 

@@ -10,13 +10,14 @@ use serde::Serialize;
 
 use super::build::Solve;
 use super::exit::{self, Failure};
-use super::output::{Output, err, out};
+use super::output::{Output, out};
 use super::place::Place;
 use super::plan::size;
-use super::progress::{Console, Verbs};
+use super::progress::Shown;
 use super::{render, signals};
 use crate::daemon::Build;
 use crate::gc::Release;
+use crate::progress::{Phase, during};
 use crate::verify::{self, Configured, ImageOptions, LiveOptions, LiveReport};
 
 const EXAMPLES: &str = "\
@@ -50,6 +51,9 @@ pub(super) struct Arguments {
 
     #[command(flatten)]
     pub(super) output: Output,
+
+    #[command(flatten)]
+    pub(super) progress: Shown,
 
     #[command(flatten)]
     image: ImageArguments,
@@ -162,15 +166,15 @@ struct Outcome<'a> {
 
 /// Verifies and returns the exit code.
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
-    let ending = signals::end_on_signal()?;
-    let output = arguments.output;
+    let (output, progress) = (arguments.output, arguments.progress);
+    let ending = signals::end_on_signal(output, progress)?;
     let root = arguments.place.idle_root()?;
     let options = verify::Options {
         read_data: arguments.read_data,
         image: arguments.image.options(arguments.buildkitd_config.as_ref())?,
         ..verify::Options::default()
     };
-    let report = verify::offline(&root, &options, &Console::new(Verbs::VERIFY)).map_err(|error| {
+    let report = verify::offline(&root, &options, &*progress.start()?).map_err(|error| {
         let code = exit::of_verify(&error);
         Failure::new(error, code)
     })?;
@@ -180,8 +184,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let live = match &arguments.build {
         None => None,
         Some(context) => {
-            err("building on a throwaway view of the root");
-            Some(verify::live(&root, &arguments.live(context.clone(), ending.in_order()))?)
+            let options = arguments.live(context.clone(), ending.in_order());
+            let build = || verify::live(&root, &options);
+            Some(during(&*progress.start()?, Phase::Build, build)?)
         }
     };
     if output.is_json() {

@@ -12,7 +12,7 @@ use super::{
 use crate::digest::{Digest, RecordDigest};
 use crate::keys::KeySpec;
 use crate::oci::Cache;
-use crate::progress::{Event, Phase, Progress};
+use crate::progress::{Phase, Progress, during};
 use crate::source::CacheSpec;
 
 /// Records that need a key, put together where they are the same step with the same fate.
@@ -86,19 +86,16 @@ pub fn gather(
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<Gathered, Error> {
-    let started = Instant::now();
-    progress.event(Event::Started(Phase::Resolve));
-    let all = open_all(caches, skip_missing, options, progress)?;
-    progress.event(Event::Finished(Phase::Resolve, started.elapsed()));
+    let all = during(progress, Phase::Resolve, || open_all(caches, skip_missing, options, progress))?;
     let (mut caches, mut reports): (Vec<_>, Vec<_>) =
         all.opened.into_iter().map(|opened| (opened.cache, opened.report)).unzip();
 
-    progress.event(Event::Started(Phase::Keys));
-    let collecting = Instant::now();
-    let mut keys = collect(keys_from, all.sidecars, &caches, options, progress)?;
-    let left_out = keep_platforms(&mut caches, &reports, &mut keys, options, progress)?;
-    let blobs = blobs(&caches, |at| reports[at].cache.clone())?;
-    progress.event(Event::Finished(Phase::Keys, collecting.elapsed()));
+    let (keys, left_out, blobs) = during(progress, Phase::Keys, || {
+        let mut keys = collect(keys_from, all.sidecars, &caches, options, progress)?;
+        let left_out = keep_platforms(&mut caches, &reports, &mut keys, options, progress)?;
+        let blobs = blobs(&caches, |at| reports[at].cache.clone())?;
+        Ok::<_, Error>((keys, left_out, blobs))
+    })?;
     for (report, cache) in reports.iter_mut().zip(&caches) {
         report.written_by = keys.written_by(cache);
     }

@@ -12,7 +12,7 @@ use super::caches::discreet;
 use super::exit::{self, Failure};
 use super::options::KeySources;
 use super::output::{Output, columns};
-use super::progress::{Console, Verbs};
+use super::progress::Shown;
 use super::signals::interruptible;
 use crate::gather::{self, BakedCache};
 use crate::inspect::{self, Diff, Inventory, Totals};
@@ -60,6 +60,9 @@ pub(super) struct Arguments {
 
     #[command(flatten)]
     pub(super) output: Output,
+
+    #[command(flatten)]
+    pub(super) progress: Shown,
 }
 
 /// One of the two that are compared.
@@ -106,7 +109,7 @@ struct Report {
 
 /// Compares and returns the exit code.
 pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
-    let Arguments { first, second, keys, exit_code, all, output } = arguments;
+    let Arguments { first, second, keys, exit_code, all, output, progress } = arguments;
     let caches = [&first, &second].into_iter().filter_map(|side| match side {
         Side::Cache(cache) => Some(&**cache),
         Side::Root(_) => None,
@@ -114,7 +117,7 @@ pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
     let given = keys.given(caches)?;
     let (first, second) = interruptible(|stop| -> Result<_, Failure> {
         let options = keys.gather(stop, given);
-        Ok((read(first, &keys, &options)?, read(second, &keys, &options)?))
+        Ok((read(first, &keys, &options, progress)?, read(second, &keys, &options, progress)?))
     })?;
     let diff = inspect::diff(&first.1, &second.1);
     let report = Report { a: first.0, b: second.0, diff };
@@ -122,7 +125,12 @@ pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
     Ok(if exit_code && !report.diff.equal { exit::DIFFERENT } else { exit::OK })
 }
 
-fn read(side: Side, keys: &KeySources, options: &gather::Options) -> Result<(Compared, Inventory), Failure> {
+fn read(
+    side: Side,
+    keys: &KeySources,
+    options: &gather::Options,
+    progress: Shown,
+) -> Result<(Compared, Inventory), Failure> {
     let (name, is_root, caches, faults, inventory) = match side {
         Side::Root(path) => {
             let (faults, inventory) = read_root(&path)?;
@@ -130,8 +138,8 @@ fn read(side: Side, keys: &KeySources, options: &gather::Options) -> Result<(Com
         }
         Side::Cache(cache) => {
             let name = cache.to_string();
-            let console = Console::new(Verbs::BAKE);
-            let gathered = gather::gather(&[*cache], false, &keys.keys_from(), options, &console)?;
+            let progress = progress.start()?;
+            let gathered = gather::gather(&[*cache], false, &keys.keys_from(), options, &*progress)?;
             let inventory = inspect::of_caches(&gathered);
             (name, false, gathered.reports, 0, inventory)
         }

@@ -10,7 +10,7 @@ use super::exit::{self, Failure};
 use super::options::KeySources;
 use super::output::{Output, columns};
 use super::place::Place;
-use super::progress::{Console, Verbs};
+use super::progress::Shown;
 use super::signals::interruptible;
 use crate::gather::{self, BakedCache, KeySourceReport, Missing};
 use crate::inspect::{self, Inventory, Key, Record, Totals};
@@ -67,6 +67,9 @@ pub(super) struct Arguments {
 
     #[command(flatten)]
     pub(super) output: Output,
+
+    #[command(flatten)]
+    pub(super) progress: Shown,
 }
 
 /// What `--format json` prints.
@@ -85,7 +88,7 @@ struct Report<'a> {
 
 /// Inspects and returns the exit code.
 pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
-    let Arguments { caches, place, keys, depth, all, output } = arguments;
+    let Arguments { caches, place, keys, depth, all, output, progress } = arguments;
     let mut report = Report {
         root: None,
         caches: Vec::new(),
@@ -110,8 +113,9 @@ pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
         let caches = caches.read(&keys.registries)?;
         let given = keys.given(&caches)?;
         let gathered = interruptible(|stop| {
-            let console = Console::new(Verbs::BAKE);
-            gather::gather(&caches, skip_missing, &keys.keys_from(), &keys.gather(stop, given), &console)
+            let progress = progress.start()?;
+            gather::gather(&caches, skip_missing, &keys.keys_from(), &keys.gather(stop, given), &*progress)
+                .map_err(Failure::from)
         })?;
         inventory = inspect::of_caches(&gathered);
         report.caches = gathered.reports;

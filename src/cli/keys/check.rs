@@ -6,7 +6,7 @@ use super::super::caches::Caches;
 use super::super::exit::{self, Failure};
 use super::super::options::KeySources;
 use super::super::output::{Output, columns};
-use super::super::progress::{Console, Verbs};
+use super::super::progress::Shown;
 use super::super::signals::interruptible;
 use super::table;
 use crate::gather;
@@ -36,17 +36,21 @@ pub(in crate::cli) struct Arguments {
 
     #[command(flatten)]
     pub(super) output: Output,
+
+    #[command(flatten)]
+    pub(super) progress: Shown,
 }
 
 /// Checks and returns the exit code.
 pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
-    let Arguments { caches, keys, output } = arguments;
+    let Arguments { caches, keys, output, progress } = arguments;
     let skip_missing = caches.skip_missing;
     let caches = caches.read(&keys.registries)?;
     let given = keys.given(&caches)?;
     let check = interruptible(|stop| {
-        let console = Console::new(Verbs::BAKE);
-        gather::check(&caches, skip_missing, &keys.keys_from(), &keys.gather(stop, given), &console)
+        let progress = progress.start()?;
+        gather::check(&caches, skip_missing, &keys.keys_from(), &keys.gather(stop, given), &*progress)
+            .map_err(Failure::from)
     })?;
     output.report(&check, |check| table::check(check, columns()))?;
     Ok(if check.unkeyed.is_empty() { exit::OK } else { exit::UNKEYED })

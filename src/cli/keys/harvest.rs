@@ -6,12 +6,13 @@ use serde::Serialize;
 use super::super::exit::{self, Failure};
 use super::super::options::{Registries, distinct, of_keys};
 use super::super::output::Output;
-use super::super::progress::{Console, Verbs};
+use super::super::progress::Shown;
 use super::super::signals::interruptible;
 use super::file::OutputPath;
 use crate::gather;
 use crate::keys::{self, Candidates, KeySpec};
 use crate::oci::Platform;
+use crate::progress::{Phase, during};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -49,6 +50,9 @@ pub(in crate::cli) struct Arguments {
 
     #[command(flatten)]
     pub(super) output: Output,
+
+    #[command(flatten)]
+    pub(super) progress: Shown,
 }
 
 /// What one source had.
@@ -77,7 +81,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
             no_sidecar: true,
             registry: arguments.registries.options(stop, given),
         };
-        gather::offers(&distinct(arguments.sources.clone()), &options, &Console::new(Verbs::BAKE))
+        let (sources, progress) = (distinct(arguments.sources.clone()), arguments.progress.start()?);
+        during(&*progress, Phase::Keys, || gather::offers(&sources, &options, &*progress))
+            .map_err(Failure::from)
     })?;
     let mut all = Candidates::new();
     let mut sources = Vec::new();

@@ -12,6 +12,7 @@ use clap::Subcommand;
 
 use super::exit::Failure;
 use super::output::Output;
+use super::progress::Shown;
 
 /// Find out what keys there are for a cache
 #[derive(Debug, Subcommand)]
@@ -23,13 +24,13 @@ pub(super) enum Command {
     Replay(Box<replay::Arguments>),
 }
 
-/// Runs a command; gives how it prints, and its exit code.
-pub(super) fn run(command: Command) -> (Output, Result<u8, Failure>) {
+/// Runs a command; gives how it prints and shows progress, and its exit code.
+pub(super) fn run(command: Command) -> ((Output, Shown), Result<u8, Failure>) {
     match command {
-        Command::Check(arguments) => (arguments.output, check::run(arguments)),
-        Command::Harvest(arguments) => (arguments.output, harvest::run(&arguments)),
-        Command::Pull(arguments) => (arguments.output, pull::run(&arguments)),
-        Command::Push(arguments) => (arguments.output, push::run(&arguments)),
-        Command::Replay(arguments) => (arguments.output, replay::run(*arguments)),
+        Command::Check(arguments) => ((arguments.output, arguments.progress), check::run(arguments)),
+        Command::Harvest(arguments) => ((arguments.output, arguments.progress), harvest::run(&arguments)),
+        Command::Pull(arguments) => ((arguments.output, arguments.progress), pull::run(&arguments)),
+        Command::Push(arguments) => ((arguments.output, arguments.progress), push::run(&arguments)),
+        Command::Replay(arguments) => ((arguments.output, arguments.progress), replay::run(*arguments)),
     }
 }

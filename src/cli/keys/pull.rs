@@ -7,7 +7,7 @@ use super::super::caches::discreet;
 use super::super::exit::{self, Failure};
 use super::super::options::{Registries, of_caches};
 use super::super::output::Output;
-use super::super::progress::{Console, Verbs};
+use super::super::progress::Shown;
 use super::super::signals::interruptible;
 use super::file::OutputPath;
 use super::table;
@@ -38,6 +38,9 @@ pub(in crate::cli) struct Arguments {
 
     #[command(flatten)]
     pub(super) output: Output,
+
+    #[command(flatten)]
+    pub(super) progress: Shown,
 }
 
 /// What `--json` prints.
@@ -55,7 +58,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let (report, keys) = interruptible(|stop| {
         let registry = arguments.registries.options(stop, given);
         let options = gather::Options { registry, ..gather::Options::default() };
-        sidecar::pull(&arguments.cache, &options, &Console::new(Verbs::BAKE))
+        sidecar::pull(&arguments.cache, &options, &*arguments.progress.start()?).map_err(Failure::from)
     })?;
     let written = Written { report, file: file.write(keys.to_bytes())? };
     arguments.output.report(&written, |written| table::pull(&written.report, &written.file))?;

@@ -6,7 +6,7 @@ use super::super::caches::discreet;
 use super::super::exit::{self, Failure};
 use super::super::options::KeySources;
 use super::super::output::Output;
-use super::super::progress::{Console, Verbs};
+use super::super::progress::Shown;
 use super::super::signals::interruptible;
 use super::table;
 use crate::gather::sidecar;
@@ -44,14 +44,18 @@ pub(in crate::cli) struct Arguments {
 
     #[command(flatten)]
     pub(super) output: Output,
+
+    #[command(flatten)]
+    pub(super) progress: Shown,
 }
 
 /// Pushes and returns the exit code.
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
-    let Arguments { cache, keys, output } = arguments;
+    let Arguments { cache, keys, output, progress } = arguments;
     let given = keys.given([cache])?;
     let report = interruptible(|stop| {
-        sidecar::push(cache, &keys.keys_from(), &keys.gather(stop, given), &Console::new(Verbs::BAKE))
+        let progress = progress.start()?;
+        sidecar::push(cache, &keys.keys_from(), &keys.gather(stop, given), &*progress).map_err(Failure::from)
     })?;
     output.report(&report, table::push)?;
     Ok(exit::OK)

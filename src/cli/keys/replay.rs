@@ -9,14 +9,15 @@ use super::super::build::{ReplayArguments, SolveConfig};
 use super::super::caches::Caches;
 use super::super::exit::{self, Failure};
 use super::super::options::{Registries, of_caches};
-use super::super::output::{Output, err};
-use super::super::progress::{Console, Verbs};
+use super::super::output::Output;
+use super::super::progress::Shown;
 use super::super::render;
 use super::super::signals::interruptible;
 use super::file::OutputPath;
 use crate::gather::{self, All, BakedCache, Missing};
 use crate::keys::{self, Keyring};
 use crate::oci::{Cache, Platform};
+use crate::progress::{Phase, during};
 use crate::replay::{self, Replay, Report};
 
 const EXAMPLES: &str = "\
@@ -59,6 +60,9 @@ pub(in crate::cli) struct Arguments {
     pub(super) output: Output,
 
     #[command(flatten)]
+    pub(super) progress: Shown,
+
+    #[command(flatten)]
     build: ReplayArguments,
 
     #[command(flatten)]
@@ -94,9 +98,11 @@ pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
             return Err(Failure::new("--build CONTEXT is missing", exit::USAGE));
         };
         let gathering = gather::Options { platforms: arguments.platforms, no_sidecar: true, registry };
-        let all = gather::open_all(&specs, skip_missing, &gathering, &Console::new(Verbs::BAKE))?;
-        err("replaying the build; no step runs, and no layer is downloaded");
-        let replayed = replay::replay(&caches(&all), &options)?;
+        let progress = arguments.progress.start()?;
+        let all = during(&*progress, Phase::Resolve, || {
+            gather::open_all(&specs, skip_missing, &gathering, &*progress)
+        })?;
+        let replayed = during(&*progress, Phase::Replay, || replay::replay(&caches(&all), &options))?;
         Ok((all, replayed))
     })?;
     let (keyed, records) = proven(&candidates, &caches(&all));

@@ -11,7 +11,6 @@ use serde::Serialize;
 use super::bake::Baking;
 use super::exit::{self, Failure};
 use super::output::Output;
-use super::progress::Verbs;
 use super::render;
 use crate::bake::{self, Foreseen, GcOptions};
 use crate::gc::{Configuration, Release, Space};
@@ -119,7 +118,7 @@ pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
     let root = baking.place.find()?;
     let busy = root.require_idle().err().map(Failure::from);
     let (options, cancel) = baking.options(&root, host.buildkitd_config)?;
-    let foreseen = bake::foresee(&options, &gc, &cancel, &*progress.start(Verbs::BAKE)?)?;
+    let foreseen = bake::foresee(&options, &gc, &cancel, &*progress.start()?)?;
     let refused =
         |error: &bake::Error| Refused { message: render::chain(error), exit_code: exit::of_bake(error) };
     let busy = busy.map(|busy| Refused { message: render::chain(&*busy.error), exit_code: busy.code });

@@ -1,11 +1,15 @@
 //! Progress on standard error: a bar on a terminal, plain lines elsewhere, or events for a program.
 
 mod console;
+mod meter;
 mod rawjson;
+mod words;
 
 use clap::{Args, ValueEnum};
 
-pub(super) use console::{Console, Verbs};
+pub(super) use console::take_down;
+
+use console::{Bar, Lines};
 
 use super::exit::{self, Failure};
 use super::output::{Output, err};
@@ -40,18 +44,17 @@ impl Shown {
     ///
     /// # Errors
     /// A bar is asked for, and there is no terminal to draw it on.
-    pub(super) fn start(self, verbs: Verbs) -> Result<Box<dyn Progress>, Failure> {
+    pub(super) fn start(self) -> Result<Box<dyn Progress>, Failure> {
         Ok(match self.mode {
-            Mode::Auto => Box::new(Console::new(verbs)),
-            Mode::Plain => Box::new(Console::plain(verbs)),
-            Mode::Tty => {
-                let console = Console::new(verbs);
-                if !console.has_bar() {
-                    let reason = "--progress tty: standard error is no terminal that a bar can be drawn on";
-                    return Err(Failure::new(reason, exit::USAGE));
-                }
-                Box::new(console)
-            }
+            Mode::Auto => match Bar::new() {
+                Some(bar) => Box::new(bar),
+                None => Box::new(Lines::new()),
+            },
+            Mode::Plain => Box::new(Lines::new()),
+            Mode::Tty => Box::new(Bar::new().ok_or_else(|| {
+                let reason = "--progress tty: standard error is no terminal that a bar can be drawn on; leave it to --progress auto";
+                Failure::new(reason, exit::USAGE)
+            })?),
             Mode::Rawjson => Box::new(rawjson::Events::new(|line: &str| err(line))),
             Mode::Quiet => Box::new(Quiet),
         })

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::meter::{Amount, Meter};
 use crate::digest::Digest;
 use crate::progress::{Event, Phase, Progress};
 
@@ -27,11 +28,13 @@ enum Told<'a> {
     Started { phase: &'static str },
     Finished { phase: &'static str, seconds: f64 },
     Planned { layers: usize, bytes: u64, unpacks: usize },
-    Progress { bytes: u64, unpacked: usize },
+    Progress { bytes: u64, unpacked: usize, bytes_per_second: Option<u64>, seconds_left: Option<f64> },
     ToRead { files: usize, bytes: u64 },
-    Read { bytes: u64 },
+    Read { bytes: u64, bytes_per_second: Option<u64>, seconds_left: Option<f64> },
     Downloaded { digest: &'a Digest },
     Unpacked { digest: &'a Digest },
+    Hashed { digest: &'a Digest },
+    Compared { digest: &'a Digest },
     Retry { what: &'a str, failures: u32, seconds: f64, reason: &'a str },
     Warning { message: &'a str },
     Error { message: &'a str, exit_code: u8 },
@@ -54,29 +57,29 @@ pub(super) fn error(message: &str, exit_code: u8) -> String {
 
 #[derive(Debug, Default)]
 struct State {
-    planned: bool,
-    bytes: u64,
-    unpacked: usize,
+    meter: Meter,
     /// What [`Told::Progress`] last told, and when.
-    told: (u64, usize),
+    told: Amount,
     at: Option<Instant>,
 }
 
 impl State {
-    fn progress(&mut self) -> Option<Told<'static>> {
-        let now = (self.bytes, self.unpacked);
-        if self.told == now {
+    /// What has been done since this was told last, in a phase of which it is known how much there is to do.
+    fn progress(&mut self, now: Instant) -> Option<Told<'static>> {
+        let reading = self.meter.read(now).filter(|reading| reading.planned.is_some())?;
+        if self.told == reading.done {
             return None;
         }
-        (self.told, self.at) = (now, Some(Instant::now()));
-        Some(Told::Progress { bytes: self.bytes, unpacked: self.unpacked })
-    }
-
-    /// Whether more was read than was told last.
-    fn read_on(&mut self) -> bool {
-        let before = std::mem::replace(&mut self.told, (self.bytes, 0));
-        self.at = Some(Instant::now());
-        before != self.told
+        (self.told, self.at) = (reading.done, Some(now));
+        let (bytes, unpacked) = (reading.done.bytes, reading.done.layers);
+        let (bytes_per_second, seconds_left) = (reading.rate, reading.left.map(seconds));
+        Some(match reading.phase {
+            // Of a root, from its disk.
+            Phase::Databases | Phase::FirstBuild | Phase::Rest => {
+                Told::Read { bytes, bytes_per_second, seconds_left }
+            }
+            _ => Told::Progress { bytes, unpacked, bytes_per_second, seconds_left },
+        })
     }
 }
 
@@ -100,56 +103,44 @@ impl<W: Fn(&str) + Sync> Events<W> {
 
 impl<W: Fn(&str) + Sync> Progress for Events<W> {
     fn event(&self, event: Event) {
+        let now = Instant::now();
         // Held while a line is written: lines are in the order of what they tell.
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        match event {
-            Event::Started(phase) => self.tell(Told::Started { phase: phase.name() }),
+        if let Event::Finished(phase, _) = &event {
+            // However fast it was: who adds nothing up has the whole at the end.
+            let ends = state.meter.read(now).is_some_and(|reading| reading.phase == *phase);
+            if let Some(progress) = ends.then(|| state.progress(now)).flatten() {
+                self.tell(progress);
+            }
+        }
+        state.meter.take(&event, now);
+        let verifies = state.meter.read(now).is_some_and(|reading| reading.phase == Phase::Blobs);
+        match &event {
+            Event::Started(phase) => {
+                state.told = Amount::default();
+                self.tell(Told::Started { phase: phase.name() });
+            }
             Event::Finished(phase, took) => {
-                // However fast it was: who adds nothing up has the whole at the end.
-                if phase == Phase::Layers
-                    && let Some(progress) = state.progress()
-                {
-                    self.tell(progress);
-                }
-                if matches!(phase, Phase::Databases | Phase::FirstBuild | Phase::Rest) && state.read_on() {
-                    self.tell(Told::Read { bytes: state.bytes });
-                }
-                self.tell(Told::Finished { phase: phase.name(), seconds: seconds(took) });
+                self.tell(Told::Finished { phase: phase.name(), seconds: seconds(*took) });
             }
             Event::Planned { layers, bytes, unpacks } => {
-                state.planned = true;
-                self.tell(Told::Planned { layers, bytes, unpacks });
+                self.tell(Told::Planned { layers: *layers, bytes: *bytes, unpacks: *unpacks });
             }
-            // Documents come before the layers are planned, and count for nothing.
-            Event::Fetched { bytes, .. } if state.planned => {
-                state.bytes += bytes;
-                if state.at.is_none_or(|at| at.elapsed() >= INTERVAL)
-                    && let Some(progress) = state.progress()
-                {
+            Event::ToRead { files, bytes } => self.tell(Told::ToRead { files: *files, bytes: *bytes }),
+            Event::Fetched { .. } | Event::Read { .. } => {
+                let due = state.at.is_none_or(|at| now.duration_since(at) >= INTERVAL);
+                if let Some(progress) = due.then(|| state.progress(now)).flatten() {
                     self.tell(progress);
                 }
             }
-            Event::Fetched { .. } => {}
-            Event::ToRead { files, bytes } => {
-                (state.bytes, state.told, state.at) = (0, (0, 0), None);
-                self.tell(Told::ToRead { files, bytes });
-            }
-            Event::Read { bytes } => {
-                state.bytes += bytes;
-                if state.at.is_none_or(|at| at.elapsed() >= INTERVAL) {
-                    state.read_on();
-                    self.tell(Told::Read { bytes: state.bytes });
-                }
-            }
-            Event::BlobDone { digest } => self.tell(Told::Downloaded { digest: &digest }),
-            Event::LayerDone { digest } => {
-                state.unpacked += 1;
-                self.tell(Told::Unpacked { digest: &digest });
-            }
+            Event::BlobDone { digest } if verifies => self.tell(Told::Hashed { digest }),
+            Event::BlobDone { digest } => self.tell(Told::Downloaded { digest }),
+            Event::LayerDone { digest } if verifies => self.tell(Told::Compared { digest }),
+            Event::LayerDone { digest } => self.tell(Told::Unpacked { digest }),
             Event::Retry { what, failures, wait, reason } => {
-                self.tell(Told::Retry { what: &what, failures, seconds: seconds(wait), reason: &reason });
+                self.tell(Told::Retry { what, failures: *failures, seconds: seconds(*wait), reason });
             }
-            Event::Warning(message) => self.tell(Told::Warning { message: &message }),
+            Event::Warning(message) => self.tell(Told::Warning { message }),
         }
     }
 }
@@ -162,12 +153,9 @@ mod tests {
 
     fn told(events: Vec<Event>) -> Vec<Value> {
         let lines = Mutex::new(Vec::new());
-        {
-            let progress = Events::new(|line: &str| lines.lock().unwrap().push(line.to_owned()));
-            for event in events {
-                progress.event(event);
-            }
-        }
+        let progress = Events::new(|line: &str| lines.lock().unwrap().push(line.to_owned()));
+        events.into_iter().for_each(|event| progress.event(event));
+        drop(progress);
         let parsed = lines.into_inner().unwrap().into_iter().map(|line| {
             assert!(!line.contains('\n'), "{line}");
             let mut value: Value = line.parse().unwrap();
@@ -190,6 +178,9 @@ mod tests {
             Event::Warning("\u{1b}[31mred".to_owned()),
             Event::BlobDone { digest },
             Event::LayerDone { digest },
+            Event::Started(Phase::Blobs),
+            Event::BlobDone { digest },
+            Event::LayerDone { digest },
         ];
         let expected = [
             json!({"event": "started", "phase": "resolve"}),
@@ -198,6 +189,9 @@ mod tests {
             json!({"event": "warning", "message": "\u{1b}[31mred"}),
             json!({"event": "downloaded", "digest": digest}),
             json!({"event": "unpacked", "digest": digest}),
+            json!({"event": "started", "phase": "blobs"}),
+            json!({"event": "hashed", "digest": digest}),
+            json!({"event": "compared", "digest": digest}),
         ];
         assert_eq!(told(events), expected);
     }
@@ -206,16 +200,20 @@ mod tests {
     fn bytes_are_told_now_and_then_and_whole_at_the_end() {
         let digest = Digest::of(b"layer");
         let fetched = || Event::Fetched { digest, bytes: 10 };
-        let mut events = vec![fetched(), Event::Planned { layers: 1, bytes: 10_000, unpacks: 1 }];
+        let mut events = vec![Event::Started(Phase::Layers), fetched()];
+        events.push(Event::Planned { layers: 1, bytes: 10_000, unpacks: 1 });
         events.extend(std::iter::repeat_with(fetched).take(1_000));
         events.push(Event::LayerDone { digest });
         events.push(Event::Finished(Phase::Layers, Duration::ZERO));
         let told = told(events);
-        assert_eq!(told[0], json!({"event": "planned", "layers": 1, "bytes": 10_000, "unpacks": 1}));
-        assert_eq!(told[1], json!({"event": "progress", "bytes": 10, "unpacked": 0}));
+        assert_eq!(told[1], json!({"event": "planned", "layers": 1, "bytes": 10_000, "unpacks": 1}));
+        let done = |line: &Value| (line["event"].clone(), line["bytes"].clone(), line["unpacked"].clone());
+        let first = json!({"event": "progress", "bytes": 10, "unpacked": 0, "bytes_per_second": null,
+            "seconds_left": null});
+        assert_eq!(told[2], first);
         let (last, whole) = (&told[told.len() - 1], &told[told.len() - 2]);
         assert_eq!(last, &json!({"event": "finished", "phase": "layers", "seconds": 0.0}));
-        assert_eq!(whole, &json!({"event": "progress", "bytes": 10_000, "unpacked": 1}));
+        assert_eq!(done(whole), ("progress".into(), 10_000.into(), 1.into()));
         assert!(told.len() < 1_000, "{} lines", told.len());
     }
 }

@@ -6,7 +6,7 @@ use super::{Sidecar, find};
 use crate::digest::Digest;
 use crate::gather::{Error, Options};
 use crate::keys::file::KeysFile;
-use crate::progress::Progress;
+use crate::progress::{Phase, Progress, during};
 use crate::source::CacheSpec;
 
 /// A sidecar that was read.
@@ -51,8 +51,8 @@ pub fn pull(
     }
     let wrap = |source| Error::Source { what: cache.clone(), source: Box::new(source) };
     let source = spec.open(&options.registry).map_err(wrap)?;
-    let digest = source.manifest(None, progress).map_err(wrap)?.digest;
-    let found = find(spec, &digest, options, progress)?;
+    let digest = during(progress, Phase::Resolve, || source.manifest(None, progress)).map_err(wrap)?.digest;
+    let found = during(progress, Phase::Keys, || find(spec, &digest, options, progress))?;
     if found.is_empty() {
         return Err(Error::NoSidecar { cache });
     }

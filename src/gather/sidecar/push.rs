@@ -11,7 +11,7 @@ use crate::keys::file::KeysFile;
 use crate::keys::{KeySpec, Keyring};
 use crate::oci::media_type::{OCI_INDEX, OCI_MANIFEST};
 use crate::oci::{Artifact, Descriptor, Document, Reference, Referrer, artifact};
-use crate::progress::Progress;
+use crate::progress::{Phase, Progress, during};
 use crate::source::{CacheSpec, Registry, Source};
 
 /// A sidecar that is there now.
@@ -62,7 +62,7 @@ pub fn push(
     registry_options.insecure |= insecure;
     let wrap = |source| Error::Source { what: name.clone(), source: Box::new(source) };
     let registry = Registry::open_for_push(reference, &registry_options).map_err(wrap)?;
-    let manifest = registry.manifest(None, progress).map_err(wrap)?;
+    let manifest = during(progress, Phase::Resolve, || registry.manifest(None, progress)).map_err(wrap)?;
     let subject = manifest.digest;
 
     // By its digest: a tag may move while this goes on.
@@ -72,11 +72,15 @@ pub fn push(
         subject.to_string(),
     );
     let pinned = CacheSpec::Registry { reference: pinned, insecure: *insecure };
-    let caches: Vec<_> = open(&pinned, options, progress)?.into_iter().map(|opened| opened.cache).collect();
     let cache = Cache { reference, subject: &subject, options };
-    let Found { api, listed, sidecars } = cache.find(&registry, progress)?;
-    let offers = sidecars.iter().map(Sidecar::offer).collect();
-    let found = collect(keys_from, offers, &caches, options, progress)?;
+    let (caches, Found { api, listed, sidecars }, found) = during(progress, Phase::Keys, || {
+        let opened = open(&pinned, options, progress)?;
+        let caches: Vec<_> = opened.into_iter().map(|opened| opened.cache).collect();
+        let beside = cache.find(&registry, progress)?;
+        let offers = beside.sidecars.iter().map(Sidecar::offer).collect();
+        let found = collect(keys_from, offers, &caches, options, progress)?;
+        Ok::<_, Error>((caches, beside, found))
+    })?;
     let wanted = Coverage::wanted(&caches);
     let keyring = Keyring::prove(&found.candidates, wanted.iter().copied());
     if keyring.is_empty() && !wanted.is_empty() {
@@ -109,12 +113,12 @@ pub fn push(
         subject: Descriptor::new(media_type(&manifest)?, subject, manifest.bytes.len() as u64),
         api,
     };
-    let (sidecar, found_by) =
-        upload.run(&keys, same, &superseded, progress).map_err(|error| match error {
-            Failure::Source(source) => wrap(source),
-            Failure::Oci(source) => Error::Cache { cache: name.clone(), source },
-            Failure::Keys(error) => cache.damaged(&subject, error),
-        })?;
+    let uploaded = during(progress, Phase::Push, || upload.run(&keys, same, &superseded, progress));
+    let (sidecar, found_by) = uploaded.map_err(|error| match error {
+        Failure::Source(source) => wrap(source),
+        Failure::Oci(source) => Error::Cache { cache: name.clone(), source },
+        Failure::Keys(error) => cache.damaged(&subject, error),
+    })?;
     Ok(PushReport {
         cache: name.clone(),
         subject,

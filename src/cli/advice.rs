@@ -1,0 +1,116 @@
+//! What to do about an error, where its message does not say so itself: it was found deep down, by code that does
+//! not know what was asked of the command.
+
+use std::error::Error;
+use std::io;
+use std::iter;
+
+use crate::{bake, daemon, keys, source, verify};
+
+/// A sentence for whoever started the command.
+pub(super) fn advice(error: &(dyn Error + 'static)) -> Option<&'static str> {
+    chain(error).find_map(|error| {
+        let of_source = found(error).and_then(of_source);
+        let of_keys = || found(error).and_then(of_keys);
+        let others = || match (found(error), found(error), found(error)) {
+            (Some(bake::Error::TargetNotEmpty { found, .. }), ..) => of_target(found),
+            (Some(bake::Error::NoSpace { .. }), ..) => Some(SPACE),
+            (_, Some(verify::Error::NotAStateDirectory { .. }), _) => {
+                Some("name the directory that buildkitd has as its --root")
+            }
+            (.., Some(daemon::Error::Program { command, .. })) if command.contains("docker create") => {
+                Some("name a buildkitd by --buildkitd, or put one into $PATH, where docker cannot take it out of an image")
+            }
+            _ => None,
+        };
+        of_source.or_else(of_keys).or_else(others).or_else(|| found(error).and_then(of_system))
+    })
+}
+
+const SPACE: &str = "free space and inodes there (df, df -i), or write elsewhere";
+
+/// An error and its causes.
+fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    let mut next = Some(error);
+    iter::from_fn(move || {
+        let error = next?;
+        next = error.source();
+        Some(error)
+    })
+}
+
+/// The error as what it is, also in a box.
+fn found<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
+    error.downcast_ref().or_else(|| error.downcast_ref::<Box<T>>().map(|boxed| &**boxed))
+}
+
+fn of_source(error: &source::Error) -> Option<&'static str> {
+    match error {
+        source::Error::GaveUp { .. } => Some(
+            "check the name, and that this machine reaches it (DNS, proxy, firewall), or try again later",
+        ),
+        source::Error::NotALayout { .. } | source::Error::NoSuchLayout { .. } => {
+            Some("name the directory or the tar that --cache-to type=local,dest=… wrote")
+        }
+        source::Error::ManifestMismatch { .. } | source::Error::BlobMismatch { .. } => {
+            Some("it is damaged where it is kept: export the cache again")
+        }
+        _ => None,
+    }
+}
+
+fn of_keys(error: &keys::Error) -> Option<&'static str> {
+    match error {
+        keys::Error::Json { .. } => Some("name the provenance of a build, or what its --metadata-file wrote"),
+        _ => None,
+    }
+}
+
+fn of_target(found: &[String]) -> Option<&'static str> {
+    // What a bake left has its own advice.
+    let left = matches!(found, [only] if only.starts_with(".warmkit-"));
+    (!left).then_some("move away what is there, or name a directory by --root that is empty or absent")
+}
+
+fn of_system(error: &io::Error) -> Option<&'static str> {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Some(SPACE),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::Digest;
+    use crate::{gather, layer};
+
+    #[test]
+    fn advice_is_found_however_deep() {
+        let gave_up = source::Error::GaveUp { what: "x".into(), failures: 3, reason: "refused".into() };
+        let gathered = gather::Error::Source { what: "x".into(), source: Box::new(gave_up) };
+        let full = layer::Error::Entry {
+            action: "write",
+            path: "a".into(),
+            source: io::Error::from(io::ErrorKind::StorageFull),
+        };
+        let layer = bake::Error::Layer { digest: Digest::of(b""), source: full };
+        let target =
+            |found: &str| bake::Error::TargetNotEmpty { path: "r".into(), found: vec![found.into()] };
+        let cases: [(bake::Error, Option<&str>); 5] = [
+            (gathered.into(), Some("check the name, ")),
+            (layer, Some("free space ")),
+            (target("cache.db"), Some("move away ")),
+            (target(".warmkit-aB3dE6"), None),
+            (bake::Error::NotRoot, None),
+        ];
+        for (error, start) in cases {
+            let advice = advice(&error);
+            assert_eq!(
+                advice.map(|text| text.starts_with(start.unwrap_or_default())),
+                start.map(|_| true),
+                "{error}"
+            );
+        }
+    }
+}
