@@ -142,7 +142,7 @@ fn json_has_the_members_that_are_documented() {
     other.record("other", &[], &[layer]);
     let other = other.write(&scratch.path().join("other"));
     let (compared, code) = printed(&["diff", root, &other, "--exit-code"]);
-    assert_eq!(code, Some(11), "{compared}");
+    assert_eq!(code, Some(10), "{compared}");
     assert_eq!(members_of(&compared), members_of(&documented("`warmkit diff --json`")));
 }
 
