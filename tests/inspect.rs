@@ -63,8 +63,7 @@ impl Shared {
         cache.record("on lost", &[&[lost.0]], &[repeated]);
         cache.record("without", &[&[one]], &[]);
         let argument = cache.write(&dir.path().join("cache"));
-        let keys =
-            write_keys(&dir.path().join("cache.db"), ["one", "again", "on lost", "without"].into_iter());
+        let keys = write_keys(&dir.path().join("cache.db"), ["one", "again", "on lost", "without"]);
         Self { dir, cache: argument, keys }
     }
 
@@ -120,7 +119,7 @@ fn a_root_is_what_its_cache_is() {
     assert_eq!(code, 10);
     assert_eq!((&found["gone"]["records"], &found["added"]["records"]), (&0.into(), &0.into()), "{found:#}");
     assert_eq!((&found["same"]["records"], &found["keys"]["added"]), (&4.into(), &2.into()), "{found:#}");
-    let all = write_keys(&shared.path("all.db"), ["one", "again", "lost", "on lost", "without"].into_iter());
+    let all = write_keys(&shared.path("all.db"), ["one", "again", "lost", "on lost", "without"]);
     let whole = shared.path("whole");
     bake(&[&shared.cache, "--keys-from", &all], &whole);
     let whole = whole.to_str().unwrap();
