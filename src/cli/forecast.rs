@@ -57,13 +57,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let records: Vec<Record> =
         workers.iter().flat_map(|worker| root.usage(worker)).map(Record::from).collect();
     let bytes = records.iter().map(|record| record.size).sum();
-    let room = fsutil::room_at(&path).map_err(|error| {
+    let around = fsutil::room_at(&path).map_err(|error| {
         Failure::new(format!("cannot look at {}: {error}", path.display()), exit::FAILURE)
     })?;
     let GcOptions { configuration, release, disk_size, room: adds } = gc;
     let disk = match disk_size {
         Some(total) => Disk { total, free: total.saturating_sub(bytes) },
-        None => Disk { total: room.bytes, free: room.free_bytes },
+        None => Disk { total: around.bytes, free: around.free_bytes },
     };
     let gc = gc::foretell(&Question {
         records: &records,

@@ -47,7 +47,7 @@ enum Command {
     Forecast(forecast::Arguments),
     #[command(subcommand)]
     Keys(keys::Command),
-    Verify(verify::Arguments),
+    Verify(Box<verify::Arguments>),
     Hydrate(hydrate::Arguments),
     Inspect(Box<inspect::Arguments>),
     Diff(Box<diff::Arguments>),

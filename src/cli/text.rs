@@ -109,7 +109,7 @@ mod tests {
     #[test]
     fn only_styles_steer_the_terminal() {
         let mut text = Text::styled(Style::Bad, "error:");
-        let _ = write!(text, " {}", "\u{1b}[32mRUN make");
+        let _ = write!(text, " \u{1b}[32mRUN make");
         text.push_styled(Style::Good, "\u{1b}[5mall\nwell\u{9b}");
         text.push(".");
         assert_eq!(text.to_string(), "error: \u{1b}[32mRUN make\u{1b}[5mall\nwell\u{9b}.");

@@ -101,9 +101,12 @@ fn fields(mut message: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
 mod tests {
     use super::*;
 
+    /// A message, and the fields found in it.
+    type Case = (&'static [u8], &'static [(u64, &'static [u8])]);
+
     #[test]
     fn reads_fields_as_far_as_they_go() {
-        let cases: [(&[u8], &[(u64, &[u8])]); 7] = [
+        let cases: [Case; 7] = [
             (b"", &[]),
             (b"\x0a\x02ab\x1a\x00", &[(1, b"ab"), (3, b"")]),
             // A number, eight bytes, four bytes.

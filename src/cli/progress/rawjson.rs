@@ -153,9 +153,12 @@ mod tests {
 
     fn told(events: Vec<Event>) -> Vec<Value> {
         let lines = Mutex::new(Vec::new());
-        let progress = Events::new(|line: &str| lines.lock().unwrap().push(line.to_owned()));
-        events.into_iter().for_each(|event| progress.event(event));
-        drop(progress);
+        {
+            let progress = Events::new(|line: &str| lines.lock().unwrap().push(line.to_owned()));
+            for event in events {
+                progress.event(event);
+            }
+        }
         let parsed = lines.into_inner().unwrap().into_iter().map(|line| {
             assert!(!line.contains('\n'), "{line}");
             let mut value: Value = line.parse().unwrap();

@@ -191,6 +191,8 @@ mod tests {
 
     #[test]
     fn knows_what_a_bake_writes() {
+        use FindingKind::{LeftoverFile, LeftoverLock, LeftoverSocket};
+
         let (file, directory, socket) = (FileType::RegularFile, FileType::Directory, FileType::Socket);
         let kind =
             |path: &str, kind| match judge(Path::new(path), kind, |worker| worker == Path::new("runc-x")) {
@@ -198,7 +200,6 @@ mod tests {
                 Judgement::Baked { look } => look.then_some(None),
                 Judgement::Elsewhere => None,
             };
-        use FindingKind::{LeftoverFile, LeftoverLock, LeftoverSocket};
         for (path, found, expected) in [
             ("cache.db", file, None),
             ("history.db", file, None),
