@@ -317,7 +317,8 @@ fn a_forecast_follows_the_configuration_the_release_and_the_disk() {
     let config = write(timed["keep"].as_str().unwrap());
     assert_eq!(counts(&gc(&["--buildkitd-config", &config])), [(0, 0), (48, 0), (1440, 0)]);
     let with_room = gc(&["--room", "30GB"]);
-    let limit = with_room["keep"].as_str().unwrap().split("reservedSpace = ").nth(1).unwrap().trim().to_owned();
+    let limit =
+        with_room["keep"].as_str().unwrap().split("reservedSpace = ").nth(1).unwrap().trim().to_owned();
     assert!(limit.parse::<u64>().unwrap() > 30 << 30, "{limit}");
 
     let config = write("[worker.oci]\ngc = \"maybe\"\n");
