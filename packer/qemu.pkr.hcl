@@ -279,5 +279,10 @@ build {
   # Nothing of the baking stays in the image but the root and warmkit itself, and nothing of this machine.
   provisioner "shell" {
     inline = ["${local.sudo} bash ${local.uploads}/seal.sh"]
+
+    environment_vars = [
+      "WARMKIT_FOR=${var.root == "" ? var.target : ""}",
+      "WARMKIT_ROOT=${var.root}",
+    ]
   }
 }

@@ -5,6 +5,9 @@
 #
 # What it takes out, the machines that boot from the image make anew: the id by systemd, host keys by
 # cloud-init or by a unit of the image's own.
+#
+# Last, warmkit looks for what it knows that must not be in an image, and what it finds is a failure. In the
+# environment, as for provision.sh: WARMKIT_FOR or WARMKIT_ROOT.
 set -euo pipefail
 
 [ "$(id -u)" -eq 0 ] || {
@@ -36,6 +39,10 @@ done
 # Logs name the machine.
 rm -rf /var/log/journal/* /tmp/warmkit
 find /var/log -type f -exec truncate --size=0 -- {} +
+
+place=(--for "${WARMKIT_FOR:-host}")
+[ -z "${WARMKIT_ROOT-}" ] || place=(--root "$WARMKIT_ROOT")
+warmkit verify --image "${place[@]}"
 
 # What was deleted, here and by the bake, is deleted on the disk, too.
 sync

@@ -194,7 +194,11 @@ fn an_ami_is_made_of_an_instance_that_is_warm() {
     let ended = cloud.build(&instance, &variables);
     let ended = ended.expect_success(&format!("packer build; sshd: {}", instance.log()));
     let said = ended.stdout + &ended.stderr;
-    for line in ["12 of 12 steps CACHED, 0 imports, 0 extractions", "provision: /var/lib/buildkit is warm"] {
+    for line in [
+        "12 of 12 steps CACHED, 0 imports, 0 extractions",
+        "provision: /var/lib/buildkit is warm",
+        "files for credentials",
+    ] {
         assert!(said.contains(line), "{line}:\n{said}");
     }
     assert!(!said.contains(&secret()), "packer printed the password");

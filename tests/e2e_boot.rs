@@ -93,7 +93,9 @@ fn bake(packer: &Path, emulator: &Emulator, registry: &Registry, scratch: &Scrat
     ];
     let limit = Duration::from_secs(1200);
     let ended = run_packer(packer, "build", "qemu.pkr.hcl", &variables, limit).expect_success("packer build");
-    assert!(ended.stdout.contains("provision: /var/lib/buildkit is warm"), "{}", ended.stdout);
+    for line in ["provision: /var/lib/buildkit is warm", "files for credentials"] {
+        assert!(ended.stdout.contains(line), "{line}:\n{}", ended.stdout);
+    }
     assert!(
         !(ended.stdout + &ended.stderr).contains(&credentials(registry).1),
         "packer printed the password"
