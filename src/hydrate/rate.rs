@@ -1,8 +1,9 @@
 //! How fast is read: a bucket of bytes that fills at a steady rate and holds nothing over.
 //!
-//! A read is paid for before it begins, and waits until all that were paid for before it would be done at
-//! the rate. So up to any moment no more was begun than the rate allows, and one read more. Time in
-//! which nothing was read is not saved up: a burst after it would be what the rate is there to prevent.
+//! A read begins when all that were paid for before it would be done at the rate, and is paid for then. So up to
+//! any moment no more was begun than the rate allows, and one read more. What a read turns out not to have cost is
+//! given back, and nobody waits for it any longer. Time in which nothing was read is not saved up: a burst after it
+//! would be what the rate is there to prevent.
 
 use std::num::NonZero;
 use std::time::Duration;
@@ -21,11 +22,18 @@ impl Bucket {
         Self { rate, paid_until: Duration::ZERO }
     }
 
-    /// Pays for a read of `bytes`; gives how long to wait before it begins.
-    pub(super) fn pay(&mut self, now: Duration, bytes: u64) -> Duration {
-        let begins = self.paid_until.max(now);
-        self.paid_until = begins.saturating_add(self.time(bytes));
-        begins.saturating_sub(now)
+    /// Pays for a read of `bytes` that begins now.
+    ///
+    /// # Errors
+    /// It may not begin yet, but after this long, or earlier if something is given back.
+    pub(super) fn begin(&mut self, now: Duration, bytes: u64) -> Result<(), Duration> {
+        match self.paid_until.saturating_sub(now) {
+            Duration::ZERO => {
+                self.paid_until = now.saturating_add(self.time(bytes));
+                Ok(())
+            }
+            wait => Err(wait),
+        }
     }
 
     /// Corrects what was paid for a read, once it is known what it took.
@@ -56,26 +64,29 @@ mod tests {
     #[test]
     fn reads_wait_for_those_before_them() {
         let mut bucket = bucket(100);
-        assert_eq!(bucket.pay(Duration::ZERO, 100), Duration::ZERO);
-        assert_eq!(bucket.pay(Duration::ZERO, 50), SECOND);
-        assert_eq!(bucket.pay(SECOND, 50), SECOND / 2);
-        // At 2 s all is done; what was not used of the seconds after that is gone.
-        assert_eq!(bucket.pay(10 * SECOND, 100), Duration::ZERO);
-        assert_eq!(bucket.pay(10 * SECOND, 1), SECOND);
+        assert_eq!(bucket.begin(Duration::ZERO, 100), Ok(()));
+        assert_eq!(bucket.begin(Duration::ZERO, 50), Err(SECOND));
+        assert_eq!(bucket.begin(SECOND / 2, 50), Err(SECOND / 2));
+        assert_eq!(bucket.begin(SECOND, 50), Ok(()));
+        // After 1.5 s all is done; what was not used of the seconds after that is gone.
+        assert_eq!(bucket.begin(10 * SECOND, 100), Ok(()));
+        assert_eq!(bucket.begin(10 * SECOND, 1), Err(SECOND));
     }
 
     #[test]
     fn what_was_in_memory_costs_nothing() {
         let mut bucket = bucket(100);
         for _ in 0..1000 {
-            assert_eq!(bucket.pay(Duration::ZERO, 100), Duration::ZERO);
+            assert_eq!(bucket.begin(Duration::ZERO, 100), Ok(()));
+            // Whoever comes meanwhile does not wait for what is given back.
+            assert_eq!(bucket.begin(Duration::ZERO, 100), Err(SECOND));
             bucket.settle(100, 0);
         }
-        bucket.pay(Duration::ZERO, 100);
+        assert_eq!(bucket.begin(Duration::ZERO, 100), Ok(()));
         // Read ahead, and directories that nobody could pay for beforehand.
         bucket.settle(100, 200);
         bucket.settle(0, 100);
-        assert_eq!(bucket.pay(Duration::ZERO, 1), 3 * SECOND);
+        assert_eq!(bucket.begin(Duration::ZERO, 1), Err(3 * SECOND));
     }
 
     /// Whatever is asked for: what was begun up to a moment is at most what the rate gives until then, and one
@@ -88,7 +99,9 @@ mod tests {
             let largest = u128::from(*sizes.iter().max().unwrap());
             for step in 0..500 {
                 let bytes = sizes[step % sizes.len()];
-                now += bucket.pay(now, bytes);
+                while let Err(wait) = bucket.begin(now, bytes) {
+                    now += wait;
+                }
                 begun += u128::from(bytes);
                 let allowed = now.as_nanos() * u128::from(rate) / 1_000_000_000 + largest;
                 // Nanoseconds are cut off, once per read.
@@ -100,8 +113,8 @@ mod tests {
     #[test]
     fn no_amount_is_too_large() {
         let mut bucket = bucket(1);
-        bucket.pay(Duration::ZERO, u64::MAX);
-        assert!(bucket.pay(Duration::ZERO, u64::MAX) > SECOND);
+        assert_eq!(bucket.begin(Duration::ZERO, u64::MAX), Ok(()));
+        assert!(bucket.begin(Duration::ZERO, u64::MAX).unwrap_err() > SECOND);
         bucket.settle(0, u64::MAX);
         bucket.settle(u64::MAX, 0);
     }

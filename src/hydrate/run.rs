@@ -5,8 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::fs::Stat;
@@ -62,6 +61,8 @@ pub(super) struct Run<'a> {
     jobs: usize,
     chunk: usize,
     bucket: Option<Mutex<Bucket>>,
+    /// Something was given back.
+    settled: Condvar,
     started: Instant,
     interrupted: &'a AtomicBool,
     progress: &'a dyn Progress,
@@ -84,6 +85,7 @@ impl<'a> Run<'a> {
             jobs: options.jobs.get(),
             chunk: usize::try_from(chunk).unwrap_or(1 << 20),
             bucket: options.rate.map(|rate| Mutex::new(Bucket::new(rate))),
+            settled: Condvar::new(),
             started: Instant::now(),
             interrupted: &options.interrupted,
             progress,
@@ -113,15 +115,13 @@ impl<'a> Run<'a> {
     /// Waits until `bytes` more may be read, and pays for them; 0 waits for what was read without having been paid
     /// for. None when the run is to end.
     pub(super) fn may_begin(&self, bytes: u64) -> Option<()> {
-        let wait = self.bucket.as_ref().map(|bucket| lock(bucket).pay(self.started.elapsed(), bytes));
-        let until = Instant::now() + wait.unwrap_or_default();
+        let Some(bucket) = &self.bucket else { return self.check().ok() };
+        let mut bucket = lock(bucket);
         loop {
             self.check().ok()?;
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Some(());
-            }
-            thread::sleep(left.min(ATTENTION));
+            let Err(wait) = bucket.begin(self.started.elapsed(), bytes) else { return Some(()) };
+            let woken = self.settled.wait_timeout(bucket, wait.min(ATTENTION));
+            bucket = woken.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
@@ -129,6 +129,7 @@ impl<'a> Run<'a> {
     pub(super) fn settle(&self, paid: u64, taken: u64) {
         if let Some(bucket) = &self.bucket {
             lock(bucket).settle(paid, taken);
+            self.settled.notify_all();
         }
     }
 
