@@ -12,7 +12,6 @@ use support::command::{Ended, run};
 use support::demo::{self, demo};
 use support::document::blocks;
 use support::packer::packer;
-use support::warmkit::bake;
 use support::{Registry, Scratch, Tools, tools};
 
 /// The blocks of the guide that are tried under this name.
@@ -74,9 +73,7 @@ fn a_host_is_as_the_guide_says() {
     let Some(tools) = Tools::find(tools::NEWEST) else { return };
     let scratch = Scratch::new();
     let root = scratch.join("root");
-    let cache = format!("type=local,src={}", demo("cache").display());
-    let keys = format!("type=provenance,src={}", demo("provenance.json").display());
-    bake(&[&cache, "--keys-from", &keys], &root).expect_success("bake");
+    demo::bake(&[], &root);
     for (name, program) in [
         ("warmkit", Path::new(env!("CARGO_BIN_EXE_warmkit"))),
         ("buildkitd", tools.buildkitd.as_path()),

@@ -12,8 +12,8 @@ use std::time::Duration;
 use serde_json::Value;
 use support::command::{Ended, run};
 use support::daemon::check_databases;
-use support::demo::{self, demo};
-use support::warmkit::{bake, verify, warmkit};
+use support::demo;
+use support::warmkit::{verify, warmkit};
 use support::{BuildRequest, Daemon, Scratch, Tools, tools};
 
 /// Reads the root again and again until `enough`; gives what came of it each time.
@@ -34,9 +34,7 @@ fn a_daemon_builds_and_prunes_meanwhile() {
     let Some(tools) = Tools::find(tools::NEWEST) else { return };
     let scratch = Scratch::new();
     let root = scratch.join("root");
-    let cache = format!("type=local,src={}", demo("cache").display());
-    let keys = format!("type=provenance,src={}", demo("provenance.json").display());
-    bake(&[&cache, "--keys-from", &keys], &root).expect_success("bake");
+    demo::bake(&[], &root);
     let context = demo::context(&scratch);
     let request = |name: &str| {
         let mut request = BuildRequest::new(&context).tar(&scratch.join(name));

@@ -15,20 +15,25 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use support::command::{self, run};
 use support::daemon::DATABASES;
-use support::demo::demo;
+use support::demo;
 use support::files::Scratch;
 use support::volume::Volume;
-use support::warmkit::{bake, warmkit};
+use support::warmkit::warmkit;
 
 const LIMIT: Duration = Duration::from_secs(60);
 const SNAPSHOT: &str = "runc-overlayfs/snapshots/snapshots/1/fs";
 const BLOBS: &str = "runc-overlayfs/content/blobs/sha256";
 const MIB: u64 = 1 << 20;
 
-fn bake_demo(arguments: &[&str], root: &Path) -> command::Ended {
-    let cache = format!("type=local,src={}", demo("cache").display());
-    let keys = format!("type=provenance,src={}", demo("provenance.json").display());
-    bake(&[&[cache.as_str(), "--keys-from", &keys], arguments].concat(), root).expect_success("bake")
+/// A volume with the demo baked into a root on it, and that root. Mounted to be read: nothing of it is in memory.
+fn baked(scratch: &Scratch) -> Option<(Volume, PathBuf)> {
+    let mut volume = Volume::make(scratch, "ext4", &[])?;
+    let root = volume.path().join("buildkit");
+    volume.mount("rw");
+    demo::bake(&[], &root);
+    volume.unmount();
+    volume.mount("ro");
+    Some((volume, root))
 }
 
 /// Runs `warmkit hydrate --json <arguments>`, and gives its report.
@@ -120,7 +125,7 @@ fn every_block_is_read_and_the_databases_first() {
         let Some(mut volume) = Volume::make(&scratch, kind, &[]) else { return };
         let root = volume.path().join("buildkit");
         volume.mount("rw");
-        bake_demo(&[], &root);
+        demo::bake(&[], &root);
         add_unusual(&root);
         volume.unmount();
 
@@ -175,12 +180,7 @@ fn in_memory(path: &Path) -> u64 {
 #[test]
 fn memory_is_left_as_it_was_but_for_databases() {
     let scratch = Scratch::new();
-    let Some(mut volume) = Volume::make(&scratch, "ext4", &[]) else { return };
-    let root = volume.path().join("buildkit");
-    volume.mount("rw");
-    bake_demo(&[], &root);
-    volume.unmount();
-    volume.mount("ro");
+    let Some((mut volume, root)) = baked(&scratch) else { return };
     let blobs: Vec<_> = all(&root.join(BLOBS)).into_iter().filter(|path| path.is_file()).collect();
     // Somebody works with one of them.
     let used = &blobs[blobs.len() / 2];
@@ -202,12 +202,7 @@ fn memory_is_left_as_it_was_but_for_databases() {
 #[test]
 fn no_faster_than_it_may() {
     let scratch = Scratch::new();
-    let Some(mut volume) = Volume::make(&scratch, "ext4", &[]) else { return };
-    let root = volume.path().join("buildkit");
-    volume.mount("rw");
-    bake_demo(&[], &root);
-    volume.unmount();
-    volume.mount("ro");
+    let Some((mut volume, root)) = baked(&scratch) else { return };
     let report = hydrate(&root, &["--rate", "2MiB", "--jobs", "2"]);
     let (seconds, from_disk) = (report["seconds"].as_f64().unwrap(), sum(&report, "from_disk"));
     // The last read needs not be waited for, and is of an eighth of a second.
@@ -239,7 +234,7 @@ fn opens_nothing_that_is_no_file_of_the_root_and_changes_nothing() {
     let Some(mut volume) = Volume::make(&scratch, "ext4", &[]) else { return };
     volume.mount("rw,strictatime");
     let root = volume.path().join("buildkit");
-    bake_demo(&[], &root);
+    demo::bake(&[], &root);
     let expected = sum(&hydrate(&root, &[]), "bytes");
 
     let snapshot = root.join(SNAPSHOT);
@@ -283,12 +278,7 @@ fn opens_nothing_that_is_no_file_of_the_root_and_changes_nothing() {
 #[test]
 fn a_signal_ends_it() {
     let scratch = Scratch::new();
-    let Some(mut volume) = Volume::make(&scratch, "ext4", &[]) else { return };
-    let root = volume.path().join("buildkit");
-    volume.mount("rw");
-    bake_demo(&[], &root);
-    volume.unmount();
-    volume.mount("ro");
+    let Some((mut volume, root)) = baked(&scratch) else { return };
     let stamp = scratch.join("stamp");
     for signal in [Signal::TERM, Signal::INT] {
         let mut command = warmkit();
@@ -313,7 +303,7 @@ fn once_if_that_is_asked_for() {
     }
     let scratch = Scratch::new();
     let root = scratch.join("root");
-    bake_demo(&[], &root);
+    demo::bake(&[], &root);
     let stamp = scratch.join("stamp");
     let arguments = ["--idle", "--jobs", "3", "--stamp", stamp.to_str().unwrap()];
     let first = hydrate(&root, &arguments);
@@ -348,7 +338,7 @@ fn a_bake_leaves_no_deleted_blocks() {
         }
         run(Command::new("sync").arg("-f").arg(volume.path()), LIMIT).expect_success("sync");
         let before = volume.stored();
-        bake_demo(&[], &root);
+        demo::bake(&[], &root);
         run(Command::new("sync").arg("-f").arg(volume.path()), LIMIT).expect_success("sync");
         let kept: u64 = all(&root).iter().map(|path| path.symlink_metadata().unwrap().blocks() * 512).sum();
         let written = volume.stored() - before;
@@ -371,7 +361,7 @@ fn fstrim_forgets_what_was_deleted() {
         run(Command::new("sync").arg("-f").arg(volume.path()), LIMIT).expect_success("sync");
         fs::remove_file(&junk).unwrap();
         let root = volume.path().join("buildkit");
-        let ended = bake_demo(&["--fstrim", "--json"], &root);
+        let ended = demo::bake(&["--fstrim", "--json"], &root);
         let report: Value = ended.stdout.parse().unwrap();
         assert!(report["trimmed"].as_u64().unwrap() >= 64 << 20, "{kind}: {report}");
         let kept: u64 = all(&root).iter().map(|path| path.symlink_metadata().unwrap().blocks() * 512).sum();
@@ -384,7 +374,7 @@ fn fstrim_forgets_what_was_deleted() {
     let on_tmpfs = scratch.join("tmpfs");
     fs::create_dir(&on_tmpfs).unwrap();
     run(Command::new("mount").args(["-t", "tmpfs", "tmpfs"]).arg(&on_tmpfs), LIMIT).expect_success("mount");
-    let ended = bake_demo(&["--fstrim", "--json"], &on_tmpfs.join("buildkit"));
+    let ended = demo::bake(&["--fstrim", "--json"], &on_tmpfs.join("buildkit"));
     run(Command::new("umount").arg(&on_tmpfs), LIMIT).expect_success("umount");
     assert_eq!(ended.stdout.parse::<Value>().unwrap()["trimmed"], Value::Null);
     assert!(ended.stderr.contains("warning: cannot discard the free blocks"), "{}", ended.stderr);

@@ -10,11 +10,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use support::command::run;
-use support::demo::demo;
+use support::demo;
 use support::files::Scratch;
 use support::skip::{is_root, skip};
 use support::tools::on_path;
-use support::warmkit::bake;
 
 const LIMIT: Duration = Duration::from_secs(60);
 const UNITS: [&str; 2] = ["warmkit-hydrate.service", "warmkit-hydrate.timer"];
@@ -74,9 +73,7 @@ fn the_service_says_when_the_databases_are_read() {
     }
     let scratch = Scratch::new();
     let root = scratch.join("root");
-    let cache = format!("type=local,src={}", demo("cache").display());
-    let keys = format!("type=provenance,src={}", demo("provenance.json").display());
-    bake(&[&cache, "--keys-from", &keys], &root).expect_success("bake");
+    demo::bake(&[], &root);
 
     let state = scratch.join("state");
     fs::create_dir_all(state.join("warmkit")).unwrap();

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::command::Ended;
 use super::files::copy_tree;
-use super::{Registry, Scratch};
+use super::{Registry, Scratch, warmkit};
 
 /// How many steps its build has.
 pub const STEPS: usize = 12;
@@ -33,6 +34,15 @@ fn set_modes(path: &Path) {
             set_modes(&entry.unwrap().path());
         }
     }
+}
+
+/// Bakes it, with all its keys and these arguments besides.
+#[track_caller]
+pub fn bake(arguments: &[&str], root: &Path) -> Ended {
+    let cache = format!("type=local,src={}", demo("cache").display());
+    let keys = format!("type=provenance,src={}", demo("provenance.json").display());
+    let all = [&[cache.as_str(), "--keys-from", &keys], arguments].concat();
+    warmkit::bake(&all, root).expect_success("bake")
 }
 
 /// Pushes the demo's cache to `demo:cache`.
