@@ -56,7 +56,7 @@ fn a_plan_says_what_keeps_the_root() {
     let scratch = Scratch::new();
     scratch.program("bin/warmkit", format!("#!/bin/sh\nexec {} \"$@\"\n", env!("CARGO_BIN_EXE_warmkit")));
     let ecr = "123456789012.dkr.ecr.eu-central-1.amazonaws.com";
-    let keys = format!("type=provenance,src={}", demo("provenance.json").display());
+    let keys = demo::keys();
     let script = tried("plan")
         .replace(&format!("{ecr}/cache:app"), &registry.reference("demo", "cache"))
         .replace(&format!("{ecr}/app:1.4"), &keys);

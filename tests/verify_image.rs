@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use support::command::run;
+use support::demo;
 use support::registry::{PASSWORD, USER};
 use support::skip::{is_root, skip};
 use support::warmkit::{bake, warmkit};
@@ -41,10 +42,7 @@ impl Image {
         for home in ["root", "srv/ci", "home/admin"] {
             fs::create_dir_all(image.0.join(home)).unwrap();
         }
-        let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/demo");
-        let cache = format!("type=local,src={}", demo.join("cache").display());
-        let keys = format!("type=provenance,src={}", demo.join("provenance.json").display());
-        bake(&[&cache, "--keys-from", &keys], &image.root()).expect_success("bake");
+        demo::bake(&[], &image.root());
         Some(image)
     }
 
