@@ -104,17 +104,17 @@ pub(super) struct Baking {
 
 /// Pull caches and write them into a BuildKit state directory, which must be absent or empty
 #[derive(Debug, Args)]
-#[command(after_help = format!("{}\n\n{EXAMPLES}", exit::HELP))]
+#[command(after_long_help = exit::help(EXAMPLES))]
 pub(super) struct Arguments {
     #[command(flatten)]
     pub(super) baking: Baking,
 
     /// At the end, tell the disk which blocks of the root's file system are free (as fstrim does): what was
     /// deleted there, before or meanwhile, is then in no snapshot of the disk
-    #[arg(long)]
+    #[arg(long, help_heading = None::<&str>)]
     fstrim: bool,
 
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = None::<&str>)]
     pub(super) output: Output,
 
     #[command(flatten)]

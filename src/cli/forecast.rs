@@ -27,7 +27,7 @@ Examples:
 
 /// Say what garbage collection will take of a root on which nothing is built, from now on
 #[derive(Debug, Args)]
-#[command(after_help = format!("{}\n\n{EXAMPLES}", exit::HELP))]
+#[command(after_long_help = exit::help(EXAMPLES))]
 pub(super) struct Arguments {
     #[command(flatten)]
     place: Place,

@@ -42,7 +42,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// steps are built on, then the rest. A daemon may run meanwhile: nothing is written or locked, and what was
 /// read leaves memory again, except for databases, directories and inodes.
 #[derive(Debug, Args)]
-#[command(after_help = format!("{}\n\n{EXAMPLES}", exit::HELP))]
+#[command(after_long_help = exit::help(EXAMPLES))]
 pub(super) struct Arguments {
     #[command(flatten)]
     place: Place,

@@ -34,7 +34,7 @@ use progress::Shown;
 /// Bakes BuildKit registry caches into a machine image, so that the first build on a fresh host
 /// prints CACHED for every step.
 #[derive(Debug, Parser)]
-#[command(name = "warmkit", version, after_help = exit::HELP, arg_required_else_help = true)]
+#[command(name = "warmkit", version, after_long_help = exit::HELP, arg_required_else_help = true)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,

@@ -39,7 +39,7 @@ Examples:
 
 /// Check that a root is whole and warm; no daemon may run on it
 #[derive(Debug, Args)]
-#[command(after_help = format!("{}\n\n{EXAMPLES}", exit::HELP))]
+#[command(after_long_help = exit::help(EXAMPLES))]
 #[command(group = ArgGroup::new("with_daemon").args(["build", "image"]).multiple(true))]
 pub(super) struct Arguments {
     #[command(flatten)]

@@ -25,7 +25,7 @@ Examples:
   warmkit diff ghcr.io/acme/app:cache-before ghcr.io/acme/app:cache \\
     --keys-from ghcr.io/acme/app:main
 
-  # is the root in this image as fresh as the cache? 11 if not
+  # is the root in this image as fresh as the cache? 10 if not
   warmkit diff /mnt/image/var/lib/buildkit ghcr.io/acme/app:cache \\
     --keys-from ghcr.io/acme/app:main --exit-code
 
@@ -36,7 +36,7 @@ Examples:
 
 /// Compare two caches or roots: steps and bytes that are gone, added, the same; pulls no layer
 #[derive(Debug, Args)]
-#[command(after_help = format!("{}\n\n{EXAMPLES}", exit::HELP))]
+#[command(after_long_help = exit::help(EXAMPLES))]
 pub(super) struct Arguments {
     /// A cache, as `warmkit bake` takes it, or a root: a path that begins with / or ., or type=root,src=DIR.
     /// No daemon may run on a root
@@ -50,7 +50,7 @@ pub(super) struct Arguments {
     #[command(flatten)]
     keys: KeySources,
 
-    /// End with 11 where they differ; without it a difference is no reason for another code than 0
+    /// End with 10 where they differ; without it a difference is no reason for another code than 0
     #[arg(long)]
     exit_code: bool,
 

@@ -38,7 +38,7 @@ const OF_CACHES: [&str; 6] = ["named", "from_file", "skip_missing", "keys_from",
 /// Show what caches or a root hold: records, sizes, what is shared, what has a key; pulls no layer
 #[derive(Debug, Args)]
 #[command(
-    after_help = format!("{}\n\n{EXAMPLES}", exit::HELP),
+    after_long_help = exit::help(EXAMPLES),
     mut_arg("named", |arg| arg.required_unless_present_any(["from_file", "root", "for"])),
     mut_arg("root", |arg| arg.conflicts_with_all(OF_CACHES).help("A root instead of caches, as a directory; no \
         daemon may run on it")),

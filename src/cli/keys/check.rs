@@ -26,7 +26,7 @@ Examples:
 
 /// Say which steps of caches have a key, and from which source; pulls no layer
 #[derive(Debug, Args)]
-#[command(after_help = format!("{}\n\n{EXAMPLES}", exit::HELP))]
+#[command(after_long_help = exit::help(EXAMPLES))]
 pub(in crate::cli) struct Arguments {
     #[command(flatten)]
     caches: Caches,

@@ -30,7 +30,7 @@ Examples:
 
 /// Write the keys that builders, images and files have to one file
 #[derive(Debug, Args)]
-#[command(after_help = format!("{}\n\n{EXAMPLES}", exit::HELP))]
+#[command(after_long_help = exit::help(EXAMPLES))]
 pub(in crate::cli) struct Arguments {
     /// Where operation digests come from: type=builder,name=NAME, type=cachedb,src=FILE-OR-ROOT, an image
     /// reference or type=image,ref=REF (its provenance), type=provenance,src=FILE or type=keys,src=FILE

@@ -24,7 +24,7 @@ Examples:
 
 /// Get the sidecar of a cache as a keys file
 #[derive(Debug, Args)]
-#[command(after_help = format!("{}\n\n{EXAMPLES}", exit::HELP))]
+#[command(after_long_help = exit::help(EXAMPLES))]
 pub(in crate::cli) struct Arguments {
     /// A cache in a registry: a reference, or type=registry,ref=REF
     #[arg(value_parser = discreet::<CacheSpec>())]

@@ -33,12 +33,12 @@ Examples:
 /// Say what a bake of the same arguments would do, how much disk it takes, and what garbage collection would do to
 /// the root; writes nothing, and pulls no layer
 #[derive(Debug, Args)]
-#[command(after_help = format!("{}\n\n{EXAMPLES}", exit::HELP))]
+#[command(after_long_help = exit::help(EXAMPLES))]
 pub(super) struct Arguments {
     #[command(flatten)]
     pub(super) baking: Baking,
 
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = None::<&str>)]
     pub(super) output: Output,
 
     #[command(flatten)]
