@@ -154,7 +154,7 @@ impl Baking {
         let options = Options {
             skip_missing,
             caches,
-            replay: self.build.replay(&self.keys.platforms, &registry, buildkitd_config),
+            replay: self.build.replay(&self.keys.platforms, &registry, buildkitd_config)?,
             keys_from: self.keys.keys_from(),
             no_sidecar: self.keys.no_sidecar,
             root: root.path().to_owned(),

@@ -4,7 +4,7 @@ use std::error::Error;
 
 use super::caches;
 use crate::bake::{self, ErrorClass};
-use crate::{builder, gather, hydrate, replay, root, verify};
+use crate::{builder, daemon, gather, hydrate, replay, root, verify};
 
 /// Everything went well.
 pub const OK: u8 = 0;
@@ -100,6 +100,12 @@ impl From<gather::Error> for Failure {
 impl From<replay::Error> for Failure {
     fn from(error: replay::Error) -> Self {
         bake::Error::from(error).into()
+    }
+}
+
+impl From<daemon::Error> for Failure {
+    fn from(error: daemon::Error) -> Self {
+        Self::new(error, FAILURE)
     }
 }
 

@@ -90,7 +90,7 @@ pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
     let (all, Replay { candidates, report }) = interruptible(|stop| {
         let registry = arguments.registries.options(stop, given);
         let Some(options) =
-            arguments.build.replay(&arguments.platforms, &registry, arguments.config.buildkitd_config)
+            arguments.build.replay(&arguments.platforms, &registry, arguments.config.buildkitd_config)?
         else {
             return Err(Failure::new("--build CONTEXT is missing", exit::USAGE));
         };
