@@ -145,11 +145,12 @@ impl Baking {
         self,
         root: &Root,
         buildkitd_config: Option<PathBuf>,
+        output: Output,
     ) -> Result<(Options, Cancel), Failure> {
         let skip_missing = self.caches.skip_missing;
         let caches = self.caches.read(&self.keys.registries)?;
         let given = self.keys.given(&caches)?;
-        let cancel = Cancel::new(signals::interrupted()?);
+        let cancel = Cancel::new(signals::end_on_signal(output, self.progress)?.in_order());
         let registry = self.keys.registries.options(Stop::default(), given);
         let options = Options {
             skip_missing,
@@ -179,7 +180,7 @@ pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
     let mut root = baking.place.find()?;
     root.require_idle()?;
     let progress = baking.progress;
-    let (mut options, cancel) = baking.options(&root, config.buildkitd_config)?;
+    let (mut options, cancel) = baking.options(&root, config.buildkitd_config, output)?;
     options.trim = fstrim;
     root.make()?;
     // Where docker has made a volume, it has the last word on where that is.

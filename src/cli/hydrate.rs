@@ -123,7 +123,7 @@ fn parse_rate(text: &str) -> Result<NonZero<u64>, String> {
 
 /// Reads and returns the exit code.
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
-    let interrupted = signals::interrupted()?;
+    let interrupted = signals::end_on_signal(arguments.output, arguments.progress)?.in_order();
     let stages: Vec<Part> =
         if arguments.only.is_empty() { Part::value_variants().to_vec() } else { arguments.only.clone() };
     let options = Options {

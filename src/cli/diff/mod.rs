@@ -115,7 +115,7 @@ pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
         Side::Root(_) => None,
     });
     let given = keys.given(caches)?;
-    let (first, second) = interruptible(|stop| -> Result<_, Failure> {
+    let (first, second) = interruptible(output, progress, |stop| {
         let options = keys.gather(stop, given);
         Ok((read(first, &keys, &options, progress)?, read(second, &keys, &options, progress)?))
     })?;

@@ -112,7 +112,7 @@ pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
         let skip_missing = caches.skip_missing;
         let caches = caches.read(&keys.registries)?;
         let given = keys.given(&caches)?;
-        let gathered = interruptible(|stop| {
+        let gathered = interruptible(output, progress, |stop| {
             let progress = progress.start()?;
             gather::gather(&caches, skip_missing, &keys.keys_from(), &keys.gather(stop, given), &*progress)
                 .map_err(Failure::from)

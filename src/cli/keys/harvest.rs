@@ -75,7 +75,7 @@ struct Outcome {
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let file = arguments.file.create()?;
     let given = arguments.registries.given(of_keys(&arguments.sources))?;
-    let offers = interruptible(|stop| {
+    let offers = interruptible(arguments.output, arguments.progress, |stop| {
         let options = gather::Options {
             platforms: arguments.platforms.clone(),
             no_sidecar: true,

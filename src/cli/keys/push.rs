@@ -53,7 +53,7 @@ pub(in crate::cli) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let Arguments { cache, keys, output, progress } = arguments;
     let given = keys.given([cache])?;
-    let report = interruptible(|stop| {
+    let report = interruptible(*output, *progress, |stop| {
         let progress = progress.start()?;
         sidecar::push(cache, &keys.keys_from(), &keys.gather(stop, given), &*progress).map_err(Failure::from)
     })?;

@@ -87,7 +87,7 @@ pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
     let skip_missing = arguments.caches.skip_missing;
     let specs = arguments.caches.read(&arguments.registries)?;
     let given = arguments.registries.given(of_caches(&specs))?;
-    let (all, Replay { candidates, report }) = interruptible(|stop| {
+    let (all, Replay { candidates, report }) = interruptible(arguments.output, arguments.progress, |stop| {
         let registry = arguments.registries.options(stop, given);
         let Some(options) =
             arguments.build.replay(&arguments.platforms, &registry, arguments.config.buildkitd_config)?

@@ -117,7 +117,7 @@ pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
     let progress = baking.progress;
     let root = baking.place.find()?;
     let busy = root.require_idle().err().map(Failure::from);
-    let (options, cancel) = baking.options(&root, host.buildkitd_config)?;
+    let (options, cancel) = baking.options(&root, host.buildkitd_config, output)?;
     let foreseen = bake::foresee(&options, &gc, &cancel, &*progress.start()?)?;
     let refused =
         |error: &bake::Error| Refused { message: render::chain(error), exit_code: exit::of_bake(error) };
