@@ -229,10 +229,17 @@ fn progress_has_the_events_that_are_documented() {
     let checked = events(&["keys", "check", &cache, "--keys-from", &keys]);
     let harvested = events(&["keys", "harvest", &keys, "-o", file.to_str().unwrap()]);
 
+    let hydrated = events(&["hydrate", "--root", root.to_str().unwrap()]);
+    assert!(hydrated.iter().any(|line| line["event"] == "to-read"));
+
     let documented = documented_names("| command |");
-    for (command, events) in
-        [("bake", &baked), ("verify", &verified), ("keys check", &checked), ("keys harvest", &harvested)]
-    {
+    for (command, events) in [
+        ("bake", &baked),
+        ("verify", &verified),
+        ("hydrate", &hydrated),
+        ("keys check", &checked),
+        ("keys harvest", &harvested),
+    ] {
         let (_, phases) = documented.iter().find(|(names, _)| names[0] == command).unwrap();
         let phases: Vec<&str> = phases
             .iter()

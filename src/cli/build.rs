@@ -168,14 +168,15 @@ mod tests {
 
     #[test]
     fn the_build_gets_all_that_is_said_of_it() {
+        // Of this nothing is looked for on this machine.
         let flags = [
-            "--build=ctx",
+            "--build=https://r.example/ctx.git",
             "--file=f/Dockerfile",
             "--target=one",
             "--target=two",
             "--build-arg=A=1",
             "--opt=k=v",
-            "--build-context=base=dir",
+            "--build-context=base=target:one",
             "--secret=id=s,src=file",
             "--ssh=default",
             "--buildkitd=/bin/daemon",
@@ -187,10 +188,10 @@ mod tests {
         let options = parse(&flags).unwrap().replay(&platforms).unwrap();
         let Build { context, dockerfile, build_args, opts, platform, contexts, buildctl_args, .. } =
             options.build;
-        assert_eq!((context, dockerfile), ("ctx".into(), Some("f/Dockerfile".into())));
+        assert_eq!((context, dockerfile), ("https://r.example/ctx.git".into(), Some("f/Dockerfile".into())));
         assert_eq!(
             (build_args, opts, contexts),
-            (vec!["A=1".into()], vec!["k=v".into()], vec!["base=dir".into()])
+            (vec!["A=1".into()], vec!["k=v".into()], vec!["base=target:one".into()])
         );
         assert_eq!(platform.as_deref(), Some("linux/amd64,linux/arm64"));
         assert_eq!(buildctl_args, ["--secret", "id=s,src=file", "--ssh", "default"]);
@@ -204,6 +205,9 @@ mod tests {
         assert!(parse(&[]).unwrap().replay(&platforms).is_none());
         for flag in &flags[1..] {
             assert!(parse(&[flag]).is_err(), "{flag} without --build");
+        }
+        for flag in ["--build-arg=A", "--opt==v", "--build-context=base"] {
+            assert!(parse(&["--build=.", flag]).is_err(), "{flag}");
         }
     }
 }
