@@ -98,6 +98,12 @@ pub enum SpecError {
         /// What is wrong with it.
         source: oci_spec::distribution::ParseError,
     },
+    /// A reference with capital letters where none can be, as names of organisations have them.
+    #[error("invalid reference {text:?}: names of repositories have no capital letters")]
+    Capitals {
+        /// What was written.
+        text: String,
+    },
     /// A digest that is not SHA-256.
     #[error(transparent)]
     Digest(#[from] crate::digest::ParseDigestError),

@@ -58,7 +58,11 @@ pub enum CacheSpec {
 ///
 /// Understands an IPv6 address as the registry (`[::1]:5000/app`), which `oci_spec` does not.
 pub fn parse_reference(text: &str) -> Result<Reference, SpecError> {
-    let invalid = |source| SpecError::Reference { text: text.to_owned(), source };
+    let invalid = |source| {
+        let text = text.to_owned();
+        let is_but_capitals = text.to_lowercase().parse::<Reference>().is_ok();
+        if is_but_capitals { SpecError::Capitals { text } } else { SpecError::Reference { text, source } }
+    };
     let reference = match ipv6_registry(text) {
         Some((registry, rest)) => {
             let inner: Reference = format!("localhost/{rest}").parse().map_err(invalid)?;
@@ -262,6 +266,10 @@ mod tests {
                 "type=registry,ref=A b",
                 "invalid reference \"A b\": invalid reference format; expected something like \
                  ghcr.io/acme/app:cache, or type=local,src=PATH for a directory or a tar",
+            ),
+            (
+                "r.io/Acme/app:V1",
+                "invalid reference \"r.io/Acme/app:V1\": names of repositories have no capital letters",
             ),
             (
                 "type=local,src=d,digest=sha256:ab",
