@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use support::command::{Ended, run};
-use support::demo::{self, demo};
+use support::demo;
 use support::document::blocks;
 use support::packer::packer;
 use support::{Registry, Scratch, Tools, tools};
