@@ -20,7 +20,7 @@ use support::command::run;
 use support::demo;
 use support::registry::{PASSWORD, USER};
 use support::skip::{is_root, skip};
-use support::warmkit::{bake, warmkit};
+use support::warmkit::warmkit;
 use support::{Daemon, Registry, Scratch, Tools, World, tools};
 
 const LIMIT: Duration = Duration::from_secs(120);
