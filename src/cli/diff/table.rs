@@ -4,14 +4,11 @@ use std::fmt::Write as _;
 
 use indicatif::HumanBytes;
 
-use super::super::escape::{cut, one_line};
-use super::super::render::{counted, row};
+use super::super::escape::{cut, room};
+use super::super::render::{called, counted, row};
 use super::super::text::{Style, Text};
 use super::{Compared, Report};
 use crate::inspect::{Change, Differing, Share, Status, Totals};
-
-/// Columns that a step's name gets on the narrowest terminal.
-const LEAST: usize = 20;
 
 /// The two, what only one of them has, and the sums.
 pub(super) fn diff(report: &Report, limit: usize, columns: Option<usize>) -> Text {
@@ -81,7 +78,7 @@ fn left_out(steps: &[Differing]) -> String {
 fn steps(text: &mut Text, steps: &[Differing], columns: Option<usize>) {
     let sizes: Vec<String> = steps.iter().map(size).collect();
     let width = sizes.iter().map(|size| size.chars().count()).max().unwrap_or_default().max("SIZE".len());
-    let room = columns.map(|columns| columns.saturating_sub(width + 9).max(LEAST));
+    let room = room(columns, width + 9);
     text.push_styled(Style::Title, format!("       {:>width$}  STEP", "SIZE"));
     for (step, size) in steps.iter().zip(&sizes) {
         text.push("\n");
@@ -99,11 +96,7 @@ fn size(step: &Differing) -> String {
 }
 
 fn label(step: &Differing) -> String {
-    let name = match (&step.name, &step.layer) {
-        (Some(name), _) => one_line(name).into_owned(),
-        (None, Some(layer)) => format!("layer {layer}"),
-        (None, None) => format!("record {}", one_line(&step.id)),
-    };
+    let name = called(step.name.as_deref(), step.layer, &step.id);
     match step.status {
         Some(Status::Unkeyed) => format!("{name} (no key)"),
         Some(Status::OnlyInputs) => format!("{name} (an input has no key)"),

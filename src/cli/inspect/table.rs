@@ -4,15 +4,13 @@ use std::fmt::Write as _;
 
 use indicatif::HumanBytes;
 
-use super::super::escape::{cut, one_line};
-use super::super::render::{counted, described, row, worth};
+use super::super::escape::{cut, one_line, room};
+use super::super::render::{called, counted, described, row, worth};
 use super::super::text::{Style, Text};
 use super::Report;
 use super::tree::{What, draw};
 use crate::inspect::{Record, Status, Totals, forest};
 
-/// Columns that a step's name gets on the narrowest terminal.
-const LEAST: usize = 20;
 /// Entries of databases that could not be read, of which so many are shown.
 const FAULTS: usize = 10;
 
@@ -76,14 +74,13 @@ fn tree(text: &mut Text, report: &Report<'_>, limit: usize, columns: Option<usiz
     let sizes = width("SIZE", |cells| cells.0.chars().count());
     let sums = width("WITH ALL", |cells| cells.1.chars().count());
     let keys = width("KEY", |cells| cells.2.chars().count());
-    let room = columns.map(|columns| columns.saturating_sub(sizes + sums + keys + 6));
     let titles = format!("{:>sizes$}  {:>sums$}  {:<keys$}  STEP", "SIZE", "WITH ALL", "KEY");
     text.push_styled(Style::Title, titles);
     for (line, (size, with_all, key)) in lines.iter().zip(&cells) {
         let _ = write!(text, "\n{size:>sizes$}  {with_all:>sums$}  ");
         let is_lost = matches!(*key, UNKEYED | ONLY_INPUTS);
         text.push_styled(is_lost.then_some(Style::Bad), format!("{key:<keys$}"));
-        let room = room.map(|room| room.saturating_sub(line.lead.chars().count()).max(LEAST));
+        let room = room(columns, sizes + sums + keys + 6 + line.lead.chars().count());
         let _ = write!(text, "  {}{}", line.lead, cut(&label(line.what, report.records), room));
     }
     text.push("\n");
@@ -144,11 +141,7 @@ fn described_record(record: &Record) -> String {
 
 /// What a record is called.
 fn name(record: &Record) -> String {
-    match (&record.name, &record.layer) {
-        (Some(name), _) => one_line(name).into_owned(),
-        (None, Some(layer)) => format!("layer {layer}"),
-        (None, None) => format!("record {}", one_line(&record.id)),
-    }
+    called(record.name.as_deref(), record.layer, &record.id)
 }
 
 fn sums(text: &mut Text, totals: &Totals, is_root: bool) {
