@@ -337,8 +337,8 @@ fn of_equals_as_many_go_as_was_said() {
 /// Disks that are smaller than what the defaults are made for, or fuller than a rule allows: the command looks at
 /// them as the daemon does.
 fn small_disks_are_foretold(release: &str) {
-    let Some(tools) = Tools::find(release) else { return };
     const MB: u64 = 1_000_000;
+    let Some(tools) = Tools::find(release) else { return };
     // What each record says to take, what else is on the disk, and what goes in any case.
     let cases = [
         ("size=2g", 300 * MB, 0, "gc = true", "old"),

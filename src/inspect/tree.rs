@@ -25,11 +25,13 @@ pub struct Weight {
 
 impl Weight {
     /// Both together.
+    #[must_use]
     pub fn with(self, other: Self) -> Self {
         Self { records: self.records + other.records, bytes: self.bytes.saturating_add(other.bytes) }
     }
 
     /// This one, of which `part` is a part, without it.
+    #[must_use]
     pub fn without(self, part: Self) -> Self {
         Self { records: self.records - part.records, bytes: self.bytes.saturating_sub(part.bytes) }
     }
