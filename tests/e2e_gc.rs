@@ -362,7 +362,7 @@ fn small_disks_are_foretold(release: &str) {
         let root = disk.0.join("root");
         copy_tree(&baked.scratch.join("root"), &root);
         fs::write(disk.0.join("others"), vec![0; usize::try_from(others).unwrap()]).unwrap();
-        let config = scratch.write("buildkitd.toml", &format!("[worker.oci]\n{worker}"));
+        let config = scratch.write("buildkitd.toml", format!("[worker.oci]\n{worker}"));
         let mut command = warmkit();
         command.args(["forecast", "--json", "--buildkitd-release", release]);
         command.arg("--buildkitd-config").arg(&config).arg("--root").arg(&root);
