@@ -287,10 +287,10 @@ source "amazon-ebs" "warm" {
 build {
   sources = ["source.amazon-ebs.warm"]
 
-  # cloud-init may still be installing packages, or starting services.
+  # cloud-init may still be installing packages, or starting services. 2: it is done, and has complaints.
   provisioner "shell" {
     inline = [
-      "! command -v cloud-init >/dev/null || cloud-init status --wait",
+      "! command -v cloud-init >/dev/null || cloud-init status --wait --long || [ $? -eq 2 ]",
       "mkdir -m 0700 ${local.uploads}",
     ]
   }

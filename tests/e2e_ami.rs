@@ -179,6 +179,14 @@ fn is_sealed(instance: &Instance) {
 fn an_ami_is_made_of_an_instance_that_is_warm() {
     let Some(cloud) = Cloud::find() else { return };
     let (instance, told) = cloud.boot();
+    // As of release 23.4: done, and not content with something.
+    instance
+        .run(
+            r#"install -m 0666 /dev/null /run/asked
+            printf '#!/bin/sh\necho "$*" >>/run/asked; test $1 != status || exit 2\n' >/usr/bin/cloud-init
+            chmod +x /usr/bin/cloud-init"#,
+        )
+        .expect_success("cloud-init");
     let context = cloud.context(|_| ());
     let (binary, args) = (cloud.binary(), list(&["--platform", "linux/amd64"]));
     let variables = [
@@ -224,6 +232,8 @@ fn an_ami_is_made_of_an_instance_that_is_warm() {
     cloud.is_cleaned_up();
 
     is_sealed(&instance);
+    let asked = fs::read_to_string(instance.path("run/asked")).unwrap();
+    assert_eq!(asked, "status --wait --long\nclean --logs\n");
     for unit in [
         "multi-user.target.wants/buildkit.service",
         "multi-user.target.wants/warmkit-hydrate.service",
