@@ -50,7 +50,7 @@ pub enum Error {
         detail: String,
     },
     /// No docker to ask.
-    #[error("no docker found in $PATH, through which builders are read")]
+    #[error("no docker found in $PATH, through which builders are read: install its client")]
     NoDocker,
     /// docker failed, or gave no answer.
     #[error(transparent)]
