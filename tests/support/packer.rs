@@ -71,6 +71,8 @@ pub fn run_packer_with(
     let mut command = Command::new(packer);
     command.arg(verb).env("HOME", home.path()).env("PACKER_CACHE_DIR", home.join("cache"));
     command.env("CHECKPOINT_DISABLE", "1").env("PACKER_NO_COLOR", "1");
+    // As CI systems do.
+    command.env("CLICOLOR_FORCE", "1");
     for (name, value) in variables {
         command.arg("-var").arg(format!("{name}={value}"));
     }
