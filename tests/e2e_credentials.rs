@@ -451,23 +451,15 @@ fn a_proxy_that_is_not_named_right_is_no_matter_of_the_registry() {
 
 #[test]
 fn a_password_in_a_reference_is_not_repeated() {
-    for arguments in [
-        ["bake", "ci:hunter2@registry.example/app:cache"],
-        ["plan", "https://ci:hunter2@registry.example/app:cache"],
-        ["keys", "check"],
-        ["keys", "harvest"],
-    ] {
+    let cases: [&[&str]; 4] = [
+        &["bake", "ci:hunter2@registry.example/app:cache"],
+        &["plan", "https://ci:hunter2@registry.example/app:cache"],
+        &["keys", "check", "r.example/app", "--keys-from", "ci:hunter2@registry.example/app:cache"],
+        &["keys", "harvest", "type=image,ref=ci:hunter2@registry.example/app", "-o", "/nonexistent"],
+    ];
+    for arguments in cases {
         let mut command = warmkit();
         command.args(arguments);
-        match arguments[1] {
-            "check" => {
-                _ = command.args(["r.example/app", "--keys-from", "ci:hunter2@registry.example/app:cache"])
-            }
-            "harvest" => {
-                _ = command.args(["type=image,ref=ci:hunter2@registry.example/app", "-o", "/nonexistent"])
-            }
-            _ => {}
-        }
         let ended = run(&mut command, LIMIT);
         assert_eq!(ended.status.code(), Some(2), "{}", ended.stderr);
         assert!(ended.stderr.contains("is written with a user or a password"), "{}", ended.stderr);

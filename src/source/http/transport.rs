@@ -253,7 +253,8 @@ impl Transport {
         let response = request.send(body).map_err(|error| self.failure(&at, error))?;
         self.answered.store(true, Ordering::Relaxed);
         let authorization = headers.iter().find(|(name, _)| *name == "authorization");
-        Ok(Reply::new(response, shown_host(&at), authorization.map(|(_, header)| header.as_str())))
+        let authorization = authorization.map(|(_, header)| header.as_str());
+        Ok(Reply::new(response, shown_host(&at), authorization).knowing(secrets_in_query(&at)))
     }
 
     /// Makes a POST request with a form; redirects are not followed, since the form holds a secret.
