@@ -48,6 +48,7 @@ fn what_a_first_build_waits_for() {
         let both = |reader| json!({ "reader": reader, "untouched": seen(false, reader), "changed": seen(true, reader) });
         let measured = json!({
             "release": tools::NEWEST,
+            "cores": std::thread::available_parallelism().unwrap(),
             "bytes": image.made.used.bytes,
             "inodes": image.made.used.inodes,
             "volume": VOLUME,
