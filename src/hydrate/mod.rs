@@ -203,13 +203,14 @@ struct Reading<'a> {
 
 impl Reading<'_> {
     fn databases(&mut self) {
-        let of_root = walk::walk(self.run, vec![PathBuf::new()], Depth::Shallow, &self.done);
-        let small = self.workers.iter().flat_map(|worker| [worker.clone(), worker.join("snapshots")]);
-        let mut databases = walk::walk(self.run, small.collect(), Depth::Shallow, &self.done);
-        databases.extend(of_root);
         // A daemon that starts looks for what nobody knows any more: a name and an inode for each.
-        let listed = self.workers.iter().flat_map(|worker| [snapshots_of(worker), blobs_of(worker)]);
-        walk::walk(self.run, listed.collect(), Depth::Shallow, &self.done);
+        let listed: Vec<_> =
+            self.workers.iter().flat_map(|worker| [snapshots_of(worker), blobs_of(worker)]).collect();
+        let with_databases =
+            self.workers.iter().flat_map(|worker| [worker.clone(), worker.join("snapshots")]);
+        let starts = with_databases.chain([PathBuf::new()]).chain(listed.iter().cloned());
+        let mut databases = walk::walk(self.run, starts.collect(), Depth::Shallow, &self.done);
+        databases.retain(|directory| !listed.contains(&directory.path));
         for directory in &databases {
             self.done.extend(directory.files.iter().map(|file| directory.path.join(&file.name)));
         }
@@ -242,15 +243,14 @@ impl Reading<'_> {
 
     fn rest(&mut self) {
         let orders = self.order();
-        let starts = self.paths(orders.iter().map(|order| &order.rest));
-        // Others are found below the root: what no database has, caches of steps, what a daemon keeps besides.
         let first = self.paths(orders.iter().map(|order| &order.first));
-        let contents: Vec<_> = self.workers.iter().map(|worker| worker.join("content")).collect();
-        self.done.extend(starts.iter().chain(&first).chain(&contents).cloned());
-        let others = walk::walk(self.run, vec![PathBuf::new()], Depth::All, &self.done);
-        let snapshots = walk::walk(self.run, starts, Depth::All, &BTreeSet::new());
-        let contents = walk::walk(self.run, contents, Depth::All, &BTreeSet::new());
-        let all: Vec<_> = snapshots.into_iter().chain(others).chain(contents).collect();
+        let mut starts = self.paths(orders.iter().map(|order| &order.rest));
+        // What no database has, caches of steps, what a daemon keeps besides: all below the root that has no turn of
+        // its own.
+        starts.push(PathBuf::new());
+        starts.extend(self.workers.iter().map(|worker| worker.join("content")));
+        self.done.extend(starts.iter().cloned().chain(first));
+        let all = walk::walk(self.run, starts, Depth::All, &self.done);
         self.read(&all, self.memory());
     }
 
