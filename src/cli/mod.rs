@@ -12,6 +12,7 @@ mod forecast;
 mod hydrate;
 mod inspect;
 mod keys;
+mod largest;
 mod man;
 mod notify;
 mod options;

@@ -38,7 +38,7 @@ use serde::Serialize;
 
 pub use report::{Failed, Report, StageReport};
 
-use crate::progress::{Event, Phase, Progress};
+use crate::progress::{Phase, Progress, Running};
 
 use account::Account;
 use order::Order;
@@ -140,15 +140,14 @@ pub fn hydrate(options: &Options, progress: &dyn Progress) -> Result<Report, Err
     };
     let mut report = Report::nothing(options);
     for &stage in &options.stages {
-        let began = Instant::now();
-        progress.event(Event::Started(stage.phase()));
+        let running = Running::start(progress, stage.phase());
         match stage {
             Stage::Databases => reading.databases(),
             Stage::FirstBuild => reading.first_build(),
             Stage::Rest => reading.rest(),
         }
         run.check()?;
-        progress.event(Event::Finished(stage.phase(), began.elapsed()));
+        let seconds = running.finish().as_secs_f64();
         let tally = run.take();
         report.gone += tally.gone;
         report.failed.extend(tally.failed);
@@ -158,7 +157,7 @@ pub fn hydrate(options: &Options, progress: &dyn Progress) -> Result<Report, Err
             files: tally.files,
             bytes: tally.bytes,
             from_disk: tally.from_disk,
-            seconds: began.elapsed().as_secs_f64(),
+            seconds,
         });
     }
     report.seconds = started.elapsed().as_secs_f64();

@@ -21,6 +21,7 @@ use std::str::FromStr;
 use crate::csv;
 use crate::digest::Digest;
 use crate::oci::Reference;
+use crate::oci::reference::without_user;
 use crate::source::fields::{Fields, SpecError, without_secret, write_field};
 use crate::source::{azblob, gha, s3};
 
@@ -58,6 +59,9 @@ pub enum CacheSpec {
 ///
 /// Understands an IPv6 address as the registry (`[::1]:5000/app`), which `oci_spec` does not.
 pub fn parse_reference(text: &str) -> Result<Reference, SpecError> {
+    if let Some(text) = without_user(text) {
+        return Err(SpecError::User { text });
+    }
     let invalid = |source| SpecError::Reference { text: text.to_owned(), source };
     let reference = match ipv6_registry(text) {
         Some((registry, rest)) => {
@@ -290,6 +294,11 @@ mod tests {
             "type=s3,endpoint_url=https://user:hidden@host",
             "type=azblob,account_url=https://host?sig=hidden",
             "type=gha,url=https://user:hidden@host",
+            "user:hidden@r.example/app:cache",
+            "https://user:hidden@r.example/app",
+            "type=registry,ref=user:hidden@r.example/app",
+            "ref=user:hidden@r.example/app",
+            "type=registry,user:hidden@r.example/app",
         ];
         for text in cases {
             let error = text.parse::<CacheSpec>().unwrap_err();

@@ -3,6 +3,7 @@
 use clap::Args;
 use serde::Serialize;
 
+use super::super::caches::discreet;
 use super::super::exit::{self, Failure};
 use super::super::options::{Registries, distinct, of_keys};
 use super::super::output::Output;
@@ -34,7 +35,7 @@ Examples:
 pub(in crate::cli) struct Arguments {
     /// Where operation digests come from: type=builder,name=NAME, type=cachedb,src=FILE-OR-ROOT, an image
     /// reference or type=image,ref=REF (its provenance), type=provenance,src=FILE or type=keys,src=FILE
-    #[arg(required = true, value_name = "SRC")]
+    #[arg(required = true, value_name = "SRC", value_parser = discreet::<KeySpec>())]
     sources: Vec<KeySpec>,
 
     #[command(flatten)]
