@@ -6,6 +6,8 @@ use std::path::Path;
 
 use rustix::fs::FlockOperation;
 use rustix::ioctl::{self, Opcode};
+use rustix::mount::MountPropagationFlags;
+use rustix::thread::UnshareFlags;
 
 /// File systems that may write fewer bytes than they are given: btrfs, ZFS, bcachefs.
 const COMPRESSING: [u32; 3] = [0x9123_683e, 0x2fc1_2fc1, 0xca45_1a4e];
@@ -78,6 +80,19 @@ pub fn discard_free_blocks(path: &Path) -> io::Result<u64> {
         ioctl::ioctl(&directory, ioctl::Updater::<FITRIM, _>::new(&mut range))?;
     }
     Ok(range.len)
+}
+
+/// Gives this thread, and those that it starts, a mount namespace and a working directory of their own: what they
+/// mount nobody else sees, and it ends with them.
+///
+/// # Errors
+/// The user may not.
+pub fn own_mount_namespace() -> io::Result<()> {
+    #[allow(unsafe_code)] // Unsafe for file descriptor tables only, which stay shared.
+    unsafe {
+        rustix::thread::unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::FS)?;
+    }
+    Ok(rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?)
 }
 
 /// Makes the entries of a directory durable.

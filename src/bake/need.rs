@@ -20,7 +20,8 @@ use super::error::{Resource, Shortage};
 use super::plan::Plan;
 use crate::fsutil::Room;
 use crate::gather::{Image, TarSize};
-use crate::store::state_dir::{COMMIT_ORDER, DIRECTORIES};
+use crate::store::StateFile;
+use crate::store::state_dir::WORKER_DIRECTORIES;
 
 /// A number that is known within limits only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
@@ -90,7 +91,7 @@ pub(super) fn of(plan: &Plan, images: &[Image], tars: &[Option<TarSize>]) -> Nee
         .collect();
     let mut bytes = Estimate::exactly(plan.bytes().saturating_add(documents.bytes));
     // The root's own directory may be there.
-    let fixed = DIRECTORIES.len() + COMMIT_ORDER.len() - 1 + plan.blobs.len();
+    let fixed = WORKER_DIRECTORIES.len() + StateFile::COMMIT_ORDER.len() + plan.blobs.len();
     let mut inodes = Estimate::exactly(fixed as u64 + documents.count);
     for snapshot in &snapshots {
         bytes += snapshot.bytes;

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -14,11 +15,12 @@ use super::output::Output;
 use super::place::Place;
 use super::progress::Shown;
 use super::{render, signals};
-use crate::bake::{self, Cancel, Options};
+use crate::bake::{self, Cancel, Options, PageSize, Snapshotter};
 use crate::builder::Root;
 use crate::oci::Reference;
 use crate::source::Stop;
 use crate::source::spec::parse_reference;
+use crate::userns::Owners;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -98,6 +100,15 @@ pub(super) struct Baking {
     #[arg(long, env = "SOURCE_DATE_EPOCH", value_name = "SECONDS", value_parser = parse_epoch)]
     source_date_epoch: Option<Timestamp>,
 
+    /// The snapshotter of the worker that the root is for, as in --oci-worker-snapshotter of buildkitd
+    #[arg(long, value_name = "NAME", default_value = "overlayfs", value_parser = snapshotters())]
+    snapshotter: Snapshotter,
+
+    /// Page size of the databases: that of the memory of the machines that will use them, which any other opens as
+    /// well
+    #[arg(long, value_name = "BYTES", default_value = "4096", value_parser = page_sizes())]
+    page_size: PageSize,
+
     #[command(flatten)]
     build: ReplayArguments,
 }
@@ -130,6 +141,23 @@ enum FindImages {
     None,
 }
 
+/// Those that are written.
+fn snapshotters() -> impl TypedValueParser<Value = Snapshotter> {
+    PossibleValuesParser::new(Snapshotter::ALL.map(Snapshotter::name)).map(|name| {
+        let named = Snapshotter::ALL.into_iter().find(|snapshotter| snapshotter.name() == name);
+        named.unwrap_or_default()
+    })
+}
+
+/// Those that Linux has.
+fn page_sizes() -> impl TypedValueParser<Value = PageSize> {
+    PossibleValuesParser::new(["4096", "16384", "65536"]).try_map(|text| {
+        text.parse::<usize>()
+            .map_err(|error| error.to_string())
+            .and_then(|size| PageSize::try_from(size).map_err(|error| error.to_string()))
+    })
+}
+
 fn parse_epoch(text: &str) -> Result<Timestamp, String> {
     let seconds: i64 =
         text.parse().map_err(|_| "expected seconds since 1970, such as 1700000000".to_owned())?;
@@ -158,6 +186,9 @@ impl Baking {
             keys_from: self.keys.keys_from(),
             no_sidecar: self.keys.no_sidecar,
             root: root.path().to_owned(),
+            snapshotter: self.snapshotter,
+            owners: Owners::AsNamed,
+            page_size: self.page_size,
             platforms: self.keys.platforms,
             find_images: match self.images {
                 FindImages::Auto => bake::FindImages::Auto,

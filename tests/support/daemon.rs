@@ -30,6 +30,9 @@ const ELSEWHERE: &str = "\
     shift\n\
     exec \"$@\"\n";
 
+/// The snapshotter that daemons have unless a test wants another.
+const OVERLAYFS: &str = "overlayfs";
+
 /// A running daemon. Garbage collection runs as it does by default.
 #[derive(Debug)]
 pub struct Daemon {
@@ -72,14 +75,23 @@ impl Daemon {
     /// As [`Daemon::start`], with several registries.
     #[track_caller]
     pub fn start_with(tools: &Tools, root: &Path, registries: &[&Registry]) -> Self {
-        Self::launch(tools, Command::new(&tools.buildkitd), root, &http_registries(registries), "")
+        let registries = http_registries(registries);
+        Self::launch(tools, Command::new(&tools.buildkitd), root, &registries, OVERLAYFS, "")
+            .unwrap_or_else(|said| panic!("{said}"))
+    }
+
+    /// As [`Daemon::start`], with another snapshotter than overlayfs.
+    #[track_caller]
+    pub fn start_on(tools: &Tools, root: &Path, registry: &Registry, snapshotter: &str) -> Self {
+        let registries = http_registries(&[registry]);
+        Self::launch(tools, Command::new(&tools.buildkitd), root, &registries, snapshotter, "")
             .unwrap_or_else(|said| panic!("{said}"))
     }
 
     /// Starts one that collects as `worker` says, which goes on where `[worker.oci]` has begun.
     #[track_caller]
     pub fn start_collecting(tools: &Tools, root: &Path, worker: &str) -> Self {
-        Self::launch(tools, Command::new(&tools.buildkitd), root, "", worker)
+        Self::launch(tools, Command::new(&tools.buildkitd), root, "", OVERLAYFS, worker)
             .unwrap_or_else(|said| panic!("{said}"))
     }
 
@@ -97,7 +109,7 @@ impl Daemon {
         program.args(["--uts", "--mount"]).args((!network).then_some("--net"));
         program.args(["sh", "-euc", ELSEWHERE, "sh"]).arg(id.join("machine-id")).arg(&tools.buildkitd);
         // What it has mounted it has still when the file is gone.
-        Self::launch(tools, program, root, &http_registries(&[registry]), worker)
+        Self::launch(tools, program, root, &http_registries(&[registry]), OVERLAYFS, worker)
     }
 
     /// Starts the program with a configuration, and waits until it answers; what it said, where it does not.
@@ -106,6 +118,7 @@ impl Daemon {
         mut program: Command,
         root: &Path,
         registries: &str,
+        snapshotter: &str,
         worker: &str,
     ) -> Result<Self, String> {
         let scratch = Scratch::new();
@@ -114,7 +127,7 @@ impl Daemon {
             "root = \"{root}\"\ndebug = {debug}\n\
              [grpc]\n  address = [\"unix://{socket}\"]\n\
              [otel]\n  socketPath = \"{otel}\"\n\
-             [worker.oci]\n  enabled = true\n  snapshotter = \"overlayfs\"\n{worker}\n\
+             [worker.oci]\n  enabled = true\n  snapshotter = \"{snapshotter}\"\n{worker}\n\
              [worker.containerd]\n  enabled = false\n\
              {registries}",
             root = root.display(),

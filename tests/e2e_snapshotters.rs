@@ -1,0 +1,67 @@
+//! Roots of OCI workers with other snapshotters than overlayfs: baked, verified, and built on by real daemons.
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
+
+mod support;
+
+use support::cases::{assert_warm, export_tar};
+use support::warmkit::{bake, verify};
+use support::{Daemon, Tools, World, tools};
+
+/// A root for the snapshotter is warm: untouched, after a change of the source, and after another start.
+fn warms(release: &str, snapshotter: &str, name: &'static str) {
+    let Some(tools) = Tools::find(release) else { return };
+    let world = World::start(tools);
+    let case = world.case(name);
+    let origin = world.export(&case);
+
+    // What the same daemon makes of the cache by itself.
+    let daemon = Daemon::start_on(&world.tools, &world.root(&case, "imported"), &world.registry, snapshotter);
+    let request = case.request.import_from(&origin.cache);
+    let (_, native) = export_tar(&daemon, &request, &world.root(&case, "imported.tar"));
+    daemon.stop();
+
+    let root = world.root(&case, "root");
+    let arguments = [&origin.cache, "--keys-from", &origin.image, "--snapshotter", snapshotter];
+    bake(&arguments, &root).expect_success("bake");
+    verify(&["--read-data"], &root).expect_success("verify");
+
+    let daemon = Daemon::start_on(&world.tools, &root, &world.registry, snapshotter);
+    let (outcome, tar) = export_tar(&daemon, &case.request, &world.root(&case, "root.tar"));
+    assert_warm(&outcome, &origin);
+    // Each copy of a tree makes its directories anew, so those of a native snapshot tell when it was made.
+    if snapshotter != "native" {
+        assert_eq!(tar, native, "the tar differs from that of a natively imported root");
+    }
+    let outcome = daemon.build(&case.changed);
+    assert!(outcome.not_cached().into_iter().eq(origin.changed.iter().map(String::as_str)), "{}", outcome.log);
+    assert_eq!((outcome.imports, outcome.extractions), (0, 0), "after a change\n{}", outcome.log);
+    daemon.stop();
+    verify(&[], &root).expect_success("verify after builds");
+
+    let daemon = Daemon::start_on(&world.tools, &root, &world.registry, snapshotter);
+    assert_warm(&daemon.build(&case.request), &origin);
+    daemon.prune_all();
+    assert_eq!(daemon.disk_usage(), [], "after prune --all");
+    assert_eq!(daemon.logged_errors(), [""; 0], "{}", daemon.log());
+    daemon.stop();
+}
+
+#[test]
+fn fuse_overlayfs() {
+    warms(tools::NEWEST, "fuse-overlayfs", "whiteouts");
+}
+
+#[test]
+fn fuse_overlayfs_of_an_older_release() {
+    warms("v0.17.3", "fuse-overlayfs", "app");
+}
+
+#[test]
+fn native() {
+    warms(tools::NEWEST, "native", "app");
+}
+
+#[test]
+fn native_of_an_older_release() {
+    warms("v0.17.3", "native", "whiteouts");
+}
