@@ -128,15 +128,12 @@ stop_buildkit() {
 
 # For a volume that is made from a snapshot: the machines that boot from it, not this one.
 install_hydrate() {
-    local unit here root
+    local unit here directory
     here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-    # The directory, whoever's root it is.
-    root=$("$warmkit" hydrate "${place[@]}" --only databases --json --progress quiet |
-        sed -n 's/^  "root": "\(.*\)",$/\1/p')
-    root=$(realpath -- "$root")
+    directory=$(realpath -- "$root")
     for unit in warmkit-hydrate.service warmkit-hydrate.timer; do
         [ -e "$here/$unit" ] || die "WARMKIT_HYDRATE needs $unit beside this script" 2
-        sed "s|/usr/local/bin/warmkit|$warmkit|; s|/var/lib/buildkit|$root|" "$here/$unit" >"$scratch/$unit"
+        sed "s|/usr/local/bin/warmkit|$warmkit|; s|/var/lib/buildkit|$directory|" "$here/$unit" >"$scratch/$unit"
         install -D -m 0644 -- "$scratch/$unit" "/etc/systemd/system/$unit"
         systemctl enable -- "$unit"
     done
@@ -171,9 +168,7 @@ each --keys-from "${WARMKIT_KEYS-}"
 args+=("${place[@]}")
 [ -z "${WARMKIT_PLATFORM-}" ] || args+=(--platform "$WARMKIT_PLATFORM")
 [ "${WARMKIT_ALLOW_UNKEYED-}" != true ] || args+=(--allow-unkeyed)
-"$warmkit" "${args[@]}" | tee "$scratch/report"
-# Of a builder of buildx, it is a volume that docker names.
-root=$(sed -n 's/^baked \(.*\) in [0-9.]* s$/\1/p' "$scratch/report")
+"$warmkit" "${args[@]}"
 
 args=(verify "${place[@]}")
 [ "${WARMKIT_READ_DATA-}" != true ] || args+=(--read-data)
@@ -186,7 +181,7 @@ if [ -n "${WARMKIT_CONTEXT-}" ]; then
 fi
 "$warmkit" "${args[@]}" | tee "$scratch/verified"
 # Where a target's root is, warmkit knows.
-root=$(sed -n 's,^\(/.*\): healthy$,\1,p' "$scratch/verified")
+root=$(sed -n 's/^\(.*\): healthy$/\1/p' "$scratch/verified")
 
 [ "${WARMKIT_HYDRATE-}" != true ] || install_hydrate
 [ -z "${WARMKIT_ENABLE-}" ] || systemctl enable -- "$WARMKIT_ENABLE"

@@ -11,7 +11,7 @@ use std::time::Duration;
 use support::command::{Ended, run};
 use support::demo::{self, demo};
 use support::document::blocks;
-use support::packer::packer;
+use support::packer::{packer, templates};
 use support::{Registry, Scratch, Tools, tools};
 
 /// The blocks of the guide that are tried under this name.
@@ -43,8 +43,8 @@ fn packer_takes_what_the_guide_gives_it() {
         packer.display()
     );
     scratch.program("bin/packer", program);
-    let ended =
-        shell(&tried("packer"), Path::new(env!("CARGO_MANIFEST_DIR")), &scratch.join("bin"), scratch.path());
+    templates(scratch.path());
+    let ended = shell(&tried("packer"), scratch.path(), &scratch.join("bin"), scratch.path());
     ended.expect_success("packer validate");
 }
 

@@ -14,11 +14,10 @@ use std::time::Duration;
 use base64::Engine as _;
 use support::command::{Ended, run};
 use support::demo::{self, demo};
-use support::files::copy_tree;
 use support::instance::{Instance, USER};
 use support::machine::Emulator;
 use support::moto::{Moto, REGION, texts};
-use support::packer::{TEMPLATES, list, packer, run_packer_with, tar_of};
+use support::packer::{list, packer, run_packer_with, tar_of, templates};
 use support::registry::secret;
 use support::{Registry, Scratch, Tools, tools};
 
@@ -77,9 +76,7 @@ impl Cloud {
     /// Runs Packer on the template, with the endpoints in it that stand in for AWS's.
     #[track_caller]
     fn build(&self, instance: &Instance, variables: &[(&str, &str)]) -> Ended {
-        let templates = self.scratch.join("packer");
-        copy_tree(Path::new(TEMPLATES), &templates);
-        let template = templates.join("amazon-ebs.pkr.hcl");
+        let template = templates(self.scratch.path()).join("amazon-ebs.pkr.hcl");
         let source = "source \"amazon-ebs\" \"warm\" {\n";
         let (before, after) = fs::read_to_string(&template)
             .unwrap()
@@ -182,6 +179,14 @@ fn is_sealed(instance: &Instance) {
 fn an_ami_is_made_of_an_instance_that_is_warm() {
     let Some(cloud) = Cloud::find() else { return };
     let (instance, told) = cloud.boot();
+    // As of release 23.4: done, and not content with something.
+    instance
+        .run(
+            r#"install -m 0666 /dev/null /run/asked
+            printf '#!/bin/sh\necho "$*" >>/run/asked; test $1 != status || exit 2\n' >/usr/bin/cloud-init
+            chmod +x /usr/bin/cloud-init"#,
+        )
+        .expect_success("cloud-init");
     let context = cloud.context(|_| ());
     let (binary, args) = (cloud.binary(), list(&["--platform", "linux/amd64"]));
     let variables = [
@@ -227,6 +232,8 @@ fn an_ami_is_made_of_an_instance_that_is_warm() {
     cloud.is_cleaned_up();
 
     is_sealed(&instance);
+    let asked = fs::read_to_string(instance.path("run/asked")).unwrap();
+    assert_eq!(asked, "status --wait --long\nclean --logs\n");
     for unit in [
         "multi-user.target.wants/buildkit.service",
         "multi-user.target.wants/warmkit-hydrate.service",
@@ -239,7 +246,7 @@ fn an_ami_is_made_of_an_instance_that_is_warm() {
 }
 
 #[test]
-fn no_ami_is_made_of_an_instance_that_is_not_warm() {
+fn no_ami_is_made_of_an_instance_that_is_not_warm_or_has_a_secret() {
     let Some(cloud) = Cloud::find() else { return };
     let key = &cloud.emulator.key;
     let public = base64::engine::general_purpose::STANDARD.encode(&key.public);
@@ -247,18 +254,33 @@ fn no_ami_is_made_of_an_instance_that_is_not_warm() {
     let (instance, _) = cloud.boot();
     let context = cloud.context(|context| fs::write(context.join("deps.txt"), "changed\n").unwrap());
     let package = cloud.package();
-    let variables = [
-        ("warmkit_binary", package.as_str()),
-        ("context", &context),
-        ("ssh_private_key_file", key.private.to_str().unwrap()),
-        ("ssh_keypair_name", "mine"),
-    ];
-    let ended = cloud.build(&instance, &variables);
-    let said = ended.stdout + &ended.stderr;
-    assert!(!ended.status.success(), "{said}");
-    assert!(said.contains("Script exited with non-zero exit status: 9."), "{said}; sshd: {}", instance.log());
-    assert!(said.contains("ran         [deps 2/3] COPY deps.txt ./"), "{said}");
-    assert_eq!(cloud.amis(), [""; 0]);
-    cloud.is_cleaned_up();
-    assert_eq!(texts(&cloud.moto.ec2(&[("Action", "DescribeKeyPairs")]), "keyName"), ["mine"]);
+    let login = [("ssh_private_key_file", key.private.to_str().unwrap()), ("ssh_keypair_name", "mine")];
+    let fails = |variables: &[(&str, &str)], code: i32, parts: &[&str]| {
+        let ended = cloud.build(&instance, &[&login, variables].concat());
+        let said = ended.stdout + &ended.stderr;
+        assert!(!ended.status.success(), "{said}");
+        let code = format!("Script exited with non-zero exit status: {code}.");
+        for part in [&[code.as_str()], parts].concat() {
+            assert!(said.contains(part), "no {part:?} in {said}; sshd: {}", instance.log());
+        }
+        assert_eq!(cloud.amis(), [""; 0]);
+        cloud.is_cleaned_up();
+        assert_eq!(texts(&cloud.moto.ec2(&[("Action", "DescribeKeyPairs")]), "keyName"), ["mine"]);
+    };
+    let binary = ("warmkit_binary", package.as_str());
+    fails(&[binary, ("context", &context)], 9, &["ran         [deps 2/3] COPY deps.txt ./"]);
+
+    // Of somebody who is neither root nor the one who logs in, whose own seal.sh removes.
+    instance
+        .run(
+            "rm -r /tmp/warmkit /var/lib/buildkit; mkdir -p /home/ci/.docker /root/.docker
+             echo '{\"auths\":{\"r.example\":{\"auth\":\"eDpqc3Q=\"}}}' | tee /root/.docker/config.json >/home/ci/.docker/config.json",
+        )
+        .expect_success("a secret");
+    fails(
+        &[],
+        8,
+        &["provision: /var/lib/buildkit is warm", "credentials-left", "/home/ci/.docker/config.json"],
+    );
+    assert!(!instance.path("root/.docker/config.json").exists());
 }

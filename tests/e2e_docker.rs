@@ -17,6 +17,7 @@ use support::cases::{Case, Origin, assert_warm};
 use support::command::{Ended, run};
 use support::daemon::check_databases;
 use support::dockerd::Docker;
+use support::packer::{list, packer, run_packer_with, tar_of, templates};
 use support::{Tools, World, tools};
 
 const LIMIT: Duration = Duration::from_secs(120);
@@ -171,8 +172,44 @@ fn the_volume_of_a_builder_with_docker_running() {
     host.docker.shell("docker buildx rm ci");
     assert_eq!(host.volumes(), [""; 0]);
 
+    packer_bakes(&host, &options);
     refuses_what_it_cannot_write(&host, &options);
     host.docker.stop();
+}
+
+/// Packer, for a builder that is made afterwards; the build on a view of the volume is warm, too.
+fn packer_bakes(host: &Host, options: &str) {
+    let Some(packer) = packer() else { return };
+    let (scratch, request) = (&host.world.scratch, &host.case.request);
+    let bin_dir = scratch.join("bin");
+    let (name, value) = &request.args[0];
+    let argument = format!("--build-arg={name}={value}");
+    let buildkitd = host.world.tools.buildkitd.to_str().unwrap();
+    let variables = [
+        ("target", "buildx:packed"),
+        ("caches", &list(&[&host.origin.cache])),
+        ("keys", &list(&[&host.origin.image])),
+        ("warmkit_binary", env!("CARGO_BIN_EXE_warmkit")),
+        ("bin_dir", bin_dir.to_str().unwrap()),
+        ("context", &tar_of(&request.context, scratch)),
+        ("context_args", &list(&[&argument, "--buildkitd", buildkitd])),
+    ];
+    let environment = host.docker.environment();
+    let environment = environment.each_ref().map(|(name, value)| (*name, value.as_str()));
+    let template = templates(scratch.path()).join("null.pkr.hcl");
+    let ended = run_packer_with(&packer, "build", &template, &variables, &environment, LIMIT);
+    let said = ended.expect_success("packer build").stdout;
+    let volume = host.docker.volume("buildx_buildkit_packed0_state");
+    for line in [
+        "steps CACHED, 0 imports, 0 extractions",
+        "docker buildx create --name packed --driver docker-container --bootstrap",
+        &format!("provision: {} is warm", volume.display()),
+    ] {
+        assert!(said.contains(line), "no {line:?} in {said}");
+    }
+    host.docker.shell(&format!("docker buildx create --name packed --driver docker-container {options}"));
+    host.is_warm("packed");
+    host.docker.shell("docker buildx rm packed");
 }
 
 /// Builders whose root is elsewhere, or of another kind.

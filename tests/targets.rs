@@ -6,8 +6,10 @@
 #[path = "support/skip.rs"]
 mod skip;
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -60,9 +62,13 @@ impl Machine {
     fn program(&self, name: &str, script: &str) {
         let draft = self.path("draft");
         fs::write(&draft, script).unwrap();
+        self.install(&draft, name);
+    }
+
+    fn install(&self, program: &Path, name: &str) {
         // By another process: a file that a child of another thread may have open for writing does not run.
         let mut install = Command::new("install");
-        install.args(["-m", "755"]).arg(draft).arg(self.path("bin").join(name));
+        install.args(["-m", "755"]).arg(program).arg(self.path("bin").join(name));
         assert!(install.status().unwrap().success());
     }
 
@@ -83,8 +89,11 @@ impl Machine {
 
     /// Runs a command; gives its exit code and what it said of its error.
     fn fails(&self, arguments: &[&str]) -> (i32, String) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_warmkit"));
-        command.args(arguments).env_remove("DOCKER_CONTEXT");
+        self.runs(Command::new(env!("CARGO_BIN_EXE_warmkit")).args(arguments))
+    }
+
+    fn runs(&self, command: &mut Command) -> (i32, String) {
+        command.env_remove("DOCKER_CONTEXT");
         // Nothing of this machine: it may have a docker.
         command.env("PATH", format!("{}:/nonexistent", self.path("bin").display()));
         command.env("BUILDX_CONFIG", self.path("buildx")).env("DOCKER_CONFIG", self.dir.path());
@@ -138,6 +147,44 @@ fn a_rootless_docker_is_refused() {
 }
 
 #[test]
+fn podman_under_dockers_name_is_told() {
+    let machine = Machine::stopped();
+    // Of what it does not know it says nothing, and that this went well.
+    machine.program("docker", "#!/bin/sh\nexit 0\n");
+    machine.refuses("buildx:ci", 1, &["`docker context inspect", "if podman stands there", "--root"]);
+    // Asked for what it does know, it has words of its own.
+    machine.program("docker", "#!/bin/sh\necho '{\"host\": {}}'\n");
+    let _listening = UnixListener::bind(machine.path("podman.sock")).unwrap();
+    let endpoint = format!("unix://{}", machine.path("podman.sock").display());
+    machine.builder("ci", "docker-container", &json!([{"Name": "ci0", "Endpoint": endpoint}]));
+    machine.refuses("buildx:ci", 1, &["`docker info", "DockerRootDir", "if podman stands there"]);
+}
+
+#[test]
+fn whoever_may_not_ask_docker_is_told_to_be_root() {
+    if !is_root() {
+        return;
+    }
+    let machine = Machine::running(&json!({}), &json!({}));
+    fs::set_permissions(machine.path("docker.sock"), Permissions::from_mode(0o600)).unwrap();
+    for open in ["", "bin", "buildx", "buildx/instances"] {
+        fs::set_permissions(machine.path(open), Permissions::from_mode(0o755)).unwrap();
+    }
+    // Where cargo put it, others may not look.
+    machine.install(Path::new(env!("CARGO_BIN_EXE_warmkit")), "warmkit");
+    let warmkit = machine.path("bin/warmkit");
+    for arguments in
+        [&["verify", "--for", "buildx:ci"][..], &["bake", "--for", "buildx:ci", "type=local,src=/x"]]
+    {
+        let (code, said) = machine.runs(Command::new(&warmkit).args(arguments).uid(65534).gid(65534));
+        assert_eq!(code, 1, "{said}");
+        for part in ["docker.sock: Permission denied", "run it under sudo"] {
+            assert!(said.contains(part), "no {part:?} in {said}");
+        }
+    }
+}
+
+#[test]
 fn a_volume_of_a_plugin_is_refused() {
     let volume =
         json!({"Name": "buildx_buildkit_ci0_state", "Driver": "rexray", "Options": {}, "Mountpoint": ""});
@@ -175,14 +222,19 @@ fn a_stopped_docker_is_where_its_unit_says() {
         return;
     }
     let machine = Machine::stopped();
-    machine.unit("docker.service", &format!("-H fd:// --data-root {}", machine.path("data").display()));
-    machine.refuses("buildx:ci", 1, &["no docker answers", machine.path("data").to_str().unwrap()]);
-    machine.unit("docker.service", "--userns-remap=default");
+    // Not that of the machine, which may have one.
+    let host = format!("unix://{}", machine.path("docker.sock").display());
+    machine.refuses("buildx:ci", 1, &["no docker answers at", &host, "start it"]);
+    let data = machine.path("data");
+    let start = |data: &str| machine.unit("docker.service", &format!("-H fd:// -H {host} {data}"));
+    start(&format!("--data-root {}", data.display()));
+    machine.refuses("buildx:ci", 1, &["no docker answers", data.to_str().unwrap()]);
+    start("--userns-remap=default");
     machine.refuses("buildx:ci", 1, &["userns-remap"]);
 
     // There, without docker's client: what is in the volume is found, and left.
     fs::create_dir_all(machine.path("data/volumes/buildx_buildkit_ci0_state/_data/used")).unwrap();
-    machine.unit("docker.service", &format!("--data-root={}", machine.path("data").display()));
+    start(&format!("--data-root={}", data.display()));
     let (code, said) = machine.fails(&["bake", "--for", "buildx:ci", "type=local,src=/nonexistent"]);
     assert_eq!(code, 7, "{said}");
     for part in ["_data is not empty", "found used", "node ci0 of builder ci", "start docker"] {

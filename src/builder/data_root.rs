@@ -9,14 +9,15 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::settings::argument;
+use super::docker::DEFAULT_HOST;
+use super::settings::{all, argument};
 use super::{Error, unit};
 use crate::daemon::on_path;
 
 const CONFIG: &str = "/etc/docker/daemon.json";
 const DEFAULT: &str = "/var/lib/docker";
 
-/// Of `daemon.json`, what moves the data root.
+/// Of `daemon.json`, what moves the data root, and where it listens.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
 struct Config {
@@ -24,6 +25,7 @@ struct Config {
     /// What it was called before 17.05.
     graph: Option<PathBuf>,
     userns_remap: Option<String>,
+    hosts: Vec<String>,
 }
 
 /// Of a volume's `opts.json`, what is mounted as its content.
@@ -33,11 +35,15 @@ struct Options {
     mount_device: String,
 }
 
-/// The data root, by what systemd starts dockerd with, and `daemon.json`.
-pub(super) fn find() -> Result<PathBuf, Error> {
+/// The data root of the dockerd that listens at `host` when it runs, by what systemd starts it with, and `daemon.json`.
+pub(super) fn find(host: &str) -> Result<PathBuf, Error> {
     let arguments = unit::arguments("docker.service");
     let path = PathBuf::from(argument(&arguments, "config-file").unwrap_or(CONFIG));
-    let root = data_root(&arguments, &path, &read(&path)?)?;
+    let config = parse(&path, &read(&path)?)?;
+    if !listens_at(&arguments, &config, host) {
+        return Err(Error::NotTheMachines { host: host.to_owned() });
+    }
+    let root = data_root(&arguments, config)?;
     if root.is_dir() || on_path("dockerd").is_some() {
         Ok(root)
     } else {
@@ -55,12 +61,26 @@ pub(super) fn device(volume: &Path) -> Result<Option<String>, Error> {
     Ok(Some(options.mount_device).filter(|device| !device.is_empty()))
 }
 
-fn data_root(arguments: &[String], path: &Path, config: &str) -> Result<PathBuf, Error> {
-    let config: Config = if config.trim().is_empty() {
-        Config::default()
-    } else {
-        serde_json::from_str(config).map_err(|error| unreadable(path, &error))?
-    };
+fn parse(path: &Path, config: &str) -> Result<Config, Error> {
+    if config.trim().is_empty() {
+        return Ok(Config::default());
+    }
+    serde_json::from_str(config).map_err(|error| unreadable(path, &error))
+}
+
+/// Whether that dockerd is the one at `host`, and not a second one, or podman.
+fn listens_at(arguments: &[String], config: &Config, host: &str) -> bool {
+    // One is a link to the other.
+    let plain = |host: &str| host.replacen("unix:///var/run/", "unix:///run/", 1);
+    let told = ["host", "H"]
+        .iter()
+        .flat_map(|name| all(arguments, name))
+        .chain(config.hosts.iter().map(String::as_str));
+    let host = plain(host);
+    host == plain(DEFAULT_HOST) || told.into_iter().any(|told| plain(told) == host)
+}
+
+fn data_root(arguments: &[String], config: Config) -> Result<PathBuf, Error> {
     let remap = argument(arguments, "userns-remap").or(config.userns_remap.as_deref());
     if remap.is_some_and(|remap| !remap.is_empty()) {
         return Err(Error::Remapped);
@@ -87,6 +107,14 @@ fn unreadable(path: &Path, error: &serde_json::Error) -> Error {
 mod tests {
     use super::*;
 
+    fn words(arguments: &[&str]) -> Vec<String> {
+        arguments.iter().map(|&word| word.to_owned()).collect()
+    }
+
+    fn config(text: &str) -> Config {
+        parse(Path::new(CONFIG), text).unwrap()
+    }
+
     #[test]
     fn the_data_root_is_where_dockerd_is_told() {
         let cases: [(&[&str], &str, &str); 6] = [
@@ -97,18 +125,38 @@ mod tests {
             (&["--data-root=/a"], "", "/a"),
             (&["-g", "/a"], "{\"userns-remap\":\"\"}", "/a"),
         ];
-        for (arguments, config, expected) in cases {
-            let arguments: Vec<String> = arguments.iter().map(|&word| word.to_owned()).collect();
-            let found = data_root(&arguments, Path::new(CONFIG), config).unwrap();
-            assert_eq!(found, Path::new(expected), "{arguments:?} {config}");
+        for (arguments, text, expected) in cases {
+            let found = data_root(&words(arguments), config(text)).unwrap();
+            assert_eq!(found, Path::new(expected), "{arguments:?} {text}");
+        }
+    }
+
+    #[test]
+    fn another_docker_is_told_from_the_machines_own() {
+        let cases: [(&[&str], &str, &str, bool); 8] = [
+            (&[], "", "unix:///var/run/docker.sock", true),
+            (&["-H", "fd://"], "", "unix:///run/docker.sock", true),
+            (&["-H", "fd://", "-H", "unix:///x.sock"], "", "unix:///x.sock", true),
+            (&["--host=unix:///x.sock", "--host=tcp://[::1]:2375"], "", "unix:///x.sock", true),
+            (&[], "{\"hosts\":[\"unix:///var/run/x.sock\"]}", "unix:///run/x.sock", true),
+            (&[], "", "unix:///run/podman/podman.sock", false),
+            (&["-H", "fd://"], "{\"hosts\":[]}", "unix:///x.sock", false),
+            (&["-H", "unix:///x.sock"], "", "unix:///x.sock.2", false),
+        ];
+        for (arguments, text, host, expected) in cases {
+            assert_eq!(
+                listens_at(&words(arguments), &config(text), host),
+                expected,
+                "{arguments:?} {text} {host}"
+            );
         }
     }
 
     #[test]
     fn what_only_dockerd_knows_is_an_error() {
-        let remapped = data_root(&[], Path::new(CONFIG), "{\"userns-remap\":\"default\"}");
+        let remapped = data_root(&[], config("{\"userns-remap\":\"default\"}"));
         assert!(matches!(remapped, Err(Error::Remapped)), "{remapped:?}");
-        let broken = data_root(&[], Path::new(CONFIG), "{").unwrap_err().to_string();
+        let broken = parse(Path::new(CONFIG), "{").unwrap_err().to_string();
         assert!(broken.starts_with(CONFIG), "{broken}");
     }
 

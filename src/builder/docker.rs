@@ -16,7 +16,7 @@ use crate::daemon::{on_path, output_within};
 /// How long docker may take for an answer: it starts by the first one where a socket waits for it.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Where dockerd listens if it is not told otherwise.
-const DEFAULT_HOST: &str = "unix:///var/run/docker.sock";
+pub(super) const DEFAULT_HOST: &str = "unix:///var/run/docker.sock";
 
 /// A docker daemon, as a node of buildx names it.
 #[derive(Debug, Clone)]
@@ -140,7 +140,8 @@ impl Docker {
 
     fn ask_json<T: DeserializeOwned>(&self, arguments: &[&str]) -> Result<T, Error> {
         let said = self.ask(arguments)?;
-        serde_json::from_str(&said).map_err(|source| Error::Answer { question: arguments.join(" "), source })
+        serde_json::from_str(&said)
+            .map_err(|error| Error::Answer { question: arguments.join(" "), detail: error.to_string() })
     }
 
     /// Where the daemon listens, as a URL.
@@ -162,8 +163,15 @@ impl Docker {
             question.extend(["--", &self.endpoint]);
         }
         // Contexts are files of the client: this asks no daemon.
-        let plain = Self::at("");
-        Ok(plain.ask(&question)?.trim().to_owned())
+        let said = Self::at("").ask(&question)?.trim().to_owned();
+        if !said.contains("://") {
+            // podman's does nothing, and calls that a success.
+            return Err(Error::Answer {
+                question: question.join(" "),
+                detail: format!("no address: {said:?}"),
+            });
+        }
+        Ok(said)
     }
 
     /// Whether a daemon of this machine listens; one elsewhere is an error.

@@ -24,7 +24,7 @@ pub enum Error {
         known: Vec<String>,
     },
     /// A file that says where a root is cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
+    #[error("cannot read {}: {source}{}", path.display(), as_root(source))]
     Read {
         /// The file.
         path: PathBuf,
@@ -50,19 +50,21 @@ pub enum Error {
         detail: String,
     },
     /// No docker to ask.
-    #[error("no docker found in $PATH, through which builders are read")]
+    #[error("no docker found in $PATH, through which builders are read: install its client")]
     NoDocker,
     /// docker failed, or gave no answer.
     #[error(transparent)]
     Docker(daemon::Error),
-    /// docker answered something else.
-    #[error("`docker {question}` did not answer as docker does: {source}")]
+    /// docker answered something else, as podman does under its name.
+    #[error(
+        "`docker {question}` did not answer as docker's client does ({detail}): if podman stands there under its name, \
+         put docker's client before it in $PATH, or name the root with --root"
+    )]
     Answer {
         /// What it was asked.
         question: String,
-        /// What the parser said.
-        #[source]
-        source: serde_json::Error,
+        /// What is wrong with the answer.
+        detail: String,
     },
     /// The docker is on another machine.
     #[error(
@@ -187,6 +189,15 @@ pub enum Error {
         /// Where it would be.
         path: PathBuf,
     },
+    /// A docker that is not the one whose configuration this machine has.
+    #[error(
+        "no docker answers at {host}, and where that one keeps volumes is known only while it runs: start it, \
+         or name the volume's directory with --root"
+    )]
+    NotTheMachines {
+        /// Where it would listen.
+        host: String,
+    },
     /// The data root depends on users that only dockerd looks up.
     #[error(
         "no docker answers, and its configuration has userns-remap, so where it keeps volumes is known \
@@ -226,6 +237,12 @@ pub enum ErrorClass {
 
 fn have(known: &[String]) -> String {
     if known.is_empty() { String::new() } else { format!("; there are {}", known.join(", ")) }
+}
+
+/// What to do where only root may read.
+fn as_root(source: &io::Error) -> &'static str {
+    let is_denied = source.kind() == io::ErrorKind::PermissionDenied;
+    if is_denied && !rustix::process::geteuid().is_root() { "; run it under sudo" } else { "" }
 }
 
 fn first(nodes: &[String]) -> &str {

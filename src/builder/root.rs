@@ -283,12 +283,13 @@ fn of_stopped_docker(docker: &Docker, owner: Owner) -> Result<Root, Error> {
         return Err(Error::RootlessDocker { builder: owner.builder, host });
     }
     let (name, within) = of_node(&owner)?;
-    let root = data_root::find()?;
+    let root = data_root::find(&host)?;
     let directory = data_of(&root, &name);
     if let Some(device) = directory.parent().map(data_root::device).transpose()?.flatten() {
         return Err(Error::VolumeOfOthers { volume: name, how: format!("mounted from {device}") });
     }
-    let is_there = directory.is_dir();
+    let is_there =
+        directory.try_exists().map_err(|source| Error::Read { path: directory.clone(), source })?;
     let path = below(&directory, &within);
     let volume = Volume {
         name,

@@ -83,12 +83,17 @@ impl Settings {
 
 /// The last value of `--name VALUE` or `--name=VALUE`.
 pub(super) fn argument<'a>(arguments: &'a [String], name: &str) -> Option<&'a str> {
-    let mut found = None;
+    all(arguments, name).pop()
+}
+
+/// All of its values.
+pub(super) fn all<'a>(arguments: &'a [String], name: &str) -> Vec<&'a str> {
+    let mut found = Vec::new();
     let mut arguments = arguments.iter();
     while let Some(argument) = arguments.next() {
         match named(argument, name) {
-            Some("") => found = arguments.next().map(String::as_str).or(found),
-            Some(rest) => found = rest.strip_prefix('=').or(found),
+            Some("") => found.extend(arguments.next().map(String::as_str)),
+            Some(rest) => found.extend(rest.strip_prefix('=')),
             None => {}
         }
     }

@@ -101,13 +101,20 @@ impl Docker {
         self.data_root().join("volumes").join(name).join("_data")
     }
 
-    /// Gives a command docker's client, and the configuration of its user.
-    pub fn equip(&self, command: &mut Command) {
+    /// Where docker's client is, and the configuration of its user.
+    pub fn environment(&self) -> [(&'static str, String); 3] {
         let path = std::env::var("PATH").unwrap_or_default();
-        // Debian keeps runc where only root looks.
-        command.env("PATH", format!("{}:{path}:/usr/sbin:/sbin", self.programs.display()));
-        command.env("DOCKER_HOST", format!("unix://{}", self.scratch.join("sock").display()));
-        command.env("DOCKER_CONFIG", self.scratch.join("config"));
+        [
+            // Debian keeps runc where only root looks.
+            ("PATH", format!("{}:{path}:/usr/sbin:/sbin", self.programs.display())),
+            ("DOCKER_HOST", format!("unix://{}", self.scratch.join("sock").display())),
+            ("DOCKER_CONFIG", self.scratch.join("config").display().to_string()),
+        ]
+    }
+
+    /// Gives them to a command.
+    pub fn equip(&self, command: &mut Command) {
+        command.envs(self.environment());
         for name in [
             "DOCKER_CONTEXT",
             "DOCKER_TLS_VERIFY",
