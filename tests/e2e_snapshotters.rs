@@ -33,10 +33,9 @@ fn warms(release: &str, snapshotter: &str, name: &'static str) {
         assert_eq!(tar, native, "the tar differs from that of a natively imported root");
     }
     let outcome = daemon.build(&case.changed);
-    assert!(outcome.not_cached().into_iter().eq(origin.changed.iter().map(String::as_str)), "{}", outcome.log);
+    assert_eq!(outcome.not_cached(), origin.changed.iter().map(String::as_str).collect(), "{}", outcome.log);
     assert_eq!((outcome.imports, outcome.extractions), (0, 0), "after a change\n{}", outcome.log);
     daemon.stop();
-    verify(&[], &root).expect_success("verify after builds");
 
     let daemon = Daemon::start_on(&world.tools, &root, &world.registry, snapshotter);
     assert_warm(&daemon.build(&case.request), &origin);

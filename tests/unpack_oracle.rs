@@ -9,12 +9,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use serde_json::json;
+use support::rootless::User;
 use support::{BuildRequest, Daemon, Registry, Scratch, Tools};
 use warmkit::bolt::Database;
 use warmkit::digest::{ChainId, DiffId, Digest};
@@ -22,6 +23,7 @@ use warmkit::fsutil;
 use warmkit::layer::{self, Compression, Fate, Options, Overlay, Whiteouts};
 use warmkit::progress::Silent;
 use warmkit::store::{Snapshotter, StateDir};
+use warmkit::userns::Owners;
 use warmkit::verify;
 
 use layers::{Case, Layer, PLAIN};
@@ -65,12 +67,14 @@ enum Way {
     FuseOverlayfs,
     /// Whole trees.
     Native,
+    /// Upper directories of a daemon that a plain user runs, through a mount and seen through one.
+    Rootless,
 }
 
 impl Way {
     fn snapshotter(self) -> Snapshotter {
         match self {
-            Self::Overlayfs => Snapshotter::Overlayfs,
+            Self::Overlayfs | Self::Rootless => Snapshotter::Overlayfs,
             Self::FuseOverlayfs => Snapshotter::FuseOverlayfs,
             Self::Native => Snapshotter::Native,
         }
@@ -93,6 +97,11 @@ fn unpacks_as_one_with_native_snapshots() {
     agrees(Way::Native);
 }
 
+#[test]
+fn unpacks_as_a_rootless_one() {
+    agrees(Way::Rootless);
+}
+
 /// Compares what becomes of each layer with what a daemon makes of it; gives the directory of its `root`.
 fn agrees(way: Way) -> Option<Scratch> {
     let tools = Tools::find(support::tools::NEWEST)?;
@@ -100,7 +109,10 @@ fn agrees(way: Way) -> Option<Scratch> {
     assert!(corpus.len() >= 200, "{} cases", corpus.len());
     let scratch = Scratch::new();
     let root = scratch.join("root");
-    let errors = extract_all(&tools, &root, &scratch, &corpus, way.snapshotter());
+    let user = if way == Way::Rootless { Some(User::make(&tools)?) } else { None };
+    let owners = user.as_ref().map_or(Owners::AsNamed, User::owners);
+    let root = user.as_ref().map_or(root, |user| user.home.join("root"));
+    let errors = extract_all(&tools, &root, &scratch, &corpus, way.snapshotter(), user.as_ref());
     let snapshots = snapshots(&root, way.snapshotter());
     // Of this thread, for what is mounted.
     fsutil::own_mount_namespace().unwrap();
@@ -121,7 +133,7 @@ fn agrees(way: Way) -> Option<Scratch> {
             (0..case.layers.len()).map(|n| scratch.join(format!("ours/{i}/{n}"))).collect();
         for (n, layer) in case.layers.iter().enumerate() {
             let valid = case.valid || n + 1 < case.layers.len();
-            let (ours, implied) = match unpack(layer, way, &uppers, n, &scratch.join(".")) {
+            let (ours, implied) = match unpack(layer, way, &owners, &uppers, n, &scratch.join(".")) {
                 Ok(implied) => {
                     (Outcome::Unpacked(seen(way, &uppers[..=n], &scratch.join("."), &implied)), implied)
                 }
@@ -141,6 +153,11 @@ fn agrees(way: Way) -> Option<Scratch> {
                 (Outcome::Refused(e), Outcome::Unpacked(_)) => {
                     writeln!(faults, "{subject}: only we refuse: {e}").unwrap();
                 }
+                // A namespace may not set it, who writes from outside may.
+                (Outcome::Unpacked(_), Outcome::Refused(e))
+                    if way == Way::Rootless
+                        && e.contains("failed to setxattr")
+                        && e.contains("\"security.") => {}
                 (Outcome::Unpacked(_), Outcome::Refused(e)) => {
                     writeln!(faults, "{subject}: only the daemon refuses: {e}").unwrap();
                 }
@@ -176,9 +193,13 @@ fn extract_all(
     scratch: &Scratch,
     corpus: &[Case],
     snapshotter: Snapshotter,
+    user: Option<&User>,
 ) -> Vec<String> {
     let registry = Registry::start(tools);
-    let daemon = Daemon::start_on(tools, root, &registry, snapshotter.name());
+    let daemon = match user {
+        Some(user) => Daemon::start_rootless(tools, root, &registry, snapshotter.name(), user),
+        None => Daemon::start_on(tools, root, &registry, snapshotter.name()),
+    };
     let next = AtomicUsize::new(0);
     let work = || {
         let mut said = Vec::new();
@@ -265,9 +286,18 @@ impl Untimed {
 }
 
 /// Unpacks one layer as a bake does.
-fn unpack(layer: &Layer, way: Way, uppers: &[PathBuf], n: usize, scratch: &Path) -> Result<Untimed, String> {
+fn unpack(
+    layer: &Layer,
+    way: Way,
+    owners: &Owners,
+    uppers: &[PathBuf],
+    n: usize,
+    scratch: &Path,
+) -> Result<Untimed, String> {
     let upper = &uppers[n];
     fs::create_dir_all(upper).unwrap();
+    let root = (owners.user(0).unwrap(), owners.group(0).unwrap());
+    chown(upper, Some(root.0), Some(root.1)).unwrap();
     let compression = if layer.media_type == PLAIN { Compression::None } else { Compression::Detect };
     let chain = |e: layer::Error| {
         let mut text = e.to_string();
@@ -280,12 +310,12 @@ fn unpack(layer: &Layer, way: Way, uppers: &[PathBuf], n: usize, scratch: &Path)
     };
     let unpack =
         |options: &Options, to: &Path| layer::unpack(layer.blob.as_slice(), compression, to, options);
-    let onto = Options { whiteouts: Whiteouts::Remove, ..Options::default() };
+    let onto = Options { whiteouts: Whiteouts::Remove, owners: owners.clone() };
     let unpacked = match way {
         Way::Overlayfs => unpack(&Options::of_upper(n == 0), upper),
         _ if n == 0 => unpack(&onto, upper),
         Way::Native => layer::copy_tree(&uppers[n - 1], upper).and_then(|()| unpack(&onto, upper)),
-        Way::FuseOverlayfs => {
+        Way::FuseOverlayfs | Way::Rootless => {
             let (work, target) = (scratch.join("work"), scratch.join("target"));
             let _ = fs::remove_dir_all(&work);
             fs::create_dir_all(&work).unwrap();
@@ -297,11 +327,9 @@ fn unpack(layer: &Layer, way: Way, uppers: &[PathBuf], n: usize, scratch: &Path)
                 upper,
                 work: &work,
                 target: &target,
-                userxattr: false,
+                userxattr: way == Way::Rootless,
             };
-            overlay
-                .with(|at| unpack(&onto, at))
-                .and_then(|unpacked| overlay.settle((0, 0)).map(|()| unpacked))
+            overlay.with(|at| unpack(&onto, at)).and_then(|unpacked| overlay.settle(root).map(|()| unpacked))
         }
     };
     let unpacked = unpacked.map_err(chain)?;
@@ -325,18 +353,25 @@ fn unpack(layer: &Layer, way: Way, uppers: &[PathBuf], n: usize, scratch: &Path)
 /// What a chain of layers, lowest first, shows a build; for overlayfs only what the last one has.
 fn seen(way: Way, layers: &[PathBuf], scratch: &Path, untimed: &Untimed) -> BTreeMap<PathBuf, Node> {
     let last = layers.last().unwrap();
-    if way != Way::FuseOverlayfs || layers.len() == 1 {
+    if !matches!(way, Way::FuseOverlayfs | Way::Rootless) || layers.len() == 1 {
         return tree(last, untimed);
     }
     let target = scratch.join("seen");
     fs::create_dir_all(&target).unwrap();
     let lowers: Vec<String> = layers.iter().rev().map(|layer| layer.display().to_string()).collect();
-    let mut command = std::process::Command::new("fuse-overlayfs");
-    command.arg("-o").arg(format!("lowerdir={}", lowers.join(":"))).arg(&target);
+    let lowers = format!("lowerdir={}", lowers.join(":"));
+    let mut command =
+        std::process::Command::new(if way == Way::Rootless { "mount" } else { "fuse-overlayfs" });
+    if way == Way::Rootless {
+        command.args(["-t", "overlay", "overlay", "-o", &format!("{lowers},userxattr")]);
+    } else {
+        command.args(["-o", &lowers]);
+    }
+    command.arg(&target);
     assert!(command.status().unwrap().success(), "{command:?}");
     let mut nodes = tree(&target, untimed);
     // Where fuse-overlayfs copies up a directory, it loses the setgid bit, and what is made in it the group.
-    for (path, node) in &mut nodes {
+    for (path, node) in nodes.iter_mut().filter(|_| way == Way::FuseOverlayfs) {
         if matches!(node.content, Content::None) && node.device == 0 {
             node.mode &= !SETGID;
             if untimed.implied.contains(path) {

@@ -17,6 +17,7 @@ use super::entry::{self, Entry, Kind, Owner, Whiteout, join, split};
 use super::remove::remove_all;
 use super::resolve::{Fault, resolve};
 use super::tar::{Content, Segment};
+use super::xattr::{self, ACCESS_LIST, CAPABILITY, DEFAULT_LIST};
 use super::{Error, Fate, Implied, Options, Refusal, Result, Whiteouts, sys};
 use crate::userns::{OutOfRange, Owners};
 
@@ -24,8 +25,6 @@ use crate::userns::{OutOfRange, Owners};
 const OPEN: usize = 32;
 /// The mark that hides what lower layers have in a directory.
 const OPAQUE: &str = "trusted.overlay.opaque";
-/// What a file may do whoever runs it.
-const CAPABILITY: &[u8] = b"security.capability";
 
 /// An open directory and its path in the layer, free of symlinks.
 struct Directory {
@@ -454,7 +453,7 @@ impl<'a> Applier<'a> {
         let (uid, gid) = self.owner(entry.owner(), &entry.path)?;
         rustix::fs::fchown(&file, uid, gid).map_err(fail("change owner of"))?;
         for (key, value) in entry.settable_xattrs() {
-            let value = self.xattr(key, value)?;
+            let value = self.xattr(entry, key, value)?;
             match rustix::fs::fsetxattr(&file, key, &value, XattrFlags::empty()) {
                 Ok(()) | Err(Errno::NOTSUP) => {}
                 Err(e) => return Err(Error::entry("set extended attribute of", &entry.path, e)),
@@ -533,7 +532,7 @@ impl<'a> Applier<'a> {
         };
         let file_type = file_type(fail("examine"))?;
         for (key, value) in entry.settable_xattrs() {
-            let value = self.xattr(key, value)?;
+            let value = self.xattr(entry, key, value)?;
             match sys::set_xattr_at(dir, name, key, &value, XattrFlags::empty()) {
                 Ok(()) | Err(Errno::NOTSUP) => {}
                 // Only files and directories can have these.
@@ -550,13 +549,19 @@ impl<'a> Applier<'a> {
         Ok(())
     }
 
-    /// The value that an extended attribute gets: file capabilities name the root of the namespace that they count in.
-    fn xattr<'v>(&self, key: &[u8], value: &'v [u8]) -> Result<Cow<'v, [u8]>> {
-        if key != CAPABILITY || !self.options.owners.is_namespace() {
+    /// The value that an extended attribute gets: file capabilities name the root of the namespace that they count in,
+    /// and access lists have users and groups.
+    fn xattr<'v>(&self, entry: &Entry, key: &[u8], value: &'v [u8]) -> Result<Cow<'v, [u8]>> {
+        let owners = &self.options.owners;
+        if !owners.is_namespace() {
             return Ok(Cow::Borrowed(value));
         }
-        let (root, _) = self.owner(Owner { uid: Some(0), gid: None }, b"")?;
-        Ok(sys::capability_of(value, root.unwrap_or(Uid::ROOT)))
+        let shifted = match key {
+            CAPABILITY => xattr::capability(value, owners),
+            ACCESS_LIST | DEFAULT_LIST => xattr::access_list(value, owners),
+            _ => return Ok(Cow::Borrowed(value)),
+        };
+        shifted.map(Cow::Owned).map_err(|source| Error::Owner { path: entry.path().to_owned(), source })
     }
 }
 

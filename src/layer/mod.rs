@@ -48,6 +48,7 @@ mod stream;
 mod sys;
 mod tar;
 mod usage;
+mod xattr;
 
 use std::io::Read;
 use std::path::{Path, PathBuf};

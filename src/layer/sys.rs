@@ -1,10 +1,9 @@
 //! System calls on the layer's directory, with the flags that keep every path inside it.
 
-use std::borrow::Cow;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, XattrFlags};
 
 use super::entry::{Entry, Time};
 
@@ -56,21 +55,6 @@ pub(super) fn times_of(stat: &Stat) -> Timestamps {
         last_access: spec(stat.st_atime, stat.st_atime_nsec),
         last_modification: spec(stat.st_mtime, stat.st_mtime_nsec),
     }
-}
-
-/// A `security.capability` that counts in the user namespace whose root is `root`: revision 3 of `struct vfs_ns_cap_data`
-/// (`linux/capability.h`) for revision 2. The kernel does the same for who sets one inside.
-pub(super) fn capability_of(value: &[u8], root: Uid) -> Cow<'_, [u8]> {
-    const REVISION_2: &[u8] = &[0, 0, 0, 2];
-    let (Some(head), 20) = (value.get(..4), value.len()) else { return Cow::Borrowed(value) };
-    // The lowest bit says that the capabilities are effective.
-    if head[1..] != REVISION_2[1..] {
-        return Cow::Borrowed(value);
-    }
-    let mut value = value.to_vec();
-    value[3] = 3;
-    value.extend_from_slice(&root.as_raw().to_le_bytes());
-    Cow::Owned(value)
 }
 
 /// Writes all of `bytes`.

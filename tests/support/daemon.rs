@@ -12,6 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
 
 use super::command::{self, run};
+use super::rootless::User;
 use super::{BuildOutcome, BuildRequest, Registry, Scratch, Tools};
 
 /// The databases of a root that its daemon must find, and leave, free of faults.
@@ -88,6 +89,24 @@ impl Daemon {
             .unwrap_or_else(|said| panic!("{said}"))
     }
 
+    /// As [`Daemon::start_on`], run by a plain user.
+    #[track_caller]
+    pub fn start_rootless(
+        tools: &Tools,
+        root: &Path,
+        registry: &Registry,
+        snapshotter: &str,
+        user: &User,
+    ) -> Self {
+        let program = user.in_namespace("buildkitd");
+        let registries = http_registries(&[registry]);
+        let scratch = Scratch::new();
+        user.owns(scratch.path());
+        let worker = "rootless = true\n  noProcessSandbox = true";
+        Self::launch_in(scratch, tools, program, root, &registries, snapshotter, worker)
+            .unwrap_or_else(|said| panic!("{said}"))
+    }
+
     /// Starts one that collects as `worker` says, which goes on where `[worker.oci]` has begun.
     #[track_caller]
     pub fn start_collecting(tools: &Tools, root: &Path, worker: &str) -> Self {
@@ -112,8 +131,20 @@ impl Daemon {
         Self::launch(tools, program, root, &http_registries(&[registry]), OVERLAYFS, worker)
     }
 
-    /// Starts the program with a configuration, and waits until it answers; what it said, where it does not.
     fn launch(
+        tools: &Tools,
+        program: Command,
+        root: &Path,
+        registries: &str,
+        snapshotter: &str,
+        worker: &str,
+    ) -> Result<Self, String> {
+        Self::launch_in(Scratch::new(), tools, program, root, registries, snapshotter, worker)
+    }
+
+    /// Starts the program with a configuration, and waits until it answers; what it said, where it does not.
+    fn launch_in(
+        scratch: Scratch,
         tools: &Tools,
         mut program: Command,
         root: &Path,
@@ -121,7 +152,6 @@ impl Daemon {
         snapshotter: &str,
         worker: &str,
     ) -> Result<Self, String> {
-        let scratch = Scratch::new();
         // Two daemons of one host would share the default of the tracing socket.
         let config = format!(
             "root = \"{root}\"\ndebug = {debug}\n\

@@ -34,6 +34,7 @@ pub mod packages;
 pub mod packer;
 pub mod proxy;
 pub mod registry;
+pub mod rootless;
 pub mod serve;
 pub mod skip;
 pub mod square;
