@@ -3,8 +3,13 @@
 
 mod support;
 
+use std::path::Path;
+use std::time::Duration;
+
 use support::cases::{assert_warm, export_tar};
-use support::warmkit::{bake, verify};
+use support::command::run;
+use support::rootless::User;
+use support::warmkit::{bake, verify, warmkit};
 use support::{Daemon, Tools, World, tools};
 
 /// A root for the snapshotter is warm: untouched, after a change of the source, and after another start.
@@ -43,6 +48,58 @@ fn warms(release: &str, snapshotter: &str, name: &'static str) {
     assert_eq!(daemon.disk_usage(), [], "after prune --all");
     assert_eq!(daemon.logged_errors(), [""; 0], "{}", daemon.log());
     daemon.stop();
+}
+
+/// The same of a daemon that a plain user runs, in the user's home; baked as root, and as the user.
+fn warms_rootless(release: &str, snapshotter: &str, as_user: bool, name: &'static str) {
+    let Some(tools) = Tools::find(release) else { return };
+    let Some(user) = User::make(&tools) else { return };
+    let world = World::start(tools);
+    let case = world.case(name);
+    let origin = world.export(&case);
+    let start = |root: &Path| Daemon::start_rootless(&world.tools, root, &world.registry, snapshotter, &user);
+
+    let imported = user.home.join("imported");
+    let daemon = start(&imported);
+    let request = case.request.import_from(&origin.cache);
+    let (_, native) = export_tar(&daemon, &request, &world.root(&case, "imported.tar"));
+    daemon.stop();
+
+    let arguments = [&origin.cache, "--keys-from", &origin.image, "--snapshotter", snapshotter];
+    let target = if as_user { "rootless".to_owned() } else { format!("rootless:{}", user.name) };
+    let mut command = if as_user { user.in_namespace(&user.warmkit()) } else { warmkit() };
+    command.arg("bake").args(arguments).args(["--for", &target]);
+    run(&mut command, Duration::from_secs(120)).expect_success("bake");
+    let root = user.home.join(".local/share/buildkit");
+    verify(&["--read-data"], &root).expect_success("verify");
+
+    let daemon = start(&root);
+    let (outcome, tar) = export_tar(&daemon, &case.request, &world.root(&case, "root.tar"));
+    assert_warm(&outcome, &origin);
+    if snapshotter != "native" {
+        assert_eq!(tar, native, "the tar differs from that of a natively imported root");
+    }
+    let outcome = daemon.build(&case.changed);
+    assert_eq!(outcome.not_cached(), origin.changed.iter().map(String::as_str).collect(), "{}", outcome.log);
+    assert_eq!((outcome.imports, outcome.extractions), (0, 0), "after a change\n{}", outcome.log);
+    daemon.stop();
+
+    let daemon = start(&root);
+    assert_warm(&daemon.build(&case.request), &origin);
+    daemon.prune_all();
+    assert_eq!(daemon.disk_usage(), [], "after prune --all");
+    assert_eq!(daemon.logged_errors(), [""; 0], "{}", daemon.log());
+    daemon.stop();
+}
+
+#[test]
+fn rootless_baked_as_root() {
+    warms_rootless(tools::NEWEST, "overlayfs", false, "whiteouts");
+}
+
+#[test]
+fn rootless_baked_by_the_user() {
+    warms_rootless(tools::NEWEST, "overlayfs", true, "app");
 }
 
 #[test]

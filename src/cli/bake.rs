@@ -16,7 +16,7 @@ use super::place::Place;
 use super::progress::Shown;
 use super::{render, signals};
 use crate::bake::{self, Cancel, Options, PageSize, Snapshotter};
-use crate::builder::Root;
+use crate::builder::{Kind, Root};
 use crate::oci::Reference;
 use crate::source::Stop;
 use crate::source::spec::parse_reference;
@@ -100,9 +100,10 @@ pub(super) struct Baking {
     #[arg(long, env = "SOURCE_DATE_EPOCH", value_name = "SECONDS", value_parser = parse_epoch)]
     source_date_epoch: Option<Timestamp>,
 
-    /// The snapshotter of the worker that the root is for, as in --oci-worker-snapshotter of buildkitd
-    #[arg(long, value_name = "NAME", default_value = "overlayfs", value_parser = snapshotters())]
-    snapshotter: Snapshotter,
+    /// The snapshotter of the worker that the root is for, as in --oci-worker-snapshotter of buildkitd [default:
+    /// what the builder's configuration says, else overlayfs]
+    #[arg(long, value_name = "NAME", value_parser = snapshotters())]
+    snapshotter: Option<Snapshotter>,
 
     /// Page size of the databases: that of the memory of the machines that will use them, which any other opens as
     /// well
@@ -143,10 +144,8 @@ enum FindImages {
 
 /// Those that are written.
 fn snapshotters() -> impl TypedValueParser<Value = Snapshotter> {
-    PossibleValuesParser::new(Snapshotter::ALL.map(Snapshotter::name)).map(|name| {
-        let named = Snapshotter::ALL.into_iter().find(|snapshotter| snapshotter.name() == name);
-        named.unwrap_or_default()
-    })
+    PossibleValuesParser::new(Snapshotter::ALL.map(Snapshotter::name))
+        .try_map(|name| Snapshotter::named(&name).ok_or("no such snapshotter"))
 }
 
 /// Those that Linux has.
@@ -175,6 +174,15 @@ impl Baking {
         buildkitd_config: Option<PathBuf>,
     ) -> Result<(Options, Cancel), Failure> {
         let skip_missing = self.caches.skip_missing;
+        let Kind { snapshotter, owners } = root.kind();
+        let told = snapshotter.as_deref().and_then(Snapshotter::named);
+        // What is written in a user namespace is for a daemon there.
+        let owners = match owners {
+            Owners::AsNamed => Owners::of_this_process().map_err(|error| {
+                Failure::new(format!("cannot read the id maps of this process: {error}"), exit::FAILURE)
+            })?,
+            owners @ Owners::Namespace { .. } => owners.clone(),
+        };
         let caches = self.caches.read(&self.keys.registries)?;
         let given = self.keys.given(&caches)?;
         let cancel = Cancel::new(signals::interrupted()?);
@@ -186,8 +194,8 @@ impl Baking {
             keys_from: self.keys.keys_from(),
             no_sidecar: self.keys.no_sidecar,
             root: root.path().to_owned(),
-            snapshotter: self.snapshotter,
-            owners: Owners::AsNamed,
+            snapshotter: self.snapshotter.or(told).unwrap_or_default(),
+            owners,
             page_size: self.page_size,
             platforms: self.keys.platforms,
             find_images: match self.images {

@@ -49,6 +49,11 @@ impl Snapshotter {
     /// All of them.
     pub const ALL: [Self; 3] = [Self::Overlayfs, Self::FuseOverlayfs, Self::Native];
 
+    /// The one of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|snapshotter| snapshotter.name() == name)
+    }
+
     /// The name that `--oci-worker-snapshotter` and containerd's metadata have for it.
     pub const fn name(self) -> &'static str {
         match self {

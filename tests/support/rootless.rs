@@ -12,6 +12,9 @@ use warmkit::userns::{IdMap, Owners, read_subordinate_ids};
 use super::command::run;
 use super::{Scratch, Tools, files, skip};
 
+/// Enough for the owners of the base image.
+const MORE_IDS: &str = "100000000-105000000";
+
 /// A user that was made for one test, with a home and subordinate ids; gone when dropped.
 #[derive(Debug)]
 pub struct User {
@@ -41,6 +44,10 @@ impl User {
         let mut add = Command::new("useradd");
         add.args(["--no-create-home", "--user-group", "--shell", "/bin/sh", "--home-dir"]);
         retry(add.arg(home.path()).arg(&name));
+        // Beside the range that it got, one for the large ids that odd layers have.
+        let mut more = Command::new("usermod");
+        more.args(["--add-subuids", MORE_IDS, "--add-subgids", MORE_IDS]);
+        retry(more.arg(&name));
         let entry = fs::read_to_string("/etc/passwd").unwrap();
         let fields = |line: &str| line.split(':').map(str::to_owned).collect::<Vec<_>>();
         let id = entry.lines().map(fields).find(|fields| fields[0] == name).unwrap()[2].parse().unwrap();
@@ -79,6 +86,13 @@ impl User {
             .env("XDG_RUNTIME_DIR", self.runtime());
         command.env_remove("TMPDIR").env_remove("XDG_DATA_HOME").env_remove("XDG_CONFIG_HOME");
         command
+    }
+
+    /// warmkit, where it may run it.
+    pub fn warmkit(&self) -> String {
+        let copy = self.programs.join("warmkit");
+        files::install(Path::new(env!("CARGO_BIN_EXE_warmkit")), &copy);
+        copy.display().to_string()
     }
 
     /// Whose the files of its roots are, seen from outside.
