@@ -1,6 +1,6 @@
 # Makes an AMI with a baked BuildKit root: instances that boot from it print CACHED in their first build.
 #
-#     packer init packer/plugins.pkr.hcl        # Packer 1.7 and newer; for 1.6, delete the lines for IMDSv2
+#     packer init packer/plugins.pkr.hcl        # Packer 1.7 and newer
 #     packer build \
 #         -var region=eu-central-1 -var source_ami=ami-0123456789abcdef0 -var enable=buildkit.service \
 #         -var 'caches=["123456789012.dkr.ecr.eu-central-1.amazonaws.com/app:cache"]' \
@@ -244,12 +244,12 @@ source "amazon-ebs" "warm" {
   subnet_id            = var.subnet_id
   ebs_optimized        = true
 
-  # IMDSv2 alone, for those that boot from the AMI and for this instance. Packer 1.6 does not know these four
-  # lines: delete them for it.
-  imds_support = "v2.0"
-  metadata_options {
-    http_tokens = "required"
-  }
+  # IMDSv2 alone, for this instance and for those that boot from the AMI. Packer 1.6 does not know these
+  # lines; in all others take the # away.
+  # metadata_options {
+  #   http_tokens = "required"
+  # }
+  # imds_support = "v2.0"
 
   ssh_username                          = var.ssh_username
   ssh_interface                         = var.ssh_interface

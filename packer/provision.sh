@@ -156,6 +156,8 @@ if [ -n "${WARMKIT_DOCKER_CONFIG-}" ]; then
     export DOCKER_CONFIG=$scratch/docker
 fi
 unset WARMKIT_DOCKER_CONFIG
+# CI systems set it, and a verdict is read below.
+unset CLICOLOR_FORCE
 
 install_warmkit
 "$warmkit" --version || die "$warmkit does not run on this machine ($(uname -m)): was it built for another?"

@@ -1,13 +1,15 @@
 //! File-system facts and operations that the standard library lacks.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use rustix::fs::FlockOperation;
 use rustix::ioctl::{self, Opcode};
 use rustix::mount::MountPropagationFlags;
 use rustix::thread::UnshareFlags;
+use tempfile::TempDir;
 
 /// File systems that may write fewer bytes than they are given: btrfs, ZFS, bcachefs.
 const COMPRESSING: [u32; 3] = [0x9123_683e, 0x2fc1_2fc1, 0xca45_1a4e];
@@ -95,6 +97,20 @@ pub fn own_mount_namespace() -> io::Result<()> {
     Ok(rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?)
 }
 
+/// Makes a directory for this user alone in `parent`, with a name that begins with `prefix`. It goes when what is
+/// returned is dropped.
+///
+/// # Errors
+/// What the system says, without the path that tempfile adds to it: whoever asks says where.
+pub fn temporary_directory(prefix: &str, parent: &Path) -> io::Result<TempDir> {
+    let made =
+        tempfile::Builder::new().prefix(prefix).permissions(Permissions::from_mode(0o700)).tempdir_in(parent);
+    made.map_err(|error| match error.to_string().split_once(" at path ") {
+        Some((said, _)) => io::Error::new(error.kind(), said),
+        None => error,
+    })
+}
+
 /// Makes the entries of a directory durable.
 pub fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
@@ -138,6 +154,20 @@ mod tests {
         assert!(here.0 > 0);
         assert_eq!(of(room_at(&dir.path().join("not/there/yet")).unwrap()), here);
         assert!(room(&dir.path().join("not")).is_err());
+    }
+
+    #[test]
+    fn a_temporary_directory_is_for_its_user_and_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let made = temporary_directory(".a-", dir.path()).unwrap();
+        let path = made.path().to_owned();
+        assert!(path.file_name().unwrap().to_str().unwrap().starts_with(".a-"));
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o7777, 0o700);
+        drop(made);
+        assert!(!path.exists());
+        let error = temporary_directory("a", &dir.path().join("not")).unwrap_err();
+        assert_eq!(error.to_string(), "No such file or directory (os error 2)");
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }
 
     #[test]

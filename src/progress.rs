@@ -134,9 +134,31 @@ pub fn during<T, E>(
     phase: Phase,
     work: impl FnOnce() -> Result<T, E>,
 ) -> Result<T, E> {
-    progress.event(Event::Started(phase));
-    let started = Instant::now();
+    let running = Running::start(progress, phase);
     let done = work()?;
-    progress.event(Event::Finished(phase, started.elapsed()));
+    running.finish();
     Ok(done)
+}
+
+/// A phase that began. One that is dropped does not finish.
+#[must_use]
+pub struct Running<'a> {
+    progress: &'a dyn Progress,
+    phase: Phase,
+    since: Instant,
+}
+
+impl<'a> Running<'a> {
+    /// Begins a phase.
+    pub fn start(progress: &'a dyn Progress, phase: Phase) -> Self {
+        progress.event(Event::Started(phase));
+        Self { progress, phase, since: Instant::now() }
+    }
+
+    /// Ends it; gives how long it took.
+    pub fn finish(self) -> Duration {
+        let took = self.since.elapsed();
+        self.progress.event(Event::Finished(self.phase, took));
+        took
+    }
 }

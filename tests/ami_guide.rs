@@ -9,9 +9,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use support::command::{Ended, run};
-use support::demo::{self, demo};
+use support::demo;
 use support::document::blocks;
-use support::packer::{packer, templates};
+use support::packer::packer;
 use support::{Registry, Scratch, Tools, tools};
 
 /// The blocks of the guide that are tried under this name.
@@ -43,8 +43,8 @@ fn packer_takes_what_the_guide_gives_it() {
         packer.display()
     );
     scratch.program("bin/packer", program);
-    templates(scratch.path());
-    let ended = shell(&tried("packer"), scratch.path(), &scratch.join("bin"), scratch.path());
+    let ended =
+        shell(&tried("packer"), Path::new(env!("CARGO_MANIFEST_DIR")), &scratch.join("bin"), scratch.path());
     ended.expect_success("packer validate");
 }
 
@@ -56,7 +56,7 @@ fn a_plan_says_what_keeps_the_root() {
     let scratch = Scratch::new();
     scratch.program("bin/warmkit", format!("#!/bin/sh\nexec {} \"$@\"\n", env!("CARGO_BIN_EXE_warmkit")));
     let ecr = "123456789012.dkr.ecr.eu-central-1.amazonaws.com";
-    let keys = format!("type=provenance,src={}", demo("provenance.json").display());
+    let keys = demo::keys();
     let script = tried("plan")
         .replace(&format!("{ecr}/cache:app"), &registry.reference("demo", "cache"))
         .replace(&format!("{ecr}/app:1.4"), &keys);

@@ -2,29 +2,32 @@
 //! steer the terminal.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
+#[allow(unreachable_pub, clippy::missing_panics_doc, reason = "made for other test files too")]
+#[path = "support/commands.rs"]
+mod commands;
+#[allow(dead_code, unreachable_pub, reason = "made for other test files too")]
+#[path = "support/shipped.rs"]
+mod shipped;
 #[path = "support/skip.rs"]
 mod skip;
 
 use std::fs::{self, OpenOptions};
 use std::io::Read as _;
 use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use commands::commands;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use shipped::{cache, demo, keys};
 
 fn warmkit(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_warmkit"));
     command.args(arguments).stdin(Stdio::null()).env_remove("DOCKER_CONFIG");
     command
-}
-
-fn demo(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/demo").join(name)
 }
 
 fn text(bytes: &[u8]) -> &str {
@@ -58,13 +61,13 @@ fn commands_that_wait_for_a_server_end_on_a_signal() {
     let keys = dir.path().join("keys.json");
     let file = keys.to_str().unwrap();
     let silent = Silent(TcpListener::bind("127.0.0.1:0").unwrap());
-    let cache = silent.reference();
+    let (cache, context) = (silent.reference(), demo("context").display().to_string());
     let commands: [&[&str]; 5] = [
         &["keys", "check", &cache, "--json"],
         &["keys", "push", &cache, "--json"],
         &["keys", "pull", &cache, "-o", file, "--json"],
         &["keys", "harvest", &cache, "-o", file, "--json"],
-        &["keys", "replay", &cache, "--build", ".", "-o", file, "--json"],
+        &["keys", "replay", &cache, "--build", &context, "-o", file, "--json"],
     ];
     for (command, signal) in commands.iter().zip([Signal::INT, Signal::TERM].into_iter().cycle()) {
         let child = warmkit(command).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -90,7 +93,7 @@ fn a_verification_ends_on_a_signal() {
     let dir = tempfile::tempdir().unwrap();
     let (root, fifo, buildkitd) =
         (dir.path().join("root"), dir.path().join("fifo"), dir.path().join("buildkitd"));
-    let cache = format!("type=local,src={}", demo("cache").display());
+    let cache = cache();
     let bake = ["bake", &cache, "--allow-unkeyed", "--root", root.to_str().unwrap()];
     assert!(warmkit(&bake).output().unwrap().status.success());
     mknodat(CWD, &fifo, FileType::Fifo, Mode::RWXU, 0).unwrap();
@@ -103,7 +106,8 @@ fn a_verification_ends_on_a_signal() {
     write.args(["-euc", script, "sh"]).arg(&fifo).arg(&buildkitd).arg(dir.path().join("buildctl"));
     assert!(write.status().unwrap().success());
 
-    let verify = ["verify", "--root", root.to_str().unwrap(), "--build", "."];
+    let context = demo("context").display().to_string();
+    let verify = ["verify", "--root", root.to_str().unwrap(), "--build", &context];
     let mut command = warmkit(&verify);
     command.arg("--buildkitd").arg(&buildkitd).env("TMPDIR", dir.path());
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -119,20 +123,22 @@ fn a_verification_ends_on_a_signal() {
 
 #[test]
 fn a_report_that_cannot_be_written_is_a_failure() {
-    let cache = format!("type=local,src={}", demo("cache").display());
-    let keys = format!("type=provenance,src={}", demo("provenance.json").display());
-    let check = ["keys", "check", &cache, "--keys-from", &keys];
-    let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
-    let output = warmkit(&check).stdout(full).output().unwrap();
-    let errors = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{errors}");
-    assert!(errors.contains("error: cannot write to standard output: No space left"), "{errors}");
+    let (cache, keys) = (cache(), keys());
+    let commands: [&[&str]; 3] =
+        [&["keys", "check", &cache, "--keys-from", &keys], &["--help"], &["completion", "bash"]];
+    for command in commands {
+        let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let output = warmkit(command).stdout(full).output().unwrap();
+        let errors = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{errors}");
+        assert!(errors.contains("error: cannot write to standard output: No space left"), "{errors}");
 
-    // A reader that has seen enough is another matter.
-    let (reader, writer) = std::io::pipe().unwrap();
-    drop(reader);
-    let output = warmkit(&check).stdout(writer).output().unwrap();
-    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        // A reader that has seen enough is another matter.
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = warmkit(command).stdout(writer).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    }
 }
 
 #[test]
@@ -140,10 +146,11 @@ fn an_output_file_is_tried_before_the_work() {
     let silent = Silent(TcpListener::bind("127.0.0.1:0").unwrap());
     silent.0.set_nonblocking(true).unwrap();
     let cache = silent.reference();
+    let context = demo("context").display().to_string();
     let commands: [&[&str]; 3] = [
         &["keys", "pull", &cache, "-o", "/nonexistent/keys.json"],
         &["keys", "harvest", &cache, "-o", "/nonexistent/keys.json"],
-        &["keys", "replay", &cache, "--build", ".", "-o", "/nonexistent/keys.json"],
+        &["keys", "replay", &cache, "--build", &context, "-o", "/nonexistent/keys.json"],
     ];
     for command in commands {
         let output = warmkit(command).output().unwrap();
@@ -152,6 +159,70 @@ fn an_output_file_is_tried_before_the_work() {
         assert!(errors.starts_with("error: cannot write /nonexistent/keys.json: No such file"), "{errors}");
     }
     assert!(silent.0.accept().is_err(), "a server was asked");
+}
+
+/// What a build is made of is looked for before anything else: where nothing can be built, too.
+#[test]
+fn a_build_that_is_not_there_is_told_before_the_work() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let (none, file, empty, there) = (path("none"), path("file"), path("empty"), path("there"));
+    for directory in [&empty, &there] {
+        fs::create_dir(directory).unwrap();
+    }
+    fs::write(&file, "").unwrap();
+    fs::write(dir.path().join("there/dockerfile"), "FROM scratch\n").unwrap();
+    let named = format!("base={none}");
+    let cases: [(&[&str], String); 5] = [
+        (&["--build", &none], format!("cannot find the build context {none}: No such file")),
+        (&["--build", &file], format!("cannot find the build context {file}: not a directory")),
+        (&["--build", &empty], format!("cannot find the Dockerfile {empty}/Dockerfile: No such file")),
+        (&["--build", &there, "-f", &none], format!("cannot find the Dockerfile {none}: No such file")),
+        (
+            &["--build", &there, "--build-context", &named],
+            format!("cannot find the build context {none}: No"),
+        ),
+    ];
+    let (cache, root, output) = (cache(), path("root"), path("keys.json"));
+    let commands: [&[&str]; 4] = [
+        &["bake", &cache, "--root", &root],
+        &["plan", &cache, "--root", &root],
+        &["keys", "replay", &cache, "-o", &output],
+        &["verify", "--root", &there],
+    ];
+    for command in commands {
+        for (build, expected) in &cases {
+            let output = warmkit(command).args(*build).env("PATH", "").output().unwrap();
+            let errors = text(&output.stderr);
+            assert_eq!(output.status.code(), Some(1), "{command:?} {build:?}: {errors}");
+            assert!(errors.starts_with(&format!("error: {expected}")), "{command:?} {build:?}: {errors}");
+        }
+    }
+    // Where all of it is there, the next thing is told.
+    let output = warmkit(&["verify", "--root", &there, "--build", &there]).env("PATH", "").output().unwrap();
+    assert!(text(&output.stderr).contains("is no BuildKit state directory"), "{}", text(&output.stderr));
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3, "something was left");
+}
+
+/// `-h` is for whoever looks for a flag; what there is to read comes with `--help`, each part under its title.
+#[test]
+fn short_help_has_flags_and_long_help_the_rest() {
+    for command in commands() {
+        let help =
+            |flag: &str| text(&warmkit(&[]).args(&command).arg(flag).output().unwrap().stdout).to_owned();
+        let (short, long) = (help("-h"), help("--help"));
+        assert!(!short.contains("Examples:") && short.len() < long.len(), "{command:?}: {short}");
+        // What says how a report is printed is not about a build or a host.
+        let general = |help: &str| {
+            help.split_once("\nOptions:\n").map(|(_, rest)| {
+                rest.split("\n\n").take_while(|part| part.starts_with("  ")).collect::<String>()
+            })
+        };
+        if long.contains("--json") {
+            let general = general(&long).unwrap();
+            assert!(general.contains("--json") && general.contains("--format"), "{command:?}: {general}");
+        }
+    }
 }
 
 #[test]
@@ -166,7 +237,7 @@ fn names_of_steps_do_not_steer_the_terminal() {
     let file = dir.path().join("provenance.json");
     fs::write(&file, provenance.to_string()).unwrap();
 
-    let cache = format!("type=local,src={}", demo("cache").display());
+    let cache = cache();
     let keys = format!("type=provenance,src={}", file.display());
     let check = |more: &[&str]| {
         let output = warmkit(&["keys", "check", &cache, "--keys-from", &keys]).args(more).output().unwrap();
@@ -185,8 +256,7 @@ fn names_of_steps_do_not_steer_the_terminal() {
 
 #[test]
 fn a_cache_that_is_named_twice_counts_once() {
-    let cache = format!("type=local,src={}", demo("cache").display());
-    let keys = format!("type=provenance,src={}", demo("provenance.json").display());
+    let (cache, keys) = (cache(), keys());
     let command = ["keys", "check", &cache, &cache, "--keys-from", &keys, "--keys-from", &keys, "--json"];
     let output = warmkit(&command).output().unwrap();
     let json: Value = text(&output.stdout).parse().unwrap();
@@ -199,19 +269,8 @@ fn a_cache_that_is_named_twice_counts_once() {
 /// takes for one.
 #[test]
 fn examples_are_not_wrapped() {
-    let commands: [&[&str]; 9] = [
-        &["bake"],
-        &["verify"],
-        &["completion"],
-        &["man"],
-        &["keys", "check"],
-        &["keys", "push"],
-        &["keys", "pull"],
-        &["keys", "harvest"],
-        &["keys", "replay"],
-    ];
-    for command in commands {
-        let output = warmkit(command).arg("--help").output().unwrap();
+    for command in commands() {
+        let output = warmkit(&[]).args(&command).arg("--help").output().unwrap();
         let help = text(&output.stdout);
         let (_, examples) = help.split_once("Examples:\n").unwrap_or_else(|| panic!("{command:?} has none"));
         let mut goes_on = false;
@@ -220,7 +279,7 @@ fn examples_are_not_wrapped() {
             let start = if goes_on { "    " } else { "  " };
             let rest = line.strip_prefix(start).unwrap_or_else(|| panic!("{command:?}: {line}"));
             assert!(goes_on || rest.starts_with("# ") || rest.contains("warmkit "), "{command:?}: {line}");
-            goes_on = line.ends_with('\\');
+            goes_on = line.ends_with(['\\', '|']);
         }
         assert!(!goes_on, "{command:?}");
     }

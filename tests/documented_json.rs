@@ -8,6 +8,9 @@
 
 #[path = "support/handmade.rs"]
 mod handmade;
+#[allow(dead_code, unreachable_pub, reason = "made for other test files too")]
+#[path = "support/shipped.rs"]
+mod shipped;
 #[path = "support/skip.rs"]
 mod skip;
 
@@ -65,9 +68,7 @@ fn json_has_the_members_that_are_documented() {
     let scratch = tempfile::tempdir().unwrap();
     let root = scratch.path().join("root");
     let root = root.to_str().unwrap();
-    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/demo");
-    let cache = format!("type=local,src={}", demo.join("cache").display());
-    let keys = format!("type=provenance,src={}", demo.join("provenance.json").display());
+    let (cache, keys) = (shipped::cache(), shipped::keys());
     let bake = documented("`warmkit bake --json`");
     let check = documented("`warmkit keys check --json`");
     let verify = documented("`warmkit verify --json`");
@@ -203,8 +204,7 @@ fn progress_has_the_events_that_are_documented() {
     }
     let scratch = tempfile::tempdir().unwrap();
     let root = scratch.path().join("root");
-    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/demo");
-    let cache = format!("type=local,src={}", demo.join("cache").display());
+    let cache = shipped::cache();
     let bake = ["bake", &cache, "--root", root.to_str().unwrap()];
     let failed = events(&bake);
     assert_eq!(
@@ -224,15 +224,22 @@ fn progress_has_the_events_that_are_documented() {
     assert_eq!(verified.iter().filter(|line| line["event"] == "hashed").count(), 12);
     let (planned, progress) = (&verified[3], &verified[verified.len() - 2]);
     assert_eq!((&planned["bytes"], &planned["unpacks"]), (&progress["bytes"], &progress["unpacked"]));
-    let keys = format!("type=provenance,src={}", demo.join("provenance.json").display());
+    let keys = shipped::keys();
     let file = scratch.path().join("keys.json");
     let checked = events(&["keys", "check", &cache, "--keys-from", &keys]);
     let harvested = events(&["keys", "harvest", &keys, "-o", file.to_str().unwrap()]);
 
+    let hydrated = events(&["hydrate", "--root", root.to_str().unwrap()]);
+    assert!(hydrated.iter().any(|line| line["event"] == "to-read"));
+
     let documented = documented_names("| command |");
-    for (command, events) in
-        [("bake", &baked), ("verify", &verified), ("keys check", &checked), ("keys harvest", &harvested)]
-    {
+    for (command, events) in [
+        ("bake", &baked),
+        ("verify", &verified),
+        ("hydrate", &hydrated),
+        ("keys check", &checked),
+        ("keys harvest", &harvested),
+    ] {
         let (_, phases) = documented.iter().find(|(names, _)| names[0] == command).unwrap();
         let phases: Vec<&str> = phases
             .iter()

@@ -14,10 +14,11 @@ use std::time::Duration;
 use base64::Engine as _;
 use support::command::{Ended, run};
 use support::demo::{self, demo};
+use support::files::copy_tree;
 use support::instance::{Instance, USER};
 use support::machine::Emulator;
 use support::moto::{Moto, REGION, texts};
-use support::packer::{list, packer, run_packer_with, tar_of, templates};
+use support::packer::{TEMPLATES, list, packer, run_packer_with, tar_of};
 use support::registry::secret;
 use support::{Registry, Scratch, Tools, tools};
 
@@ -76,7 +77,9 @@ impl Cloud {
     /// Runs Packer on the template, with the endpoints in it that stand in for AWS's.
     #[track_caller]
     fn build(&self, instance: &Instance, variables: &[(&str, &str)]) -> Ended {
-        let template = templates(self.scratch.path()).join("amazon-ebs.pkr.hcl");
+        let templates = self.scratch.join("packer");
+        copy_tree(Path::new(TEMPLATES), &templates);
+        let template = templates.join("amazon-ebs.pkr.hcl");
         let source = "source \"amazon-ebs\" \"warm\" {\n";
         let (before, after) = fs::read_to_string(&template)
             .unwrap()

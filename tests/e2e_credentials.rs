@@ -8,7 +8,7 @@
 mod support;
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
@@ -23,6 +23,7 @@ use support::metadata::Instance;
 use support::moto::Moto;
 use support::proxy::Proxy;
 use support::registry::{ECR, PASSWORD, USER};
+use support::serve::Serving;
 use support::skip::{is_root, skip};
 use support::warmkit::warmkit;
 use support::{Registry, Scratch, Tools, tools};
@@ -307,6 +308,163 @@ fn a_helper_is_told_no_secret_in_its_arguments() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(lines.contains("docker-credential-ours get"), "{lines}");
     assert!(secrets().iter().all(|secret| !lines.contains(secret)), "{lines}");
+}
+
+/// Answers every request so, and ends the connection.
+fn always(answer: &'static str) -> Serving {
+    Serving::start(move |mut stream| {
+        let (mut head, mut byte) = (Vec::new(), [0]);
+        while !head.ends_with(b"\r\n\r\n") && head.len() < 16 << 10 {
+            stream.read_exact(&mut byte)?;
+            head.push(byte[0]);
+        }
+        stream.write_all(answer.as_bytes())
+    })
+}
+
+#[test]
+fn each_source_goes_before_those_below_it() {
+    let registry = always(
+        "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"r\"\r\nContent-Length: 0\r\nConnection: \
+         close\r\n\r\n",
+    );
+    let proxy = Proxy::start(&[(&format!("{HOST}:80"), &registry.address.to_string())]);
+    let home = Scratch::new();
+    let login = |user: &str| {
+        let auth = base64::engine::general_purpose::STANDARD.encode(format!("{user}:wrong-{user}"));
+        json!({ HOST: { "auth": auth } })
+    };
+    let auths = |user: &str| json!({ "auths": login(user) }).to_string();
+    let helper = |name: &str| {
+        let answer = json!({ "Username": name, "Secret": format!("wrong-{name}") });
+        home.program(format!("bin/docker-credential-{name}"), format!("#!/bin/sh\necho '{answer}'\n"))
+    };
+    fs::create_dir(home.join("bin")).unwrap();
+    let named = home.write("named.json", auths("named"));
+    home.write(".docker/config.json", auths("docker"));
+    home.write("run/containers/auth.json", auths("runtime"));
+    home.write(".config/containers/auth.json", auths("podman"));
+    let ecr = [helper("ours"), helper("store"), helper("ecr-login")][2].clone();
+    home.program("bin/aws", "#!/bin/sh\necho wrong-aws\n");
+    let at = |path: &str| home.join(path).display().to_string();
+
+    // Each in the place of its number, with all that come after it.
+    let sources = [
+        " from standard input".to_owned(),
+        format!("from {}", named.display()),
+        "from $DOCKER_AUTH_CONFIG".to_owned(),
+        "from credential helper docker-credential-ours".to_owned(),
+        "from credential helper docker-credential-store".to_owned(),
+        format!("from {}", at("folder/config.json")),
+        format!("from {}", at(".docker/config.json")),
+        format!("from {}", at("run/containers/auth.json")),
+        format!("from {}", at(".config/containers/auth.json")),
+        "from credential helper docker-credential-ecr-login".to_owned(),
+        "from aws ecr get-login-password".to_owned(),
+    ];
+    for (from, source) in sources.iter().enumerate() {
+        let path = format!("{}:/usr/bin:/bin", at("bin"));
+        let mut check = Command::new("/bin/sh");
+        check.args([
+            "-c",
+            "echo wrong-given | exec \"$0\" \"$@\"",
+            env!("CARGO_BIN_EXE_warmkit"),
+            "keys",
+            "check",
+        ]);
+        check.args([&format!("{HOST}/app:cache"), "--insecure", "--progress", "rawjson"]);
+        check.env_clear().env("HOME", home.path()).env("HTTPS_PROXY", proxy.url());
+        if from == 0 {
+            check.args(["--username", "given", "--password-stdin"]);
+        }
+        if from <= 1 {
+            check.env("REGISTRY_AUTH_FILE", &named);
+        }
+        if from <= 2 {
+            check.env("DOCKER_AUTH_CONFIG", auths("variable"));
+        }
+        let mut config = json!({ "auths": login("folder") });
+        if from <= 3 {
+            config["credHelpers"] = json!({ HOST: "ours" });
+        }
+        if from <= 4 {
+            config["credsStore"] = json!("store");
+        }
+        home.write("folder/config.json", config.to_string());
+        if from <= 5 {
+            check.env("DOCKER_CONFIG", home.join("folder"));
+        }
+        if from <= 7 {
+            check.env("XDG_RUNTIME_DIR", home.join("run"));
+        }
+        let gone = [
+            (7, home.join(".docker/config.json")),
+            (9, home.join(".config/containers/auth.json")),
+            (10, ecr.clone()),
+        ];
+        gone.into_iter().filter(|(at, _)| *at == from).for_each(|(_, file)| fs::remove_file(file).unwrap());
+        // The machine's own helper of AWS would answer in the place of the one that is gone.
+        check.env("PATH", if from == 10 { at("bin") } else { path });
+        let ended = run(&mut check, LIMIT);
+        assert_eq!(ended.status.code(), Some(4), "{source}: {}", ended.stderr);
+        assert!(ended.stderr.contains(source), "{}\n  wanted: {source}", ended.stderr);
+        assert!(!format!("{}{}", ended.stdout, ended.stderr).contains("wrong-"), "{}", ended.stderr);
+    }
+}
+
+#[test]
+fn a_proxy_that_is_not_named_right_is_no_matter_of_the_registry() {
+    let refusing = always(
+        "HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic realm=\"p\"\r\nContent-Length: \
+         0\r\nConnection: close\r\n\r\n",
+    );
+    let address = refusing.address;
+    let cases = [
+        (
+            format!("http://ci:hunter2@{address}"),
+            format!("the proxy {address} wants a user and a password, or others: write"),
+        ),
+        (
+            format!("http://{address}"),
+            format!("the proxy {address} wants a user and a password, or others: write"),
+        ),
+        (
+            format!("http://ci:hun ter2@{address}"),
+            "the proxy $HTTPS_PROXY is no URL of a proxy: write http".to_owned(),
+        ),
+        (
+            "http://ci:hunter2@127.0.0.1:1".to_owned(),
+            "registry.example (by the proxy 127.0.0.1:1): Connection refused".to_owned(),
+        ),
+    ];
+    for (url, message) in cases {
+        let mut check = warmkit();
+        check.env_clear().env("HTTPS_PROXY", &url);
+        check.args(["keys", "check", "registry.example/app:cache", "--progress", "rawjson"]);
+        let ended = run(&mut check, LIMIT);
+        let code = if message.contains("refused") { 3 } else { 4 };
+        assert_eq!(ended.status.code(), Some(code), "{url}: {}", ended.stderr);
+        assert!(ended.stderr.contains(&message), "{}\n  wanted: {message}", ended.stderr);
+        assert!(!ended.stderr.contains("hun"), "{}", ended.stderr);
+    }
+}
+
+#[test]
+fn a_password_in_a_reference_is_not_repeated() {
+    let cases: [&[&str]; 4] = [
+        &["bake", "ci:hunter2@registry.example/app:cache"],
+        &["plan", "https://ci:hunter2@registry.example/app:cache"],
+        &["keys", "check", "r.example/app", "--keys-from", "ci:hunter2@registry.example/app:cache"],
+        &["keys", "harvest", "type=image,ref=ci:hunter2@registry.example/app", "-o", "/nonexistent"],
+    ];
+    for arguments in cases {
+        let mut command = warmkit();
+        command.args(arguments);
+        let ended = run(&mut command, LIMIT);
+        assert_eq!(ended.status.code(), Some(2), "{}", ended.stderr);
+        assert!(ended.stderr.contains("is written with a user or a password"), "{}", ended.stderr);
+        assert!(!ended.stderr.contains("hunter2"), "{}", ended.stderr);
+    }
 }
 
 #[test]

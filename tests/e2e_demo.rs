@@ -4,8 +4,8 @@
 mod support;
 
 use support::command::Ended;
-use support::demo::{self, demo};
-use support::warmkit::{bake, verify};
+use support::demo;
+use support::warmkit::verify;
 use support::{BuildRequest, Daemon, Registry, Scratch, Tools, tools};
 
 #[test]
@@ -14,9 +14,7 @@ fn bakes_and_is_warm() {
     let registry = Registry::start(&tools);
     let scratch = Scratch::new();
     let root = scratch.join("root");
-    let cache = format!("type=local,src={}", demo("cache").display());
-    let keys = format!("type=provenance,src={}", demo("provenance.json").display());
-    bake(&[&cache, "--keys-from", &keys], &root).expect_success("bake");
+    demo::bake(&[], &root);
     verify(&["--read-data"], &root).expect_success("verify");
 
     let context = demo::context(&scratch);

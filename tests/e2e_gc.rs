@@ -17,6 +17,7 @@ use support::files::copy_tree;
 use support::foreseen::bake_as_planned;
 use support::handmade::{Handmade, blob_path, write_keys};
 use support::tar::{Entry, Kind, Tar};
+use support::tmpfs::Tmpfs;
 use support::warmkit::{bake, bake_at, warmkit};
 use support::{Daemon, Scratch, Tools};
 use warmkit::bolt::{Bucket, BucketRef, Database, Item, PageSize};
@@ -206,10 +207,9 @@ fn forecast_holds(release: &str) {
     let kept = kept.strip_prefix("[worker.oci]\n").unwrap();
     let is_before = |minor| release.parse::<Release>().unwrap() < Release::new(0, minor, 0);
     // Without a limit that the release knows, or with one that it forgets, a rule takes all that it may.
-    let unlimited_before = |minor| {
-        let names = || SHAPES.iter().map(|shape| shape.0).filter(|name| *name != "frontend").collect();
-        is_before(minor).then(names)
-    };
+    let all_but_frontend: Vec<&str> =
+        SHAPES.iter().map(|shape| shape.0).filter(|name| *name != "frontend").collect();
+    let unlimited_before = |minor| is_before(minor).then(|| all_but_frontend.clone());
     // What must go, where it can be told without the forecast.
     let cases: Vec<(String, Option<Vec<&str>>)> = vec![
         ("gc = true".to_owned(), None),
@@ -223,11 +223,18 @@ fn forecast_holds(release: &str) {
         (rule("all = true\nkeepBytes = \"150PB\""), None),
         (rule("keepDuration = \"85h\""), Some(vec!["old", "last"])),
         (rule("keepDuration = 234000"), Some(vec!["top", "one", "old", "last"])),
+        (rule("keepDuration = \"234000\""), Some(vec!["top", "one", "old", "last"])),
+        (rule("keepDuration = \"64h59m59.5s\""), Some(vec!["top", "one", "old", "last"])),
+        (rule("keepDuration = \"-1h\""), Some(all_but_frontend.clone())),
         (rule("filters = [\"type==source.local\", \"id!=x,type~=/^front/\"]"), Some(vec!["local", "last"])),
         (rule("all = true\nfilters = [\"type==frontend\"]"), Some(vec!["frontend", "last"])),
         (rule("reservedSpace = \"250PB\"\nmaxUsedSpace = \"150PB\""), unlimited_before(17)),
         (rule("minFreeSpace = \"120PB\""), None),
         (rule("minFreeSpace = 1"), unlimited_before(21)),
+        (
+            rule("filters = [\"type==regular,id!=x\"]\nmaxUsedSpace = \"150PB\"\nminFreeSpace = \"120PB\""),
+            None,
+        ),
     ];
     thread::scope(|scope| {
         for (worker, expected) in &cases {
@@ -325,6 +332,65 @@ fn of_equals_as_many_go_as_was_said() {
     daemon.wait_until_collected();
     assert_eq!(daemon.disk_usage().len(), 5);
     daemon.stop();
+}
+
+/// Disks that are smaller than what the defaults are made for, or fuller than a rule allows: the command looks at
+/// them as the daemon does.
+fn small_disks_are_foretold(release: &str) {
+    const MB: u64 = 1_000_000;
+    let Some(tools) = Tools::find(release) else { return };
+    // What each record says to take, what else is on the disk, and what goes in any case.
+    let cases = [
+        ("size=2g", 300 * MB, 0, "gc = true", "old"),
+        (
+            "size=64m",
+            10 * MB,
+            40 * MB,
+            "[[worker.oci.gcpolicy]]\nfilters = [\"type==regular\"]\n\
+             maxUsedSpace = \"85MB\"\nminFreeSpace = \"50MB\"\n",
+            "one",
+        ),
+    ];
+    let mut baked = Baked::new();
+    for (options, size, others, worker, certain) in cases {
+        for record in &mut baked.records {
+            record.size = size;
+        }
+        rewrite(&baked.scratch.join("root"), &baked.records);
+        let scratch = Scratch::new();
+        let disk = Tmpfs::new(scratch.join("disk"), options);
+        let root = disk.0.join("root");
+        copy_tree(&baked.scratch.join("root"), &root);
+        fs::write(disk.0.join("others"), vec![0; usize::try_from(others).unwrap()]).unwrap();
+        let config = scratch.write("buildkitd.toml", format!("[worker.oci]\n{worker}"));
+        let mut command = warmkit();
+        command.args(["forecast", "--json", "--buildkitd-release", release]);
+        command.arg("--buildkitd-config").arg(&config).arg("--root").arg(&root);
+        let foretold = run(&mut command, Duration::from_secs(60)).expect_success("forecast");
+        let foretold: Value = foretold.stdout.parse().unwrap();
+        let removed = foretold["gc"]["passes"][0]["removed"].as_array().unwrap();
+        let going: BTreeSet<&str> =
+            removed.iter().map(|removed| baked.name(removed["record"].as_str().unwrap())).collect();
+        assert!(removed.iter().all(|removed| removed["among"] == 1), "chance decides: {removed:#?}");
+        assert!(going.contains(certain) && going.len() < 9, "{worker}: {foretold:#}");
+        let daemon = Daemon::start_collecting(&tools, &root, worker);
+        daemon.wait_until_collected();
+        let left: BTreeSet<&str> = daemon.disk_usage().iter().map(|usage| baked.name(&usage.id)).collect();
+        let expected: BTreeSet<&str> =
+            SHAPES.iter().map(|shape| shape.0).filter(|name| !going.contains(name)).collect();
+        assert_eq!(left, expected, "left in {release} under:\n{worker}\n{}", daemon.log());
+        daemon.stop();
+    }
+}
+
+#[test]
+fn v0_17_takes_what_was_said_of_small_disks() {
+    small_disks_are_foretold("v0.17.3");
+}
+
+#[test]
+fn v0_34_takes_what_was_said_of_small_disks() {
+    small_disks_are_foretold("v0.34.2");
 }
 
 /// What builds added to a baked root since, one after the other, and never used again.

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use support::cases::{assert_warm, cache_to};
 use support::command::{Ended, run};
 use support::daemon::check_databases;
+use support::demo;
 use support::warmkit::{bake, warmkit};
 use support::{Registry, Scratch, Tools, World, tools};
 use warmkit::digest::Digest;
@@ -174,19 +175,11 @@ struct Demo {
 
 impl Demo {
     fn push_to(registry: Registry) -> Self {
-        let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/demo");
-        let blob = |digest: &str| fs::read(demo.join("cache/blobs/sha256").join(&digest[7..])).unwrap();
-        let index: Value = serde_json::from_slice(&fs::read(demo.join("cache/index.json")).unwrap()).unwrap();
-        let manifest = blob(index["manifests"][0]["digest"].as_str().unwrap());
-        let document: Value = serde_json::from_slice(&manifest).unwrap();
-        for descriptor in document["layers"].as_array().unwrap().iter().chain([&document["config"]]) {
-            registry.put_blob("demo", &blob(descriptor["digest"].as_str().unwrap()));
-        }
-        registry.put_manifest("demo", "cache", OCI_MANIFEST, &manifest);
+        let manifest = demo::push(&registry);
         Self {
             cache: registry.reference("demo", "cache"),
             subject: Digest::of(&manifest),
-            provenance: format!("type=provenance,src={}", demo.join("provenance.json").display()),
+            provenance: demo::keys(),
             scratch: Scratch::new(),
             registry,
         }
@@ -364,7 +357,7 @@ fn what_is_no_sidecar_under_its_tag_is_passed_over() {
 
 #[test]
 fn a_sidecar_needs_a_registry_that_takes_it() {
-    let local = format!("type=local,src={}/fixtures/demo/cache", env!("CARGO_MANIFEST_DIR"));
+    let local = demo::cache();
     refused(&keys(&["push", &local]), 2, "a sidecar is pushed to a registry, and this cache is in none");
     refused(&keys(&["pull", &local, "-o", "x"]), 2, "--keys-from type=keys,src=FILE");
 

@@ -17,6 +17,7 @@ use support::command::{self, run};
 use support::daemon::DATABASES;
 use support::demo;
 use support::files::Scratch;
+use support::lazy::Slowness;
 use support::volume::Volume;
 use support::warmkit::warmkit;
 
@@ -116,8 +117,8 @@ fn read_all(path: &Path) {
     }
 }
 
-/// What was read once stays in memory here, so that whoever reads it again has no need of the disk. What has
-/// to be fetched nevertheless was not read.
+/// The disk counts the pages that are read for the first time, whatever the kernel keeps in memory: if some are left
+/// for the plainest reader there is, they were not read.
 #[test]
 fn every_block_is_read_and_the_databases_first() {
     let scratch = Scratch::new();
@@ -127,45 +128,42 @@ fn every_block_is_read_and_the_databases_first() {
         volume.mount("rw");
         demo::bake(&[], &root);
         add_unusual(&root);
+        // Everything stands on the lowest layer; and a step copies from this.
+        let copied = all(&root).into_iter().find(|path| path.ends_with("fs/work/app")).unwrap();
         volume.unmount();
 
         // Read-only: nothing that the file system does for itself.
+        volume.fetch_lazily(Slowness::counting(4096));
         volume.mount("ro");
-        let before = volume.bytes_read();
-        let databases = hydrate(&root, &["--only", "databases", "--keep-cached"]);
-        let after = volume.bytes_read();
+        let (before, read_before) = (volume.fetched(), volume.bytes_read());
+        let databases = hydrate(&root, &["--only", "databases"]);
+        let after = volume.fetched();
         assert_eq!(sum(&databases, "files"), 5, "{kind}: four databases and an id: {databases}");
-        assert!(sum(&databases, "from_disk") <= after - before, "{kind}: {databases}");
         for database in DATABASES {
             read_all(&root.join(database));
         }
-        assert_eq!(volume.bytes_read(), after, "{kind}: of the databases, not all was read");
+        assert_eq!(volume.fetched(), after, "{kind}: of the databases, not all was read");
 
-        let first = hydrate(&root, &["--only", "first-build", "--keep-cached"]);
-        let after = volume.bytes_read();
-        // On its lowest layer everything stands.
+        let first = hydrate(&root, &["--only", "first-build"]);
+        let after = volume.fetched();
         read_all(&root.join(SNAPSHOT));
-        assert_eq!(volume.bytes_read(), after, "{kind}: of what is needed first, not all was read");
+        read_all(&copied);
+        assert_eq!(volume.fetched(), after, "{kind}: of what is needed first, not all was read");
 
-        // A step copies from the one; the other is a result that no step is built on.
-        let named = |end: &str| all(&root).into_iter().find(|path| path.ends_with(end)).unwrap();
-        let (needed, result) = (named("fs/work/app"), named("fs/usr/bin/app"));
-        assert_eq!((in_memory(&needed) > 0, in_memory(&result)), (true, 0), "{kind}");
-
-        let rest = hydrate(&root, &["--only", "rest", "--keep-cached"]);
-        let whole = volume.bytes_read();
+        let rest = hydrate(&root, &["--only", "rest"]);
+        let (whole, read) = (volume.fetched(), volume.bytes_read() - read_before);
+        assert!(whole > after, "{kind}: nothing was left for the rest");
         let reports = [&databases, &first, &rest];
         let from_disk: u64 = reports.map(|report| sum(report, "from_disk")).iter().sum();
         let data: u64 = reports.map(|report| sum(report, "bytes")).iter().sum();
         assert!(data >= 20 * MIB && from_disk >= data, "{kind}: {from_disk} from the disk for {data}");
-        assert!(from_disk <= whole - before, "{kind}: {from_disk} of {} counted", whole - before);
+        assert!(from_disk <= read, "{kind}: {from_disk} of {read} counted");
         assert!(data < 32 * MIB, "{kind}: holes were read, or a file twice: {data}");
+        assert!((whole - before) * 4096 >= data, "{kind}: the disk counts {whole} pages of {data} bytes");
 
         read_all(&root);
-        assert_eq!(volume.bytes_read(), whole, "{kind}: not all was read");
-        let again = hydrate(&root, &["--keep-cached"]);
-        assert_eq!(sum(&again, "from_disk"), 0, "{kind}: {again}");
-        assert_eq!(volume.bytes_read(), whole, "{kind}");
+        hydrate(&root, &[]);
+        assert_eq!(volume.fetched(), whole, "{kind}: not all was read");
         volume.unmount();
     }
 }
@@ -209,9 +207,9 @@ fn no_faster_than_it_may() {
     #[allow(clippy::cast_precision_loss)]
     let least = (from_disk as f64) / (2 * MIB) as f64 - 0.25;
     assert!(least > 0.5 && seconds >= least, "{from_disk} bytes in {seconds} s, not {least}");
-    // Now all metadata is in memory, and nothing costs anything but files.
-    let again = hydrate(&root, &["--only", "databases", "--rate", "1"]);
-    assert_eq!(sum(&again, "from_disk"), 0, "{again}");
+    // Now databases are in memory, and cost nothing.
+    let again = hydrate(&root, &["--only", "databases", "--rate", "16KiB"]);
+    assert!(sum(&again, "from_disk") < sum(&again, "bytes") / 2, "{again}");
     volume.unmount();
 }
 

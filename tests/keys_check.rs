@@ -9,11 +9,13 @@ mod handmade;
 #[path = "source_registry/server.rs"]
 #[allow(dead_code, reason = "made for another test file, which uses all of it")]
 mod server;
+#[allow(dead_code, unreachable_pub, reason = "made for other test files too")]
+#[path = "support/shipped.rs"]
+mod shipped;
 #[path = "support/skip.rs"]
 mod skip;
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
@@ -77,10 +79,6 @@ fn small() -> Handmade {
     cache
 }
 
-fn demo(name: &str) -> String {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/demo").join(name).display().to_string()
-}
-
 #[test]
 fn says_what_a_bake_would() {
     if !is_root() {
@@ -89,8 +87,7 @@ fn says_what_a_bake_would() {
     let scratch = tempfile::tempdir().unwrap();
     let root = scratch.path().join("root");
     let root = root.to_str().unwrap();
-    let cache = format!("type=local,src={}", demo("cache"));
-    let keys = format!("type=provenance,src={}", demo("provenance.json"));
+    let (cache, keys) = (shipped::cache(), shipped::keys());
     let small = small().write(&scratch.path().join("small"));
     let some = write_keys(&scratch.path().join("some.db"), ["first", "both", "other"]);
     let cases: [&[&str]; 5] = [

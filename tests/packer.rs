@@ -20,10 +20,8 @@ use support::{Scratch, Tools, World};
 /// Runs `packer <verb> -var … packer/<template>`.
 #[track_caller]
 fn run_packer(packer: &Path, verb: &str, template: &str, variables: &[(&str, &str)]) -> Ended {
-    support::packer::run_packer(packer, verb, template, variables, LIMIT)
+    support::packer::run_packer(packer, verb, template, variables, Duration::from_secs(300))
 }
-
-const LIMIT: Duration = Duration::from_secs(300);
 
 /// A file that could be uploaded.
 const README: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
@@ -116,21 +114,6 @@ fn the_templates_are_valid() {
         let variables = [&always[..], needed, variables].concat();
         run_packer(&packer, "validate", &format!("{template}.pkr.hcl"), &variables)
             .expect_success(&format!("{template}: {what}"));
-    }
-}
-
-#[test]
-fn what_packer_1_6_does_not_know_is_what_its_users_are_told_to_delete() {
-    let Some(packer) = packer() else { return };
-    let template = Path::new(support::packer::TEMPLATES).join("amazon-ebs.pkr.hcl");
-    let variables =
-        [("caches", "[\"a\"]"), ("region", "eu-central-1"), ("source_ami", "ami-0123456789abcdef0")];
-    let ended = support::packer::run_packer_with(&packer, "validate", &template, &variables, &[], LIMIT);
-    assert!(!ended.status.success());
-    let said = ended.stdout + &ended.stderr;
-    assert_eq!(said.matches("Error: ").count(), 2, "{said}");
-    for unknown in ["argument named \"imds_support\"", "type \"metadata_options\""] {
-        assert!(said.contains(unknown), "{said}");
     }
 }
 

@@ -17,7 +17,7 @@ use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 use support::Scratch;
 use support::command::{Ended, run};
-use support::demo::demo;
+use support::demo::{self, demo};
 use support::files::{copy_tree, install};
 use support::foreseen::{bake_as_planned, plan, tree};
 use support::handmade::{Handmade, blob_path, write_keys};
@@ -28,14 +28,6 @@ use support::warmkit::bake;
 use warmkit::digest::DiffId;
 
 const MIB: usize = 1 << 20;
-
-/// The shipped cache, and its keys.
-fn shipped() -> [String; 2] {
-    [
-        format!("type=local,src={}", demo("cache").display()),
-        format!("type=provenance,src={}", demo("provenance.json").display()),
-    ]
-}
 
 /// A cache in a scratch directory, and its keys.
 struct Fixture {
@@ -113,7 +105,7 @@ fn the_shipped_cache_is_baked_as_planned() {
         return;
     }
     let scratch = Scratch::new();
-    let [cache, keys] = shipped();
+    let (cache, keys) = (demo::cache(), demo::keys());
     let planned = bake_as_planned(&[&cache, "--keys-from", &keys], &[], &scratch.join("root"));
     assert_eq!(
         (planned["layers"].as_u64(), planned["tars_known"].as_u64()),
@@ -230,7 +222,7 @@ fn what_just_fits_is_not_refused() {
     if !is_root() {
         return;
     }
-    let [cache, keys] = shipped();
+    let (cache, keys) = (demo::cache(), demo::keys());
     let shipped: Vec<&str> = vec![&cache, "--keys-from", &keys];
     let fixtures = [Fixture::of_layer(&noise(200, 700)), Fixture::of_layer(&noise(1, 3 * MIB))];
     // Whether it is warned of: only then does it seem to need more than it does.

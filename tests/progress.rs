@@ -2,6 +2,9 @@
 //! somebody to see it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
 
+#[allow(dead_code, unreachable_pub, reason = "made for other test files too")]
+#[path = "support/shipped.rs"]
+mod shipped;
 #[path = "support/skip.rs"]
 mod skip;
 #[allow(dead_code, clippy::missing_panics_doc, unreachable_pub)]
@@ -10,18 +13,14 @@ mod terminal;
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::{fs, thread};
 
 use serde_json::Value;
+use shipped::{cache, demo};
 use terminal::{Shown, screen};
-
-fn demo(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/demo").join(name)
-}
 
 /// As on a terminal that can do everything, whatever that of the test can.
 fn warmkit(arguments: &[&str], environment: &[(&str, &str)]) -> Command {
@@ -166,7 +165,7 @@ fn a_log_has_plain_lines() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("root");
     let root = root.to_str().unwrap();
-    let cache = format!("type=local,src={}", demo("cache").display());
+    let cache = cache();
     let bake = ["bake", &cache, "--allow-unkeyed", "--root", root];
     let verify = ["verify", "--root", root, "--read-data"];
     let harvest = ["keys", "harvest", "type=cachedb,src=/nonexistent", "-o", "/dev/null"];
@@ -203,7 +202,7 @@ fn a_log_has_plain_lines() {
 fn colour_is_for_those_who_see_it() {
     /// Arguments, environment, what the terminal is, whether there is colour.
     type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], Shown, bool);
-    let cache = format!("type=local,src={}", demo("cache").display());
+    let cache = cache();
     let check = ["keys", "check", &cache];
     let json = ["keys", "check", &cache, "--format", "json"];
     let cases: [Case<'_>; 7] = [

@@ -2,11 +2,17 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot read the repository has failed")]
 
+#[allow(unreachable_pub, clippy::missing_panics_doc, reason = "made for other test files too")]
+#[path = "support/commands.rs"]
+mod commands;
+
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+
+use commands::commands;
 
 /// Longest source file, in lines.
 const MAX_LINES: usize = 650;
@@ -194,24 +200,6 @@ fn output_of(arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-#[test]
-fn the_readmes_exit_codes_are_the_programs() {
-    let readme = text_of(Path::new("README.md"));
-    let documented: Vec<(u8, String)> = prose(&readme)
-        .filter_map(|line| line.strip_prefix("| ")?.strip_suffix(" |")?.split_once(" | "))
-        .filter_map(|(code, meaning)| Some((code.parse().ok()?, meaning.replace('`', ""))))
-        .collect();
-    let help = output_of(&["--help"]);
-    let printed: Vec<(u8, String)> = help
-        .lines()
-        .skip_while(|line| *line != "Exit codes:")
-        .filter_map(|line| line.strip_prefix("  ")?.split_once("  "))
-        .filter_map(|(code, meaning)| Some((code.parse().ok()?, meaning.to_owned())))
-        .collect();
-    assert_eq!(documented, printed);
-    assert_eq!(documented.len(), 12);
-}
-
 /// The flags in `words`, without their values.
 fn flags<'a>(words: impl Iterator<Item = &'a str>) -> BTreeSet<&'a str> {
     words
@@ -225,9 +213,9 @@ fn documented_commands_have_the_flags_they_are_shown_with() {
     let all = files(".");
     let mut faults = String::new();
     let mut looked_at = 0;
-    let keys = ["keys check", "keys replay", "keys harvest", "keys push", "keys pull"];
-    for command in ["bake", "verify", "hydrate"].into_iter().chain(keys) {
-        let help = output_of(&command.split(' ').chain(["--help"]).collect::<Vec<_>>());
+    for command in commands() {
+        let help = output_of(&command.iter().map(String::as_str).chain(["--help"]).collect::<Vec<_>>());
+        let command = command.join(" ");
         let known = flags(help.split(|c: char| c.is_whitespace() || c == ','));
         let start = format!("warmkit {command} ");
         for file in with_extension(&all, "md") {

@@ -154,9 +154,9 @@ pub(crate) fn fetch_and_unpack(
     let (send, receive) = crossbeam_channel::unbounded::<Job>();
     let scratch = match way {
         // On the same disk, and beside the worker, whose directories a daemon knows.
-        Way::Mounted { .. } => {
-            Some(tempfile::tempdir_in(root.root()).at("create a directory in", root.root())?)
-        }
+        Way::Mounted { .. } => Some(
+            fsutil::temporary_directory("warmkit-", root.root()).at("create a directory in", root.root())?,
+        ),
         Way::Apart | Way::Copied => None,
     };
     let run = Run {

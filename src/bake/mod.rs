@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use jiff::Timestamp;
@@ -42,14 +42,14 @@ use crate::fsutil;
 use crate::gather::{self, Image, TarSize};
 use crate::keys::KeySpec;
 use crate::oci::{Platform, Reference};
-use crate::progress::{Event, Phase, Progress};
+use crate::progress::{Event, Phase, Progress, Running};
 use crate::replay;
 use crate::source::{self, CacheSpec, Stop};
 use crate::store::StateDir;
 use crate::userns::Owners;
 
 use plan::Plan;
-use prepare::{Prepared, begin, end, prepare};
+use prepare::{Prepared, prepare};
 use target::Staging;
 
 /// What to bake, and where.
@@ -198,7 +198,7 @@ fn bake_watched(options: &Options, cancel: &Cancel, progress: &dyn Progress) -> 
             let root = staging
                 .commit(&[crate::store::state_dir::CACHE_DB])
                 .map_err(|error| error.or_full(&options.root, &options.root))?;
-            report.seconds.set(Phase::Commit, end(progress, Phase::Commit, committing));
+            report.seconds.set(Phase::Commit, committing.finish());
             report.trimmed = options.trim.then(|| trim(&root, progress)).flatten();
             report.root = root.display().to_string();
             report.leftovers = leftovers.iter().map(|p| p.display().to_string()).collect();
@@ -230,24 +230,24 @@ fn trim(root: &Path, progress: &dyn Progress) -> Option<u64> {
         .ok()
 }
 
-/// Everything but to put the root in place; also says when the last phase, which that is part of, began.
-fn bake_into(
+/// Everything but to put the root in place; also gives the last phase, which that is part of.
+fn bake_into<'a>(
     staged: &Path,
     options: &Options,
     cancel: &Cancel,
-    progress: &dyn Progress,
-) -> Result<(Report, Instant), Error> {
+    progress: &'a dyn Progress,
+) -> Result<(Report, Running<'a>), Error> {
     let Prepared { sources, images, plan, contents, mut seconds } =
         prepare(options, options.allow_unkeyed, progress)?;
     check_room(&plan, &images, staged, &options.root, progress)?;
 
-    let started = begin(progress, Phase::Layers);
+    let running = Running::start(progress, Phase::Layers);
     let root = options.state_dir(staged)?;
     root.create()?;
     let unpacked = layers::fetch_and_unpack(&plan, &sources, &root, &options.owners, cancel, progress)?;
-    seconds.set(Phase::Layers, end(progress, Phase::Layers, started));
+    seconds.set(Phase::Layers, running.finish());
 
-    let committing = begin(progress, Phase::Commit);
+    let committing = Running::start(progress, Phase::Commit);
     stores::write(&plan, &sources, &images, &unpacked, &root, options)?;
     cancel.check()?;
 

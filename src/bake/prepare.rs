@@ -1,13 +1,11 @@
 //! What comes before the layers: caches, keys and images are read, and it is planned what goes where.
 
-use std::time::{Duration, Instant};
-
 use super::plan::{self, Plan};
 use super::report::{Contents, Phases};
 use super::{Error, FindImages, Options};
 use crate::gather::{self, Image, Images, Keys, Offer};
 use crate::oci::Cache;
-use crate::progress::{Event, Phase, Progress, during};
+use crate::progress::{Event, Phase, Progress, Running, during};
 use crate::replay::{self, Replay};
 use crate::source::Source;
 
@@ -33,7 +31,7 @@ pub(super) fn prepare(
 ) -> Result<Prepared, Error> {
     let mut seconds = Phases::default();
 
-    let started = begin(progress, Phase::Resolve);
+    let running = Running::start(progress, Phase::Resolve);
     let gathering = options.gather();
     let all = gather::open_all(&options.caches, options.skip_missing, &gathering, progress)?;
     let mut sources = Vec::new();
@@ -44,9 +42,9 @@ pub(super) fn prepare(
         caches.push(opened.cache);
         baked.push(opened.report);
     }
-    seconds.set(Phase::Resolve, end(progress, Phase::Resolve, started));
+    seconds.set(Phase::Resolve, running.finish());
 
-    let started = begin(progress, Phase::Keys);
+    let running = Running::start(progress, Phase::Keys);
     let mut offers = gather::offers(&options.keys_from, &gathering, progress)?;
     offers.extend(all.sidecars);
     let mut keys = gather::prove(&offers, &caches);
@@ -69,7 +67,7 @@ pub(super) fn prepare(
     sources.extend(of_images);
     let plan = plan::plan(&caches, &images, blobs, &keys);
     drop(caches);
-    seconds.set(Phase::Keys, end(progress, Phase::Keys, started));
+    seconds.set(Phase::Keys, running.finish());
 
     let contents = Contents {
         caches: baked,
@@ -107,15 +105,4 @@ fn replay_missing(
     let source = format!("--build {}", build.build.context.display());
     keys.add(Offer { source, candidates }, caches);
     Ok(Some(report))
-}
-
-pub(super) fn begin(progress: &dyn Progress, phase: Phase) -> Instant {
-    progress.event(Event::Started(phase));
-    Instant::now()
-}
-
-pub(super) fn end(progress: &dyn Progress, phase: Phase, started: Instant) -> Duration {
-    let took = started.elapsed();
-    progress.event(Event::Finished(phase, took));
-    took
 }

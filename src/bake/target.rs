@@ -16,7 +16,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
@@ -134,7 +134,7 @@ impl Staging {
         created_parents: CreatedParents,
     ) -> Result<Self, Error> {
         let leftovers = leftovers(&target, parent, prefix)?;
-        let dir = staging_dir(prefix, parent)?;
+        let dir = fsutil::temporary_directory(prefix, parent).at("create a staging directory in", parent)?;
         let lock = fsutil::try_lock(dir.path()).at("lock", dir.path())?;
         let in_place = parent == target;
         Ok(Self { target, in_place, dir, leftovers, _lock: lock, _created_parents: created_parents })
@@ -235,14 +235,6 @@ fn require_unlocked(target: &Path, staged: &Path) -> Result<(), Error> {
         return Err(Error::TargetBeingBaked { path: target.to_owned() });
     }
     Ok(())
-}
-
-fn staging_dir(prefix: &str, parent: &Path) -> Result<TempDir, Error> {
-    tempfile::Builder::new()
-        .prefix(prefix)
-        .permissions(fs::Permissions::from_mode(0o700))
-        .tempdir_in(parent)
-        .at("create a staging directory in", parent)
 }
 
 /// Makes the missing directories down to `path`.

@@ -5,25 +5,17 @@ use std::error::Error;
 use std::io;
 use std::iter;
 
-use crate::{bake, daemon, keys, source, verify};
+use crate::{bake, keys, root, source};
 
 /// A sentence for whoever started the command.
 pub(super) fn advice(error: &(dyn Error + 'static)) -> Option<&'static str> {
     chain(error).find_map(|error| {
         let of_source = found(error).and_then(of_source);
         let of_keys = || found(error).and_then(of_keys);
-        let others = || match (found(error), found(error), found(error)) {
-            (Some(bake::Error::TargetNotEmpty { found, .. }), ..) => of_target(found),
-            (Some(bake::Error::NoSpace { .. }), ..) => Some(SPACE),
-            (_, Some(verify::Error::NotAStateDirectory { .. }), _) => {
-                Some("name the directory that buildkitd has as its --root")
-            }
-            (.., Some(daemon::Error::Program { command, .. })) if command.contains("docker create") => {
-                Some("name a buildkitd by --buildkitd, or put one into $PATH, where docker cannot take it out of an image")
-            }
-            _ => None,
-        };
-        of_source.or_else(of_keys).or_else(others).or_else(|| found(error).and_then(of_system))
+        let of_target = || found(error).and_then(of_bake);
+        let of_root = || found(error).and_then(of_root);
+        let of_system = || found(error).and_then(of_system);
+        of_source.or_else(of_keys).or_else(of_target).or_else(of_root).or_else(of_system)
     })
 }
 
@@ -66,10 +58,25 @@ fn of_keys(error: &keys::Error) -> Option<&'static str> {
     }
 }
 
-fn of_target(found: &[String]) -> Option<&'static str> {
-    // What a bake left has its own advice.
-    let left = matches!(found, [only] if only.starts_with(".warmkit-"));
-    (!left).then_some("move away what is there, or name a directory by --root that is empty or absent")
+fn of_bake(error: &bake::Error) -> Option<&'static str> {
+    match error {
+        // What a bake left has its own advice.
+        bake::Error::TargetNotEmpty { found, .. } if !matches!(&found[..], [only] if only.starts_with(".warmkit-")) => {
+            Some("move away what is there, or name a directory by --root that is empty or absent")
+        }
+        bake::Error::NoSpace { .. } => Some(SPACE),
+        _ => None,
+    }
+}
+
+fn of_root(error: &root::Error) -> Option<&'static str> {
+    use io::ErrorKind::{NotADirectory, NotFound};
+    let is_none = match error {
+        root::Error::NotAStateDirectory { .. } => true,
+        root::Error::Open { source, .. } => matches!(source.kind(), NotFound | NotADirectory),
+        _ => false,
+    };
+    is_none.then_some("name the directory that buildkitd has as its --root")
 }
 
 fn of_system(error: &io::Error) -> Option<&'static str> {

@@ -116,17 +116,17 @@ pub(super) struct Baking {
 
 /// Pull caches and write them into a BuildKit state directory, which must be absent or empty
 #[derive(Debug, Args)]
-#[command(after_help = format!("{}\n\n{EXAMPLES}", exit::HELP))]
+#[command(after_long_help = exit::help(EXAMPLES))]
 pub(super) struct Arguments {
     #[command(flatten)]
     pub(super) baking: Baking,
 
     /// At the end, tell the disk which blocks of the root's file system are free (as fstrim does): what was
     /// deleted there, before or meanwhile, is then in no snapshot of the disk
-    #[arg(long)]
+    #[arg(long, help_heading = None::<&str>)]
     fstrim: bool,
 
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = None::<&str>)]
     pub(super) output: Output,
 
     #[command(flatten)]
@@ -172,6 +172,7 @@ impl Baking {
         self,
         root: &Root,
         buildkitd_config: Option<PathBuf>,
+        output: Output,
     ) -> Result<(Options, Cancel), Failure> {
         let skip_missing = self.caches.skip_missing;
         let Kind { snapshotter, owners } = root.kind();
@@ -185,12 +186,12 @@ impl Baking {
         };
         let caches = self.caches.read(&self.keys.registries)?;
         let given = self.keys.given(&caches)?;
-        let cancel = Cancel::new(signals::interrupted()?);
+        let cancel = Cancel::new(signals::end_on_signal(output, self.progress)?.in_order());
         let registry = self.keys.registries.options(Stop::default(), given);
         let options = Options {
             skip_missing,
             caches,
-            replay: self.build.replay(&self.keys.platforms, &registry, buildkitd_config),
+            replay: self.build.replay(&self.keys.platforms, &registry, buildkitd_config)?,
             keys_from: self.keys.keys_from(),
             no_sidecar: self.keys.no_sidecar,
             root: root.path().to_owned(),
@@ -218,7 +219,7 @@ pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
     let mut root = baking.place.find()?;
     root.require_idle()?;
     let progress = baking.progress;
-    let (mut options, cancel) = baking.options(&root, config.buildkitd_config)?;
+    let (mut options, cancel) = baking.options(&root, config.buildkitd_config, output)?;
     options.trim = fstrim;
     root.make()?;
     // Where docker has made a volume, it has the last word on where that is.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::daemon::{Build, DEFAULT_IMAGE, Search};
+use crate::daemon::{self, Build, DEFAULT_IMAGE, Search};
 use crate::oci::Platform;
 use crate::replay::Options;
 use crate::source;
@@ -19,15 +19,15 @@ pub(super) struct Solve {
     file: Option<PathBuf>,
 
     /// A build argument
-    #[arg(long, value_name = "KEY=VALUE", requires = "build")]
+    #[arg(long, value_name = "KEY=VALUE", requires = "build", value_parser = pair)]
     build_arg: Vec<String>,
 
     /// An option of the frontend
-    #[arg(long, value_name = "KEY=VALUE", requires = "build")]
+    #[arg(long, value_name = "KEY=VALUE", requires = "build", value_parser = pair)]
     opt: Vec<String>,
 
     /// A named context: NAME=DIR, or NAME= and what buildx takes there
-    #[arg(long, value_name = "NAME=VALUE", requires = "build")]
+    #[arg(long, value_name = "NAME=VALUE", requires = "build", value_parser = pair)]
     build_context: Vec<String>,
 
     /// A secret of the build, as buildctl takes it: id=ID,src=FILE; only steps that run need it
@@ -57,13 +57,22 @@ pub(super) struct SolveConfig {
     pub(super) buildkitd_config: Option<PathBuf>,
 }
 
+/// A name, `=` and a value.
+fn pair(text: &str) -> Result<String, &'static str> {
+    let is_pair = text.split_once('=').is_some_and(|(name, _)| !name.is_empty());
+    if is_pair { Ok(text.to_owned()) } else { Err("expected a name, = and a value") }
+}
+
 impl Solve {
     /// The build of a context, without target and platform.
-    pub(super) fn build(&self, context: PathBuf) -> Build {
+    ///
+    /// # Errors
+    /// Something that it is made of is not there: best known before anything is done.
+    pub(super) fn build(&self, context: PathBuf) -> Result<Build, daemon::Error> {
         let flags = |name: &'static str, values: &[String]| {
             values.iter().flat_map(move |value| [name.into(), value.into()]).collect::<Vec<OsString>>()
         };
-        Build {
+        let build = Build {
             context,
             dockerfile: self.file.clone(),
             build_args: self.build_arg.clone(),
@@ -71,7 +80,9 @@ impl Solve {
             contexts: self.build_context.clone(),
             buildctl_args: [flags("--secret", &self.secret), flags("--ssh", &self.ssh)].concat(),
             ..Build::default()
-        }
+        };
+        build.require_inputs()?;
+        Ok(build)
     }
 
     /// Where the daemon is looked for.
@@ -107,25 +118,29 @@ pub(super) struct ReplayArguments {
 
 impl ReplayArguments {
     /// What to replay, on a daemon with this configuration; `None` where no build is named.
+    ///
+    /// # Errors
+    /// As [`Solve::build`].
     pub(super) fn replay(
         &self,
         platforms: &[Platform],
         registry: &source::Options,
         config: Option<PathBuf>,
-    ) -> Option<Options> {
+    ) -> Result<Option<Options>, daemon::Error> {
+        let Some(context) = self.build.clone() else { return Ok(None) };
         let platforms: Vec<String> = platforms.iter().map(Platform::to_string).collect();
         let build = Build {
             platform: (!platforms.is_empty()).then(|| platforms.join(",")),
-            ..self.solve.build(self.build.clone()?)
+            ..self.solve.build(context)?
         };
-        Some(Options {
+        Ok(Some(Options {
             build,
             targets: self.target.clone(),
             search: self.solve.search(),
             buildkitd_config: config,
             scratch: self.scratch.clone(),
             registry: registry.clone(),
-        })
+        }))
     }
 }
 
@@ -147,20 +162,21 @@ mod tests {
     impl Command {
         fn replay(&self, platforms: &[Platform]) -> Option<Options> {
             let config = self.config.buildkitd_config.clone();
-            self.replay.replay(platforms, &source::Options::default(), config)
+            self.replay.replay(platforms, &source::Options::default(), config).unwrap()
         }
     }
 
     #[test]
     fn the_build_gets_all_that_is_said_of_it() {
+        // Of this nothing is looked for on this machine.
         let flags = [
-            "--build=ctx",
+            "--build=https://r.example/ctx.git",
             "--file=f/Dockerfile",
             "--target=one",
             "--target=two",
             "--build-arg=A=1",
             "--opt=k=v",
-            "--build-context=base=dir",
+            "--build-context=base=target:one",
             "--secret=id=s,src=file",
             "--ssh=default",
             "--buildkitd=/bin/daemon",
@@ -172,10 +188,10 @@ mod tests {
         let options = parse(&flags).unwrap().replay(&platforms).unwrap();
         let Build { context, dockerfile, build_args, opts, platform, contexts, buildctl_args, .. } =
             options.build;
-        assert_eq!((context, dockerfile), ("ctx".into(), Some("f/Dockerfile".into())));
+        assert_eq!((context, dockerfile), ("https://r.example/ctx.git".into(), Some("f/Dockerfile".into())));
         assert_eq!(
             (build_args, opts, contexts),
-            (vec!["A=1".into()], vec!["k=v".into()], vec!["base=dir".into()])
+            (vec!["A=1".into()], vec!["k=v".into()], vec!["base=target:one".into()])
         );
         assert_eq!(platform.as_deref(), Some("linux/amd64,linux/arm64"));
         assert_eq!(buildctl_args, ["--secret", "id=s,src=file", "--ssh", "default"]);
@@ -189,6 +205,9 @@ mod tests {
         assert!(parse(&[]).unwrap().replay(&platforms).is_none());
         for flag in &flags[1..] {
             assert!(parse(&[flag]).is_err(), "{flag} without --build");
+        }
+        for flag in ["--build-arg=A", "--opt==v", "--build-context=base"] {
+            assert!(parse(&["--build=.", flag]).is_err(), "{flag}");
         }
     }
 }

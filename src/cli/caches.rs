@@ -1,6 +1,7 @@
 //! The caches that a command is given: as arguments, and as lists in files.
 
 use std::ffi::OsStr;
+use std::fmt::Display;
 use std::fs;
 use std::io::{self, Read};
 use std::marker::PhantomData;
@@ -58,7 +59,7 @@ impl FromStr for Argument {
 /// Reads an argument that may hold secrets: where it is wrong, it is not repeated, as clap does by itself.
 pub(super) fn discreet<T>() -> impl TypedValueParser<Value = T>
 where
-    T: FromStr<Err = SpecError> + Clone + Send + Sync + 'static,
+    T: FromStr<Err: Display> + Clone + Send + Sync + 'static,
 {
     Discreet(PhantomData)
 }
@@ -68,7 +69,7 @@ struct Discreet<T>(PhantomData<T>);
 
 impl<T> TypedValueParser for Discreet<T>
 where
-    T: FromStr<Err = SpecError> + Clone + Send + Sync + 'static,
+    T: FromStr<Err: Display> + Clone + Send + Sync + 'static,
 {
     type Value = T;
 
@@ -81,8 +82,8 @@ where
         let invalid = |message: String| {
             clap::Error::raw(ErrorKind::ValueValidation, format!("{message}\n")).with_cmd(command)
         };
-        let text = value.to_str().ok_or_else(|| invalid("a cache is not valid UTF-8".to_owned()))?;
-        text.parse().map_err(|error: SpecError| invalid(error.to_string()))
+        let text = value.to_str().ok_or_else(|| invalid("an argument is not valid UTF-8".to_owned()))?;
+        text.parse().map_err(|error: T::Err| invalid(error.to_string()))
     }
 }
 

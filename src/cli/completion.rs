@@ -21,7 +21,7 @@ Examples:
 
 /// Print what a shell needs to complete warmkit's commands and flags
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_long_help = EXAMPLES)]
 pub(super) struct Arguments {
     /// The shell
     #[arg(value_name = "SHELL")]

@@ -38,6 +38,12 @@ fn escaped(text: &str, escapes: impl Fn(char) -> bool) -> Cow<'_, str> {
     Cow::Owned(harmless)
 }
 
+/// Columns that are left on a line for a name: enough to tell it by, however narrow the terminal is.
+pub(super) fn room(columns: Option<usize>, taken: usize) -> Option<usize> {
+    const LEAST: usize = 20;
+    columns.map(|columns| columns.saturating_sub(taken).max(LEAST))
+}
+
 /// As much of the text as fits into as many columns.
 pub(super) fn cut(text: &str, room: Option<usize>) -> Cow<'_, str> {
     let Some(room) = room.filter(|&room| text.width() > room) else { return Cow::Borrowed(text) };
@@ -71,6 +77,11 @@ mod tests {
         for (text, several, one) in cases {
             assert_eq!((&*harmless(text), &*one_line(text)), (several, one), "{text:?}");
         }
+    }
+
+    #[test]
+    fn a_name_has_room_on_the_narrowest_terminal() {
+        assert_eq!([room(None, 30), room(Some(80), 30), room(Some(35), 30)], [None, Some(50), Some(20)]);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::error::Error;
 
 use super::caches;
 use crate::bake::{self, ErrorClass};
-use crate::{builder, gather, hydrate, replay, root, verify};
+use crate::{builder, daemon, gather, hydrate, replay, root, verify};
 
 /// Everything went well.
 pub const OK: u8 = 0;
@@ -32,20 +32,25 @@ pub const DIFFERENT: u8 = 10;
 pub const SPACE: u8 = 11;
 
 /// The table that every `--help` ends with.
-pub(crate) const HELP: &str = "\
+pub(super) const HELP: &str = "\
 Exit codes:
-  0  success
-  1  other failure (a file, not root, interrupted)
-  2  wrong command line
-  3  a cache or key source could not be read
-  4  a registry refused the credentials
-  5  content that does not match its digest, or is no build cache
-  6  records without a key; nothing was baked
-  7  the target is not empty, or a daemon or another bake uses it
-  8  verify found something wrong
-  9  a step of the live build was not CACHED, or a replay missed one
+   0  success
+   1  other failure (a file, not root, interrupted)
+   2  wrong command line
+   3  a cache or key source could not be read
+   4  a registry refused the credentials
+   5  content that does not match its digest, or is no build cache
+   6  records without a key; nothing was baked
+   7  the target is not empty, or a daemon or another bake uses it
+   8  verify found something wrong
+   9  a step of the live build was not CACHED, or a replay missed one
   10  diff --exit-code found a difference
   11  not enough space or inodes on the target's disk; nothing was baked";
+
+/// What the `--help` of a command ends with.
+pub(super) fn help(examples: &str) -> String {
+    format!("{HELP}\n\n{examples}")
+}
 
 /// Why a command ended without a result, and the exit code that says the same.
 #[derive(Debug)]
@@ -95,6 +100,12 @@ impl From<gather::Error> for Failure {
 impl From<replay::Error> for Failure {
     fn from(error: replay::Error) -> Self {
         bake::Error::from(error).into()
+    }
+}
+
+impl From<daemon::Error> for Failure {
+    fn from(error: daemon::Error) -> Self {
+        Self::new(error, FAILURE)
     }
 }
 

@@ -8,7 +8,7 @@ use super::exit::{self, Failure};
 use super::output::Output;
 use super::place::Place;
 use super::plan::{Host, table};
-use crate::bake::GcOptions;
+use crate::bake::{self, GcOptions};
 use crate::fsutil;
 use crate::gc::{self, Disk, Forecast, Question, Record};
 use crate::root::Root;
@@ -27,7 +27,7 @@ Examples:
 
 /// Say what garbage collection will take of a root on which nothing is built, from now on
 #[derive(Debug, Args)]
-#[command(after_help = format!("{}\n\n{EXAMPLES}", exit::HELP))]
+#[command(after_long_help = exit::help(EXAMPLES))]
 pub(super) struct Arguments {
     #[command(flatten)]
     place: Place,
@@ -56,7 +56,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let workers = root.read_whole()?.workers;
     let records: Vec<Record> =
         workers.iter().flat_map(|worker| root.usage(worker)).map(Record::from).collect();
-    let bytes = records.iter().map(|record| record.size).sum();
+    let bytes = records.iter().fold(0_u64, |sum, record| sum.saturating_add(record.size));
     let around = fsutil::room_at(&path).map_err(|error| {
         Failure::new(format!("cannot look at {}: {error}", path.display()), exit::FAILURE)
     })?;
@@ -74,7 +74,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
         start: Timestamp::now(),
         room: adds,
     })
-    .map_err(|error| Failure::new(error, exit::USAGE))?;
+    .map_err(bake::Error::from)?;
     let outcome = Outcome { root: path.display().to_string(), records: records.len(), bytes, gc };
     arguments.output.report(&outcome, |outcome| {
         table::root(&outcome.root, outcome.records, outcome.bytes, &outcome.gc)

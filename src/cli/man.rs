@@ -21,7 +21,7 @@ Examples:
 
 /// Write the manual pages, one for each command
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_long_help = EXAMPLES)]
 pub(super) struct Arguments {
     /// Where to; made if it is not there, and pages in it are replaced
     #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
@@ -73,7 +73,7 @@ fn page(command: &Command) -> io::Result<Vec<u8>> {
     if command.has_subcommands() {
         man.render_subcommands_section(&mut page)?;
     }
-    let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+    let help = command.get_after_long_help().map(ToString::to_string).unwrap_or_default();
     sections(&help).to_writer(&mut page)?;
     if title(command) != "warmkit" {
         let mut roff = Roff::new();

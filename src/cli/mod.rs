@@ -12,6 +12,7 @@ mod forecast;
 mod hydrate;
 mod inspect;
 mod keys;
+mod largest;
 mod man;
 mod notify;
 mod options;
@@ -29,12 +30,14 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use exit::Failure;
+use output::Output;
 use progress::Shown;
 
 /// Bakes BuildKit registry caches into a machine image, so that the first build on a fresh host
 /// prints CACHED for every step.
 #[derive(Debug, Parser)]
-#[command(name = "warmkit", version, after_help = exit::HELP, arg_required_else_help = true)]
+#[command(name = "warmkit", version, after_long_help = exit::HELP, arg_required_else_help = true)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -59,14 +62,14 @@ enum Command {
 pub fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
-        Err(error) => {
-            // Asking for help is no mistake; clap knows which stream each goes to.
-            let code = if error.use_stderr() { exit::USAGE } else { exit::OK };
+        Err(error) if error.use_stderr() => {
             let _ = error.print();
-            return ExitCode::from(code);
+            return ExitCode::from(exit::USAGE);
         }
+        // Asking for help is no mistake.
+        Err(help) => return ended(Default::default(), output::written(help.print()).map(|()| exit::OK)),
     };
-    let ((output, progress), result) = match arguments.command {
+    let (shown, result) = match arguments.command {
         Command::Bake(arguments) => ((arguments.output, arguments.baking.progress), bake::run(*arguments)),
         Command::Plan(arguments) => ((arguments.output, arguments.baking.progress), plan::run(*arguments)),
         Command::Forecast(arguments) => ((arguments.output, Shown::default()), forecast::run(&arguments)),
@@ -78,5 +81,10 @@ pub fn main() -> ExitCode {
         Command::Completion(arguments) => (Default::default(), completion::run(&arguments)),
         Command::Man(arguments) => (Default::default(), man::run(&arguments)),
     };
+    ended(shown, result)
+}
+
+/// The exit code of a command, which is told why it failed.
+fn ended((output, progress): (Output, Shown), result: Result<u8, Failure>) -> ExitCode {
     ExitCode::from(result.unwrap_or_else(|failure| progress.failure(output, &failure)))
 }

@@ -6,6 +6,7 @@ use std::io::{self, IsTerminal};
 
 use clap::Args;
 
+use super::caches::discreet;
 use super::exit::{self, Failure};
 use crate::gather;
 use crate::keys::KeySpec;
@@ -60,7 +61,7 @@ pub(super) struct KeySources {
     /// Where keys may come from; may be repeated: an image reference or type=image,ref=REF (its provenance),
     /// type=provenance,src=FILE, type=cachedb,src=FILE-OR-ROOT, type=builder,name=NAME (a builder of buildx),
     /// or type=keys,src=FILE
-    #[arg(long, value_name = "SRC")]
+    #[arg(long, value_name = "SRC", value_parser = discreet::<KeySpec>())]
     keys_from: Vec<KeySpec>,
 
     /// Do without the sidecars that `warmkit keys push` puts beside caches; keys push then replaces them

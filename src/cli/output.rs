@@ -76,7 +76,15 @@ pub(super) fn out(text: impl Into<Text>) -> Result<(), Failure> {
 /// As [`Output::report`].
 pub(super) fn out_bytes(bytes: &[u8]) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
-    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+    written(stdout.write_all(bytes).and_then(|()| stdout.flush()))
+}
+
+/// What came of writing to standard output.
+///
+/// # Errors
+/// As [`Output::report`].
+pub(super) fn written(result: io::Result<()>) -> Result<(), Failure> {
+    match result {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err(Failure::new(format!("cannot write to standard output: {error}"), exit::FAILURE))
         }

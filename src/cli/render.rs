@@ -11,6 +11,7 @@ use super::advice::advice;
 use super::escape::one_line;
 use super::text::{Style, Text};
 use crate::bake::{Contents, Report, Unkeyed};
+use crate::digest::Digest;
 use crate::gather::{BakedCache, KeySourceReport};
 use crate::hydrate;
 use crate::verify::{self, LiveReport, Severity, StepStatus};
@@ -130,8 +131,7 @@ pub(super) fn contents(text: &mut impl fmt::Write, contents: &Contents) {
     }
     for image in &contents.images {
         let frontend = if image.frontend { ", frontend" } else { "" };
-        let layers = if image.layers == 1 { "layer" } else { "layers" };
-        let what = format!("{} {layers}, {}", image.layers, HumanBytes(image.bytes));
+        let what = format!("{}, {}", counted(image.layers, "layer"), HumanBytes(image.bytes));
         row(text, "image", &format!("{}: {}{frontend}, {what}", image.image, image.platform));
     }
     for image in &contents.images_skipped {
@@ -158,6 +158,15 @@ pub(super) fn described(cache: &BakedCache) -> String {
 pub(super) fn worth(source: &KeySourceReport) -> String {
     let KeySourceReport { candidates, keyed, only, .. } = source;
     format!("{keyed} records keyed, {only} of them by no other source, {candidates} candidates")
+}
+
+/// What a record is called: its step, or where that is not known its layer.
+pub(super) fn called(name: Option<&str>, layer: Option<Digest>, id: &str) -> String {
+    match (name, layer) {
+        (Some(name), _) => one_line(name).into_owned(),
+        (None, Some(layer)) => format!("layer {layer}"),
+        (None, None) => format!("record {}", one_line(id)),
+    }
 }
 
 /// `1 record`, `2 records`.
@@ -226,13 +235,15 @@ pub(super) fn verify(root: &Path, report: &verify::Report) -> Text {
         row(&mut text, "compared", &compared);
     }
     if let Some(image) = &report.image {
-        let (homes, files) = (image.homes.len(), image.credential_files);
-        row(&mut text, "image", &format!("{}, {homes} homes, {files} files for credentials", image.sysroot));
+        let homes = counted(image.homes.len(), "home");
+        let files = counted(image.credential_files, "file");
+        row(&mut text, "image", &format!("{}, {homes}, {files} for credentials", image.sysroot));
         if let Some(forecast) = &image.gc {
             let rules = image.buildkitd_config.as_deref().unwrap_or("its defaults");
             let taken: usize = forecast.passes.iter().map(|pass| pass.records).sum();
             let (release, disk) = (&forecast.release, HumanBytes(forecast.disk.total));
-            let what = format!("BuildKit {release} with {rules} takes {taken} records on a disk of {disk}");
+            let taken = counted(taken, "record");
+            let what = format!("BuildKit {release} with {rules} takes {taken} on a disk of {disk}");
             row(&mut text, "collection", &what);
         }
     }

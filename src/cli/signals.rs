@@ -1,7 +1,6 @@
 //! Ending on a signal.
 
 use std::fs;
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -28,69 +27,57 @@ fn ignores(status: &str, signal: i32) -> bool {
     mask >> (signal - 1) & 1 == 1
 }
 
-/// A flag that becomes true when somebody wants the process to end. The second signal ends it at once, in
-/// case the first does not get through.
-pub(super) fn interrupted() -> Result<Arc<AtomicBool>, Failure> {
-    let flag = Arc::new(AtomicBool::new(false));
-    let register = |signal| {
-        let code = i32::from(exit::FAILURE);
-        signal_hook::flag::register_conditional_shutdown(signal, code, Arc::clone(&flag))?;
-        signal_hook::flag::register(signal, Arc::clone(&flag))
-    };
-    signals()
-        .into_iter()
-        .try_for_each(|signal| register(signal).map(drop))
-        .map_err(|error| failed(&error))?;
-    Ok(flag)
-}
-
-/// Does `work` with a switch that a signal throws. When it then ends with an error, that is the reason.
-pub(super) fn interruptible<T, E: Into<Failure>>(
-    work: impl FnOnce(Stop) -> Result<T, E>,
-) -> Result<T, Failure> {
-    let stop = Stop::on_flag(interrupted()?);
-    let mut signals = Signals::new(signals()).map_err(|error| failed(&error))?;
-    let told = stop.clone();
-    // Also cuts connections, so that nothing waits for a server any longer.
-    thread::spawn(move || signals.forever().for_each(|_| told.stop()));
-    work(stop.clone()).map_err(|error| {
-        if stop.is_stopped() { Failure::new("interrupted", exit::FAILURE) } else { error.into() }
-    })
-}
-
 /// How a signal ends the process: at once, until there is something to undo.
 pub(super) struct Ending {
     orderly: Arc<AtomicBool>,
     interrupted: Arc<AtomicBool>,
+    stop: Stop,
 }
 
 impl Ending {
-    /// From now on the first signal only makes this flag true.
+    /// From now on the first signal only makes this flag true. The second one ends the process at once, in case the
+    /// first does not get through.
     pub(super) fn in_order(&self) -> Arc<AtomicBool> {
         self.orderly.store(true, Ordering::SeqCst);
         Arc::clone(&self.interrupted)
     }
 }
 
-/// Ends the process on a signal, with the exit code for that.
+/// Ends the process on a signal, with the message and the exit code for that.
 pub(super) fn end_on_signal(output: Output, progress: Shown) -> Result<Ending, Failure> {
-    let mut signals = Signals::new(signals()).map_err(|error| failed(&error))?;
-    let ending = Ending { orderly: Arc::default(), interrupted: Arc::default() };
+    let mut signals = Signals::new(signals())
+        .map_err(|error| Failure::new(format!("cannot handle signals: {error}"), exit::FAILURE))?;
+    let interrupted: Arc<AtomicBool> = Arc::default();
+    let stop = Stop::on_flag(Arc::clone(&interrupted));
+    let ending = Ending { orderly: Arc::default(), interrupted, stop: stop.clone() };
     let (orderly, interrupted) = (Arc::clone(&ending.orderly), Arc::clone(&ending.interrupted));
     thread::spawn(move || {
         for _ in signals.forever() {
             if !orderly.load(Ordering::SeqCst) || interrupted.swap(true, Ordering::SeqCst) {
                 take_down();
-                let failure = Failure::new("interrupted", exit::FAILURE);
-                std::process::exit(i32::from(progress.failure(output, &failure)));
+                std::process::exit(i32::from(progress.failure(output, &by_signal())));
             }
+            // Also cuts connections, so that nothing waits for a server any longer.
+            stop.stop();
         }
     });
     Ok(ending)
 }
 
-fn failed(error: &io::Error) -> Failure {
-    Failure::new(format!("cannot handle signals: {error}"), exit::FAILURE)
+/// Does `work` with a switch that a signal throws. When it then ends with an error, that is the reason.
+pub(super) fn interruptible<T>(
+    output: Output,
+    progress: Shown,
+    work: impl FnOnce(Stop) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let ending = end_on_signal(output, progress)?;
+    ending.in_order();
+    let result = work(ending.stop.clone());
+    result.map_err(|error| if ending.stop.is_stopped() { by_signal() } else { error })
+}
+
+fn by_signal() -> Failure {
+    Failure::new("interrupted", exit::FAILURE)
 }
 
 #[cfg(test)]

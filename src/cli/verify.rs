@@ -2,8 +2,6 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use clap::{ArgGroup, Args, ValueHint};
 use serde::Serialize;
@@ -39,7 +37,7 @@ Examples:
 
 /// Check that a root is whole and warm; no daemon may run on it
 #[derive(Debug, Args)]
-#[command(after_help = format!("{}\n\n{EXAMPLES}", exit::HELP))]
+#[command(after_long_help = exit::help(EXAMPLES))]
 #[command(group = ArgGroup::new("with_daemon").args(["build", "image"]).multiple(true))]
 pub(super) struct Arguments {
     #[command(flatten)]
@@ -140,15 +138,22 @@ impl ImageArguments {
 }
 
 impl Arguments {
-    fn live(&self, context: PathBuf, interrupted: Arc<AtomicBool>) -> LiveOptions {
+    /// The build on a view of the root, where one is named.
+    fn live(&self) -> Result<Option<LiveOptions>, Failure> {
+        let Some(context) = self.build.clone() else { return Ok(None) };
         let build = Build {
             target: self.target.clone(),
             platform: self.platform.clone(),
             import_caches: self.import_cache.clone(),
-            ..self.solve.build(context)
+            ..self.solve.build(context)?
         };
         let buildkitd_config = self.buildkitd_config.clone();
-        LiveOptions { build, search: self.solve.search(), buildkitd_config, scratch: None, interrupted }
+        Ok(Some(LiveOptions {
+            build,
+            search: self.solve.search(),
+            buildkitd_config,
+            ..LiveOptions::default()
+        }))
     }
 }
 
@@ -174,6 +179,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
         image: arguments.image.options(arguments.buildkitd_config.as_ref())?,
         ..verify::Options::default()
     };
+    let live = arguments.live()?;
     let report = verify::offline(&root, &options, &*progress.start()?).map_err(|error| {
         let code = exit::of_verify(&error);
         Failure::new(error, code)
@@ -181,10 +187,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     if !output.is_json() {
         out(render::verify(&root, &report))?;
     }
-    let live = match &arguments.build {
+    let live = match live {
         None => None,
-        Some(context) => {
-            let options = arguments.live(context.clone(), ending.in_order());
+        Some(mut options) => {
+            options.interrupted = ending.in_order();
             let build = || verify::live(&root, &options);
             Some(during(&*progress.start()?, Phase::Build, build)?)
         }

@@ -1,6 +1,6 @@
 //! A build of a Dockerfile, as `buildctl` runs it.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::steps::{Graph, Outcome};
 use super::tools::Tools;
-use super::{Error, tail};
+use super::{Error, io_error, tail};
 
 /// What is built.
 #[derive(Debug, Clone, Default)]
@@ -55,6 +55,45 @@ const LOOK: Duration = Duration::from_millis(50);
 const AHEAD: usize = 64;
 
 impl Build {
+    /// Looks for what the build takes from this machine: contexts, and the Dockerfile.
+    ///
+    /// # Errors
+    /// Something is not there.
+    pub fn require_inputs(&self) -> Result<(), Error> {
+        let directory = |path: &Path| {
+            let there = or_here(path).metadata().and_then(|metadata| {
+                if metadata.is_dir() { Ok(()) } else { Err(io::ErrorKind::NotADirectory.into()) }
+            });
+            there.map_err(io_error("find the build context", path))
+        };
+        let contexts = self.contexts.iter().filter_map(|context| context.split_once('='));
+        for (_, value) in contexts {
+            match layout(value) {
+                Some((path, _)) => directory(Path::new(path))?,
+                None if is_elsewhere(value) => {}
+                None => directory(Path::new(value))?,
+            }
+        }
+        if is_remote(&self.context.to_string_lossy()) {
+            return Ok(());
+        }
+        directory(&self.context)?;
+        let is_default = self.dockerfile.is_none();
+        if is_default && self.opts.iter().any(|opt| opt.starts_with("filename=")) {
+            return Ok(());
+        }
+        let file = self.dockerfile.clone().unwrap_or_else(|| self.context.join("Dockerfile"));
+        // Which BuildKit takes too.
+        let lower =
+            (file.file_name() == Some(OsStr::new("Dockerfile"))).then(|| file.with_file_name("dockerfile"));
+        match file.metadata() {
+            Err(error) if !lower.is_some_and(|lower| lower.exists()) => {
+                Err(io_error("find the Dockerfile", &file)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Runs the build, without any output but its progress, and calls `watch` each time more of that
     /// was read, and from time to time where nothing comes. Gives what was said of each step, and why the
     /// build failed, if it did or was stopped.
@@ -113,7 +152,7 @@ impl Build {
     fn arguments(&self, command: &mut Command) {
         let local = |name: &str, path: &Path| {
             let mut local = OsString::from(format!("{name}="));
-            local.push(if path.as_os_str().is_empty() { Path::new(".") } else { path });
+            local.push(or_here(path));
             local
         };
         command.args(["--frontend", "dockerfile.v0"]);
@@ -148,7 +187,7 @@ impl Build {
                 store.push(path);
                 command.arg("--oci-layout").arg(store);
                 opts.push(format!("context:{name}=oci-layout://layout{at}@{digest}"));
-            } else if is_remote(value) || value.starts_with("target:") {
+            } else if is_elsewhere(value) {
                 opts.push(format!("context:{name}={value}"));
             } else {
                 command.arg("--local").arg(local(&format!("context:{name}"), Path::new(value)));
@@ -222,9 +261,19 @@ fn is_progress(line: &str) -> bool {
     number.is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
 }
 
+/// A directory, which no name at all is this one.
+fn or_here(directory: &Path) -> &Path {
+    if directory.as_os_str().is_empty() { Path::new(".") } else { directory }
+}
+
 /// Directory and digest of a context that is an OCI layout.
 fn layout(context: &str) -> Option<(&str, &str)> {
     context.strip_prefix("oci-layout://")?.rsplit_once('@')
+}
+
+/// Whether a named context is no directory of this machine.
+fn is_elsewhere(context: &str) -> bool {
+    is_remote(context) || context.starts_with("target:")
 }
 
 /// Whether a context is one that the daemon gets by itself.

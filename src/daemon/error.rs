@@ -23,6 +23,12 @@ pub enum Error {
         /// The image that docker would have used.
         image: String,
     },
+    /// Neither given nor in `$PATH`, and docker, which is there, cannot get it.
+    #[error("no buildkitd found: name one by --buildkitd, or put one into $PATH; {source}")]
+    NotInImage {
+        /// What docker was asked for, and what it said.
+        source: Box<Error>,
+    },
     /// A program that is needed is not there.
     #[error("no {program} found {place}")]
     NoProgram {

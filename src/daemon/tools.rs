@@ -86,22 +86,34 @@ fn from_image(
     let Some(docker) = docker.or_else(|| on_path("docker")) else {
         return Err(Error::NoBuildkitd { image: image.to_owned() });
     };
+    copy_from_image(&docker, image, bin, is_stopped).map_err(|error| match error {
+        Error::Program { .. } => Error::NotInImage { source: Box::new(error) },
+        other => other,
+    })
+}
+
+fn copy_from_image(
+    docker: &Path,
+    image: &str,
+    bin: &Path,
+    is_stopped: &dyn Fn() -> bool,
+) -> Result<PathBuf, Error> {
     std::fs::create_dir_all(bin).map_err(io_error("make", bin))?;
     // Quiet, so that the progress of a pull does not stand before the id.
-    let mut create = Command::new(&docker);
+    let mut create = Command::new(docker);
     let id = output_until(create.args(["create", "--quiet", "--pull", "missing", image]), is_stopped)?;
     let id = id.lines().last().unwrap_or_default().trim().to_owned();
     let mut copied = Ok(());
     for program in ["buildkitd", "buildctl", "buildkit-runc"] {
         let from = format!("{id}:/usr/bin/{program}");
-        let mut copy = Command::new(&docker);
+        let mut copy = Command::new(docker);
         copied = output_until(copy.arg("cp").arg(from).arg(bin.join(program)), is_stopped).map(drop);
         if copied.is_err() {
             break;
         }
     }
     // The container goes in any case; why copying failed matters more.
-    let removed = output(Command::new(&docker).args(["rm", &id]));
+    let removed = output(Command::new(docker).args(["rm", &id]));
     copied?;
     removed?;
     Ok(bin.join("buildkitd"))

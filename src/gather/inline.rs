@@ -175,7 +175,7 @@ mod tests {
     use super::*;
     use crate::oci::media_type::{DOCKER_CONFIG, OCI_CONFIG, OCI_INDEX, OCI_MANIFEST};
     use crate::progress::Silent;
-    use crate::source::{self, Manifest, Stop};
+    use crate::source::{self, Content, Manifest, Stop};
 
     /// Documents by their digest, and which of them were asked for.
     #[derive(Default)]
@@ -249,23 +249,26 @@ mod tests {
             Ok(Manifest { bytes: self.bytes[&digest].clone(), digest, media_type: String::new() })
         }
 
-        fn blob(
-            &self,
-            blob: &Descriptor,
-            out: &mut dyn Write,
-            _: &dyn Progress,
-        ) -> Result<(), source::Error> {
+        fn content<'a>(&'a self, blob: &'a Descriptor) -> Box<dyn Content + 'a> {
             self.asked.lock().unwrap().push(blob.digest);
-            out.write_all(&self.bytes[&blob.digest]).unwrap();
-            Ok(())
-        }
-
-        fn tail(&self, _: &Descriptor, _: u64, _: &dyn Progress) -> Result<Option<Vec<u8>>, source::Error> {
-            Ok(None)
+            Box::new(Whole(&self.bytes[&blob.digest]))
         }
 
         fn repository(&self) -> Option<(String, String)> {
             None
+        }
+    }
+
+    struct Whole<'a>(&'a [u8]);
+
+    impl Content for Whole<'_> {
+        fn copy(&self, out: &mut dyn Write, _: &dyn Progress) -> Result<(), source::Error> {
+            out.write_all(self.0).unwrap();
+            Ok(())
+        }
+
+        fn tail(&self, _: u64, _: &dyn Progress) -> Result<Option<Vec<u8>>, source::Error> {
+            Ok(None)
         }
     }
 

@@ -89,7 +89,7 @@ fn tail(blob: &Blob, sources: &[Box<dyn Source>], progress: &dyn Progress) -> Re
         if !asked.insert(source.blob_store()) {
             continue;
         }
-        match source.tail(&blob.layer.descriptor, LENGTH, progress) {
+        match source.content(&blob.layer.descriptor).tail(LENGTH, progress) {
             Ok(tail) => return Ok(tail),
             Err(error) => {
                 failed.get_or_insert(Error::Source { what: source.name(), source: Box::new(error) });

@@ -111,7 +111,10 @@ pub fn foretell(question: &Question<'_>) -> Result<Forecast, Error> {
     for (record, size) in large.iter_mut().zip(question.largest) {
         record.size = record.size.max(*size);
     }
-    let more: u64 = large.iter().zip(records).map(|(large, record)| large.size - record.size).sum();
+    let more = large
+        .iter()
+        .zip(records)
+        .fold(0_u64, |sum, (large, record)| sum.saturating_add(large.size - record.size));
     let fuller = Disk { free: disk.free.saturating_sub(more), ..disk };
     let largest = passes(&large, &policy, release, fuller, &moments)?;
     let room = question.room.unwrap_or(fuller.free / 2);

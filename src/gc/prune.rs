@@ -118,7 +118,9 @@ pub fn forecast(
             let collection = Collection { rule, index, at: *at, free, matching: &matching };
             root.prune(&collection, &mut removed);
         }
-        let bytes = |indexes: &mut dyn Iterator<Item = usize>| indexes.map(|i| records[i].size).sum();
+        let bytes = |indexes: &mut dyn Iterator<Item = usize>| {
+            indexes.fold(0_u64, |sum, i| sum.saturating_add(records[i].size))
+        };
         let bytes_removed = bytes(&mut removed.iter().map(|removal| removal.record));
         let bytes_left = bytes(&mut (0..records.len()).filter(|i| !root.is_gone[*i]));
         // The space is given back at the end of a pass, not between its rules.
@@ -226,7 +228,7 @@ impl<'a> Root<'a> {
             }
             for (record, among) in going {
                 self.take(record);
-                total -= clamp(self.records[record].size);
+                total = total.saturating_sub(clamp(self.records[record].size));
                 removed.push(Removal { record, rule: collection.index, among });
             }
         }
@@ -519,6 +521,13 @@ mod tests {
         let pass = &run(&records, &[old, rule()], V34, DISK, &[100])[0];
         let rules: Vec<usize> = pass.removed.iter().map(|removal| removal.rule).collect();
         assert_eq!(rules, [0, 1]);
+    }
+
+    #[test]
+    fn sizes_of_damaged_roots_are_survived() {
+        let records = ["a", "b", "c"].map(|id| Record { size: u64::MAX, ..record(id, 1, 1, &[]) });
+        let pass = &run(&records, &[rule()], V34, DISK, &[2])[0];
+        assert_eq!((pass.removed.len(), pass.bytes_removed, pass.bytes_left), (3, u64::MAX, 0));
     }
 
     #[test]

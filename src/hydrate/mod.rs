@@ -38,7 +38,7 @@ use serde::Serialize;
 
 pub use report::{Failed, Report, StageReport};
 
-use crate::progress::{Event, Phase, Progress};
+use crate::progress::{Phase, Progress, Running};
 
 use account::Account;
 use order::Order;
@@ -140,15 +140,14 @@ pub fn hydrate(options: &Options, progress: &dyn Progress) -> Result<Report, Err
     };
     let mut report = Report::nothing(options);
     for &stage in &options.stages {
-        let began = Instant::now();
-        progress.event(Event::Started(stage.phase()));
+        let running = Running::start(progress, stage.phase());
         match stage {
             Stage::Databases => reading.databases(),
             Stage::FirstBuild => reading.first_build(),
             Stage::Rest => reading.rest(),
         }
         run.check()?;
-        progress.event(Event::Finished(stage.phase(), began.elapsed()));
+        let seconds = running.finish().as_secs_f64();
         let tally = run.take();
         report.gone += tally.gone;
         report.failed.extend(tally.failed);
@@ -158,7 +157,7 @@ pub fn hydrate(options: &Options, progress: &dyn Progress) -> Result<Report, Err
             files: tally.files,
             bytes: tally.bytes,
             from_disk: tally.from_disk,
-            seconds: began.elapsed().as_secs_f64(),
+            seconds,
         });
     }
     report.seconds = started.elapsed().as_secs_f64();
@@ -204,13 +203,14 @@ struct Reading<'a> {
 
 impl Reading<'_> {
     fn databases(&mut self) {
-        let of_root = walk::walk(self.run, vec![PathBuf::new()], Depth::Shallow, &self.done);
-        let small = self.workers.iter().flat_map(|worker| [worker.clone(), worker.join("snapshots")]);
-        let mut databases = walk::walk(self.run, small.collect(), Depth::Shallow, &self.done);
-        databases.extend(of_root);
         // A daemon that starts looks for what nobody knows any more: a name and an inode for each.
-        let listed = self.workers.iter().flat_map(|worker| [snapshots_of(worker), blobs_of(worker)]);
-        walk::walk(self.run, listed.collect(), Depth::Shallow, &self.done);
+        let listed: Vec<_> =
+            self.workers.iter().flat_map(|worker| [snapshots_of(worker), blobs_of(worker)]).collect();
+        let with_databases =
+            self.workers.iter().flat_map(|worker| [worker.clone(), worker.join("snapshots")]);
+        let starts = with_databases.chain([PathBuf::new()]).chain(listed.iter().cloned());
+        let mut databases = walk::walk(self.run, starts.collect(), Depth::Shallow, &self.done);
+        databases.retain(|directory| !listed.contains(&directory.path));
         for directory in &databases {
             self.done.extend(directory.files.iter().map(|file| directory.path.join(&file.name)));
         }
@@ -243,15 +243,14 @@ impl Reading<'_> {
 
     fn rest(&mut self) {
         let orders = self.order();
-        let starts = self.paths(orders.iter().map(|order| &order.rest));
-        // Others are found below the root: what no database has, caches of steps, what a daemon keeps besides.
         let first = self.paths(orders.iter().map(|order| &order.first));
-        let contents: Vec<_> = self.workers.iter().map(|worker| worker.join("content")).collect();
-        self.done.extend(starts.iter().chain(&first).chain(&contents).cloned());
-        let others = walk::walk(self.run, vec![PathBuf::new()], Depth::All, &self.done);
-        let snapshots = walk::walk(self.run, starts, Depth::All, &BTreeSet::new());
-        let contents = walk::walk(self.run, contents, Depth::All, &BTreeSet::new());
-        let all: Vec<_> = snapshots.into_iter().chain(others).chain(contents).collect();
+        let mut starts = self.paths(orders.iter().map(|order| &order.rest));
+        // What no database has, caches of steps, what a daemon keeps besides: all below the root that has no turn of
+        // its own.
+        starts.push(PathBuf::new());
+        starts.extend(self.workers.iter().map(|worker| worker.join("content")));
+        self.done.extend(starts.iter().cloned().chain(first));
+        let all = walk::walk(self.run, starts, Depth::All, &self.done);
         self.read(&all, self.memory());
     }
 

@@ -12,11 +12,14 @@ use super::account::Account;
 use super::files::{self, Unread};
 use super::parallel;
 use super::run::{Run, Tally};
-use super::walk::Directory;
+use super::walk::{self, Directory};
 
-/// A larger file is read in parts of this size, by several threads.
-const PART: u64 = 16 << 20;
-/// Files of one directory that one thread reads in a row.
+/// Bytes that one thread reads in a row. A snapshot of EBS has blocks of this size: a thread waits for about one, and
+/// others for those behind it, in a large file as in a directory of small ones.
+const PART: u64 = 512 << 10;
+/// The same of a file with holes, most of which may be such.
+const PART_WITH_HOLES: u64 = 16 << 20;
+/// Files of one directory that one thread reads in a row, however small.
 const GROUP: usize = 64;
 /// The smallest unit of memory that can be let go of.
 const PAGE: u64 = 4096;
@@ -42,23 +45,26 @@ struct Work {
 fn cut(directories: &[Directory]) -> Vec<Work> {
     let mut work: Vec<Work> = Vec::new();
     for (at, directory) in directories.iter().enumerate() {
-        for (file, size) in directory.files.iter().map(|file| file.size).enumerate() {
-            let files = file..file + 1;
+        // Bytes of the group that the next file may join; none where there is none.
+        let mut group = None;
+        for (file, walk::File { size, stored, .. }) in directory.files.iter().enumerate() {
+            let (files, size) = (file..file + 1, *size);
             if size > PART {
-                let parts = (0..size.div_ceil(PART)).map(|part| part * PART..(part + 1) * PART);
+                let part = if *stored < size { PART_WITH_HOLES } else { PART };
+                let parts = (0..size.div_ceil(part)).map(|number| number * part..(number + 1) * part);
                 work.extend(parts.map(|bytes| Work { directory: at, files: files.clone(), bytes }));
+                group = None;
                 continue;
             }
-            match work.last_mut() {
-                Some(last)
-                    if last.directory == at
-                        && last.files.end == file
-                        && last.files.len() < GROUP
-                        && last.bytes.end == u64::MAX =>
-                {
+            match (group, work.last_mut()) {
+                (Some(bytes), Some(last)) if last.files.len() < GROUP && bytes + size <= PART => {
                     last.files.end += 1;
+                    group = Some(bytes + size);
                 }
-                _ => work.push(Work { directory: at, files, bytes: 0..u64::MAX }),
+                _ => {
+                    work.push(Work { directory: at, files, bytes: 0..u64::MAX });
+                    group = Some(size);
+                }
             }
         }
     }
@@ -205,21 +211,27 @@ mod tests {
     fn small_files_go_together_and_large_ones_in_parts() {
         let work = |directory, files, bytes| Work { directory, files, bytes };
         let all = 0..u64::MAX;
+        let mut with_holes = directory(&[2 * PART_WITH_HOLES]);
+        with_holes.files[0].stored = 1;
         let directories = [
-            directory(&[1, PART, PART + 1, 3, 4]),
+            directory(&[1, PART - 1, PART + 1, 3, 4, PART]),
             directory(&[]),
             directory(&[1; GROUP + 1]),
             directory(&[2 * PART]),
+            with_holes,
         ];
         let expected = [
             work(0, 0..2, all.clone()),
             work(0, 2..3, 0..PART),
             work(0, 2..3, PART..2 * PART),
             work(0, 3..5, all.clone()),
+            work(0, 5..6, all.clone()),
             work(2, 0..GROUP, all.clone()),
             work(2, GROUP..GROUP + 1, all),
             work(3, 0..1, 0..PART),
             work(3, 0..1, PART..2 * PART),
+            work(4, 0..1, 0..PART_WITH_HOLES),
+            work(4, 0..1, PART_WITH_HOLES..2 * PART_WITH_HOLES),
         ];
         assert_eq!(cut(&directories), expected);
     }

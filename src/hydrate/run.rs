@@ -16,8 +16,8 @@ use super::report::Failed;
 use super::{Error, Options};
 use crate::progress::{Event, Progress};
 
-/// Bytes per read.
-const CHUNK: u64 = 1 << 20;
+/// Bytes per read: EBS counts up to so many as one operation. Whoever else reads waits behind those under way.
+const CHUNK: u64 = 256 << 10;
 /// The smallest, however low the rate.
 const MIN_CHUNK: u64 = 64 << 10;
 /// How long a thread that waits for the rate may take to see that the run is to end.
@@ -83,7 +83,7 @@ impl<'a> Run<'a> {
         Self {
             root,
             jobs: options.jobs.get(),
-            chunk: usize::try_from(chunk).unwrap_or(1 << 20),
+            chunk: usize::try_from(chunk).unwrap_or(64 << 10),
             bucket: options.rate.map(|rate| Mutex::new(Bucket::new(rate))),
             settled: Condvar::new(),
             started: Instant::now(),

@@ -23,6 +23,20 @@ pub struct Weight {
     pub bytes: u64,
 }
 
+impl Weight {
+    /// Both together.
+    #[must_use]
+    pub fn with(self, other: Self) -> Self {
+        Self { records: self.records + other.records, bytes: self.bytes.saturating_add(other.bytes) }
+    }
+
+    /// This one, of which `part` is a part, without it.
+    #[must_use]
+    pub fn without(self, part: Self) -> Self {
+        Self { records: self.records - part.records, bytes: self.bytes.saturating_sub(part.bytes) }
+    }
+}
+
 /// The records as trees: each has one place.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Forest {
@@ -74,9 +88,7 @@ fn weights(records: &[Record], roots: &[usize], children: &[Vec<Child>]) -> Vec<
     }
     for (at, place) in order.into_iter().rev() {
         if let Some(place) = place {
-            let Weight { records, bytes } = weights[at];
-            weights[place].records += records;
-            weights[place].bytes = weights[place].bytes.saturating_add(bytes);
+            weights[place] = weights[place].with(weights[at]);
         }
     }
     weights

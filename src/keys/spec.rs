@@ -7,6 +7,7 @@ use std::str::FromStr;
 use super::Error;
 use crate::csv;
 use crate::oci::Reference;
+use crate::oci::reference;
 
 /// The supported forms, for messages.
 pub(super) const FORMS: &str = "an image reference, type=image,ref=IMAGE, type=provenance,src=FILE, \
@@ -51,6 +52,8 @@ pub enum SpecProblem {
     Type(String),
     /// A reference that is none, and what the parser said of it.
     Reference(String, String),
+    /// A reference with a user or a password, which are left out here.
+    User(String),
 }
 
 impl fmt::Display for SpecProblem {
@@ -64,6 +67,11 @@ impl fmt::Display for SpecProblem {
             Self::Missing(name) => write!(f, "{name}=… is missing"),
             Self::Type(found) => write!(f, "type {found:?} is not known"),
             Self::Reference(text, reason) => write!(f, "{text:?} is not an image reference ({reason})"),
+            Self::User(text) => write!(
+                f,
+                "{text:?} is written with a user or a password, which no reference has: use docker login, or \
+                 --username with --password-stdin"
+            ),
         }
     }
 }
@@ -85,7 +93,7 @@ impl FromStr for KeySpec {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        parse(text).map_err(|problem| Error::Spec { text: text.to_owned(), problem })
+        parse(text).map_err(|problem| Error::Spec { text: reference::discreet(text), problem })
     }
 }
 
@@ -103,7 +111,7 @@ fn parse(text: &str) -> Result<KeySpec, SpecProblem> {
     let (mut kind, mut reference, mut src, mut builder) = (None, None, None, None);
     for field in &fields {
         let Some((name, value)) = field.split_once('=') else {
-            return Err(SpecProblem::Field(field.clone()));
+            return Err(SpecProblem::Field(reference::discreet(field)));
         };
         let name = name.trim().to_ascii_lowercase();
         let slot = match name.as_str() {
@@ -157,6 +165,9 @@ fn parse(text: &str) -> Result<KeySpec, SpecProblem> {
 }
 
 fn image(text: &str) -> Result<KeySpec, SpecProblem> {
+    if let Some(text) = reference::without_user(text) {
+        return Err(SpecProblem::User(text));
+    }
     match text.parse() {
         Ok(reference) => Ok(KeySpec::Image(reference)),
         Err(error) => {
@@ -189,6 +200,20 @@ mod tests {
         ];
         for (text, expected) in cases {
             assert_eq!(text.parse::<KeySpec>().unwrap(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn says_no_password() {
+        for text in [
+            "user:hidden@r.example/app",
+            "https://user:hidden@r.example/app@sha256:ab",
+            "type=image,ref=user:hidden@r.example/app",
+            "type=image,user:hidden@r.example/app",
+            "type=registry,ref=user:hidden@r.example/app",
+        ] {
+            let error = text.parse::<KeySpec>().unwrap_err();
+            assert!(!format!("{error} {error:?}").contains("hidden"), "{error:?}");
         }
     }
 

@@ -12,6 +12,7 @@ pub mod json;
 pub mod manifest;
 pub mod media_type;
 pub mod platform;
+pub mod reference;
 
 pub use artifact::{Artifact, Referrer, ReferrersList};
 pub use cacheconfig::{Cache, CacheConfig, Layer, Record};

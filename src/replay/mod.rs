@@ -35,6 +35,7 @@ use serde::Serialize;
 
 use crate::daemon::{self, Build, Daemon, Graph, Search, Start, Step, StepStatus, Watch, io_error};
 use crate::digest::Digest;
+use crate::fsutil;
 use crate::keys::{self, Candidates, UsedImage, harvest};
 use crate::oci::{Cache, Platform, Reference};
 use crate::source::{self, OciLayout, Stop};
@@ -166,7 +167,7 @@ pub enum Error {
 /// There was no replay: no daemon, not root, a build that cannot be solved.
 pub fn replay(caches: &[&Cache], options: &Options) -> Result<Replay, Error> {
     let started = Instant::now();
-    if !crate::fsutil::is_root() {
+    if !fsutil::is_root() {
         return Err(daemon::Error::NotRoot { purpose: "a replay" }.into());
     }
     // Sockets have short paths, so they have a directory of their own.
@@ -283,8 +284,7 @@ fn environment(vars: impl Iterator<Item = (OsString, OsString)>) -> Vec<(OsStrin
 const ENTITLEMENTS: [&str; 2] = ["network.host", "security.insecure"];
 
 fn directory(prefix: &str, beside: &Path) -> Result<tempfile::TempDir, Error> {
-    let made = tempfile::Builder::new().prefix(prefix).tempdir_in(beside);
-    Ok(made.map_err(io_error("make a directory in", beside))?)
+    Ok(fsutil::temporary_directory(prefix, beside).map_err(io_error("make a directory in", beside))?)
 }
 
 /// The daemon's configuration: as given, with the gate as a registry that speaks http.

@@ -44,14 +44,14 @@ pub(crate) fn open(tree: &Tree, path: &Path, faults: &mut Faults) -> Option<Data
     let bytes = match tree.read(path, files::MAX_DATABASE) {
         Ok(bytes) => bytes,
         Err(fault) => {
-            faults.add(fault.kind, files::place(path), fault.detail);
+            faults.add(fault.kind, Place::file(path), fault.detail);
             return None;
         }
     };
     let database = match Database::from_bytes(bytes) {
         Ok(database) => database,
         Err(error) => {
-            faults.add(Kind::Database, files::place(path), error.to_string());
+            faults.add(Kind::Database, Place::file(path), error.to_string());
             return None;
         }
     };
@@ -72,7 +72,7 @@ pub(crate) fn open(tree: &Tree, path: &Path, faults: &mut Faults) -> Option<Data
     }
     if found.len() > MAX_FAULTS {
         let detail = format!("{} faults in all, {MAX_FAULTS} shown", found.len());
-        faults.add(Kind::Page, files::place(path), detail);
+        faults.add(Kind::Page, Place::file(path), detail);
         sound = false;
     }
     sound.then_some(database)

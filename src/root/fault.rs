@@ -1,6 +1,10 @@
 //! What of a root could not be read, as data.
 
 use std::fmt;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+use serde::Serialize;
 
 /// Why something could not be read, or only in part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -31,7 +35,8 @@ pub enum FaultKind {
 }
 
 /// Where a fault is. Texts that are not UTF-8 are shown with `U+FFFD` in place of what is not.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Place {
     /// A file or directory.
@@ -53,6 +58,19 @@ pub enum Place {
         /// Buckets from the outside in, and the key.
         path: Vec<String>,
     },
+}
+
+impl Place {
+    /// The file or directory at `path`, relative to the root.
+    pub(crate) fn file(path: &Path) -> Self {
+        Self::File { path: text(path.as_os_str().as_bytes()) }
+    }
+
+    /// The entry of the database at a path relative to the root, by its buckets and key.
+    pub(crate) fn entry(database: &Path, path: &[&str]) -> Self {
+        let path = path.iter().map(|name| text(name.as_bytes())).collect();
+        Self::Entry { database: database.display().to_string(), path }
+    }
 }
 
 impl fmt::Display for Place {

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{self, AtFlags, FileType, FlockOperation, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
-use super::fault::{FaultKind, Place, text};
+use super::fault::FaultKind;
 
 /// The largest database that is read; those of the largest builders have tens of megabytes.
 pub(crate) const MAX_DATABASE: u64 = 4 << 30;
@@ -258,12 +258,6 @@ pub(crate) fn describe(kind: FileType) -> &'static str {
         FileType::BlockDevice => "a block device",
         FileType::Unknown => "something unknown",
     }
-}
-
-/// The place of faults of `path`, relative to the root.
-pub(super) fn place(path: &Path) -> Place {
-    use std::os::unix::ffi::OsStrExt;
-    Place::File { path: text(path.as_os_str().as_bytes()) }
 }
 
 /// Where the worker keeps its snapshot directories, relative to the root.

@@ -232,7 +232,7 @@ impl Root {
             self.workers.iter().map(|name| worker(&self.tree, name, &mut faults)).collect();
         let workers = workers?;
         if self.workers.is_empty() {
-            let place = files::place(Path::new("runc-overlayfs"));
+            let place = Place::file(Path::new("runc-overlayfs"));
             faults.add(FaultKind::FileMissing, place, "no worker's directory");
         }
         let path = Path::new("cache.db");
@@ -387,7 +387,7 @@ fn worker_id(tree: &Tree, worker: &Path, faults: &mut Faults) -> Option<String> 
     let bytes = match tree.read(&path, 4096) {
         Ok(bytes) => bytes,
         Err(fault) => {
-            faults.add(fault.kind, files::place(&path), fault.detail);
+            faults.add(fault.kind, Place::file(&path), fault.detail);
             return None;
         }
     };
@@ -395,7 +395,7 @@ fn worker_id(tree: &Tree, worker: &Path, faults: &mut Faults) -> Option<String> 
         Ok(id) if decode::is_identity(id) => Some(id.to_owned()),
         _ => {
             let detail = format!("{}: not 25 characters of [a-z0-9]", fault::shown(&bytes));
-            faults.add(FaultKind::WorkerId, files::place(&path), detail);
+            faults.add(FaultKind::WorkerId, Place::file(&path), detail);
             None
         }
     }

@@ -205,6 +205,24 @@ pub enum Error {
     /// The registry, or its token service, refuses access.
     #[error(transparent)]
     Denied(Box<Denied>),
+    /// The host that a registry redirected to refuses what it was named for.
+    #[error(
+        "{what}: {registry} sends to {host}, which refuses it (status {status}){}: check this machine's clock, and that \
+         no firewall, proxy or policy of a VPC endpoint keeps it from reading there",
+        parenthesis(detail)
+    )]
+    Storage {
+        /// What was asked for.
+        what: String,
+        /// Who redirected.
+        registry: String,
+        /// Who refused.
+        host: String,
+        /// The HTTP status.
+        status: u16,
+        /// What it said; may be empty.
+        detail: String,
+    },
     /// An HTTP status that making the request again does not change.
     #[error("{what}: {host} answered with status {status}{}", parenthesis(detail))]
     Status {
@@ -238,17 +256,25 @@ pub enum Error {
         wait: Duration,
     },
     /// The TLS handshake failed for a reason that lasts.
-    #[error(
-        "{host}: no trusted TLS connection: {reason}; a certificate authority of your own goes into \
-         {certs} or a file that SSL_CERT_FILE names"
-    )]
+    #[error("{host}: no trusted TLS connection: {reason}: {advice}")]
     Tls {
         /// The server.
         host: String,
-        /// What the TLS library said.
+        /// What is wrong.
         reason: String,
-        /// Where a certificate for this host would be looked for.
-        certs: PathBuf,
+        /// What to do about it.
+        advice: String,
+    },
+    /// A proxy that cannot be used as it was named.
+    #[error(
+        "the proxy {proxy} {reason}: write http://USER:PASSWORD@HOST:PORT into the variable (HTTPS_PROXY), or without \
+         USER:PASSWORD@ where it wants none, and any of :/?#@% in them percent-encoded"
+    )]
+    Proxy {
+        /// Its host and port, or the variable that names it.
+        proxy: String,
+        /// What is wrong.
+        reason: String,
     },
     /// An answer that makes no sense.
     #[error("{what}: {host} {reason}")]
@@ -385,6 +411,7 @@ impl Error {
             | Self::Azure(_)
             | Self::NoRunner { .. }
             | Self::JobToken { .. }
+            | Self::Proxy { .. }
             | Self::Denied(_) => ErrorClass::Auth,
             Self::ManifestMismatch { .. }
             | Self::BlobMismatch { .. }
@@ -396,6 +423,7 @@ impl Error {
             | Self::NoSuchContainer { .. }
             | Self::OtherRegion { .. }
             | Self::NoSuchBlob { .. }
+            | Self::Storage { .. }
             | Self::Status { .. }
             | Self::GaveUp { .. }
             | Self::WaitTooLong { .. }

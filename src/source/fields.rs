@@ -7,6 +7,9 @@ use std::fmt;
 
 use ureq::http::Uri;
 
+use super::http::discreet_url;
+use crate::oci::reference;
+
 const TYPES: &str = "types are registry (for inline caches, too), local, s3, azblob and gha";
 
 /// What the keys of secrets end with.
@@ -98,6 +101,21 @@ pub enum SpecError {
         /// What is wrong with it.
         source: oci_spec::distribution::ParseError,
     },
+    /// A reference with capital letters where none can be, as names of organisations have them.
+    #[error("invalid reference {text:?}: names of repositories have no capital letters")]
+    Capitals {
+        /// What was written.
+        text: String,
+    },
+    /// A user or a password before the host of a reference.
+    #[error(
+        "{text:?} is written with a user or a password, which no reference has, and which others would see: use docker \
+         login, or --username with --password-stdin"
+    )]
+    User {
+        /// The reference without them.
+        text: String,
+    },
     /// A digest that is not SHA-256.
     #[error(transparent)]
     Digest(#[from] crate::digest::ParseDigestError),
@@ -143,7 +161,7 @@ pub(super) fn without_secret(text: &str) -> String {
     let ends = SECRETS.iter().filter_map(|key| lower.find(key).map(|at| at + key.len()));
     match ends.min().filter(|end| *end < text.len()) {
         Some(end) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
+        None => reference::discreet(text),
     }
 }
 
@@ -156,15 +174,7 @@ pub(super) fn parse_url(key: &'static str, text: &str, expected: &'static str) -
         let more = user || text.contains(['?', '#']);
         matches!(uri.scheme_str(), Some("http" | "https")) && host && !more
     });
-    uri.ok_or_else(|| {
-        let shown = text.split(['?', '#']).next().unwrap_or_default();
-        let value = match (shown.split_once("://"), shown.rsplit_once('@')) {
-            (Some((scheme, _)), Some((_, host))) => format!("{scheme}://…@{host}"),
-            (None, Some((_, host))) => format!("…@{host}"),
-            (_, None) => shown.to_owned(),
-        };
-        SpecError::Value { key, value, expected }
-    })
+    uri.ok_or_else(|| SpecError::Value { key, value: discreet_url(text), expected })
 }
 
 /// The values that Go's `strconv.ParseBool` knows.
@@ -232,6 +242,7 @@ mod tests {
             ("\"session_token=hidden", "\"session_token=…"),
             ("ghtoken=hidden,secret_access_key=hidden", "ghtoken=…"),
             ("token=", "token="),
+            ("ref=u:hidden@h/a", "…@h/a"),
             ("ä=Ä,token=ß", "ä=Ä,token=…"),
         ];
         for (text, shown) in cases {

@@ -87,16 +87,13 @@ pub trait Source: Send + Sync {
         Ok(vec![self.manifest(None, progress)?])
     }
 
-    /// Writes a blob to `out`, in order, in memory that does not grow with its size.
-    ///
-    /// On return size and digest match the descriptor. On an error `out` may have received a part,
-    /// or bytes that are not the blob's.
-    fn blob(&self, blob: &Descriptor, out: &mut dyn Write, progress: &dyn Progress) -> Result<(), Error>;
+    /// A blob, of which nothing is asked yet.
+    fn content<'a>(&'a self, blob: &'a Descriptor) -> Box<dyn Content + 'a>;
 
-    /// Reads the last `length` bytes of a blob, or all of a shorter one. They prove nothing, but that it is there;
-    /// `None` where the source hands out whole blobs only.
-    fn tail(&self, blob: &Descriptor, length: u64, progress: &dyn Progress)
-    -> Result<Option<Vec<u8>>, Error>;
+    /// [`Content::copy`] of a blob.
+    fn blob(&self, blob: &Descriptor, out: &mut dyn Write, progress: &dyn Progress) -> Result<(), Error> {
+        self.content(blob).copy(out, progress)
+    }
 
     /// Where its blobs are. Sources of which this is the same have the same blobs.
     fn blob_store(&self) -> String {
@@ -119,6 +116,19 @@ pub trait Source: Send + Sync {
     }
 }
 
+/// A blob that a source has, or says to have.
+pub trait Content {
+    /// Writes it to `out`, in order, in memory that does not grow with its size.
+    ///
+    /// On return size and digest match the descriptor. On an error `out` may have received a part,
+    /// or bytes that are not the blob's.
+    fn copy(&self, out: &mut dyn Write, progress: &dyn Progress) -> Result<(), Error>;
+
+    /// Reads the last `length` bytes, or all of a shorter one. They prove nothing, but that it is there;
+    /// `None` where the source hands out whole blobs only.
+    fn tail(&self, length: u64, progress: &dyn Progress) -> Result<Option<Vec<u8>>, Error>;
+}
+
 /// One source of several caches.
 impl<S: Source + ?Sized> Source for Arc<S> {
     fn name(&self) -> String {
@@ -133,17 +143,8 @@ impl<S: Source + ?Sized> Source for Arc<S> {
         (**self).manifests(progress)
     }
 
-    fn blob(&self, blob: &Descriptor, out: &mut dyn Write, progress: &dyn Progress) -> Result<(), Error> {
-        (**self).blob(blob, out, progress)
-    }
-
-    fn tail(
-        &self,
-        blob: &Descriptor,
-        length: u64,
-        progress: &dyn Progress,
-    ) -> Result<Option<Vec<u8>>, Error> {
-        (**self).tail(blob, length, progress)
+    fn content<'a>(&'a self, blob: &'a Descriptor) -> Box<dyn Content + 'a> {
+        (**self).content(blob)
     }
 
     fn blob_store(&self) -> String {
@@ -152,10 +153,6 @@ impl<S: Source + ?Sized> Source for Arc<S> {
 
     fn repository(&self) -> Option<(String, String)> {
         (**self).repository()
-    }
-
-    fn document(&self, blob: &Descriptor, progress: &dyn Progress) -> Result<Vec<u8>, Error> {
-        (**self).document(blob, progress)
     }
 }
 

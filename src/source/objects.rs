@@ -1,10 +1,9 @@
 //! Caches in an object store, which has no manifests: cache configs and layers, each under its key.
 
 use std::fmt;
-use std::io::Write;
 
-use super::http::{Ask, Attempts, Download, Failure, Options, Reply, RetryPolicy, Stop};
-use super::{Error, MAX_DOCUMENT, Manifest, MissingCache, Source};
+use super::http::{Attempts, Download, Failure, Options, Reply, RetryPolicy, Stop};
+use super::{Content, Error, MAX_DOCUMENT, Manifest, MissingCache, Source};
 use crate::digest::Digest;
 use crate::oci::Descriptor;
 use crate::progress::{Event, Progress};
@@ -100,15 +99,6 @@ impl<S: Store> Objects<S> {
         })?;
         Ok(Manifest::of_config(bytes))
     }
-
-    fn download<T>(&self, blob: &Descriptor, read: impl FnOnce(&Download<'_>, Ask<'_>) -> T) -> T {
-        let place = self.store.place();
-        let key = format!("{}{}", self.blobs, blob.digest);
-        let missing =
-            |detail| Error::NoSuchBlob { blob: blob.digest, source_name: format!("{place} ({key})"), detail };
-        let download = Download { blob, source_name: &self.name, place, retry: self.retry, stop: &self.stop };
-        read(&download, &|what, headers| self.get(what, &key, headers, missing))
-    }
 }
 
 impl<S: Store> Source for Objects<S> {
@@ -144,17 +134,18 @@ impl<S: Store> Source for Objects<S> {
         Ok(found)
     }
 
-    fn blob(&self, blob: &Descriptor, out: &mut dyn Write, progress: &dyn Progress) -> Result<(), Error> {
-        self.download(blob, |download, ask| download.run(out, progress, ask))
-    }
-
-    fn tail(
-        &self,
-        blob: &Descriptor,
-        length: u64,
-        progress: &dyn Progress,
-    ) -> Result<Option<Vec<u8>>, Error> {
-        self.download(blob, |download, ask| download.tail(length, progress, ask))
+    fn content<'a>(&'a self, blob: &'a Descriptor) -> Box<dyn Content + 'a> {
+        let place = self.store.place();
+        let key = format!("{}{}", self.blobs, blob.digest);
+        let ask = move |what: &str, headers: &[_]| {
+            let source_name = || format!("{place} ({key})");
+            let missing =
+                |detail| Error::NoSuchBlob { blob: blob.digest, source_name: source_name(), detail };
+            self.get(what, &key, headers, missing)
+        };
+        let (source_name, place) = (self.name.clone(), place.to_owned());
+        let (retry, stop, ask) = (self.retry, &self.stop, Box::new(ask));
+        Box::new(Download { blob, source_name, place, retry, stop, ask })
     }
 
     fn repository(&self) -> Option<(String, String)> {

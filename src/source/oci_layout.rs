@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::layout_tar::{LayoutTar, Part};
-use super::{Entry, Error, MAX_MANIFEST, Manifest, Mismatch, Receiver, Source};
+use super::{Content, Entry, Error, MAX_MANIFEST, Manifest, Mismatch, Receiver, Source};
 use crate::digest::Digest;
 use crate::oci::{Descriptor, Document};
 use crate::progress::Progress;
@@ -278,30 +278,8 @@ impl Source for OciLayout {
         Ok(Manifest { bytes, digest: found, media_type })
     }
 
-    fn blob(&self, blob: &Descriptor, out: &mut dyn Write, progress: &dyn Progress) -> Result<(), Error> {
-        let (mut file, size) = self.open_blob(&blob.digest)?;
-        self.check_size(blob.digest, blob.size, size)?;
-        let name = self.name();
-        let mut receiver = Receiver::new(blob, &name, out, progress);
-        let mut buffer = vec![0; 128 << 10];
-        loop {
-            match file.read(&mut buffer) {
-                Ok(0) => return receiver.finish(),
-                Ok(n) => receiver.take(&buffer[..n])?,
-                Err(source) if source.kind() == io::ErrorKind::Interrupted => {}
-                Err(source) => return Err(Error::Read { path: self.blob_path(&blob.digest), source }),
-            }
-        }
-    }
-
-    fn tail(&self, blob: &Descriptor, length: u64, _: &dyn Progress) -> Result<Option<Vec<u8>>, Error> {
-        let (mut file, size) = self.open_blob(&blob.digest)?;
-        self.check_size(blob.digest, blob.size, size)?;
-        let mut bytes = Vec::new();
-        file.skip(size.saturating_sub(length))
-            .and_then(|()| file.take(length).read_to_end(&mut bytes))
-            .map_err(|source| Error::Read { path: self.blob_path(&blob.digest), source })?;
-        Ok(Some(bytes))
+    fn content<'a>(&'a self, blob: &'a Descriptor) -> Box<dyn Content + 'a> {
+        Box::new(LayoutBlob { layout: self, blob })
     }
 
     fn blob_store(&self) -> String {
@@ -310,6 +288,51 @@ impl Source for OciLayout {
 
     fn repository(&self) -> Option<(String, String)> {
         None
+    }
+}
+
+/// A blob that is a file.
+struct LayoutBlob<'a> {
+    layout: &'a OciLayout,
+    blob: &'a Descriptor,
+}
+
+impl LayoutBlob<'_> {
+    /// Opens it, if it is as long as it should be; gives its size too.
+    fn open(&self) -> Result<Measured, Error> {
+        let (file, size) = self.layout.open_blob(&self.blob.digest)?;
+        self.layout.check_size(self.blob.digest, self.blob.size, size)?;
+        Ok((file, size))
+    }
+
+    fn unreadable(&self, source: io::Error) -> Error {
+        Error::Read { path: self.layout.blob_path(&self.blob.digest), source }
+    }
+}
+
+impl Content for LayoutBlob<'_> {
+    fn copy(&self, out: &mut dyn Write, progress: &dyn Progress) -> Result<(), Error> {
+        let (mut file, _) = self.open()?;
+        let name = self.layout.name();
+        let mut receiver = Receiver::new(self.blob, &name, out, progress);
+        let mut buffer = vec![0; 128 << 10];
+        loop {
+            match file.read(&mut buffer) {
+                Ok(0) => return receiver.finish(),
+                Ok(n) => receiver.take(&buffer[..n])?,
+                Err(source) if source.kind() == io::ErrorKind::Interrupted => {}
+                Err(source) => return Err(self.unreadable(source)),
+            }
+        }
+    }
+
+    fn tail(&self, length: u64, _: &dyn Progress) -> Result<Option<Vec<u8>>, Error> {
+        let (mut file, size) = self.open()?;
+        let mut bytes = Vec::new();
+        file.skip(size.saturating_sub(length))
+            .and_then(|()| file.take(length).read_to_end(&mut bytes))
+            .map_err(|source| self.unreadable(source))?;
+        Ok(Some(bytes))
     }
 }
 
@@ -471,10 +494,10 @@ mod tests {
             let source = OciLayout::open(path, None, None).unwrap();
             let blob = Descriptor::new("x", d[0], whole.len() as u64);
             for length in [0, 4, whole.len(), whole.len() + 9] {
-                let tail = source.tail(&blob, length as u64, &Silent).unwrap().unwrap();
+                let tail = source.content(&blob).tail(length as u64, &Silent).unwrap().unwrap();
                 assert_eq!(tail, whole[whole.len().saturating_sub(length)..], "{} {length}", path.display());
             }
-            let error = source.tail(&Descriptor::new("x", d[0], 1), 4, &Silent).unwrap_err();
+            let error = source.content(&Descriptor::new("x", d[0], 1)).tail(4, &Silent).unwrap_err();
             assert!(matches!(error, Error::BlobMismatch { .. }), "{error}");
         }
     }

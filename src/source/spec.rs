@@ -21,6 +21,7 @@ use std::str::FromStr;
 use crate::csv;
 use crate::digest::Digest;
 use crate::oci::Reference;
+use crate::oci::reference::without_user;
 use crate::source::fields::{Fields, SpecError, without_secret, write_field};
 use crate::source::{azblob, gha, s3};
 
@@ -58,7 +59,14 @@ pub enum CacheSpec {
 ///
 /// Understands an IPv6 address as the registry (`[::1]:5000/app`), which `oci_spec` does not.
 pub fn parse_reference(text: &str) -> Result<Reference, SpecError> {
-    let invalid = |source| SpecError::Reference { text: text.to_owned(), source };
+    if let Some(text) = without_user(text) {
+        return Err(SpecError::User { text });
+    }
+    let invalid = |source| {
+        let text = text.to_owned();
+        let is_but_capitals = text.to_lowercase().parse::<Reference>().is_ok();
+        if is_but_capitals { SpecError::Capitals { text } } else { SpecError::Reference { text, source } }
+    };
     let reference = match ipv6_registry(text) {
         Some((registry, rest)) => {
             let inner: Reference = format!("localhost/{rest}").parse().map_err(invalid)?;
@@ -264,6 +272,10 @@ mod tests {
                  ghcr.io/acme/app:cache, or type=local,src=PATH for a directory or a tar",
             ),
             (
+                "r.io/Acme/app:V1",
+                "invalid reference \"r.io/Acme/app:V1\": names of repositories have no capital letters",
+            ),
+            (
                 "type=local,src=d,digest=sha256:ab",
                 "invalid digest \"sha256:ab\": expected sha256: and 64 lower-case hexadecimal digits",
             ),
@@ -290,6 +302,11 @@ mod tests {
             "type=s3,endpoint_url=https://user:hidden@host",
             "type=azblob,account_url=https://host?sig=hidden",
             "type=gha,url=https://user:hidden@host",
+            "user:hidden@r.example/app:cache",
+            "https://user:hidden@r.example/app",
+            "type=registry,ref=user:hidden@r.example/app",
+            "ref=user:hidden@r.example/app",
+            "type=registry,user:hidden@r.example/app",
         ];
         for text in cases {
             let error = text.parse::<CacheSpec>().unwrap_err();

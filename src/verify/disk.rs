@@ -8,7 +8,7 @@ use std::path::Path;
 
 use rustix::fs::FileType;
 
-use super::files::{self, directory, file, subject};
+use super::files::{self, directory, file};
 use super::parallel;
 use super::report::{FindingKind, Findings, Subject};
 use crate::digest::{Digest, Hasher};
@@ -47,7 +47,7 @@ pub(super) fn check_snapshots(
                 if !name.0.to_str().is_some_and(|name| ids.contains(name)) {
                     let path = snapshots(worker).join(&name.0);
                     let detail = "no snapshot has this directory";
-                    findings.add(FindingKind::SnapshotDirectoryOrphaned, subject(&path), detail);
+                    findings.add(FindingKind::SnapshotDirectoryOrphaned, Subject::file(&path), detail);
                 }
             }
         }
@@ -98,7 +98,7 @@ fn check_snapshot(
         };
         if let Some(found) = found {
             let detail = format!("directory of snapshot {name}: {found}");
-            findings.add(FindingKind::SnapshotDirectoryMissing, subject(path), detail);
+            findings.add(FindingKind::SnapshotDirectoryMissing, Subject::file(path), detail);
             if index == 0 {
                 return;
             }
@@ -113,12 +113,12 @@ fn check_snapshot(
             inodes.insert((stat.st_dev, stat.st_ino));
         });
         for (path, fault) in faults {
-            findings.add(FindingKind::StateFileUnreadable, subject(&upper.join(path)), fault.detail);
+            findings.add(FindingKind::StateFileUnreadable, Subject::file(&upper.join(path)), fault.detail);
         }
         let found = inodes.len();
         if i64::try_from(found) != Ok(expected) {
             let detail = format!("{found} inodes, {expected} when snapshot {name} was committed");
-            findings.add(FindingKind::SnapshotInodes, subject(&upper), detail);
+            findings.add(FindingKind::SnapshotInodes, Subject::file(&upper), detail);
         }
     }
 }
@@ -143,7 +143,7 @@ pub(super) fn check_blobs(
                     _ => {
                         let detail = "containerd's metadata does not know it";
                         let path = directory.join(&name.0);
-                        findings.add(FindingKind::BlobFileOrphaned, subject(&path), detail);
+                        findings.add(FindingKind::BlobFileOrphaned, Subject::file(&path), detail);
                     }
                 }
             }
@@ -157,7 +157,7 @@ pub(super) fn check_blobs(
     }
     for digest in containerd.sizes.keys().filter(|digest| !found.contains(digest)) {
         let detail = format!("no file {}", text(directory.join(digest.hex()).as_os_str().as_bytes()));
-        findings.add(FindingKind::BlobFileMissing, blob_subject(digest), detail);
+        findings.add(FindingKind::BlobFileMissing, Subject::blob(digest), detail);
     }
     let mut all: Vec<_> =
         found.iter().filter_map(|digest| Some((*digest, containerd.sizes.get(digest)?))).collect();
@@ -204,12 +204,12 @@ fn check_blob(
             && i64::try_from(size) != Ok(*expected)
         {
             let detail = format!("{size} bytes, namespace {namespace} says {expected}");
-            findings.add(FindingKind::BlobSize, blob_subject(digest), detail);
+            findings.add(FindingKind::BlobSize, Subject::blob(digest), detail);
             sound = false;
         }
     }
     if actual != *digest {
-        findings.add(FindingKind::BlobDigest, blob_subject(digest), format!("its bytes have {actual}"));
+        findings.add(FindingKind::BlobDigest, Subject::blob(digest), format!("its bytes have {actual}"));
         sound = false;
     }
     if sound {
@@ -243,10 +243,6 @@ fn hash(
 
 fn digest_of(name: &OsStr) -> Option<Digest> {
     format!("sha256:{}", name.to_str()?).parse().ok()
-}
-
-fn blob_subject(digest: &Digest) -> Subject {
-    Subject::Blob { digest: digest.to_string() }
 }
 
 /// The snapshots by key, with their directory numbers and those of their ancestors, nearest first.

@@ -5,14 +5,7 @@ use std::path::Path;
 use rustix::fs::{FileType, Stat};
 
 use super::report::{FindingKind, Findings, Subject};
-use crate::root::fault::text;
 use crate::root::files::{Tree, describe};
-
-/// The subject of findings about `path`, relative to the root.
-pub(super) fn subject(path: &Path) -> Subject {
-    use std::os::unix::ffi::OsStrExt;
-    Subject::File { path: text(path.as_os_str().as_bytes()) }
-}
 
 /// What a state file must be, and at most.
 #[derive(Debug, Clone, Copy)]
@@ -49,7 +42,7 @@ pub(super) fn check(
     let found = FileType::from_raw_mode(stat.st_mode);
     if found != wanted {
         let detail = format!("{} where {} is needed", describe(found), describe(wanted));
-        findings.add(FindingKind::StateFileType, subject(path), detail);
+        findings.add(FindingKind::StateFileType, Subject::file(path), detail);
         return false;
     }
     rights(path, &stat, expected.mode, owner, findings);
@@ -69,10 +62,10 @@ fn rights(path: &Path, stat: &Stat, expected: u32, owner: u32, findings: &mut Fi
     let mode = stat.st_mode & 0o7777;
     if mode & !expected != 0 {
         let detail = format!("mode {mode:04o}, a daemon gives {expected:04o}");
-        findings.add(FindingKind::StateFileMode, subject(path), detail);
+        findings.add(FindingKind::StateFileMode, Subject::file(path), detail);
     }
     if stat.st_uid != owner {
         let detail = format!("owner {}, the root belongs to {owner}", stat.st_uid);
-        findings.add(FindingKind::StateFileOwner, subject(path), detail);
+        findings.add(FindingKind::StateFileOwner, Subject::file(path), detail);
     }
 }

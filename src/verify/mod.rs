@@ -37,14 +37,13 @@ use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::thread;
-use std::time::Instant;
 
 pub use crate::root::Error;
 pub use image::{Configured, ImageOptions};
 pub use live::{DEFAULT_IMAGE, LiveError, LiveOptions, LiveReport, Step, StepStatus, live};
 pub use report::{Counts, Finding, FindingKind, ImageReport, Report, Severity, Subject};
 
-use crate::progress::{Event, Phase, Progress};
+use crate::progress::{Event, Phase, Progress, Running};
 use crate::root::files::Tree;
 use crate::root::{Containerd, HISTORY, History, Record, Records, Root, State, Worker};
 use crate::store::ids::{RecordId, WorkerId};
@@ -75,8 +74,7 @@ pub struct Options {
 /// The root was not judged: it cannot be opened, is no state directory, is in use, or has an unknown
 /// schema. Whatever is wrong *in* it is a finding.
 pub fn offline(root: &Path, options: &Options, progress: &dyn Progress) -> Result<Report, Error> {
-    progress.event(Event::Started(Phase::Databases));
-    let started = Instant::now();
+    let running = Running::start(progress, Phase::Databases);
     let image = options.image.as_ref().map(|options| Image::open(root, options)).transpose()?;
     let root = image.as_ref().map_or_else(|| Root::open(root), Image::root)?;
     let mut state = root.read()?;
@@ -108,16 +106,15 @@ pub fn offline(root: &Path, options: &Options, progress: &dyn Progress) -> Resul
     for worker in &state.workers {
         relate(worker, &mut counts, &mut findings);
     }
-    progress.event(Event::Finished(Phase::Databases, started.elapsed()));
+    running.finish();
 
-    progress.event(Event::Started(Phase::Blobs));
-    let started = Instant::now();
+    let running = Running::start(progress, Phase::Blobs);
     let look = Look { root: tree, owner, jobs, progress };
     for worker in &state.workers {
         on_disk(&look, worker, options, &mut counts, &mut findings);
     }
     let image = image.map(|image| image.check(&root, &history, &state.workers, &mut findings));
-    progress.event(Event::Finished(Phase::Blobs, started.elapsed()));
+    running.finish();
     let (findings, notes) = findings.finish();
     Ok(Report { findings, notes, counts, schema_versions, read_data: options.read_data, image })
 }

@@ -29,6 +29,6 @@ fn indexes(records: &Records, index: &BTreeSet<(String, String)>, path: &Path, f
     }
     for (name, id) in records.indexed.difference(index) {
         let detail = format!("not in the index under {name:?}");
-        findings.add(FindingKind::IndexMissing, Subject::Record { id: id.clone() }, detail);
+        findings.add(FindingKind::IndexMissing, Subject::record(id), detail);
     }
 }

@@ -13,18 +13,6 @@ const LAYER_KEY: &str = "buildkit-layer-snapshot-v1-sha256-";
 const LABEL_DIFF_ID: &str = "buildkit.io/blob/annotation.containerd.io/uncompressed";
 const LABEL_MEDIA_TYPE: &str = "buildkit.io/blob/mediatype";
 
-fn record_subject(id: &str) -> Subject {
-    Subject::Record { id: id.to_owned() }
-}
-
-fn snapshot_subject(key: &str) -> Subject {
-    Subject::Snapshot { key: key.to_owned() }
-}
-
-fn blob_subject(digest: &Digest) -> Subject {
-    Subject::Blob { digest: digest.to_string() }
-}
-
 /// How a snapshot came to be filled, as its key tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Origin {
@@ -53,22 +41,22 @@ pub(super) fn records(records: &Records, findings: &mut Findings) {
     for (id, record) in &records.all {
         if record.deleted {
             let detail = "a daemon removes it at its start";
-            findings.add(FindingKind::RecordDeleted, record_subject(id), detail);
+            findings.add(FindingKind::RecordDeleted, Subject::record(id), detail);
             continue;
         }
         for parent in record.parents() {
             if !records.all.contains_key(parent) {
                 let detail = format!("there is no record {parent}");
-                findings.add(FindingKind::RecordParentMissing, record_subject(id), detail);
+                findings.add(FindingKind::RecordParentMissing, Subject::record(id), detail);
             }
         }
         if record.is_unfinished() {
             let detail = "no cache.createdAt yet";
-            findings.add(FindingKind::RecordUnfinished, record_subject(id), detail);
+            findings.add(FindingKind::RecordUnfinished, Subject::record(id), detail);
         }
         let mut missing = |what: &str| {
             let detail = format!("no {what}");
-            findings.add(FindingKind::RecordValueMissing, record_subject(id), detail);
+            findings.add(FindingKind::RecordValueMissing, Subject::record(id), detail);
         };
         if record.created_at.is_none() && !record.is_unfinished() {
             missing("cache.createdAt");
@@ -88,7 +76,7 @@ pub(super) fn records(records: &Records, findings: &mut Findings) {
     }
     let parents = |id: &str| records.all.get(id).into_iter().flat_map(Record::parents).collect();
     for id in on_cycles(records.all.keys().map(String::as_str), parents) {
-        findings.add(FindingKind::RecordParentCycle, record_subject(id), "it is its own ancestor");
+        findings.add(FindingKind::RecordParentCycle, Subject::record(id), "it is its own ancestor");
     }
 }
 
@@ -96,7 +84,7 @@ pub(super) fn records(records: &Records, findings: &mut Findings) {
 fn layer(id: &str, record: &Record, records: &Records, findings: &mut Findings) {
     let (Some(blob), Some(diff_id)) = (record.blob, record.diff_id) else { return };
     let mut differs = |kind, what: &str, found: &dyn std::fmt::Display, expected: &dyn std::fmt::Display| {
-        findings.add(kind, record_subject(id), format!("{what} {found}, expected {expected}"));
+        findings.add(kind, Subject::record(id), format!("{what} {found}, expected {expected}"));
     };
     if let Some(identity) = record.layer_identity
         && identity != diff_id
@@ -198,16 +186,16 @@ pub(super) fn data(
             && snapshot.is_none()
         {
             let detail = format!("its data is that of record {mutable}, which does not exist");
-            findings.add(FindingKind::RecordMutableMissing, record_subject(id), detail);
+            findings.add(FindingKind::RecordMutableMissing, Subject::record(id), detail);
         }
         if snapshot.is_none() && record.is_mutable() && record.equal_mutable.is_none() {
             let detail = format!("there is no snapshot {}", record.snapshot);
-            findings.add(FindingKind::RecordUnfinished, record_subject(id), detail);
+            findings.add(FindingKind::RecordUnfinished, Subject::record(id), detail);
             continue;
         }
         if snapshot.is_none() && needs_snapshot(record) {
             let detail = format!("there is no snapshot {}", record.snapshot);
-            findings.add(FindingKind::SnapshotMissing, record_subject(id), detail);
+            findings.add(FindingKind::SnapshotMissing, Subject::record(id), detail);
         }
         if let Some(blob) = record.blob {
             record_blob(id, record, blob, containerd, findings);
@@ -222,7 +210,7 @@ pub(super) fn data(
                     let name = |key: Option<&str>| key.unwrap_or("none").to_owned();
                     let expected: Vec<_> = expected.into_iter().map(name).collect();
                     let detail = format!("parent {}, expected {}", name(found), expected.join(" or "));
-                    findings.add(FindingKind::SnapshotParent, snapshot_subject(&record.snapshot), detail);
+                    findings.add(FindingKind::SnapshotParent, Subject::snapshot(&record.snapshot), detail);
                 }
             }
             let stored = snapshot.name.as_ref().and_then(|name| store?.snapshots.get(name));
@@ -231,7 +219,7 @@ pub(super) fn data(
                 && stored.kind != wanted
             {
                 let detail = format!("{}, but record {id} needs it {}", stored.kind.name(), wanted.name());
-                findings.add(FindingKind::SnapshotKind, snapshot_subject(&record.snapshot), detail);
+                findings.add(FindingKind::SnapshotKind, Subject::snapshot(&record.snapshot), detail);
             }
         }
     }
@@ -278,14 +266,14 @@ fn record_blob(id: &str, record: &Record, digest: Digest, containerd: &Container
         } else {
             (FindingKind::BlobMissing, format!("there is no blob {digest}"))
         };
-        findings.add(kind, record_subject(id), detail);
+        findings.add(kind, Subject::record(id), detail);
         return;
     };
     if let (Some(found), Some(expected)) = (record.blob_size, blob.size)
         && found != expected
     {
         let detail = format!("cache.blobsize {found}, but blob {digest} has {expected} bytes");
-        findings.add(FindingKind::RecordBlobSize, record_subject(id), detail);
+        findings.add(FindingKind::RecordBlobSize, Subject::record(id), detail);
     }
     let diff_id = record.diff_id.map(|diff_id| diff_id.to_string());
     for (label, expected) in [(LABEL_DIFF_ID, &diff_id), (LABEL_MEDIA_TYPE, &record.media_type)] {
@@ -297,7 +285,7 @@ fn record_blob(id: &str, record: &Record, digest: Digest, containerd: &Container
             None => (FindingKind::BlobLabelMissing, "missing"),
         };
         let detail = format!("label {label}: {found}, expected {expected} by record {id}");
-        findings.add(kind, blob_subject(&digest), detail);
+        findings.add(kind, Subject::blob(&digest), detail);
     }
 }
 
@@ -316,19 +304,19 @@ fn leases(id: &str, record: &Record, containerd: &Containerd, findings: &mut Fin
             Some((other, _)) => format!("only lease {other} holds its data"),
             None => "no lease has its id".to_owned(),
         };
-        findings.add(FindingKind::LeaseMissing, record_subject(id), detail);
+        findings.add(FindingKind::LeaseMissing, Subject::record(id), detail);
         return;
     };
     if containerd.snapshots.contains_key(&record.snapshot) && !lease.snapshots.contains(&record.snapshot) {
         let detail = format!("its lease does not hold snapshot {}", record.snapshot);
-        findings.add(FindingKind::SnapshotNotLeased, record_subject(id), detail);
+        findings.add(FindingKind::SnapshotNotLeased, Subject::record(id), detail);
     }
     if let Some(blob) = record.blob
         && containerd.blobs.contains_key(&blob)
         && !lease.content.contains(&blob.to_string())
     {
         let detail = format!("its lease does not hold blob {blob}");
-        findings.add(FindingKind::BlobNotLeased, record_subject(id), detail);
+        findings.add(FindingKind::BlobNotLeased, Subject::record(id), detail);
     }
 }
 
@@ -349,7 +337,7 @@ pub(super) fn unused(records: &Records, containerd: &Containerd, findings: &mut 
     snapshots.extend(parents);
     for key in containerd.snapshots.keys().filter(|key| !snapshots.contains(key.as_str())) {
         let detail = "no lease and no other snapshot holds it";
-        findings.add(FindingKind::SnapshotUnused, snapshot_subject(key), detail);
+        findings.add(FindingKind::SnapshotUnused, Subject::snapshot(key), detail);
     }
     for blob in containerd.blobs.values() {
         let references =
@@ -362,7 +350,7 @@ pub(super) fn unused(records: &Records, containerd: &Containerd, findings: &mut 
         if !content.contains(digest.to_string().as_str()) {
             findings.add(
                 FindingKind::BlobUnused,
-                blob_subject(digest),
+                Subject::blob(digest),
                 "no lease and no other blob holds it",
             );
         }
@@ -382,11 +370,11 @@ pub(super) fn snapshots(
             match containerd.snapshots.get(parent) {
                 None => {
                     let detail = format!("there is no snapshot {parent}");
-                    findings.add(FindingKind::SnapshotParentMissing, snapshot_subject(key), detail);
+                    findings.add(FindingKind::SnapshotParentMissing, Subject::snapshot(key), detail);
                 }
                 Some(parent_snapshot) if !parent_snapshot.children.contains(key) => {
                     let detail = format!("not among the children of its parent {parent}");
-                    findings.add(FindingKind::SnapshotChildMissing, snapshot_subject(key), detail);
+                    findings.add(FindingKind::SnapshotChildMissing, Subject::snapshot(key), detail);
                 }
                 Some(_) => {}
             }
@@ -397,26 +385,26 @@ pub(super) fn snapshots(
                 found => {
                     let why = if found.is_some() { "has another parent" } else { "does not exist" };
                     let detail = format!("its child {child} {why}");
-                    findings.add(FindingKind::SnapshotChildGone, snapshot_subject(key), detail);
+                    findings.add(FindingKind::SnapshotChildGone, Subject::snapshot(key), detail);
                 }
             }
         }
         let Some(name) = &snapshot.name else { continue };
         if let Some(other) = names.insert(name, key) {
             let detail = format!("its name {name} is also that of snapshot {other}");
-            findings.add(FindingKind::SnapshotNameShared, snapshot_subject(key), detail);
+            findings.add(FindingKind::SnapshotNameShared, Subject::snapshot(key), detail);
         }
         let number = name.strip_prefix("buildkit/").and_then(|rest| rest.split_once('/'));
         match number.and_then(|(number, _)| number.parse::<u64>().ok()) {
             Some(number) if number > containerd.sequence => {
                 let sequence = containerd.sequence;
                 let detail = format!("name {name}, but the sequence stands at {sequence}");
-                findings.add(FindingKind::SequenceTooLow, snapshot_subject(key), detail);
+                findings.add(FindingKind::SequenceTooLow, Subject::snapshot(key), detail);
             }
             Some(_) => {}
             None => {
                 let detail = format!("name {name:?}, expected buildkit/<number>/<key>");
-                findings.add(FindingKind::EntryInvalid, snapshot_subject(key), detail);
+                findings.add(FindingKind::EntryInvalid, Subject::snapshot(key), detail);
             }
         }
         if let Some(store) = store {
@@ -430,14 +418,14 @@ pub(super) fn snapshots(
                     FindingKind::SnapshotNameMissing
                 };
                 let detail = format!("the snapshotter's database has no {name}");
-                findings.add(kind, snapshot_subject(key), detail);
+                findings.add(kind, Subject::snapshot(key), detail);
             }
         }
     }
     for name in store.into_iter().flat_map(|store| store.snapshots.keys()) {
         if !names.contains_key(name.as_str()) {
             let detail = "containerd's metadata does not know it";
-            findings.add(FindingKind::SnapshotUnknown, snapshot_subject(name), detail);
+            findings.add(FindingKind::SnapshotUnknown, Subject::snapshot(name), detail);
         }
     }
     let parents = |key: &str| {
@@ -445,7 +433,7 @@ pub(super) fn snapshots(
         parent.into_iter().collect()
     };
     for key in on_cycles(containerd.snapshots.keys().map(String::as_str), parents) {
-        findings.add(FindingKind::SnapshotParentCycle, snapshot_subject(key), "it is its own ancestor");
+        findings.add(FindingKind::SnapshotParentCycle, Subject::snapshot(key), "it is its own ancestor");
     }
 }
 
@@ -489,7 +477,7 @@ fn stored_parent(
         let found = stored.parent.as_deref().unwrap_or("none");
         let detail =
             format!("parent {found} in the snapshotter's database, expected {}", expected.unwrap_or("none"));
-        findings.add(FindingKind::SnapshotStoreParent, snapshot_subject(key), detail);
+        findings.add(FindingKind::SnapshotStoreParent, Subject::snapshot(key), detail);
     }
 }
 
@@ -497,7 +485,7 @@ fn stored_parent(
 pub(super) fn results(solver: &Solver, workers: &BTreeMap<&str, Option<&Records>>, findings: &mut Findings) {
     let of = solver.results.iter().flat_map(|(key, results)| results.iter().map(move |r| (key, &r.of)));
     for (key, worker, record) in of.filter_map(|(key, of)| Some((key, &of.as_ref()?.0, &of.as_ref()?.1))) {
-        let subject = Subject::Key { id: key.clone() };
+        let subject = Subject::key(key);
         match workers.get(worker.as_str()) {
             None => {
                 let known: Vec<_> = workers.keys().copied().collect();

@@ -1,7 +1,7 @@
 //! What a verification found, as data.
 //!
 //! A [`Finding`] is something that makes a root cold, broken, or other than its own databases say.
-//! A [`Note`] is garbage: what a daemon that was stopped or killed at any moment may leave behind, and
+//! A [note](Severity::Note) is garbage: what a daemon that was stopped or killed at any moment may leave behind, and
 //! what its next garbage collection takes away. Notes are reported, but a root with nothing but notes
 //! is healthy.
 
@@ -11,10 +11,8 @@ use std::path::Path;
 
 use serde::{Serialize, Serializer};
 
+use crate::digest::Digest;
 use crate::gc;
-
-use super::files;
-use crate::root::fault::text;
 use crate::root::files::FileFault;
 use crate::root::{Fault, FaultKind, Place};
 
@@ -328,25 +326,6 @@ impl Serialize for FindingKind {
 #[serde(tag = "type", rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Subject {
-    /// A file or directory, relative to the root.
-    File {
-        /// Relative to the root.
-        path: String,
-    },
-    /// A page of a database.
-    Page {
-        /// The database, relative to the root.
-        database: String,
-        /// The page's number.
-        page: u64,
-    },
-    /// An entry of a database, by its buckets and key.
-    Entry {
-        /// The database, relative to the root.
-        database: String,
-        /// Buckets from the outside in, and the key.
-        path: Vec<String>,
-    },
     /// A cache record.
     Record {
         /// Its id.
@@ -381,32 +360,43 @@ pub enum Subject {
         /// The path inside the layer.
         path: String,
     },
+    /// A file, or something in a database.
+    #[serde(untagged)]
+    Place(Place),
 }
 
 impl Subject {
-    /// An entry of the database at a path relative to the root, by its buckets and key.
-    pub(super) fn entry(database: &Path, path: &[&str]) -> Self {
-        let path = path.iter().map(|name| text(name.as_bytes())).collect();
-        Self::Entry { database: database.display().to_string(), path }
+    pub(super) fn record(id: &str) -> Self {
+        Self::Record { id: id.to_owned() }
     }
-}
 
-impl From<Place> for Subject {
-    fn from(place: Place) -> Self {
-        match place {
-            Place::File { path } => Self::File { path },
-            Place::Page { database, page } => Self::Page { database, page },
-            Place::Entry { database, path } => Self::Entry { database, path },
-        }
+    pub(super) fn snapshot(key: &str) -> Self {
+        Self::Snapshot { key: key.to_owned() }
+    }
+
+    pub(super) fn blob(digest: &Digest) -> Self {
+        Self::Blob { digest: digest.to_string() }
+    }
+
+    pub(super) fn key(id: &str) -> Self {
+        Self::Key { id: id.to_owned() }
+    }
+
+    /// The file or directory at `path`, relative to the root.
+    pub(super) fn file(path: &Path) -> Self {
+        Self::Place(Place::file(path))
+    }
+
+    /// The entry of the database at a path relative to the root, by its buckets and key.
+    pub(super) fn entry(database: &Path, path: &[&str]) -> Self {
+        Self::Place(Place::entry(database, path))
     }
 }
 
 impl fmt::Display for Subject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::File { path } => f.write_str(path),
-            Self::Page { database, page } => write!(f, "{database} page {page}"),
-            Self::Entry { database, path } => write!(f, "{database} {}", path.join(" / ")),
+            Self::Place(place) => place.fmt(f),
             Self::Record { id } => write!(f, "record {id}"),
             Self::Lease { id } => write!(f, "lease {id}"),
             Self::Snapshot { key } => write!(f, "snapshot {key}"),
@@ -524,13 +514,13 @@ impl Findings {
     /// What could not be read.
     pub(super) fn faults(&mut self, faults: Vec<Fault>) {
         for Fault { kind, place, detail } in faults {
-            self.add(kind.into(), place.into(), detail);
+            self.add(kind.into(), Subject::Place(place), detail);
         }
     }
 
     /// Why a file or directory at a path relative to the root cannot be used.
     pub(super) fn file(&mut self, path: &Path, fault: FileFault) {
-        self.add(fault.kind.into(), files::subject(path), fault.detail);
+        self.add(fault.kind.into(), Subject::file(path), fault.detail);
     }
 
     pub(super) fn append(&mut self, mut others: Findings) {
@@ -581,7 +571,7 @@ mod tests {
     #[test]
     fn findings_are_sorted_and_notes_are_apart() {
         let mut findings = Findings::default();
-        let file = |path: &str| Subject::File { path: path.to_owned() };
+        let file = |path: &str| Subject::file(Path::new(path));
         findings.add(FindingKind::BlobUnused, file("b"), "");
         findings.add(FindingKind::StateFileMode, file("b"), "");
         findings.add(FindingKind::BlobSize, file("b"), "");

@@ -75,10 +75,6 @@ pub(super) fn check(
     check.results();
 }
 
-fn key(id: &str) -> Subject {
-    Subject::Key { id: id.to_owned() }
-}
-
 /// The id that warmkit gives a key with inputs: 25 base-36 digits of SHA-256 over `warmkit key`, the digest
 /// in cache configs and, per input, the number of its alternatives with the key and selector of each; every
 /// part with its length as 64 bits in front. A daemon draws ids at random.
@@ -128,7 +124,7 @@ impl Check<'_, '_> {
             for Link { target, .. } in links {
                 if missing.insert((target, id)) && !self.solver.keys.contains_key(target) {
                     let detail = format!("linked from {id}, but does not exist");
-                    self.findings.add(FindingKind::LinkTargetMissing, key(target), detail);
+                    self.findings.add(FindingKind::LinkTargetMissing, Subject::key(target), detail);
                 }
             }
         }
@@ -143,7 +139,7 @@ impl Check<'_, '_> {
         }
         for (target, id) in missing {
             let detail = format!("linked from {id}, but _backlinks does not say so");
-            self.findings.add(FindingKind::BacklinkMissing, key(target), detail);
+            self.findings.add(FindingKind::BacklinkMissing, Subject::key(target), detail);
         }
     }
 
@@ -164,14 +160,14 @@ impl Check<'_, '_> {
                 let detail = format!(
                     "operation {digest} (output {output}) leads here by inputs {found:?}, not by all before"
                 );
-                self.findings.add(FindingKind::LinkInputMissing, key(target), detail);
+                self.findings.add(FindingKind::LinkInputMissing, Subject::key(target), detail);
             } else if derived {
                 let record = OpDigest::new(*digest).record_digest(*output);
                 let expected = derived_id(record.as_str(), inputs.values());
                 if *target != expected {
                     let detail =
                         format!("its links give the id {expected}: one of them, or the id, was changed");
-                    self.findings.add(FindingKind::KeyId, key(target), detail);
+                    self.findings.add(FindingKind::KeyId, Subject::key(target), detail);
                 }
             }
         }
@@ -197,7 +193,7 @@ impl Check<'_, '_> {
                 match rest.next() {
                     Some(&target) if on_path.contains(target) => {
                         let detail = format!("its links come back to it through {id}");
-                        self.findings.add(kind, key(target), detail);
+                        self.findings.add(kind, Subject::key(target), detail);
                     }
                     Some(&target) => {
                         if let Some(next) = targets.get(target)
@@ -229,7 +225,7 @@ impl Check<'_, '_> {
             }
             if !results.is_empty() && !self.solver.keys.contains_key(id) {
                 let detail = "it has results, but no bucket in _links, so a daemon does not know it";
-                self.findings.add(FindingKind::KeyMissing, key(id), detail);
+                self.findings.add(FindingKind::KeyMissing, Subject::key(id), detail);
             }
         }
         for (name, ids) in &self.solver.by_result {
@@ -243,7 +239,7 @@ impl Check<'_, '_> {
         }
         for (name, id) in missing {
             let detail = format!("_byresult does not have its result {name}");
-            self.findings.add(FindingKind::ByResultMissing, key(id), detail);
+            self.findings.add(FindingKind::ByResultMissing, Subject::key(id), detail);
         }
     }
 }

@@ -398,9 +398,15 @@ fn a_storage_host_that_refuses_is_no_matter_of_credentials() {
     let storage = script(|_, _| Answer::new(403, "<Error><Code>AccessDenied</Code></Error>"));
     let to = storage.addr;
     let server = script(move |_, _| Answer::new(307, "").header("location", format!("http://{to}/x")));
+    let addr = server.addr;
     let error = registry(&server, &options()).document(&descriptor(b"x"), &Silent).unwrap_err();
     assert_eq!(error.class(), ErrorClass::Unavailable);
-    assert!(error.to_string().contains(&format!("{to} answered with status 403")), "{error}");
+    assert!(
+        error
+            .to_string()
+            .contains(&format!("{addr} sends to {to}, which refuses it (status 403) (AccessDenied): check")),
+        "{error}"
+    );
 }
 
 #[test]
@@ -457,7 +463,7 @@ fn tail(answer: impl Fn(&[u8]) -> Answer + Send + Sync + 'static) -> Result<Opti
     let blob = bytes(10_000);
     let content = blob.clone();
     let server = script(move |_, _| answer(&content));
-    let found = registry(&server, &options()).tail(&descriptor(&blob), 4, &Silent);
+    let found = registry(&server, &options()).content(&descriptor(&blob)).tail(4, &Silent);
     let asked: Vec<_> = server.requests().iter().map(Request::range_start).collect();
     assert_eq!(asked, [Some(9_996)], "one request, for the end");
     assert!(found.iter().flatten().all(|tail| *tail == blob[9_996..]));
@@ -505,6 +511,6 @@ fn the_end_is_asked_for_again_where_a_server_is_busy() {
         _ => Answer::partial(&content, request.range_start().unwrap()),
     });
     let log = Log::default();
-    assert_eq!(registry(&server, &options()).tail(&descriptor(&blob), 4, &log).unwrap(), Some(blob));
+    assert_eq!(registry(&server, &options()).content(&descriptor(&blob)).tail(4, &log).unwrap(), Some(blob));
     assert_eq!(log.retries().len(), 1);
 }

@@ -64,11 +64,12 @@ fn redirects_that_lead_nowhere() {
     all_say(circle, ["redirects without end", not_followed, not_followed, not_followed]);
     for to in ["file:///etc/passwd", "ftp://host/x", "http://", "http://user@/x", "//"] {
         let answer = move |_: &Request| Answer::new(302, "").header("location", to);
-        let invalid = format!("redirects to {to:?}, which is no valid URL");
+        let shown = to.replace("user@", "…@");
+        let invalid = format!("redirects to {shown:?}, which is no valid URL");
         all_say(answer, [&*invalid, not_followed, not_followed, not_followed]);
     }
     let outside = |_: &Request| Answer::new(302, "").header("location", "http://registry.example/x");
-    let in_the_clear = "redirects to registry.example over plain http, which is not allowed";
+    let in_the_clear = "redirects to registry.example over plain http, which only --insecure allows";
     all_say(outside, [in_the_clear, not_followed, not_followed, not_followed]);
 }
 

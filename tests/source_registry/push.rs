@@ -114,7 +114,7 @@ fn a_redirect_keeps_the_method_and_leaves_the_password_behind() {
 fn an_upload_does_not_go_to_another_machine_in_the_clear() {
     let server = Server::start(|_| Answer::new(202, "").header("location", "http://registry.example/up"));
     let error = writable(&server, &options()).put_blob(b"{}", &Silent).unwrap_err();
-    assert!(error.to_string().contains("over plain http, which is not allowed"), "{error}");
+    assert!(error.to_string().contains("over plain http, which only --insecure allows"), "{error}");
 }
 
 #[test]

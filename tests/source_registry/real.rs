@@ -194,36 +194,84 @@ fn logs_in_with_a_password() {
     assert_eq!(registry.document(&blob, &Silent).unwrap(), b"layer");
 }
 
-#[test]
-fn trusts_an_authority_of_its_own_and_falls_back_to_https() {
+/// What `openssl ca` needs; nothing else writes certificates that have expired.
+const AUTHORITY: &str = "[ca]\ndefault_ca = authority\n[authority]\ndatabase = index.txt\nnew_certs_dir = .\n\
+                         rand_serial = yes\ndefault_md = sha256\npolicy = policy\n[policy]\ncommonName = supplied\n";
+
+/// An authority (`ca`), and certificates that it has signed: `leaf` for 127.0.0.1, `other` for another name, and `old`,
+/// which has expired. `None` without openssl.
+fn certificates() -> Option<TempDir> {
     let dir = tempfile::tempdir().unwrap();
-    let leaf = "subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:false\n";
-    std::fs::write(dir.path().join("leaf.ext"), leaf).unwrap();
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+    write("leaf.ext", "subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:false\n");
+    write("other.ext", "subjectAltName=DNS:other.example\nbasicConstraints=CA:false\n");
+    write("ca.cnf", AUTHORITY);
+    write("index.txt", "");
     let commands = [
         "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout ca.key -out ca.crt -days 2 \
          -subj /CN=test-authority",
         "req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout leaf.key -out leaf.csr \
          -subj /CN=registry",
         "x509 -req -in leaf.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile leaf.ext -out leaf.crt",
+        "x509 -req -in leaf.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile other.ext -out other.crt",
+        "ca -batch -notext -config ca.cnf -cert ca.crt -keyfile ca.key -in leaf.csr -extfile leaf.ext -out old.crt \
+         -startdate 20200101000000Z -enddate 20210101000000Z",
     ];
-    for command in commands {
-        if !run("openssl", &command.split_whitespace().collect::<Vec<_>>(), dir.path()) {
-            return skip("openssl is not installed");
-        }
-    }
-    let file = |name: &str| dir.path().join(name).display().to_string();
-    let tls = format!("  tls: {{certificate: {}, key: {}}}\n", file("leaf.crt"), file("leaf.key"));
-    let Some(real) = Real::start(dir, &tls, "") else { return skip("docker-registry is not installed") };
+    let all = commands
+        .iter()
+        .all(|command| run("openssl", &command.split_whitespace().collect::<Vec<_>>(), dir.path()));
+    all.then_some(dir)
+}
+
+/// The lines of a registry's configuration for the certificate of this name.
+fn tls(certificates: &TempDir, name: &str) -> String {
+    let file = |name: String| certificates.path().join(name).display().to_string();
+    let key = if name == "ca" { "ca.key" } else { "leaf.key" };
+    format!("  tls: {{certificate: {}, key: {}}}\n", file(format!("{name}.crt")), file(key.to_owned()))
+}
+
+/// Options that trust the authority for a registry.
+fn trusting(certificates: &TempDir, real: &Real) -> Options {
+    let of_host = certificates.path().join("certs.d").join(real.addr.to_string());
+    std::fs::create_dir_all(&of_host).unwrap();
+    std::fs::copy(certificates.path().join("ca.crt"), of_host.join("ca.crt")).unwrap();
+    Options { certs_dirs: vec![certificates.path().join("certs.d")], ..options() }
+}
+
+#[test]
+fn trusts_an_authority_of_its_own_and_falls_back_to_https() {
+    let Some(certificates) = certificates() else { return skip("openssl is not installed") };
+    let real = Real::start(tempfile::tempdir().unwrap(), &tls(&certificates, "leaf"), "");
+    let Some(real) = real else { return skip("docker-registry is not installed") };
     let blob = real.blob(b"layer");
-
-    let error = real.open("cache", &options()).document(&blob, &Silent).unwrap_err();
-    assert_eq!(error.class(), ErrorClass::Unavailable);
-    assert!(error.to_string().contains("no trusted TLS connection: invalid peer certificate"), "{error}");
-
-    let certs = tempfile::tempdir().unwrap();
-    let of_host = certs.path().join(real.addr.to_string());
-    std::fs::create_dir(&of_host).unwrap();
-    std::fs::copy(real.dir.path().join("ca.crt"), of_host.join("ca.crt")).unwrap();
-    let options = Options { certs_dirs: vec![certs.path().to_owned()], ..options() };
+    let options = trusting(&certificates, &real);
     assert_eq!(real.open("cache", &options).document(&blob, &Silent).unwrap(), b"layer");
+}
+
+#[test]
+fn says_of_each_certificate_why_it_is_not_trusted() {
+    let Some(certificates) = certificates() else { return skip("openssl is not installed") };
+    let cases = [
+        (
+            "leaf",
+            false,
+            "nobody whom this machine trusts has signed its certificate: put the certificate of the authority",
+        ),
+        ("other", true, "its certificate is not for that name, but for other.example: use a name that"),
+        (
+            "old",
+            true,
+            "its certificate expired on 2021-01-01T00:00:00Z: have it renewed there, or set this machine's clock",
+        ),
+        ("ca", true, "its certificate is that of an authority: give the server one of its own"),
+    ];
+    for (name, is_trusted, message) in cases {
+        let real = Real::start(tempfile::tempdir().unwrap(), &tls(&certificates, name), "");
+        let Some(real) = real else { return skip("docker-registry is not installed") };
+        let options = if is_trusted { trusting(&certificates, &real) } else { options() };
+        let error = real.open("cache", &options).manifest(None, &Silent).unwrap_err();
+        assert_eq!(error.class(), ErrorClass::Unavailable);
+        let start = format!("{}: no trusted TLS connection: {message}", real.addr);
+        assert!(error.to_string().starts_with(&start), "{error}\n  wanted: {start}");
+    }
 }

@@ -177,12 +177,14 @@ impl Daemon {
             .spawn()
             .unwrap();
         let mut daemon = Self { tools: tools.clone(), child: Some(child), root: root.to_owned(), scratch };
-        let deadline = Instant::now() + Duration::from_secs(60);
+        // It may have to wait for its disk, and for everybody else.
+        let limit = Duration::from_secs(120);
+        let deadline = Instant::now() + limit;
         loop {
             if let Some(status) = daemon.child.as_mut().unwrap().try_wait().unwrap() {
                 return Err(format!("buildkitd {} ended: {status}\n{}", tools.release, daemon.log()));
             }
-            let answer = run(daemon.buildctl().args(["debug", "workers"]), Duration::from_secs(20));
+            let answer = run(daemon.buildctl().args(["debug", "workers"]), limit);
             if answer.status.success() {
                 return Ok(daemon);
             }

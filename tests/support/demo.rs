@@ -1,4 +1,4 @@
-//! The small real cache in fixtures/demo.
+//! The small real cache in fixtures/demo: its build's context, and the ways to have it elsewhere.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -10,13 +10,10 @@ use super::command::Ended;
 use super::files::copy_tree;
 use super::{Registry, Scratch, warmkit};
 
+pub use super::shipped::{cache, demo, keys};
+
 /// How many steps its build has.
 pub const STEPS: usize = 12;
-
-/// A file or directory of the fixture.
-pub fn demo(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/demo").join(name)
-}
 
 /// A copy of its context. Modes are part of cache keys, and a checkout has those of its umask.
 pub fn context(scratch: &Scratch) -> PathBuf {
@@ -39,14 +36,13 @@ fn set_modes(path: &Path) {
 /// Bakes it, with all its keys and these arguments besides.
 #[track_caller]
 pub fn bake(arguments: &[&str], root: &Path) -> Ended {
-    let cache = format!("type=local,src={}", demo("cache").display());
-    let keys = format!("type=provenance,src={}", demo("provenance.json").display());
+    let (cache, keys) = (cache(), keys());
     let all = [&[cache.as_str(), "--keys-from", &keys], arguments].concat();
     warmkit::bake(&all, root).expect_success("bake")
 }
 
-/// Pushes the demo's cache to `demo:cache`.
-pub fn push(registry: &Registry) {
+/// Pushes the demo's cache to `demo:cache`; gives its manifest.
+pub fn push(registry: &Registry) -> Vec<u8> {
     let blob = |digest: &str| fs::read(demo("cache/blobs/sha256").join(&digest["sha256:".len()..])).unwrap();
     let json = |bytes: &[u8]| serde_json::from_slice::<Value>(bytes).unwrap();
     let text = |value: &Value| value.as_str().unwrap().to_owned();
@@ -58,4 +54,5 @@ pub fn push(registry: &Registry) {
         registry.put_blob("demo", &blob(&text(&part["digest"])));
     }
     registry.put_manifest("demo", "cache", &text(&manifest["mediaType"]), &bytes);
+    bytes
 }

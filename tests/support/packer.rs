@@ -1,31 +1,14 @@
 //! Debian's Packer, run on the templates of this repository.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use super::command::{Ended, run};
-use super::files::copy_tree;
 use super::{Scratch, skip::skip, tools::on_path};
 
 /// The templates' directory.
 pub const TEMPLATES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/packer");
-
-/// Of the template for AMIs, what users of Debian's Packer are told to delete.
-const TOO_NEW: &str =
-    "  imds_support = \"v2.0\"\n  metadata_options {\n    http_tokens = \"required\"\n  }\n";
-
-/// A copy of the templates in `directory`, as Debian's Packer takes them.
-pub fn templates(directory: &Path) -> PathBuf {
-    let copy = directory.join("packer");
-    copy_tree(Path::new(TEMPLATES), &copy);
-    let template = copy.join("amazon-ebs.pkr.hcl");
-    let text = fs::read_to_string(&template).unwrap();
-    assert_eq!(text.matches(TOO_NEW).count(), 1);
-    fs::write(template, text.replace(TOO_NEW, "")).unwrap();
-    copy
-}
 
 /// Finds Packer.
 ///
@@ -43,7 +26,7 @@ pub fn packer() -> Option<PathBuf> {
     found
 }
 
-/// Runs `packer <verb> -var … <template>` on one of [`templates`], with a home and a cache of its own, and no call home.
+/// Runs `packer <verb> -var … packer/<template>`, with a home and a cache of its own, and no call home.
 #[track_caller]
 pub fn run_packer(
     packer: &Path,
@@ -52,8 +35,7 @@ pub fn run_packer(
     variables: &[(&str, &str)],
     limit: Duration,
 ) -> Ended {
-    let copy = Scratch::new();
-    let template = templates(copy.path()).join(template);
+    let template = Path::new(TEMPLATES).join(template);
     run_packer_with(packer, verb, &template, variables, &[], limit)
 }
 
@@ -71,6 +53,8 @@ pub fn run_packer_with(
     let mut command = Command::new(packer);
     command.arg(verb).env("HOME", home.path()).env("PACKER_CACHE_DIR", home.join("cache"));
     command.env("CHECKPOINT_DISABLE", "1").env("PACKER_NO_COLOR", "1");
+    // As CI systems do.
+    command.env("CLICOLOR_FORCE", "1");
     for (name, value) in variables {
         command.arg("-var").arg(format!("{name}={value}"));
     }

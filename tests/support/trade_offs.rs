@@ -27,7 +27,8 @@ const DISK: u64 = 64_000_000_000;
 /// No blocks are written but those in use: no tables, no journal of zeros.
 const EXT4: [&str; 6] =
     ["-m", "0", "-J", "size=64", "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1"];
-const MOUNT: &str = "noinit_itable";
+/// As disks are mounted.
+pub const MOUNT: &str = "noinit_itable";
 
 /// A way to have the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -195,6 +196,18 @@ impl World {
         (layers.len(), config["records"].as_array().unwrap().len(), bytes)
     }
 
+    /// A daemon on a root, which collects nothing.
+    #[track_caller]
+    pub fn daemon(&self, root: &Path) -> Daemon {
+        let daemon = Daemon::start_elsewhere(&self.tools, root, &self.registry, true, "gc = false");
+        daemon.unwrap_or_else(|said| panic!("{said}"))
+    }
+
+    /// The build whose cache it is, or one after a source file of one branch changed.
+    pub fn request(&self, changed: bool) -> &BuildRequest {
+        if changed { &self.changed[1] } else { &self.request }
+    }
+
     /// Bytes over the network so far, however far that was.
     fn network(&self) -> u64 {
         self.registry.sent() + self.packages.sent()
@@ -203,7 +216,13 @@ impl World {
     /// Makes the image.
     #[track_caller]
     pub fn make(&self, way: Way) -> Image {
-        let mut disk = Volume::make_sized(&self.scratch, "image", "ext4", DISK, &EXT4).unwrap();
+        self.make_sized(way, DISK)
+    }
+
+    /// As [`World::make`], on a disk of so many bytes.
+    #[track_caller]
+    pub fn make_sized(&self, way: Way, bytes: u64) -> Image {
+        let mut disk = Volume::make_sized(&self.scratch, "image", "ext4", bytes, &EXT4).unwrap();
         disk.mount(MOUNT);
         let empty = disk.used();
         let network = self.network();
@@ -281,7 +300,7 @@ impl World {
     /// Boots a machine from an image, and builds there.
     #[track_caller]
     pub fn boot(&self, image: &Image, boot: Boot) -> Found {
-        let disk = image.disk.snapshot(&self.scratch, "booted");
+        let disk = image.snapshot(self);
         self.boot_disk(disk, image.way, boot).unwrap_or_else(|said| panic!("{said}"))
     }
 
@@ -387,8 +406,16 @@ impl World {
     }
 }
 
+impl Image {
+    /// A disk made from it.
+    #[track_caller]
+    pub fn snapshot(&self, world: &World) -> Volume {
+        self.disk.snapshot(&world.scratch, "booted")
+    }
+}
+
 /// A build whose result docker would load.
-fn loading(request: &BuildRequest) -> BuildRequest {
+pub fn loading(request: &BuildRequest) -> BuildRequest {
     BuildRequest { output: Some("type=docker,dest=/dev/null".to_owned()), ..request.clone() }
 }
 
@@ -400,7 +427,8 @@ fn trim(disk: &Volume) -> u64 {
     before.saturating_sub(disk.stored())
 }
 
-fn root(disk: &Volume) -> PathBuf {
+/// The root on a disk.
+pub fn root(disk: &Volume) -> PathBuf {
     disk.path().join("buildkit")
 }
 

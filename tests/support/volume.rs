@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::Scratch;
 use super::command::run;
+use super::lazy::{Lazy, Slowness};
 use super::skip::{is_root, skip};
 use super::tools::on_path;
 
@@ -25,6 +26,8 @@ pub struct Volume {
     kind: &'static str,
     /// Name of the loop device, while it is mounted.
     device: Option<String>,
+    /// What the loop device stands on, where that is not the image itself.
+    lazy: Option<Lazy>,
 }
 
 /// What is on a file system.
@@ -78,7 +81,7 @@ impl Volume {
     fn named(scratch: &Scratch, name: &str, kind: &'static str) -> Self {
         let path = scratch.join(format!("{name}.mnt"));
         fs::create_dir_all(&path).unwrap();
-        Self { image: scratch.join(format!("{name}.img")), path, kind, device: None }
+        Self { image: scratch.join(format!("{name}.img")), path, kind, device: None, lazy: None }
     }
 
     /// Another one with the blocks of this one at this moment, as a snapshot of a disk has them: not what the file
@@ -90,10 +93,24 @@ impl Volume {
         copy
     }
 
+    /// From now on it is a volume that was made from a snapshot, of this one as it is.
+    #[track_caller]
+    pub fn fetch_lazily(&mut self, slowness: Slowness) {
+        self.lazy = Some(Lazy::mount(&self.image, self.image.with_extension("lazy"), slowness));
+    }
+
+    /// Blocks of it that had to be fetched so far.
+    pub fn fetched(&self) -> u64 {
+        self.lazy.as_ref().unwrap().fetched()
+    }
+
     /// Mounts it; nothing of it is in memory then.
     #[track_caller]
     pub fn mount(&mut self, options: &str) {
-        let device = succeed("losetup", &["--find", "--show", self.image.to_str().unwrap()]);
+        let backing = self.lazy.as_ref().map_or(self.image.as_path(), Lazy::path).to_str().unwrap();
+        // Several requests at a time go through to the file only where they are direct.
+        let direct: &[&str] = if self.lazy.is_some() { &["--direct-io=on"] } else { &[] };
+        let device = succeed("losetup", &[direct, &["--find", "--show", backing]].concat());
         // Whoever looks at new devices has looked.
         if on_path("udevadm").is_some() {
             run(Command::new("udevadm").arg("settle"), LIMIT);
@@ -110,9 +127,10 @@ impl Volume {
     /// Unmounts it.
     #[track_caller]
     pub fn unmount(&mut self) {
-        let device = self.device.take().unwrap();
+        let device = self.device().display().to_string();
         succeed("umount", &[self.path.to_str().unwrap()]);
-        succeed("losetup", &["-d", &format!("/dev/{device}")]);
+        succeed("losetup", &["-d", &device]);
+        self.device = None;
     }
 
     /// Has all that was written so far on the disk, while it is mounted.
@@ -126,6 +144,11 @@ impl Volume {
         self.sync();
         let of = statvfs(&self.path).unwrap();
         Used { bytes: (of.f_blocks - of.f_bfree) * of.f_frsize, inodes: of.f_files - of.f_ffree }
+    }
+
+    /// Its device, while it is mounted.
+    pub fn device(&self) -> PathBuf {
+        Path::new("/dev").join(self.device.as_ref().unwrap())
     }
 
     /// Where it is mounted.

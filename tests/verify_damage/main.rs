@@ -20,11 +20,11 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use bolt_tree::Tree;
-use support::Scratch;
+use support::{Scratch, demo};
 use warmkit::progress::Silent;
 use warmkit::verify::{self, FindingKind, Report, Severity};
 
@@ -77,9 +77,7 @@ pub fn good_root(scratch: &Scratch) -> Option<Root> {
     if !support::skip::is_root() {
         return None;
     }
-    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/demo");
-    let cache = format!("type=local,src={}", fixtures.join("cache").display());
-    let keys = format!("type=provenance,src={}", fixtures.join("provenance.json").display());
+    let (cache, keys) = (demo::cache(), demo::keys());
     let root = scratch.join("good");
     support::warmkit::bake_at(1_700_000_000, &[&cache, "--keys-from", &keys], &root).expect_success("bake");
     Some(Root(root))

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::caches::discreet;
 use super::exit::{self, Failure};
+use super::largest::Largest;
 use super::options::KeySources;
 use super::output::{Output, columns};
 use super::progress::Shown;
@@ -25,7 +26,7 @@ Examples:
   warmkit diff ghcr.io/acme/app:cache-before ghcr.io/acme/app:cache \\
     --keys-from ghcr.io/acme/app:main
 
-  # is the root in this image as fresh as the cache? 11 if not
+  # is the root in this image as fresh as the cache? 10 if not
   warmkit diff /mnt/image/var/lib/buildkit ghcr.io/acme/app:cache \\
     --keys-from ghcr.io/acme/app:main --exit-code
 
@@ -36,7 +37,7 @@ Examples:
 
 /// Compare two caches or roots: steps and bytes that are gone, added, the same; pulls no layer
 #[derive(Debug, Args)]
-#[command(after_help = format!("{}\n\n{EXAMPLES}", exit::HELP))]
+#[command(after_long_help = exit::help(EXAMPLES))]
 pub(super) struct Arguments {
     /// A cache, as `warmkit bake` takes it, or a root: a path that begins with / or ., or type=root,src=DIR.
     /// No daemon may run on a root
@@ -50,13 +51,12 @@ pub(super) struct Arguments {
     #[command(flatten)]
     keys: KeySources,
 
-    /// End with 11 where they differ; without it a difference is no reason for another code than 0
+    /// End with 10 where they differ; without it, a difference is no reason for another code than 0
     #[arg(long)]
     exit_code: bool,
 
-    /// List every step that differs; the default is the 200 largest
-    #[arg(long)]
-    all: bool,
+    #[command(flatten)]
+    largest: Largest,
 
     #[command(flatten)]
     pub(super) output: Output,
@@ -109,19 +109,19 @@ struct Report {
 
 /// Compares and returns the exit code.
 pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
-    let Arguments { first, second, keys, exit_code, all, output, progress } = arguments;
+    let Arguments { first, second, keys, exit_code, largest, output, progress } = arguments;
     let caches = [&first, &second].into_iter().filter_map(|side| match side {
         Side::Cache(cache) => Some(&**cache),
         Side::Root(_) => None,
     });
     let given = keys.given(caches)?;
-    let (first, second) = interruptible(|stop| -> Result<_, Failure> {
+    let (first, second) = interruptible(output, progress, |stop| {
         let options = keys.gather(stop, given);
         Ok((read(first, &keys, &options, progress)?, read(second, &keys, &options, progress)?))
     })?;
     let diff = inspect::diff(&first.1, &second.1);
     let report = Report { a: first.0, b: second.0, diff };
-    output.report(&report, |report| table::diff(report, all, columns()))?;
+    output.report(&report, |report| table::diff(report, largest.limit(), columns()))?;
     Ok(if exit_code && !report.diff.equal { exit::DIFFERENT } else { exit::OK })
 }
 

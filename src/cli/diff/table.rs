@@ -4,32 +4,26 @@ use std::fmt::Write as _;
 
 use indicatif::HumanBytes;
 
-use super::super::escape::{cut, one_line};
-use super::super::render::{counted, row};
+use super::super::escape::{cut, room};
+use super::super::render::{called, counted, row};
 use super::super::text::{Style, Text};
 use super::{Compared, Report};
 use crate::inspect::{Change, Differing, Share, Status, Totals};
 
-/// Steps that are listed without `--all`.
-const LISTED: usize = 200;
-/// Columns that a step's name gets on the narrowest terminal.
-const LEAST: usize = 20;
-
 /// The two, what only one of them has, and the sums.
-pub(super) fn diff(report: &Report, all: bool, columns: Option<usize>) -> Text {
+pub(super) fn diff(report: &Report, limit: usize, columns: Option<usize>) -> Text {
     let mut text = Text::new();
     for (title, side) in [("a", &report.a), ("b", &report.b)] {
         row(&mut text, title, &compared(side));
     }
     let diff = &report.diff;
-    let listed = if all { diff.steps.len() } else { LISTED.min(diff.steps.len()) };
-    let (listed, more) = diff.steps.split_at(listed);
+    let (listed, more) = diff.steps.split_at(limit.min(diff.steps.len()));
     if !listed.is_empty() {
         text.push("\n");
         steps(&mut text, listed, columns);
     }
     if !more.is_empty() {
-        let _ = writeln!(text, "and {} more; --all lists them", more.len());
+        let _ = writeln!(text, "and {}; --largest N or --all lists more", left_out(more));
     }
     text.push("\n");
     row(&mut text, "same", &share(diff.same));
@@ -68,10 +62,23 @@ fn share(share: Share) -> String {
     format!("{}, {}", counted(share.records, "record"), HumanBytes(share.bytes))
 }
 
+/// How much there is of each change.
+fn left_out(steps: &[Differing]) -> String {
+    let mut parts = Vec::new();
+    for (change, word) in [(Change::Gone, "gone"), (Change::Added, "added")] {
+        let of_it: Vec<_> = steps.iter().filter(|step| step.change == change).collect();
+        let bytes = of_it.iter().filter_map(|step| step.bytes).fold(0, u64::saturating_add);
+        if !of_it.is_empty() {
+            parts.push(format!("{} more {word} ({})", of_it.len(), HumanBytes(bytes)));
+        }
+    }
+    parts.join(", ")
+}
+
 fn steps(text: &mut Text, steps: &[Differing], columns: Option<usize>) {
     let sizes: Vec<String> = steps.iter().map(size).collect();
     let width = sizes.iter().map(|size| size.chars().count()).max().unwrap_or_default().max("SIZE".len());
-    let room = columns.map(|columns| columns.saturating_sub(width + 9).max(LEAST));
+    let room = room(columns, width + 9);
     text.push_styled(Style::Title, format!("       {:>width$}  STEP", "SIZE"));
     for (step, size) in steps.iter().zip(&sizes) {
         text.push("\n");
@@ -89,11 +96,7 @@ fn size(step: &Differing) -> String {
 }
 
 fn label(step: &Differing) -> String {
-    let name = match (&step.name, &step.layer) {
-        (Some(name), _) => one_line(name).into_owned(),
-        (None, Some(layer)) => format!("layer {layer}"),
-        (None, None) => format!("record {}", one_line(&step.id)),
-    };
+    let name = called(step.name.as_deref(), step.layer, &step.id);
     match step.status {
         Some(Status::Unkeyed) => format!("{name} (no key)"),
         Some(Status::OnlyInputs) => format!("{name} (an input has no key)"),
@@ -119,7 +122,7 @@ mod tests {
     }
 
     fn shown(report: &Report) -> String {
-        diff(report, false, None).to_string().replace(&Digest::of(b"").to_string(), "<digest>")
+        diff(report, usize::MAX, None).to_string().replace(&Digest::of(b"").to_string(), "<digest>")
     }
 
     #[test]
@@ -182,18 +185,21 @@ mod tests {
 
     #[test]
     fn of_many_steps_the_first_are_listed() {
-        let step = |at: usize| Differing {
-            change: Change::Added,
+        let step = |at: u64| Differing {
+            change: if at < 3 { Change::Gone } else { Change::Added },
             name: Some(format!("RUN {at}")),
             id: at.to_string(),
             layer: None,
-            bytes: Some(1),
+            bytes: Some(at),
             status: None,
         };
-        let diff = Diff { steps: (0..=LISTED).map(step).collect(), ..Diff::default() };
+        let diff = Diff { steps: (0..5).map(step).collect(), ..Diff::default() };
         let report = Report { a: side("a", true, 0), b: side("b", true, 0), diff };
-        let text = shown(&report);
-        assert!(text.contains(&format!("RUN {}\nand 1 more; --all lists them", LISTED - 1)), "{text}");
-        assert!(super::diff(&report, true, None).to_string().contains(&format!("RUN {LISTED}\n")));
+        let listed = |limit| super::diff(&report, limit, None).to_string();
+        let two = "RUN 1\nand 1 more gone (2 B), 2 more added (7 B); --largest N or --all lists more\n";
+        assert!(listed(2).contains(two), "{}", listed(2));
+        let four = "RUN 3\nand 1 more added (4 B); --largest";
+        assert!(listed(4).contains(four), "{}", listed(4));
+        assert!(listed(5).contains("RUN 4\n\nsame"), "{}", listed(5));
     }
 }

@@ -1,12 +1,14 @@
 //! `warmkit inspect`.
 
 mod table;
+mod tree;
 
 use clap::Args;
 use serde::Serialize;
 
 use super::caches::Caches;
 use super::exit::{self, Failure};
+use super::largest::Largest;
 use super::options::KeySources;
 use super::output::{Output, columns};
 use super::place::Place;
@@ -24,8 +26,8 @@ Examples:
   # what is in the root of this machine; no daemon may run on it
   warmkit inspect --root /var/lib/buildkit
 
-  # a large one: only the trunks, each with the sum of what stands on it
-  warmkit inspect --root /var/lib/buildkit --depth 1
+  # a large one: where are its bytes? the twenty largest records, and what stands between them
+  warmkit inspect --root /var/lib/buildkit --largest 20
 
   # the ten largest records, for a script
   warmkit inspect --root /var/lib/buildkit --format json |
@@ -38,7 +40,7 @@ const OF_CACHES: [&str; 6] = ["named", "from_file", "skip_missing", "keys_from",
 /// Show what caches or a root hold: records, sizes, what is shared, what has a key; pulls no layer
 #[derive(Debug, Args)]
 #[command(
-    after_help = format!("{}\n\n{EXAMPLES}", exit::HELP),
+    after_long_help = exit::help(EXAMPLES),
     mut_arg("named", |arg| arg.required_unless_present_any(["from_file", "root", "for"])),
     mut_arg("root", |arg| arg.conflicts_with_all(OF_CACHES).help("A root instead of caches, as a directory; no \
         daemon may run on it")),
@@ -56,14 +58,8 @@ pub(super) struct Arguments {
     #[command(flatten)]
     keys: KeySources,
 
-    /// Branchings to follow; beyond them is only told how much there is
-    #[arg(long, value_name = "N", conflicts_with = "all")]
-    depth: Option<usize>,
-
-    /// Show everything, however much it is; the default is everything up to 1000 records, and of more the
-    /// largest
-    #[arg(long)]
-    all: bool,
+    #[command(flatten)]
+    largest: Largest,
 
     #[command(flatten)]
     pub(super) output: Output,
@@ -88,7 +84,7 @@ struct Report<'a> {
 
 /// Inspects and returns the exit code.
 pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
-    let Arguments { caches, place, keys, depth, all, output, progress } = arguments;
+    let Arguments { caches, place, keys, largest, output, progress } = arguments;
     let mut report = Report {
         root: None,
         caches: Vec::new(),
@@ -112,7 +108,7 @@ pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
         let skip_missing = caches.skip_missing;
         let caches = caches.read(&keys.registries)?;
         let given = keys.given(&caches)?;
-        let gathered = interruptible(|stop| {
+        let gathered = interruptible(output, progress, |stop| {
             let progress = progress.start()?;
             gather::gather(&caches, skip_missing, &keys.keys_from(), &keys.gather(stop, given), &*progress)
                 .map_err(Failure::from)
@@ -126,7 +122,6 @@ pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
     report.totals = inventory.totals;
     report.records = &inventory.records;
     report.keys = &inventory.keys;
-    let limits = table::Limits::new(depth, all, inventory.records.len());
-    output.report(&report, |report| table::inventory(report, limits, columns()))?;
+    output.report(&report, |report| table::inventory(report, largest.limit(), columns()))?;
     Ok(exit::OK)
 }

@@ -1,128 +1,21 @@
 //! What `warmkit inspect` prints for people.
-//!
-//! A record stands on the one above it in its column, or, where lines lead to it, on the one that they come from:
-//! only a branching takes more room to the right.
 
 use std::fmt::Write as _;
 
 use indicatif::HumanBytes;
 
-use super::super::escape::{cut, one_line};
-use super::super::render::{counted, described, row, worth};
+use super::super::escape::{cut, one_line, room};
+use super::super::render::{called, counted, described, row, worth};
 use super::super::text::{Style, Text};
 use super::Report;
-use crate::inspect::{Child, Forest, Record, Status, Totals, Weight, forest};
+use super::tree::{What, draw};
+use crate::inspect::{Record, Status, Totals, forest};
 
-/// Records up to which everything is shown.
-const MANY: usize = 1000;
-/// Branchings that are followed where there are more.
-const DEPTH_OF_MANY: usize = 2;
-/// Records on one of which so many are shown then.
-const CHILDREN_OF_MANY: usize = 20;
-/// Columns that a step's name gets on the narrowest terminal.
-const LEAST: usize = 20;
 /// Entries of databases that could not be read, of which so many are shown.
 const FAULTS: usize = 10;
 
-/// How much of a tree is drawn.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Limits {
-    depth: usize,
-    children: usize,
-}
-
-impl Limits {
-    /// As the arguments say, or so that many records stay readable.
-    pub(super) fn new(depth: Option<usize>, all: bool, records: usize) -> Self {
-        let many = records > MANY && !all;
-        Self {
-            depth: depth.unwrap_or(if many { DEPTH_OF_MANY } else { usize::MAX }),
-            children: if many { CHILDREN_OF_MANY } else { usize::MAX },
-        }
-    }
-}
-
-/// What stands in a line of the tree.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum What {
-    Record(usize),
-    /// A record that has its place elsewhere.
-    Again(usize),
-    /// What the limits leave out.
-    More(Weight),
-}
-
-/// A line of the tree, and the lines that lead to it.
-#[derive(Debug, PartialEq, Eq)]
-struct Line {
-    lead: String,
-    what: What,
-}
-
-/// Something that is still to be drawn: what leads to its first line, and to those after it.
-struct Pending {
-    what: What,
-    lead: String,
-    rest: String,
-    depth: usize,
-}
-
-fn draw(forest: &Forest, limits: Limits) -> Vec<Line> {
-    let mut lines = Vec::new();
-    let roots: Vec<Child> = forest.roots.iter().map(|&record| Child { record, again: false }).collect();
-    let mut pending = match roots[..] {
-        [Child { record, .. }] => {
-            vec![Pending { what: What::Record(record), lead: String::new(), rest: String::new(), depth: 0 }]
-        }
-        _ => branches(&roots, "", 0, forest, limits),
-    };
-    while let Some(Pending { what, mut lead, rest, depth }) = pending.pop() {
-        let What::Record(mut at) = what else {
-            lines.push(Line { lead, what });
-            continue;
-        };
-        loop {
-            let lead = std::mem::replace(&mut lead, rest.clone());
-            lines.push(Line { lead, what: What::Record(at) });
-            match forest.children[at][..] {
-                [Child { record, again: false }] => at = record,
-                [] => break,
-                ref children => {
-                    pending.extend(branches(children, &rest, depth + 1, forest, limits));
-                    break;
-                }
-            }
-        }
-    }
-    lines
-}
-
-/// The children of a record, the last one first.
-fn branches(all: &[Child], rest: &str, depth: usize, forest: &Forest, limits: Limits) -> Vec<Pending> {
-    let shown = if depth > limits.depth { 0 } else { limits.children.min(all.len()) };
-    let (shown, more) = all.split_at(shown);
-    let mut whats: Vec<What> = shown
-        .iter()
-        .map(|child| if child.again { What::Again(child.record) } else { What::Record(child.record) })
-        .collect();
-    let left = more.iter().filter(|child| !child.again).map(|child| forest.weights[child.record]);
-    let left = left.fold(Weight::default(), |sum, weight| Weight {
-        records: sum.records + weight.records,
-        bytes: sum.bytes.saturating_add(weight.bytes),
-    });
-    if left.records > 0 {
-        whats.push(What::More(left));
-    }
-    let last = whats.len().saturating_sub(1);
-    let lines = whats.into_iter().enumerate().map(|(at, what)| {
-        let (lead, below) = if at == last { ("└─ ", "   ") } else { ("├─ ", "│  ") };
-        Pending { what, lead: format!("{rest}{lead}"), rest: format!("{rest}{below}"), depth }
-    });
-    lines.rev().collect()
-}
-
 /// Sources, the records as a tree, and the sums.
-pub(super) fn inventory(report: &Report<'_>, limits: Limits, columns: Option<usize>) -> Text {
+pub(super) fn inventory(report: &Report<'_>, limit: usize, columns: Option<usize>) -> Text {
     let mut text = Text::new();
     if let Some(root) = &report.root {
         let _ = writeln!(text, "root        {root}");
@@ -138,7 +31,7 @@ pub(super) fn inventory(report: &Report<'_>, limits: Limits, columns: Option<usi
     }
     if !report.records.is_empty() {
         text.push("\n");
-        tree(&mut text, report, limits, columns);
+        tree(&mut text, report, limit, columns);
     }
     text.push("\n");
     sums(&mut text, &report.totals, report.root.is_some());
@@ -158,9 +51,9 @@ pub(super) fn inventory(report: &Report<'_>, limits: Limits, columns: Option<usi
     text
 }
 
-fn tree(text: &mut Text, report: &Report<'_>, limits: Limits, columns: Option<usize>) {
+fn tree(text: &mut Text, report: &Report<'_>, limit: usize, columns: Option<usize>) {
     let forest = forest(report.records);
-    let lines = draw(&forest, limits);
+    let lines = draw(report.records, &forest, limit);
     let cells: Vec<(String, String, &str)> = lines
         .iter()
         .map(|line| match line.what {
@@ -170,7 +63,9 @@ fn tree(text: &mut Text, report: &Report<'_>, limits: Limits, columns: Option<us
                 (size(record), with_all, key(record))
             }
             What::Again(_) => (String::new(), String::new(), ""),
-            What::More(weight) => (String::new(), HumanBytes(weight.bytes).to_string(), ""),
+            What::Rest { own, with_all } => {
+                (HumanBytes(own.bytes).to_string(), HumanBytes(with_all.bytes).to_string(), "")
+            }
         })
         .collect();
     let width = |title: &str, cell: fn(&(String, String, &str)) -> usize| {
@@ -179,17 +74,23 @@ fn tree(text: &mut Text, report: &Report<'_>, limits: Limits, columns: Option<us
     let sizes = width("SIZE", |cells| cells.0.chars().count());
     let sums = width("WITH ALL", |cells| cells.1.chars().count());
     let keys = width("KEY", |cells| cells.2.chars().count());
-    let room = columns.map(|columns| columns.saturating_sub(sizes + sums + keys + 6));
     let titles = format!("{:>sizes$}  {:>sums$}  {:<keys$}  STEP", "SIZE", "WITH ALL", "KEY");
     text.push_styled(Style::Title, titles);
     for (line, (size, with_all, key)) in lines.iter().zip(&cells) {
         let _ = write!(text, "\n{size:>sizes$}  {with_all:>sums$}  ");
         let is_lost = matches!(*key, UNKEYED | ONLY_INPUTS);
         text.push_styled(is_lost.then_some(Style::Bad), format!("{key:<keys$}"));
-        let room = room.map(|room| room.saturating_sub(line.lead.chars().count()).max(LEAST));
+        let room = room(columns, sizes + sums + keys + 6 + line.lead.chars().count());
         let _ = write!(text, "  {}{}", line.lead, cut(&label(line.what, report.records), room));
     }
     text.push("\n");
+    if report.records.len() > limit {
+        let all = report.records.len();
+        let _ = writeln!(
+            text,
+            "\nthese are the {limit} largest of {all} records; --largest N or --all shows more"
+        );
+    }
 }
 
 const UNKEYED: &str = "none";
@@ -213,7 +114,7 @@ fn label(what: What, records: &[Record]) -> String {
     match what {
         What::Record(at) => described_record(&records[at]),
         What::Again(at) => format!("→ {}, shown elsewhere", name(&records[at])),
-        What::More(weight) => format!("… and {} more", counted(weight.records, "record")),
+        What::Rest { own, .. } => format!("… {}", counted(own.records, "record")),
     }
 }
 
@@ -240,11 +141,7 @@ fn described_record(record: &Record) -> String {
 
 /// What a record is called.
 fn name(record: &Record) -> String {
-    match (&record.name, &record.layer) {
-        (Some(name), _) => one_line(name).into_owned(),
-        (None, Some(layer)) => format!("layer {layer}"),
-        (None, None) => format!("record {}", one_line(&record.id)),
-    }
+    called(record.name.as_deref(), record.layer, &record.id)
 }
 
 fn sums(text: &mut Text, totals: &Totals, is_root: bool) {
@@ -292,63 +189,6 @@ mod tests {
         shape.iter().enumerate().map(record).collect()
     }
 
-    fn drawn(records: &[Record], limits: Limits) -> String {
-        let lines = draw(&forest(records), limits);
-        let lines = lines.iter().map(|line| format!("{}{}", line.lead, label(line.what, records)));
-        lines.collect::<Vec<_>>().join("\n")
-    }
-
-    const ALL: Limits = Limits { depth: usize::MAX, children: usize::MAX };
-
-    #[test]
-    fn only_branchings_go_to_the_right() {
-        let shape = records(&[
-            ("base", &[]),
-            ("apt", &["base"]),
-            ("copy", &["apt"]),
-            ("make", &["copy"]),
-            ("lint", &["copy"]),
-            ("docs", &["apt"]),
-            ("merge", &["docs", "make"]),
-            ("other", &[]),
-        ]);
-        insta::assert_snapshot!(drawn(&shape, ALL), @r"
-        ├─ base
-        │  apt
-        │  ├─ docs
-        │  │  merge
-        │  └─ copy
-        │     ├─ lint
-        │     └─ make
-        │        └─ → merge, shown elsewhere
-        └─ other
-        ");
-        insta::assert_snapshot!(drawn(&shape, Limits { depth: 1, children: 1 }), @r"
-        ├─ base
-        │  apt
-        │  ├─ docs
-        │  │  merge
-        │  └─ … and 3 records more
-        └─ … and 1 record more
-        ");
-        insta::assert_snapshot!(drawn(&shape[..7], Limits { depth: 0, children: 1 }), @r"
-        base
-        apt
-        └─ … and 5 records more
-        ");
-        assert_eq!(drawn(&[], ALL), "");
-    }
-
-    #[test]
-    fn of_many_the_largest_are_shown() {
-        let small = Limits::new(None, false, MANY);
-        assert_eq!((small.depth, small.children), (usize::MAX, usize::MAX));
-        let many = Limits::new(None, false, MANY + 1);
-        assert_eq!((many.depth, many.children), (DEPTH_OF_MANY, CHILDREN_OF_MANY));
-        assert_eq!(Limits::new(Some(7), false, MANY + 1).depth, 7);
-        assert_eq!(Limits::new(None, true, MANY + 1).children, usize::MAX);
-    }
-
     #[test]
     fn an_inventory() {
         let mut shape =
@@ -374,7 +214,7 @@ mod tests {
             records: &shape,
             keys: &[],
         };
-        let text = inventory(&report, ALL, None).to_string();
+        let text = inventory(&report, usize::MAX, None).to_string();
         insta::assert_snapshot!(text.replace(&Digest::of(b"").to_string(), "<digest>"), @r"
         root        /var/lib/buildkit
 

@@ -26,7 +26,7 @@ Examples:
 
 /// Say which steps of caches have a key, and from which source; pulls no layer
 #[derive(Debug, Args)]
-#[command(after_help = format!("{}\n\n{EXAMPLES}", exit::HELP))]
+#[command(after_long_help = exit::help(EXAMPLES))]
 pub(in crate::cli) struct Arguments {
     #[command(flatten)]
     caches: Caches,
@@ -47,7 +47,7 @@ pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
     let skip_missing = caches.skip_missing;
     let caches = caches.read(&keys.registries)?;
     let given = keys.given(&caches)?;
-    let check = interruptible(|stop| {
+    let check = interruptible(output, progress, |stop| {
         let progress = progress.start()?;
         gather::check(&caches, skip_missing, &keys.keys_from(), &keys.gather(stop, given), &*progress)
             .map_err(Failure::from)

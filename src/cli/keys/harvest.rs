@@ -3,6 +3,7 @@
 use clap::Args;
 use serde::Serialize;
 
+use super::super::caches::discreet;
 use super::super::exit::{self, Failure};
 use super::super::options::{Registries, distinct, of_keys};
 use super::super::output::Output;
@@ -30,11 +31,11 @@ Examples:
 
 /// Write the keys that builders, images and files have to one file
 #[derive(Debug, Args)]
-#[command(after_help = format!("{}\n\n{EXAMPLES}", exit::HELP))]
+#[command(after_long_help = exit::help(EXAMPLES))]
 pub(in crate::cli) struct Arguments {
     /// Where operation digests come from: type=builder,name=NAME, type=cachedb,src=FILE-OR-ROOT, an image
     /// reference or type=image,ref=REF (its provenance), type=provenance,src=FILE or type=keys,src=FILE
-    #[arg(required = true, value_name = "SRC")]
+    #[arg(required = true, value_name = "SRC", value_parser = discreet::<KeySpec>())]
     sources: Vec<KeySpec>,
 
     #[command(flatten)]
@@ -75,7 +76,7 @@ struct Outcome {
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let file = arguments.file.create()?;
     let given = arguments.registries.given(of_keys(&arguments.sources))?;
-    let offers = interruptible(|stop| {
+    let offers = interruptible(arguments.output, arguments.progress, |stop| {
         let options = gather::Options {
             platforms: arguments.platforms.clone(),
             no_sidecar: true,

@@ -24,7 +24,7 @@ Examples:
 
 /// Get the sidecar of a cache as a keys file
 #[derive(Debug, Args)]
-#[command(after_help = format!("{}\n\n{EXAMPLES}", exit::HELP))]
+#[command(after_long_help = exit::help(EXAMPLES))]
 pub(in crate::cli) struct Arguments {
     /// A cache in a registry: a reference, or type=registry,ref=REF
     #[arg(value_parser = discreet::<CacheSpec>())]
@@ -55,7 +55,7 @@ struct Written {
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let file = arguments.file.create()?;
     let given = arguments.registries.given(of_caches([&arguments.cache]))?;
-    let (report, keys) = interruptible(|stop| {
+    let (report, keys) = interruptible(arguments.output, arguments.progress, |stop| {
         let registry = arguments.registries.options(stop, given);
         let options = gather::Options { registry, ..gather::Options::default() };
         sidecar::pull(&arguments.cache, &options, &*arguments.progress.start()?).map_err(Failure::from)

@@ -33,7 +33,7 @@ Examples:
 /// Only keys that are proven for the cache are pushed: digests and outputs, and nothing else of the build.
 /// A sidecar that is there already is read first, and its keys go into the new one.
 #[derive(Debug, Args)]
-#[command(after_help = format!("{}\n\n{EXAMPLES}", exit::HELP))]
+#[command(after_long_help = exit::help(EXAMPLES))]
 pub(in crate::cli) struct Arguments {
     /// A cache in a registry: a reference, or type=registry,ref=REF
     #[arg(value_parser = discreet::<CacheSpec>())]
@@ -53,7 +53,7 @@ pub(in crate::cli) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let Arguments { cache, keys, output, progress } = arguments;
     let given = keys.given([cache])?;
-    let report = interruptible(|stop| {
+    let report = interruptible(*output, *progress, |stop| {
         let progress = progress.start()?;
         sidecar::push(cache, &keys.keys_from(), &keys.gather(stop, given), &*progress).map_err(Failure::from)
     })?;

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use clap::{ArgGroup, Args};
+use clap::Args;
 use serde::Serialize;
 
 use super::super::build::{ReplayArguments, SolveConfig};
@@ -34,10 +34,7 @@ Examples:
 
 /// Solve a build with its caches imported, run nothing, and write the keys that BuildKit computes for it
 #[derive(Debug, Args)]
-#[command(
-    after_help = format!("{}\n\n{EXAMPLES}", exit::HELP),
-    group = ArgGroup::new("replayed").required(true).args(["build"])
-)]
+#[command(after_long_help = exit::help(EXAMPLES), mut_arg("build", |build| build.required(true)))]
 pub(in crate::cli) struct Arguments {
     #[command(flatten)]
     caches: Caches,
@@ -90,10 +87,10 @@ pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
     let skip_missing = arguments.caches.skip_missing;
     let specs = arguments.caches.read(&arguments.registries)?;
     let given = arguments.registries.given(of_caches(&specs))?;
-    let (all, Replay { candidates, report }) = interruptible(|stop| {
+    let (all, Replay { candidates, report }) = interruptible(arguments.output, arguments.progress, |stop| {
         let registry = arguments.registries.options(stop, given);
         let Some(options) =
-            arguments.build.replay(&arguments.platforms, &registry, arguments.config.buildkitd_config)
+            arguments.build.replay(&arguments.platforms, &registry, arguments.config.buildkitd_config)?
         else {
             return Err(Failure::new("--build CONTEXT is missing", exit::USAGE));
         };

@@ -4,14 +4,12 @@ use std::fmt::Write as _;
 
 use indicatif::HumanBytes;
 
-use super::super::escape::{cut, one_line};
+use super::super::escape::{cut, one_line, room};
 use super::super::render::{LISTED, described, unkeyed, worth};
 use super::super::text::{Style, Text};
 use crate::gather::sidecar::{PullReport, PushReport};
 use crate::gather::{Check, Status, StepReport};
 
-/// Columns that a step's name gets on the narrowest terminal.
-const LEAST: usize = 20;
 /// Rows of sources that one step shows.
 const SHOWN: usize = 4;
 
@@ -36,7 +34,7 @@ pub(super) fn check(check: &Check, columns: Option<usize>) -> Text {
             cells.iter().map(|cell| cell.chars().count()).max().unwrap_or_default().max(title.len())
         };
         let (key_width, size_width) = (width(&keys, "KEY"), width(&sizes, "SIZE"));
-        let room = columns.map(|columns| columns.saturating_sub(key_width + size_width + 4).max(LEAST));
+        let room = room(columns, key_width + size_width + 4);
         text.push("\n");
         text.push_styled(Style::Title, format!("{:<key_width$}  {:>size_width$}  STEP", "KEY", "SIZE"));
         text.push("\n");

@@ -31,14 +31,14 @@ Examples:
 ";
 
 /// Say what a bake of the same arguments would do, how much disk it takes, and what garbage collection would do to
-/// the root; writes nothing, and pulls no layer
+/// the root; pulls no layer, and writes nothing but the scratch directory of a replay, while that runs
 #[derive(Debug, Args)]
-#[command(after_help = format!("{}\n\n{EXAMPLES}", exit::HELP))]
+#[command(after_long_help = exit::help(EXAMPLES))]
 pub(super) struct Arguments {
     #[command(flatten)]
     pub(super) baking: Baking,
 
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = None::<&str>)]
     pub(super) output: Output,
 
     #[command(flatten)]
@@ -79,11 +79,13 @@ impl Host {
     pub(super) fn options(&self) -> Result<GcOptions, Failure> {
         let configuration = match &self.buildkitd_config {
             None => Configuration::default(),
-            Some(path) => {
-                let wrong = |error: String, code| Failure::new(format!("{}: {error}", path.display()), code);
-                let text =
-                    fs::read_to_string(path).map_err(|error| wrong(error.to_string(), exit::FAILURE))?;
-                Configuration::read(&text).map_err(|error| wrong(render::chain(&error), exit::USAGE))?
+            Some(file) => {
+                let path = file.display();
+                let text = fs::read_to_string(file)
+                    .map_err(|error| Failure::new(format!("cannot read {path}: {error}"), exit::FAILURE))?;
+                Configuration::read(&text).map_err(|error| {
+                    Failure::new(format!("{path}: {}", render::chain(&error)), exit::USAGE)
+                })?
             }
         };
         Ok(GcOptions {
@@ -117,7 +119,7 @@ pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
     let progress = baking.progress;
     let root = baking.place.find()?;
     let busy = root.require_idle().err().map(Failure::from);
-    let (options, cancel) = baking.options(&root, host.buildkitd_config)?;
+    let (options, cancel) = baking.options(&root, host.buildkitd_config, output)?;
     let foreseen = bake::foresee(&options, &gc, &cancel, &*progress.start()?)?;
     let refused =
         |error: &bake::Error| Refused { message: render::chain(error), exit_code: exit::of_bake(error) };

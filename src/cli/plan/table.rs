@@ -77,8 +77,11 @@ fn forecast(text: &mut Text, forecast: &Forecast) {
             let (size, step) = (HumanBytes(removed.bytes).to_string(), one_line(&removed.description));
             let _ = writeln!(text, "              {size:>10}  rule {}  {step}{among}", removed.rule);
         }
-        if pass.removed.len() > LISTED {
-            let _ = writeln!(text, "              and {} more", pass.removed.len() - LISTED);
+        if let Some(more @ [_, ..]) = pass.removed.get(LISTED..) {
+            let bytes = more.iter().map(|removed| removed.bytes).fold(0, u64::saturating_add);
+            let (count, bytes) = (more.len(), HumanBytes(bytes));
+            let _ =
+                writeln!(text, "              {:>10}  and {count} more; --json lists all", bytes.to_string());
         }
     }
     let (style, verdict) = if forecast.keeps_all() {

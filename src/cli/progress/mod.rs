@@ -63,7 +63,7 @@ impl Shown {
     /// Says why there is no report, and gives the exit code.
     pub(super) fn failure(self, output: Output, failure: &Failure) -> u8 {
         if self.mode == Mode::Rawjson {
-            err(rawjson::error(&render::chain(&*failure.error), failure.code));
+            err(rawjson::error(&*failure.error, failure.code));
         } else {
             err(render::failure(&*failure.error));
         }

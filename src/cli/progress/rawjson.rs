@@ -1,5 +1,6 @@
 //! Events as JSON, one object per line: docs/json.md, "`--progress rawjson`".
 
+use std::error::Error;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -7,6 +8,8 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::meter::{Amount, Meter};
+use crate::cli::advice::advice;
+use crate::cli::render;
 use crate::digest::Digest;
 use crate::progress::{Event, Phase, Progress};
 
@@ -37,7 +40,7 @@ enum Told<'a> {
     Compared { digest: &'a Digest },
     Retry { what: &'a str, failures: u32, seconds: f64, reason: &'a str },
     Warning { message: &'a str },
-    Error { message: &'a str, exit_code: u8 },
+    Error { message: &'a str, help: Option<&'static str>, exit_code: u8 },
 }
 
 fn line(told: Told<'_>) -> String {
@@ -51,8 +54,8 @@ fn seconds(duration: Duration) -> f64 {
 }
 
 /// The line that a failed command ends with.
-pub(super) fn error(message: &str, exit_code: u8) -> String {
-    line(Told::Error { message, exit_code })
+pub(super) fn error(error: &(dyn Error + 'static), exit_code: u8) -> String {
+    line(Told::Error { message: &render::chain(error), help: advice(error), exit_code })
 }
 
 #[derive(Debug, Default)]
@@ -150,6 +153,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::source;
 
     fn told(events: Vec<Event>) -> Vec<Value> {
         let lines = Mutex::new(Vec::new());
@@ -159,15 +163,17 @@ mod tests {
                 progress.event(event);
             }
         }
-        let parsed = lines.into_inner().unwrap().into_iter().map(|line| {
-            assert!(!line.contains('\n'), "{line}");
-            let mut value: Value = line.parse().unwrap();
-            let time = value.as_object_mut().unwrap().remove("time").unwrap();
-            let time = time.as_str().unwrap();
-            assert!(time.parse::<Timestamp>().is_ok() && time.len() == 24, "{time}");
-            value
-        });
-        parsed.collect()
+        lines.into_inner().unwrap().iter().map(|line| line_of(line)).collect()
+    }
+
+    /// A line without its time.
+    fn line_of(line: &str) -> Value {
+        assert!(!line.contains('\n'), "{line}");
+        let mut value: Value = line.parse().unwrap();
+        let time = value.as_object_mut().unwrap().remove("time").unwrap();
+        let time = time.as_str().unwrap();
+        assert!(time.parse::<Timestamp>().is_ok() && time.len() == 24, "{time}");
+        value
     }
 
     #[test]
@@ -197,6 +203,16 @@ mod tests {
             json!({"event": "compared", "digest": digest}),
         ];
         assert_eq!(told(events), expected);
+    }
+
+    #[test]
+    fn an_error_comes_with_what_to_do() {
+        let told = |error: source::Error| line_of(&super::error(&error, 3));
+        let help = "name the directory or the tar that --cache-to type=local,dest=… wrote";
+        let none = source::Error::NoSuchLayout { path: "cache".into() };
+        let expected = json!({"event": "error", "message": none.to_string(), "help": help, "exit_code": 3});
+        assert_eq!(told(none), expected);
+        assert_eq!(told(source::Error::Stopped { what: "x".into() })["help"], Value::Null);
     }
 
     #[test]

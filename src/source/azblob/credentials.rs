@@ -26,7 +26,7 @@ use super::error::AzureError;
 use crate::source::Error;
 use crate::source::credentials::{JsonFault, run_helper};
 use crate::source::hmac::hmac_sha256;
-use crate::source::http::{Failure, Options, Reply, Transport, percent_encode};
+use crate::source::http::{Failure, Options, Reply, Transport, one_line, percent_encode};
 use crate::source::secret::Secret;
 
 /// The version of the storage's protocol: of those with tokens, one that every emulator knows.
@@ -182,7 +182,7 @@ impl Authority {
         let limit = self.options.helper_timeout;
         let ended = run_helper(&mut az, b"", limit, &self.options.stop).map_err(|error| error.to_string())?;
         if !ended.status.success() {
-            return Err(String::from_utf8_lossy(&ended.stderr).trim().to_owned());
+            return Err(one_line(&ended.stderr));
         }
         let answer: Answer =
             serde_json::from_slice(&ended.stdout).map_err(|error| JsonFault::from(&error).to_string())?;

@@ -53,11 +53,11 @@ impl Asked {
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use super::super::{Origin, Secret};
+    use super::super::{Login, Origin};
     use super::*;
 
     fn credential(n: usize) -> Credential {
-        Credential::new(Secret::Identity(n.to_string()), Origin::AwsCli)
+        Credential::new(Login::password("ci", n.to_string()), Origin::AwsCli)
     }
 
     #[test]

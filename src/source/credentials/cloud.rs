@@ -12,7 +12,7 @@
 use std::path::PathBuf;
 
 use super::error::CredentialError;
-use super::{Credential, Credentials, Origin, Secret};
+use super::{Credential, Credentials, Login, Origin};
 use crate::source::Error;
 
 /// GitHub's container registry.
@@ -54,9 +54,8 @@ impl Credentials {
     ) -> Result<Option<Credential>, Error> {
         if registry == GHCR {
             return Ok(self.env.text(GITHUB_TOKEN).map(|token| {
-                let user = self.env.text("GITHUB_ACTOR").unwrap_or(GITHUB_USER).to_owned();
-                let secret = Secret::Password { user, password: token.to_owned() };
-                Credential::new(secret, Origin::GithubToken)
+                let user = self.env.text("GITHUB_ACTOR").unwrap_or(GITHUB_USER);
+                Credential::new(Login::password(user, token), Origin::GithubToken)
             }));
         }
         match ecr_region(registry) {
@@ -104,8 +103,7 @@ impl Credentials {
         if password.is_empty() || !password.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(CredentialError::NoPassword { host: registry.to_owned() }.into());
         }
-        let secret = Secret::Password { user: ECR_USER.to_owned(), password: password.to_owned() };
-        Ok(Credential::new(secret, Origin::AwsCli))
+        Ok(Credential::new(Login::password(ECR_USER, password), Origin::AwsCli))
     }
 
     /// Where the `PATH` has a program.

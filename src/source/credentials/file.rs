@@ -10,13 +10,13 @@
 //! hosts, then `auths`, of which the longest match counts, as in `containers-auth.json(5)`.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use base64::Engine;
 use serde::Deserialize;
 
-use super::Secret;
 use super::error::{CredentialError, JsonFault};
+use super::{Login, Place};
+use crate::source::secret::Secret;
 
 /// The key under which docker keeps Docker Hub's credentials.
 const HUB_KEY: &str = "https://index.docker.io/v1/";
@@ -40,9 +40,9 @@ struct AuthEntry {
 }
 
 impl AuthFile {
-    /// Reads what docker and podman write; `path` is for messages.
-    pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Self, CredentialError> {
-        let json = |error| CredentialError::Json { path: path.to_owned(), fault: JsonFault::from(&error) };
+    /// Reads what docker and podman write; `place` is for messages.
+    pub(super) fn parse(place: &Place, bytes: &[u8]) -> Result<Self, CredentialError> {
+        let json = |error| CredentialError::Json { path: place.to_string(), fault: JsonFault::from(&error) };
         serde_json::from_slice(bytes).map_err(json)
     }
 
@@ -55,20 +55,20 @@ impl AuthFile {
     }
 
     /// What stands in the file itself.
-    pub(super) fn secret(
+    pub(super) fn login(
         &self,
-        path: &Path,
+        place: &Place,
         registry: &str,
         repository: &str,
-    ) -> Result<Option<Secret>, CredentialError> {
+    ) -> Result<Option<Login>, CredentialError> {
         let Some(auths) = &self.auths else { return Ok(None) };
         for wanted in host_keys(registry).iter().flat_map(|host| namespaces(host, repository)) {
             let exact = auths.get_key_value(&wanted);
             let same_host = || auths.iter().find(|(key, _)| host_of_url(key).is_some_and(|h| h == wanted));
             if let Some((key, entry)) = exact.or_else(same_host)
-                && let Some(secret) = entry.secret(path, key)?
+                && let Some(login) = entry.login(place, key)?
             {
-                return Ok(Some(secret));
+                return Ok(Some(login));
             }
         }
         Ok(None)
@@ -76,23 +76,22 @@ impl AuthFile {
 }
 
 impl AuthEntry {
-    /// The secret; docker leaves an empty entry where a helper holds it.
-    fn secret(&self, path: &Path, key: &str) -> Result<Option<Secret>, CredentialError> {
+    /// What to show; docker leaves an empty entry where a helper holds it.
+    fn login(&self, place: &Place, key: &str) -> Result<Option<Login>, CredentialError> {
         let set = |field: &Option<String>| field.clone().filter(|text| !text.is_empty());
         if let Some(token) = set(&self.identitytoken) {
-            return Ok(Some(Secret::Identity(token)));
+            return Ok(Some(Login::Identity(Secret::new(token))));
         }
         if let Some(token) = set(&self.registrytoken) {
-            return Ok(Some(Secret::Registry(token)));
+            return Ok(Some(Login::Registry(Secret::new(token))));
         }
         if let Some(auth) = set(&self.auth) {
-            let invalid = || CredentialError::Encoding { path: path.to_owned(), key: key.to_owned() };
+            let invalid = || CredentialError::Encoding { path: place.to_string(), key: key.to_owned() };
             let (user, password) = decode_auth(&auth).ok_or_else(invalid)?;
-            return Ok(Some(Secret::Password { user, password }));
+            return Ok(Some(Login::password(&user, password)));
         }
-        Ok(set(&self.username)
-            .zip(set(&self.password))
-            .map(|(user, password)| Secret::Password { user, password }))
+        let both = set(&self.username).zip(set(&self.password));
+        Ok(both.map(|(user, password)| Login::password(&user, password)))
     }
 }
 

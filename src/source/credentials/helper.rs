@@ -14,9 +14,10 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 
 use super::error::{CredentialError, JsonFault};
-use super::{Credential, Credentials, Origin, Secret};
+use super::{Credential, Credentials, Login, Origin};
 use crate::source::Error;
-use crate::source::http::Stop;
+use crate::source::http::{Stop, one_line};
+use crate::source::secret::Secret;
 
 /// What a helper prints for a host that it does not know.
 const NOT_FOUND: &str = "credentials not found in native keychain";
@@ -75,11 +76,11 @@ impl Credentials {
         if answer.secret.is_empty() {
             return Ok(None);
         }
-        let secret = match answer.username.as_str() {
-            TOKEN_USER => Secret::Identity(answer.secret),
-            _ => Secret::Password { user: answer.username, password: answer.secret },
+        let login = match answer.username.as_str() {
+            TOKEN_USER => Login::Identity(Secret::new(answer.secret)),
+            user => Login::password(user, answer.secret),
         };
-        Ok(Some(Credential::new(secret, Origin::Helper(helper.to_owned()))))
+        Ok(Some(Credential::new(login, Origin::Helper(helper.to_owned()))))
     }
 }
 
@@ -104,9 +105,14 @@ impl Ended {
 
     /// Why it failed, in its own words: on either stream, as helpers do. An answer is none of these words.
     fn said(&self) -> String {
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
-        match text(&self.stdout) {
-            stdout if stdout.is_empty() || stdout.starts_with(['{', '[', '"']) => text(&self.stderr),
+        match one_line(&self.stdout) {
+            stdout
+                if stdout.is_empty()
+                    || stdout.starts_with(['{', '[', '"'])
+                    || stdout.contains("\"Secret\"") =>
+            {
+                one_line(&self.stderr)
+            }
             stdout => stdout,
         }
     }

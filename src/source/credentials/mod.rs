@@ -5,7 +5,8 @@
 //! file     $REGISTRY_AUTH_FILE
 //!          $DOCKER_AUTH_CONFIG, the JSON itself
 //!          $DOCKER_CONFIG/config.json, else ~/.docker/config.json
-//!          without $REGISTRY_AUTH_FILE: $XDG_RUNTIME_DIR/containers/auth.json, ~/.config/containers/auth.json
+//!          without $REGISTRY_AUTH_FILE: $XDG_RUNTIME_DIR/containers/auth.json, else /run/containers/<uid>/auth.json;
+//!                                       $XDG_CONFIG_HOME/containers/auth.json, else ~/.config/containers/auth.json
 //!   helper   docker-credential-<name>, where a file names it
 //! cloud    ECR: docker-credential-ecr-login, aws ecr get-login-password; ghcr.io: $GITHUB_TOKEN
 //! ```
@@ -24,7 +25,7 @@ mod helper;
 use std::ffi::OsStr;
 use std::fmt;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,6 +34,7 @@ use self::asked::Asked;
 use self::file::{AuthFile, host_keys};
 use super::Error;
 use super::http::{Options, Stop};
+use super::secret::Secret;
 
 pub(super) use cloud::{AWS_CLI, ECR_HELPER, GHCR, GITHUB_TOKEN, ecr_region};
 pub use environment::Environment;
@@ -45,21 +47,27 @@ const IN_ENV: &str = "DOCKER_AUTH_CONFIG";
 
 /// What to show to a registry.
 #[derive(Clone, PartialEq, Eq)]
-pub(super) enum Secret {
+pub(super) enum Login {
     Password {
         user: String,
-        password: String,
+        password: Secret,
     },
     /// An `OAuth2` refresh token.
-    Identity(String),
+    Identity(Secret),
     /// A token to show to the registry as it is.
-    Registry(String),
+    Registry(Secret),
 }
 
-/// A secret and where it came from.
+impl Login {
+    fn password(user: &str, password: impl Into<String>) -> Self {
+        Self::Password { user: user.to_owned(), password: Secret::new(password) }
+    }
+}
+
+/// What to show and where it came from.
 #[derive(Clone)]
 pub(super) struct Credential {
-    pub(super) secret: Secret,
+    pub(super) login: Login,
     pub(super) origin: Origin,
     /// Whether a program gave it when it was asked before, so that it may have ended since.
     pub(super) kept: bool,
@@ -68,15 +76,60 @@ pub(super) struct Credential {
 impl PartialEq for Credential {
     /// Whether both are the same to a registry.
     fn eq(&self, other: &Self) -> bool {
-        self.secret == other.secret && self.origin == other.origin
+        self.login == other.login && self.origin == other.origin
     }
 }
 
 impl Eq for Credential {}
 
 impl Credential {
-    fn new(secret: Secret, origin: Origin) -> Self {
-        Self { secret, origin, kept: false }
+    fn new(login: Login, origin: Origin) -> Self {
+        Self { login, origin, kept: false }
+    }
+}
+
+/// A file of credentials, or what stands for one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Place {
+    /// The file that `$REGISTRY_AUTH_FILE` names.
+    Named(PathBuf),
+    /// [`IN_ENV`].
+    Variable,
+    /// Docker's own.
+    Docker(PathBuf),
+    /// One of podman's own.
+    Podman(PathBuf),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Named(path) | Self::Docker(path) | Self::Podman(path) => path.display().fmt(f),
+            Self::Variable => write!(f, "${IN_ENV}"),
+        }
+    }
+}
+
+impl Place {
+    /// How to put there what goes on with "an account"; elsewhere it would come too late.
+    fn how_to_log_in(&self, registry: &str) -> String {
+        match self {
+            Self::Named(_) | Self::Variable => format!("put into {self}"),
+            Self::Docker(_) => format!("run docker login {registry} with"),
+            Self::Podman(_) => format!("run podman login {registry} with"),
+        }
+    }
+
+    /// What stands there; `None` where there is nothing.
+    fn read(&self, env: &Environment) -> Result<Option<Vec<u8>>, CredentialError> {
+        let (Self::Named(path) | Self::Docker(path) | Self::Podman(path)) = self else {
+            return Ok(env.path(IN_ENV).map(|json| json.into_os_string().into_encoded_bytes()));
+        };
+        match std::fs::read(path) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+            Err(source) => Err(CredentialError::Read { path: path.clone(), source }),
+        }
     }
 }
 
@@ -85,8 +138,8 @@ impl Credential {
 pub(super) enum Origin {
     /// Whoever started the run.
     Given,
-    /// A file, or a variable that stands for one.
-    File(String),
+    /// A file, or what stands for one.
+    File(Place),
     /// A credential helper.
     Helper(String),
     /// The command line of AWS.
@@ -99,7 +152,7 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Given => f.write_str("standard input"),
-            Self::File(path) => f.write_str(path),
+            Self::File(place) => place.fmt(f),
             Self::Helper(helper) => write!(f, "credential helper {helper}"),
             Self::AwsCli => f.write_str(AWS_CLI),
             Self::GithubToken => write!(f, "${GITHUB_TOKEN}"),
@@ -117,7 +170,7 @@ impl Origin {
     pub(super) fn remedy(&self, registry: &str, wanted: &str) -> String {
         match self {
             Self::Given => format!("give a password that may {wanted}"),
-            Self::File(_) => format!("run docker login {registry} with an account that may {wanted}"),
+            Self::File(place) => format!("{} an account that may {wanted}", place.how_to_log_in(registry)),
             Self::Helper(helper) if helper != ECR_HELPER => {
                 format!("have {helper} know an account that may {wanted}")
             }
@@ -135,8 +188,8 @@ impl Origin {
 impl fmt::Display for Credential {
     /// Whose they are and where from, never the secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.secret {
-            Secret::Password { user, .. } => write!(f, "as {user:?} from {}", self.origin),
+        match &self.login {
+            Login::Password { user, .. } => write!(f, "as {user:?} from {}", self.origin),
             _ => write!(f, "with the token from {}", self.origin),
         }
     }
@@ -175,30 +228,33 @@ impl Credentials {
     /// The files that are looked into, in order, in words; they need not exist, but one that a variable names may
     /// well be meant to.
     pub(super) fn files(&self) -> Vec<String> {
-        let shown = |path: PathBuf| path.display().to_string();
-        let named = self.named_file().map(|path| {
-            let missing =
-                if path.exists() { "" } else { ", which $REGISTRY_AUTH_FILE names and is not there" };
-            format!("{}{missing}", path.display())
-        });
-        named.into_iter().chain(self.default_files().into_iter().map(shown)).collect()
+        let shown = |place: Place| match &place {
+            Place::Variable => None,
+            Place::Named(path) if !path.exists() => {
+                Some(format!("{place}, which $REGISTRY_AUTH_FILE names and is not there"))
+            }
+            _ => Some(place.to_string()),
+        };
+        self.places().into_iter().filter_map(shown).collect()
     }
 
-    fn named_file(&self) -> Option<PathBuf> {
-        self.env.path("REGISTRY_AUTH_FILE")
-    }
-
-    /// Docker's, and podman's own places, where no variable names another.
-    fn default_files(&self) -> Vec<PathBuf> {
+    /// Where to look, in order.
+    fn places(&self) -> Vec<Place> {
         let home = self.env.path("HOME");
-        let docker = self.env.path("DOCKER_CONFIG").or_else(|| home.as_ref().map(|dir| dir.join(".docker")));
-        let mut files: Vec<_> = docker.map(|dir| dir.join("config.json")).into_iter().collect();
-        if self.named_file().is_none() {
-            let config = self.env.path("XDG_CONFIG_HOME").or_else(|| home.map(|dir| dir.join(".config")));
-            let podman = [self.env.path("XDG_RUNTIME_DIR"), config];
-            files.extend(podman.into_iter().flatten().map(|dir| dir.join("containers/auth.json")));
+        let in_home = |dir: &str| home.as_ref().map(|home| home.join(dir));
+        let named = self.env.path("REGISTRY_AUTH_FILE").map(Place::Named);
+        let is_named = named.is_some();
+        let docker = self.env.path("DOCKER_CONFIG").or_else(|| in_home(".docker"));
+        let docker = docker.map(|dir| Place::Docker(dir.join("config.json")));
+        let mut places: Vec<_> = named.into_iter().chain([Place::Variable]).chain(docker).collect();
+        if !is_named {
+            let of_user = || self.env.user().map(|user| format!("/run/containers/{user}").into());
+            let runtime = self.env.path("XDG_RUNTIME_DIR").map(|dir| dir.join("containers")).or_else(of_user);
+            let config = self.env.path("XDG_CONFIG_HOME").or_else(|| in_home(".config"));
+            let podman = [runtime, config.map(|dir| dir.join("containers"))];
+            places.extend(podman.into_iter().flatten().map(|dir| Place::Podman(dir.join("auth.json"))));
         }
-        files
+        places
     }
 
     /// Finds credentials for a registry as references name it (`docker.io`, `localhost:5000`). Programs that gave
@@ -210,25 +266,16 @@ impl Credentials {
         refused: Option<&Credential>,
     ) -> Result<Option<Credential>, Error> {
         if let Some(given) = self.given.as_ref().filter(|given| given.registry == registry) {
-            let (user, password) = (given.user.clone(), given.password.expose().to_owned());
-            return Ok(Some(Credential::new(Secret::Password { user, password }, Origin::Given)));
+            let (user, password) = (given.user.clone(), given.password.clone());
+            return Ok(Some(Credential::new(Login::Password { user, password }, Origin::Given)));
         }
-        let read = |path: PathBuf| match std::fs::read(&path) {
-            Ok(bytes) => Some(Ok((path, bytes))),
-            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => None,
-            Err(source) => Some(Err(CredentialError::Read { path, source })),
-        };
-        let in_env = self.env.path(IN_ENV).map(|json| json.into_os_string().into_encoded_bytes());
-        let in_env = in_env.into_iter().map(|json| Ok((PathBuf::from(format!("${IN_ENV}")), json)));
-        let named = self.named_file().and_then(read);
-        let others = self.default_files().into_iter().filter_map(read);
-        for found in named.into_iter().chain(in_env).chain(others) {
-            let (path, bytes) = found?;
+        for place in self.places() {
+            let Some(bytes) = place.read(&self.env)? else { continue };
             if bytes.trim_ascii().is_empty() {
                 continue;
             }
-            let file = AuthFile::parse(&path, &bytes)?;
-            if let Some(found) = self.find_in(&path, &file, registry, repository, refused)? {
+            let file = AuthFile::parse(&place, &bytes)?;
+            if let Some(found) = self.find_in(place, &file, registry, repository, refused)? {
                 return Ok(Some(found));
             }
         }
@@ -246,13 +293,13 @@ impl Credentials {
 
     fn find_in(
         &self,
-        path: &Path,
+        place: Place,
         file: &AuthFile,
         registry: &str,
         repository: &str,
         refused: Option<&Credential>,
     ) -> Result<Option<Credential>, Error> {
-        let asked_by = path.display().to_string();
+        let asked_by = place.to_string();
         // Helpers know Docker Hub by the first of its names.
         let server = host_keys(registry).first().copied().unwrap_or(registry);
         for name in file.helpers(registry) {
@@ -262,10 +309,8 @@ impl Credentials {
                 return Ok(Some(found));
             }
         }
-        Ok(file.secret(path, registry, repository)?.map(|secret| {
-            let origin = Origin::File(asked_by);
-            Credential::new(secret, origin)
-        }))
+        let login = file.login(&place, registry, repository)?;
+        Ok(login.map(|login| Credential::new(login, Origin::File(place))))
     }
 }
 

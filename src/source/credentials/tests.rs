@@ -51,12 +51,12 @@ fn auths(entries: &[(&str, &str)]) -> String {
 }
 
 fn user(found: Option<Credential>) -> Option<String> {
-    found.map(|credential| match credential.secret {
-        Secret::Password { user, password } => {
-            assert_eq!(password, "pw");
+    found.map(|credential| match credential.login {
+        Login::Password { user, password } => {
+            assert_eq!(password.expose(), "pw");
             user
         }
-        Secret::Identity(token) | Secret::Registry(token) => token,
+        Login::Identity(token) | Login::Registry(token) => token.expose().to_owned(),
     })
 }
 
@@ -177,8 +177,14 @@ fn reads_every_way_of_writing_a_secret() {
 #[test]
 fn says_which_file_is_wrong() {
     let cases = [
-        ("{", "credentials file PATH is not valid: it ends too early, at line 1 column 1"),
-        ("auths", "credentials file PATH is not valid: no JSON at line 1 column 1"),
+        (
+            "{",
+            "credentials file PATH is not valid: it ends too early, at line 1 column 1: mend it, or move it away and log in again",
+        ),
+        (
+            "auths",
+            "credentials file PATH is not valid: no JSON at line 1 column 1: mend it, or move it away and log in again",
+        ),
         (
             r#"{"auths":{"r.example":{"auth":["hunter2"]}}}"#,
             "credentials file PATH is not valid: another kind of value than expected, or one that is missing, at \
@@ -191,13 +197,19 @@ fn says_which_file_is_wrong() {
         ),
         (
             r#"{"auths":{"r.example":{"auth":"%"}}}"#,
-            "credentials file PATH: the auth of r.example is not base64 of user:password; log in to it again",
+            "credentials file PATH: the auth of r.example is not base64 of user:password: log in to it again",
         ),
         (
             r#"{"auths":{"r.example":{"auth":"bm9jb2xvbg=="}}}"#,
-            "credentials file PATH: the auth of r.example is not base64 of user:password; log in to it again",
+            "credentials file PATH: the auth of r.example is not base64 of user:password: log in to it again",
         ),
     ];
+    let home = Home::new(&[(".docker/config.json/file", "")]);
+    let error = home.credentials(&[]).find("r.example", "a", None).err().unwrap().to_string();
+    assert!(
+        error.ends_with("Is a directory (os error 21): make it a file that this user may read"),
+        "{error}"
+    );
     for (content, message) in cases {
         let home = Home::new(&[(".docker/config.json", content)]);
         let error = home.credentials(&[]).find("r.example", "a", None).err().unwrap().to_string();

@@ -6,7 +6,7 @@ use super::reply::{Reply, read_failure};
 use super::retry::{Attempts, Failure, RetryPolicy, Stop};
 use crate::oci::Descriptor;
 use crate::progress::Progress;
-use crate::source::{Error, Mismatch, Receiver};
+use crate::source::{Content, Error, Mismatch, Receiver};
 
 /// What is read at once; also the size of a `Fetched` event at most.
 const BUFFER: usize = 128 << 10;
@@ -33,35 +33,30 @@ fn parse_content_range(text: &str) -> Option<ContentRange> {
 pub(in crate::source) struct Download<'a> {
     pub(in crate::source) blob: &'a Descriptor,
     /// What to call the source in messages.
-    pub(in crate::source) source_name: &'a str,
+    pub(in crate::source) source_name: String,
     /// What to call the place in it that has the blob.
-    pub(in crate::source) place: &'a str,
+    pub(in crate::source) place: String,
     pub(in crate::source) retry: RetryPolicy,
     pub(in crate::source) stop: &'a Stop,
+    pub(in crate::source) ask: Box<Ask<'a>>,
 }
 
-/// Makes one request for a blob, with these headers. Gives any answer that is neither a refusal nor
-/// a failure that may pass.
-pub(in crate::source) type Ask<'a> = &'a dyn Fn(&str, &[(&'static str, String)]) -> Result<Reply, Failure>;
+/// Makes one request for a blob, with these headers; the text is what to call it in messages. Gives any answer
+/// that is neither a refusal nor a failure that may pass.
+type Ask<'a> = dyn Fn(&str, &[(&'static str, String)]) -> Result<Reply, Failure> + 'a;
 
-impl Download<'_> {
-    /// Writes the blob to `out`, asking as often as it takes.
-    pub(in crate::source) fn run(
-        &self,
-        out: &mut dyn Write,
-        progress: &dyn Progress,
-        ask: Ask<'_>,
-    ) -> Result<(), Error> {
+impl Content for Download<'_> {
+    /// Asks as often as it takes.
+    fn copy(&self, out: &mut dyn Write, progress: &dyn Progress) -> Result<(), Error> {
         let what = format!("blob {}", self.blob.digest);
         let whole = format!("{what} of {}", self.place);
-        let mut receiver = Receiver::new(self.blob, self.source_name, out, progress);
+        let mut receiver = Receiver::new(self.blob, &self.source_name, out, progress);
         let mut attempts = Attempts::new(whole, self.retry, self.stop, progress);
         let mut buffer = vec![0; BUFFER];
         loop {
             attempts.check()?;
             let before = receiver.received();
-            let result = self.attempt(&what, ask, &mut receiver, &mut buffer);
-            match result {
+            match self.attempt(&what, &mut receiver, &mut buffer) {
                 Ok(()) => return receiver.finish(),
                 Err(failure) => {
                     if receiver.received() > before {
@@ -73,25 +68,20 @@ impl Download<'_> {
         }
     }
 
-    /// Asks for the last bytes alone; `None` where there are only whole blobs.
-    pub(in crate::source) fn tail(
-        &self,
-        length: u64,
-        progress: &dyn Progress,
-        ask: Ask<'_>,
-    ) -> Result<Option<Vec<u8>>, Error> {
+    /// Asks for the last bytes alone.
+    fn tail(&self, length: u64, progress: &dyn Progress) -> Result<Option<Vec<u8>>, Error> {
         let (size, what) = (self.blob.size, format!("blob {}", self.blob.digest));
         let first = size.saturating_sub(length);
         let header = [("range", format!("bytes={first}-"))];
         Attempts::new(format!("{what} of {}", self.place), self.retry, self.stop, progress).run(|| {
-            let mut reply = ask(&what, &header)?;
+            let mut reply = (self.ask)(&what, &header)?;
             match reply.status {
                 206 => {
                     let header = reply.header("content-range").unwrap_or_default();
                     let range = parse_content_range(header).filter(|range| range.first == first);
                     let Some(range) = range else { return Ok(None) };
                     if let Some(found) = range.total.filter(|total| *total != size) {
-                        let (blob, source_name) = (self.blob.digest, self.source_name.to_owned());
+                        let (blob, source_name) = (self.blob.digest, self.source_name.clone());
                         let mismatch = Mismatch::Size { expected: size, found };
                         return Err(Error::BlobMismatch { blob, source_name, mismatch }.into());
                     }
@@ -106,13 +96,15 @@ impl Download<'_> {
             }
         })
     }
+}
 
+impl Download<'_> {
     /// What an answer means that is not the blob.
     fn refused(&self, what: &str, mut reply: Reply) -> Error {
         let detail = reply.error_detail();
         match reply.status {
             404 => {
-                let source_name = self.place.to_owned();
+                let source_name = self.place.clone();
                 Error::NoSuchBlob { blob: self.blob.digest, source_name, detail }
             }
             status => Error::Status { what: what.to_owned(), host: reply.host, status, detail },
@@ -121,20 +113,14 @@ impl Download<'_> {
 
     /// Downloads what is missing. Always asks whoever names the storage host, not the host that it
     /// named the last time: such addresses run out.
-    fn attempt(
-        &self,
-        what: &str,
-        ask: Ask<'_>,
-        receiver: &mut Receiver<'_>,
-        buffer: &mut [u8],
-    ) -> Result<(), Failure> {
+    fn attempt(&self, what: &str, receiver: &mut Receiver<'_>, buffer: &mut [u8]) -> Result<(), Failure> {
         let (blob, have) = (self.blob, receiver.received());
         if have > 0 && have == blob.size {
             // It broke off after the last byte.
             return Ok(());
         }
         let range = (have > 0).then(|| ("range", format!("bytes={have}-")));
-        let reply = ask(what, range.as_slice())?;
+        let reply = (self.ask)(what, range.as_slice())?;
         let to_skip = match reply.status {
             200 => {
                 check_announced(blob, receiver, length(&reply))?;

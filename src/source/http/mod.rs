@@ -3,7 +3,8 @@
 //! ```text
 //! blob        one blob: resumed where it broke off, proven at the end
 //!   retry     waits, and when to give up
-//!   transport base URL, redirects, TLS, which failures may pass
+//!   transport base URL, redirects, proxies, which failures may pass
+//!     tls     who is trusted
 //!     reply   what an answer means, and how much of it is read
 //! ```
 //!
@@ -14,6 +15,7 @@ mod pool;
 mod reply;
 mod retry;
 mod text;
+mod tls;
 mod transport;
 
 use std::path::PathBuf;
@@ -21,12 +23,12 @@ use std::time::Duration;
 
 use super::credentials::{Environment, Given};
 
-pub(super) use blob::{Ask, Download};
+pub(super) use blob::Download;
 pub use pool::Pool;
 pub(super) use reply::Reply;
 pub(super) use retry::{Attempts, Failure};
 pub use retry::{RetryPolicy, Stop};
-pub(super) use text::{element, percent_encode};
+pub(super) use text::{discreet_url, element, one_line, percent_encode};
 pub(super) use transport::{Method, Transport, host_of, is_loopback, origin, parse_uri};
 
 /// How to reach sources over a network.

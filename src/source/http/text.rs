@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use ureq::http::Uri;
 
 use crate::source::secret::Secret;
 
@@ -44,14 +45,45 @@ pub(super) fn error_detail(bytes: &[u8], secrets: &[Secret]) -> String {
     } else {
         String::from_utf8_lossy(bytes).into_owned()
     };
-    let text = without(text, secrets);
-    // It goes to a terminal: no control characters, and not a whole web page.
-    let words = text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty());
-    let line = words.collect::<Vec<_>>().join(" ");
+    let line = words(&without(text, secrets));
     match line.char_indices().nth(MAX_DETAIL) {
         Some((end, _)) => format!("{}…", &line[..end]),
         None => line,
     }
+}
+
+/// One line of what a program said; of much, the end: the reason stands there.
+pub(in crate::source) fn one_line(said: &[u8]) -> String {
+    let line = words(&String::from_utf8_lossy(said));
+    match line.chars().count().saturating_sub(MAX_DETAIL) {
+        0 => line,
+        skipped => format!("…{}", line.chars().skip(skipped).collect::<String>()),
+    }
+}
+
+/// A text for a terminal, on one line and without control characters.
+fn words(text: &str) -> String {
+    let words = text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty());
+    words.collect::<Vec<_>>().join(" ")
+}
+
+/// A URL as messages may show it: user and password are left out, and the query, which may hold a signature.
+pub(in crate::source) fn discreet_url(url: &str) -> String {
+    let shown = match (url.split_once("://"), url.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://…@{host}"),
+        (None, Some((_, host))) => format!("…@{host}"),
+        (_, None) => url.to_owned(),
+    };
+    shown.split(['?', '#']).next().unwrap_or_default().to_owned()
+}
+
+/// The parts of a URL that open what it names to whoever has them: signatures and tokens, as object stores and their
+/// distribution networks have them.
+pub(super) fn secrets_in_query(url: &Uri) -> Vec<Secret> {
+    const ENDINGS: [&str; 6] = ["signature", "credential", "token", "sig", "policy", "hmac"];
+    let parts = url.query().unwrap_or_default().split('&').filter_map(|part| part.split_once('='));
+    let is_secret = |name: &str| ENDINGS.iter().any(|ending| name.to_ascii_lowercase().ends_with(ending));
+    parts.filter(|(name, _)| is_secret(name)).map(|(_, value)| Secret::new(value)).collect()
 }
 
 /// A text without these secrets, as they are and as they stand in JSON and in URLs.
@@ -131,6 +163,43 @@ mod tests {
         }
         let long = error_detail(&[b'x'; 1000], &[]);
         assert_eq!(long.chars().count(), MAX_DETAIL + 1);
+    }
+
+    #[test]
+    fn of_what_a_program_said_the_end_is_kept() {
+        let long = format!("{}\nthe\x1b[31m reason\n", "at a line\n".repeat(1000));
+        let line = one_line(long.as_bytes());
+        assert!(line.starts_with('…') && line.ends_with(" the [31m reason"), "{line}");
+        assert_eq!(line.chars().count(), MAX_DETAIL + 1);
+        assert_eq!(one_line(b" no\n key "), "no key");
+        assert_eq!(one_line(&[b'x'; MAX_DETAIL]).len(), MAX_DETAIL);
+    }
+
+    #[test]
+    fn a_url_is_shown_without_secrets() {
+        let cases = [
+            ("https://h:1/p?X-Amz-Signature=hidden#hidden", "https://h:1/p"),
+            ("https://u:hidden@h/p?q", "https://…@h/p"),
+            ("https://u:hid#den@h/p", "https://…@h/p"),
+            ("https://u:hid/den@h", "https://…@h"),
+            ("//u:hidden@h/p", "…@h/p"),
+            ("tag \"cache\"", "tag \"cache\""),
+        ];
+        for (url, shown) in cases {
+            assert_eq!(discreet_url(url), shown);
+        }
+    }
+
+    #[test]
+    fn what_opens_a_presigned_url_is_not_repeated() {
+        let url = "https://h/l?X-Amz-Credential=AK%2Fhidden&X-Amz-Security-Token=hid%2Bden&X-Amz-Date=2026&sig=hidden&n=1";
+        let secrets = secrets_in_query(&url.parse().unwrap());
+        let said = error_detail(format!("no {url}").as_bytes(), &secrets);
+        assert_eq!(
+            said,
+            "no https://h/l?X-Amz-Credential=…&X-Amz-Security-Token=…&X-Amz-Date=2026&sig=…&n=1"
+        );
+        assert!(secrets_in_query(&"https://h/token?service=s&scope=r:a:pull".parse().unwrap()).is_empty());
     }
 
     #[test]

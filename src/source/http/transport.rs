@@ -10,13 +10,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use ureq::http::header::{ACCEPT_ENCODING, AUTHORIZATION, LOCATION};
 use ureq::http::{HeaderMap, Response, Uri};
-use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
-use ureq::{Agent, Body};
+use ureq::tls::{RootCerts, TlsConfig};
+use ureq::{Agent, Body, Proxy};
 
 use super::Options;
 use super::reply::Reply;
 use super::retry::Failure;
+use super::text::{discreet_url, secrets_in_query};
+use super::tls;
 use crate::source::Error;
+use crate::source::credentials::Environment;
 use crate::source::secret::Secret;
 
 const MAX_REDIRECTS: usize = 10;
@@ -31,6 +34,8 @@ pub(in crate::source) struct Transport {
     insecure: bool,
     base: OnceLock<String>,
     answered: AtomicBool,
+    /// What is asked in its place, unless it or another host is to be asked directly.
+    proxy: Option<Proxy>,
     certs: PathBuf,
     /// Whether the server has said that it has no referrers API; it is not asked twice.
     pub(in crate::source) without_referrers: AtomicBool,
@@ -51,7 +56,13 @@ pub(in crate::source) fn host_of(authority: &str) -> &str {
     authority.split(':').next().unwrap_or_default()
 }
 
-/// Whether a host is on this machine's own link, as metadata services are: no proxy reaches it.
+/// Whether no proxy reaches a server: this machine, and what is on its own link.
+fn is_direct(authority: &str) -> bool {
+    let host = host_of(authority);
+    is_loopback(host) || is_link_local(host)
+}
+
+/// Whether a host is on this machine's own link, as metadata services are.
 fn is_link_local(host: &str) -> bool {
     match host.parse() {
         Ok(IpAddr::V4(ip)) => ip.is_link_local(),
@@ -67,8 +78,11 @@ pub(in crate::source) fn is_loopback(host: &str) -> bool {
 
 impl Transport {
     pub(in crate::source) fn new(authority: &str, options: &Options) -> Result<Self, Error> {
+        if !is_direct(authority) {
+            check_proxy(&options.env)?;
+        }
         let dirs = options.certs_dirs.iter().map(|dir| dir.join(authority));
-        let roots = root_certs(dirs, options.insecure)?;
+        let roots = tls::root_certs(dirs, options.insecure)?;
         Ok(Self::with_roots(authority, options, roots))
     }
 
@@ -89,11 +103,12 @@ impl Transport {
             .max_idle_connections_per_host(16)
             .max_idle_connections(32)
             .tls_config(TlsConfig::builder().root_certs(roots).build());
-        if loopback || is_link_local(host_of(authority)) {
+        if is_direct(authority) {
             config = config.proxy(None);
         }
         let agent = config.build().new_agent();
         options.stop.cuts(&agent);
+        let proxy = agent.config().proxy().cloned();
         let certs = options.certs_dirs.first().map(|dir| dir.join(authority));
         Self {
             agent,
@@ -104,6 +119,7 @@ impl Transport {
             base: OnceLock::new(),
             answered: AtomicBool::new(false),
             without_referrers: AtomicBool::new(false),
+            proxy,
             certs: certs.unwrap_or_else(|| PathBuf::from("a directory for certificates")),
         }
     }
@@ -180,11 +196,11 @@ impl Transport {
             authorization = authorization.filter(|_| origin(&at) == asked);
             let (response, host) = self.get_at(&at, headers, authorization)?;
             if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
-                return Ok(Reply::new(response, host, authorization));
+                return Ok(Reply::new(response, host, authorization).knowing(secrets_in_query(&at)));
             }
             at = self.redirect(url, &at, response.headers())?;
         }
-        let (what, host) = (without_query(url), self.authority.clone());
+        let (what, host) = (discreet_url(url), self.authority.clone());
         Err(Error::BadAnswer { what, host, reason: "redirects without end".to_owned() }.into())
     }
 
@@ -197,7 +213,7 @@ impl Transport {
     ) -> Result<Reply, Failure> {
         let at = parse_uri(url, &self.authority)?;
         let (response, host) = self.get_at(&at, headers, authorization)?;
-        Ok(Reply::new(response, host, authorization))
+        Ok(Reply::new(response, host, authorization).knowing(secrets_in_query(&at)))
     }
 
     fn get_at(
@@ -213,10 +229,9 @@ impl Transport {
         if let Some(authorization) = authorization {
             request = request.header(AUTHORIZATION, authorization);
         }
-        let host = at.authority().map(ToString::to_string).unwrap_or_default();
-        let response = request.call().map_err(|error| self.failure(&host, error))?;
+        let response = request.call().map_err(|error| self.failure(at, error))?;
         self.answered.store(true, Ordering::Relaxed);
-        Ok((response, host))
+        Ok((response, shown_host(at)))
     }
 
     /// Makes a PUT or POST request; redirects are not followed, since it may hold a secret.
@@ -228,7 +243,6 @@ impl Transport {
         body: &[u8],
     ) -> Result<Reply, Failure> {
         let at = parse_uri(url, &self.authority)?;
-        let host = at.authority().map(ToString::to_string).unwrap_or_default();
         let mut request = match method {
             Method::Put => self.agent.put(&at),
             Method::Post => self.agent.post(&at),
@@ -236,26 +250,23 @@ impl Transport {
         for (name, value) in headers {
             request = request.header(*name, value);
         }
-        let response = request.send(body).map_err(|error| self.failure(&host, error))?;
+        let response = request.send(body).map_err(|error| self.failure(&at, error))?;
         self.answered.store(true, Ordering::Relaxed);
         let authorization = headers.iter().find(|(name, _)| *name == "authorization");
-        Ok(Reply::new(response, host, authorization.map(|(_, header)| header.as_str())))
+        let authorization = authorization.map(|(_, header)| header.as_str());
+        Ok(Reply::new(response, shown_host(&at), authorization).knowing(secrets_in_query(&at)))
     }
 
     /// Makes a POST request with a form; redirects are not followed, since the form holds a secret.
     pub(in crate::source) fn post_form(&self, url: &str, form: &[(&str, &str)]) -> Result<Reply, Failure> {
         let at = parse_uri(url, &self.authority)?;
-        let host = at.authority().map(ToString::to_string).unwrap_or_default();
-        let response = self
-            .agent
-            .post(&at)
-            .send_form(form.iter().copied())
-            .map_err(|error| self.failure(&host, error))?;
+        let sent = self.agent.post(&at).send_form(form.iter().copied());
+        let response = sent.map_err(|error| self.failure(&at, error))?;
         self.answered.store(true, Ordering::Relaxed);
         let secret =
             |name: &str| name.ends_with("token") || name.ends_with("secret") || name.ends_with("assertion");
         let secrets = form.iter().filter(|(name, _)| secret(name)).map(|(_, value)| Secret::new(*value));
-        Ok(Reply::new(response, host, None).knowing(secrets))
+        Ok(Reply::new(response, shown_host(&at), None).knowing(secrets))
     }
 
     /// Where a redirect leads.
@@ -266,17 +277,16 @@ impl Transport {
         headers: &HeaderMap,
     ) -> Result<Uri, Failure> {
         let bad = |reason: String| {
-            let host = from.authority().map(ToString::to_string).unwrap_or_default();
-            Failure::Final(Error::BadAnswer { what: without_query(what), host, reason })
+            Failure::Final(Error::BadAnswer { what: discreet_url(what), host: shown_host(from), reason })
         };
         let location = headers.get(LOCATION).and_then(|value| value.to_str().ok());
         let location = location.ok_or_else(|| bad("redirects without a readable Location".to_owned()))?;
         let target = resolve(from, location).ok_or_else(|| {
-            bad(format!("redirects to {:?}, which is no valid URL", without_query(location)))
+            bad(format!("redirects to {:?}, which is no valid URL", discreet_url(location)))
         })?;
         if !self.may_ask(&target) {
-            let host = target.authority().map(ToString::to_string).unwrap_or_default();
-            return Err(bad(format!("redirects to {host} over plain http, which is not allowed")));
+            let host = shown_host(&target);
+            return Err(bad(format!("redirects to {host} over plain http, which only --insecure allows")));
         }
         Ok(target)
     }
@@ -294,59 +304,75 @@ impl Transport {
     }
 
     /// Tells failures that may pass from those that will not.
-    fn failure(&self, host: &str, error: ureq::Error) -> Failure {
+    fn failure(&self, at: &Uri, error: ureq::Error) -> Failure {
+        let host = shown_host(at);
+        let proxy = self.proxy.as_ref().filter(|proxy| !proxy.is_no_proxy(at));
+        let proxy = proxy.map(|proxy| format!("{}:{}", proxy.host(), proxy.port()));
         let answered = self.answered.load(Ordering::Relaxed);
-        let again =
-            |reason: String| Failure::Again { reason: format!("{host}: {reason}"), after: None, answered };
-        let tls = |reason: String| {
-            let certs = self.certs.clone();
-            Failure::Final(Error::Tls { host: host.to_owned(), reason, certs })
+        let again = |reason: String| {
+            let by = proxy.as_ref().map(|proxy| format!(" (by the proxy {proxy})")).unwrap_or_default();
+            Failure::Again { reason: format!("{host}{by}: {reason}"), after: None, answered }
         };
         let bad = |reason: String| {
-            let what = "request".to_owned();
-            Failure::Final(Error::BadAnswer { what, host: host.to_owned(), reason })
+            Failure::Final(Error::BadAnswer { what: "request".to_owned(), host: host.clone(), reason })
+        };
+        let tls = |error: &rustls::Error| match error {
+            error if tls::is_not_tls(error) => {
+                again("does not speak https; if plain http is meant, --insecure allows it".to_owned())
+            }
+            error => Failure::Final(tls::failed(&host, error, &self.certs)),
         };
         match error {
-            ureq::Error::Rustls(error) if is_not_tls(&error) => again("does not speak https".to_owned()),
-            ureq::Error::Rustls(error) => tls(error.to_string()),
-            ureq::Error::Tls(reason) => tls(reason.to_owned()),
-            ureq::Error::Io(error) => match rustls_error(&error) {
-                Some(error) if is_not_tls(error) => again("does not speak https".to_owned()),
-                Some(error) => tls(error.to_string()),
+            ureq::Error::Rustls(error) => tls(&error),
+            ureq::Error::Io(error) => match tls::in_io(&error) {
+                Some(error) => tls(error),
                 None => again(error.to_string()),
             },
+            ureq::Error::ConnectProxyFailed(reason) if reason.contains("407") => {
+                let (proxy, reason) =
+                    (proxy.unwrap_or_default(), "wants a user and a password, or others".to_owned());
+                Failure::Final(Error::Proxy { proxy, reason })
+            }
             ureq::Error::Timeout(ureq::Timeout::PerRead) => again("sent nothing for too long".to_owned()),
             ureq::Error::Timeout(kind) => again(format!("timed out ({kind})")),
             ureq::Error::HostNotFound => again("no such host".to_owned()),
             ureq::Error::LargeResponseHeader(_, limit) => {
                 bad(format!("sent more than {limit} bytes of headers"))
             }
-            ureq::Error::BadUri(_) | ureq::Error::Http(_) => bad(format!("cannot be asked: {error}")),
+            // Its words would repeat the URL.
+            ureq::Error::BadUri(_) => bad("cannot be asked: its URL is not valid".to_owned()),
+            ureq::Error::Http(_) => bad(format!("cannot be asked: {error}")),
             other => again(other.to_string()),
         }
     }
 }
 
-/// A rustls error that ureq wrapped on its way through `std::io`.
-fn rustls_error(error: &std::io::Error) -> Option<&rustls::Error> {
-    error.get_ref()?.downcast_ref()
-}
-
-/// Whether the peer answered a TLS greeting with something that is no TLS at all.
-fn is_not_tls(error: &rustls::Error) -> bool {
-    matches!(error, rustls::Error::InvalidMessage(_))
-}
-
 pub(in crate::source) fn parse_uri(url: &str, host: &str) -> Result<Uri, Failure> {
     url.parse().map_err(|error| {
-        let reason = format!("cannot be asked for {:?}: {error}", without_query(url));
+        let reason = format!("cannot be asked for {:?}: {error}", discreet_url(url));
         Failure::Final(Error::BadAnswer { what: "request".to_owned(), host: host.to_owned(), reason })
     })
 }
 
-/// A URL as messages may show it: a query may hold a signature.
-fn without_query(url: &str) -> String {
-    url.split(['?', '#']).next().unwrap_or_default().to_owned()
+/// Host and port, for messages: what stands before them may be a password.
+fn shown_host(uri: &Uri) -> String {
+    let authority = uri.authority().map(ureq::http::uri::Authority::as_str).unwrap_or_default();
+    authority.rsplit('@').next().unwrap_or_default().to_owned()
+}
+
+/// The variables that name a proxy, in the order in which the first counts.
+const PROXIES: [&str; 6] =
+    ["ALL_PROXY", "all_proxy", "HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"];
+
+/// Refuses a proxy that cannot be understood: it would be passed over without a word.
+fn check_proxy(env: &Environment) -> Result<(), Error> {
+    let mut set = PROXIES.iter().filter_map(|variable| Some((variable, env.text(variable)?)));
+    match set.next() {
+        Some((variable, url)) if Proxy::new(url).is_err() => {
+            Err(Error::Proxy { proxy: format!("${variable}"), reason: "is no URL of a proxy".to_owned() })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Scheme, host and port: what must be equal for credentials to go along.
@@ -378,35 +404,6 @@ fn resolve(from: &Uri, location: &str) -> Option<Uri> {
     };
     let uri: Uri = url.parse().ok()?;
     uri.host().is_some_and(|host| !host.is_empty()).then_some(uri)
-}
-
-/// The system's certificate authorities, and those that docker and podman were given for this host.
-///
-/// Without the latter the platform's own verifier is left to read the former when https is used
-/// for the first time. It does not go to work where there are none at all, so where plain http will do,
-/// too, it is not left to it: a greeting then still tells whether the server speaks https.
-fn root_certs(dirs: impl Iterator<Item = PathBuf>, insecure: bool) -> Result<RootCerts, Error> {
-    let mut extra = Vec::new();
-    for dir in dirs {
-        let Ok(entries) = std::fs::read_dir(&dir) else { continue };
-        let files = entries.filter_map(|entry| Some(entry.ok()?.path()));
-        for path in files.filter(|path| path.extension().is_some_and(|ext| ext == "crt")) {
-            let pem = std::fs::read(&path).map_err(|source| Error::Read { path: path.clone(), source })?;
-            for item in parse_pem(&pem) {
-                let certificate = |reason| Error::Certificate { path: path.clone(), reason };
-                match item.map_err(|error| certificate(error.to_string()))? {
-                    PemItem::Certificate(found) => extra.push(found),
-                    _ => return Err(certificate("it holds something else than certificates".to_owned())),
-                }
-            }
-        }
-    }
-    if extra.is_empty() && !insecure {
-        return Ok(RootCerts::PlatformVerifier);
-    }
-    let system = rustls_native_certs::load_native_certs().certs;
-    extra.extend(system.iter().map(|der| Certificate::from_der(der.as_ref()).to_owned()));
-    Ok(RootCerts::from(extra))
 }
 
 #[cfg(test)]
@@ -501,7 +498,7 @@ mod tests {
         without.schemes = &["https"];
         let base = without.base().unwrap().to_owned();
         let failure = without.get(&format!("{base}/v2/"), &[], None).err().unwrap();
-        let reason = format!("{addr}: does not speak https");
+        let reason = format!("{addr}: does not speak https; if plain http is meant, --insecure allows it");
         assert!(matches!(&failure, Failure::Again { reason: r, .. } if *r == reason), "{failure:?}");
     }
 

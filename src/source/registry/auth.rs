@@ -21,10 +21,11 @@ use serde::Deserialize;
 
 use super::challenge::{self, Challenge};
 use crate::source::credentials::{
-    AWS_CLI, Credential, CredentialError, Credentials, ECR_HELPER, GHCR, GITHUB_TOKEN, JsonFault, Origin,
-    Secret, ecr_region,
+    AWS_CLI, Credential, CredentialError, Credentials, ECR_HELPER, GHCR, GITHUB_TOKEN, JsonFault, Login,
+    Origin, ecr_region,
 };
-use crate::source::http::{Failure, Reply, Transport, percent_encode};
+use crate::source::http::{Failure, Reply, Transport, discreet_url, percent_encode};
+use crate::source::secret::Secret;
 use crate::source::{Denied, Error};
 
 /// How long a token lasts whose service does not say (distribution's token spec).
@@ -48,6 +49,8 @@ pub(super) enum Renewal {
     GotByOther,
     /// There is none other than that which was refused.
     Nothing,
+    /// The registry does not say what it wants, or wants what is not known here.
+    Unknown,
 }
 
 /// What a registry is shown, shared by threads.
@@ -133,7 +136,7 @@ impl Auth {
         // A token is worth less to a thief than a password: prefer it, as docker does.
         challenges.sort_by_key(|c| c.scheme != "bearer");
         let known = challenges.into_iter().find(|c| matches!(c.scheme.as_str(), "bearer" | "basic"));
-        let Some(challenge) = known.or_else(|| state.challenge.clone()) else { return Ok(Renewal::Nothing) };
+        let Some(challenge) = known.or_else(|| state.challenge.clone()) else { return Ok(Renewal::Unknown) };
         let before = state.header.clone();
         // A token that is refused says nothing of the password that it was got with.
         let basic = before.as_ref().is_some_and(|header| header.starts_with(BASIC));
@@ -206,9 +209,9 @@ impl Auth {
         transport: &Transport,
     ) -> Result<(), Failure> {
         state.credential = self.find(refused)?;
-        let (header, lifetime) = match state.credential.as_ref().map(|credential| &credential.secret) {
-            Some(Secret::Registry(token)) => (Some(format!("Bearer {token}")), None),
-            Some(Secret::Password { user, password }) if challenge.scheme == "basic" => {
+        let (header, lifetime) = match state.credential.as_ref().map(|credential| &credential.login) {
+            Some(Login::Registry(token)) => (Some(format!("Bearer {}", token.expose())), None),
+            Some(Login::Password { user, password }) if challenge.scheme == "basic" => {
                 (Some(basic(user, password)), None)
             }
             _ if challenge.scheme == "basic" => (None, None),
@@ -276,25 +279,27 @@ impl Auth {
         };
         let realm = challenge.param("realm").unwrap_or_default();
         if !realm.parse().is_ok_and(|url| transport.may_ask(&url)) {
-            let reason =
-                format!("names a token service that may not be asked, since it is not on https: {realm:?}");
+            let reason = format!(
+                "names a token service that may not be asked, since it is not on https: {:?}",
+                discreet_url(realm)
+            );
             return Err(bad(&self.registry, reason));
         }
         let service = challenge.param("service").unwrap_or_default();
         let scopes = self.scopes(challenge.param("scope").unwrap_or_default());
-        let mut reply = match credential.map(|c| &c.secret) {
-            Some(Secret::Identity(token)) => {
+        let mut reply = match credential.map(|c| &c.login) {
+            Some(Login::Identity(token)) => {
                 let scope = scopes.join(" ");
                 let form = [
                     ("grant_type", "refresh_token"),
                     ("service", service),
                     ("client_id", "warmkit"),
                     ("scope", &scope),
-                    ("refresh_token", token),
+                    ("refresh_token", token.expose()),
                 ];
                 transport.post_form(realm, &form)?
             }
-            Some(Secret::Password { user, password }) => {
+            Some(Login::Password { user, password }) => {
                 let mut url = token_url(realm, service, &scopes);
                 let _ = write!(url, "&account={}", percent_encode(user));
                 transport.get(&url, &[], Some(&basic(user, password)))?
@@ -347,8 +352,8 @@ fn shown(credential: Option<&Credential>) -> String {
 /// What an authorization with a password begins with.
 const BASIC: &str = "Basic ";
 
-fn basic(user: &str, password: &str) -> String {
-    format!("{BASIC}{}", STANDARD.encode(format!("{user}:{password}")))
+fn basic(user: &str, password: &Secret) -> String {
+    format!("{BASIC}{}", STANDARD.encode(format!("{user}:{}", password.expose())))
 }
 
 fn token_url(realm: &str, service: &str, scopes: &[String]) -> String {

@@ -19,14 +19,13 @@ mod referrers;
 mod shared;
 
 use std::fmt;
-use std::io::Write;
 use std::sync::Arc;
 
 use self::auth::{Auth, Renewal};
 use self::shared::Shared;
 use super::credentials::ecr_region;
-use super::http::{Ask, Attempts, Download, Failure, Options, Reply, RetryPolicy, Stop, Transport, host_of};
-use super::{Denied, Error, MAX_MANIFEST, Manifest, Source};
+use super::http::{Attempts, Download, Failure, Options, Reply, RetryPolicy, Stop, Transport, host_of};
+use super::{Content, Denied, Error, MAX_MANIFEST, Manifest, Source};
 use crate::digest::Digest;
 use crate::oci::media_type::{DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST};
 use crate::oci::{Descriptor, Reference};
@@ -36,6 +35,10 @@ pub use push::Pushed;
 
 /// Why a cache may be missing at ECR though its build has run.
 const NO_INDEX: &str = ", with image-manifest=true,oci-mediatypes=true: ECR takes no cache that is an index";
+
+/// What to do where a registry asks for nothing that is known here.
+const UNKNOWN: &str = "it asks neither for a password (Basic) nor for a token (Bearer): check that it is the registry, \
+                       and no gateway or proxy before it, that answers";
 
 /// One repository of a registry, and the manifest in it that a reference names.
 pub struct Registry {
@@ -114,43 +117,47 @@ impl Registry {
             if let Some(failure) = reply.passing_failure() {
                 return Err(failure);
             }
-            // A storage host that the registry redirected to has no say in who may read.
-            let from_registry = reply.host == self.transport.authority();
-            if !from_registry || !matches!(reply.status, 401 | 403) {
+            if !matches!(reply.status, 401 | 403) {
                 if reply.authorized {
                     self.auth.accepted();
                 }
                 return Ok(reply);
             }
+            if reply.host != self.transport.authority() {
+                // A storage host has no say in who may read.
+                let (status, detail) = (reply.status, reply.error_detail());
+                let (what, registry) = (what.to_owned(), self.transport.authority().to_owned());
+                return Err(Error::Storage { what, registry, host: reply.host, status, detail }.into());
+            }
             // Some registries (ECR) answer 403 to a token that ran out. One that has never been shown
             // anything means it, and so does one that refuses what was got for this very request.
             let worth_it = reply.status == 401 || reply.authorized;
+            let mut renewal = Renewal::Nothing;
             if worth_it && !got_new && others_left > 0 {
                 let refused = authorization.map_or(0, |a| a.generation);
-                match self.auth.renew(refused, &reply, &self.transport)? {
-                    Renewal::Got => {
-                        got_new = true;
-                        continue;
-                    }
-                    Renewal::GotByOther => {
-                        others_left -= 1;
-                        continue;
-                    }
-                    Renewal::Nothing => {}
-                }
+                renewal = self.auth.renew(refused, &reply, &self.transport)?;
             }
-            let status = reply.status;
-            let detail = reply.error_detail();
-            let denied = Denied {
-                host: reply.host,
-                what: format!("{what} of {}", self.repository_name()),
-                credentials: self.auth.shown(),
-                status,
-                advice: self.auth.advice(status, &detail),
-                detail,
-            };
-            return Err(Error::Denied(Box::new(denied)).into());
+            match renewal {
+                Renewal::Got => got_new = true,
+                Renewal::GotByOther => others_left -= 1,
+                Renewal::Nothing => return Err(self.denied(what, reply, None)),
+                Renewal::Unknown => return Err(self.denied(what, reply, Some(UNKNOWN))),
+            }
         }
+    }
+
+    /// The error for an answer that denies access; with this advice, or what its status and words suggest.
+    fn denied(&self, what: &str, mut reply: Reply, advice: Option<&str>) -> Failure {
+        let (status, detail) = (reply.status, reply.error_detail());
+        let denied = Denied {
+            host: reply.host,
+            what: format!("{what} of {}", self.repository_name()),
+            credentials: self.auth.shown(),
+            status,
+            advice: advice.map_or_else(|| self.auth.advice(status, &detail), str::to_owned),
+            detail,
+        };
+        Error::Denied(Box::new(denied)).into()
     }
 
     fn try_manifest(&self, what: &str, reference: &str) -> Result<(Vec<u8>, String), Failure> {
@@ -199,15 +206,6 @@ impl Registry {
     }
 }
 
-impl Registry {
-    fn download<T>(&self, blob: &Descriptor, read: impl FnOnce(&Download<'_>, Ask<'_>) -> T) -> T {
-        let (name, place) = (self.name(), self.repository_name());
-        let download =
-            Download { blob, source_name: &name, place: &place, retry: self.retry, stop: &self.stop };
-        read(&download, &|what, headers| self.get(what, &format!("blobs/{}", blob.digest), headers))
-    }
-}
-
 impl Source for Registry {
     fn name(&self) -> String {
         self.name.clone()
@@ -232,17 +230,11 @@ impl Source for Registry {
         Ok(Manifest { bytes, digest: found, media_type })
     }
 
-    fn blob(&self, blob: &Descriptor, out: &mut dyn Write, progress: &dyn Progress) -> Result<(), Error> {
-        self.download(blob, |download, ask| download.run(out, progress, ask))
-    }
-
-    fn tail(
-        &self,
-        blob: &Descriptor,
-        length: u64,
-        progress: &dyn Progress,
-    ) -> Result<Option<Vec<u8>>, Error> {
-        self.download(blob, |download, ask| download.tail(length, progress, ask))
+    fn content<'a>(&'a self, blob: &'a Descriptor) -> Box<dyn Content + 'a> {
+        let path = format!("blobs/{}", blob.digest);
+        let ask = Box::new(move |what: &str, headers: &[_]| self.get(what, &path, headers));
+        let (source_name, place) = (self.name(), self.repository_name());
+        Box::new(Download { blob, source_name, place, retry: self.retry, stop: &self.stop, ask })
     }
 
     fn blob_store(&self) -> String {

@@ -78,7 +78,7 @@ impl Registry {
             let page = attempts.run(|| {
                 match self.try_referrers(&what, &format!("{path}{query}"), left, first) {
                     // The cache itself could be read: it is only this that there is not.
-                    Err(Failure::Final(Error::Denied(_))) if first => Ok(None),
+                    Err(Failure::Final(Error::Denied(_) | Error::Storage { .. })) if first => Ok(None),
                     result => result,
                 }
             })?;

@@ -24,7 +24,7 @@ use super::profile::{Profile, Profiles};
 use super::remote;
 use super::sigv4::Keys;
 use crate::source::credentials::{JsonFault, run_helper};
-use crate::source::http::{Failure, Options};
+use crate::source::http::{Failure, Options, one_line};
 
 /// How long before their end temporary keys are fetched anew.
 const AHEAD: SignedDuration = SignedDuration::from_mins(5);
@@ -197,8 +197,7 @@ impl Provider {
             unfinished.stopped(what).unwrap_or_else(|reason| error(reason).into())
         })?;
         if !ended.status.success() {
-            let said = String::from_utf8_lossy(&ended.stderr).trim().to_owned();
-            return Err(error(format!("{} {said}", ended.status)).into());
+            return Err(error(format!("{} {}", ended.status, one_line(&ended.stderr))).into());
         }
         let answer: Answer =
             serde_json::from_slice(&ended.stdout).map_err(|e| error(JsonFault::from(&e).to_string()))?;

@@ -16,8 +16,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use serde_json::{Map, Value};
 
-use super::super::files::subject;
-use super::super::report::{FindingKind, Findings};
+use super::super::report::{FindingKind, Findings, Subject};
 use super::sysroot::Sysroot;
 use crate::root::fault::text;
 
@@ -139,7 +138,7 @@ impl Look<'_> {
                 homes.extend(homes_of.lines().filter_map(of_line).filter(|home| home.is_absolute()));
             }
             Err(fault) => {
-                self.findings.add(FindingKind::CredentialsUnreadable, subject(users), fault.detail);
+                self.findings.add(FindingKind::CredentialsUnreadable, Subject::file(users), fault.detail);
             }
         }
         homes.extend(self.names(Path::new("/home")));
@@ -159,7 +158,7 @@ impl Look<'_> {
         match listed {
             Ok(names) => names.into_iter().map(|(name, _)| directory.join(name.0)).collect(),
             Err(fault) => {
-                self.findings.add(FindingKind::CredentialsUnreadable, subject(directory), fault.detail);
+                self.findings.add(FindingKind::CredentialsUnreadable, Subject::file(directory), fault.detail);
                 Vec::new()
             }
         }
@@ -170,7 +169,7 @@ impl Look<'_> {
             Ok(Some(bytes)) => bytes,
             Ok(None) => return,
             Err(fault) => {
-                self.findings.add(FindingKind::CredentialsUnreadable, subject(path), fault.detail);
+                self.findings.add(FindingKind::CredentialsUnreadable, Subject::file(path), fault.detail);
                 return;
             }
         };
@@ -179,11 +178,11 @@ impl Look<'_> {
             Ok(secrets) if secrets.is_empty() => {}
             Ok(secrets) => {
                 let detail = format!("{}; {}", secrets.join(", "), form.remedy());
-                self.findings.add(FindingKind::CredentialsLeft, subject(path), detail);
+                self.findings.add(FindingKind::CredentialsLeft, Subject::file(path), detail);
             }
             Err(reason) => {
                 let detail = format!("{reason}, so it is unknown whether it has secrets");
-                self.findings.add(FindingKind::CredentialsUnreadable, subject(path), detail);
+                self.findings.add(FindingKind::CredentialsUnreadable, Subject::file(path), detail);
             }
         }
     }

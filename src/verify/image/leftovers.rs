@@ -15,8 +15,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, fstat};
 
-use super::super::files::subject;
-use super::super::report::{FindingKind, Findings};
+use super::super::report::{FindingKind, Findings, Subject};
 use super::sysroot::Sysroot;
 use crate::root::files::{Tree, describe};
 use crate::root::{HISTORY, LOCK, Root};
@@ -79,7 +78,7 @@ fn list(
     let Ok(Some(tree)) = sysroot.directory(directory) else { return };
     for (name, file_type) in tree.list(Path::new("")).unwrap_or_default() {
         if is_left(&name.0.to_string_lossy(), file_type) {
-            findings.add(kind, subject(&directory.join(&name.0)), detail);
+            findings.add(kind, Subject::file(&directory.join(&name.0)), detail);
         }
     }
 }
@@ -115,7 +114,7 @@ fn staging(directory: &Tree, place: &Path, findings: &mut Findings) {
             Err(_) => "a bake or a verification is at work in it; wait for its end",
             Ok(_) => "left by a bake or a verification that was killed; delete it",
         };
-        findings.add(FindingKind::LeftoverStaging, subject(&place.join(&name.0)), detail);
+        findings.add(FindingKind::LeftoverStaging, Subject::file(&place.join(&name.0)), detail);
     }
 }
 
@@ -128,7 +127,7 @@ fn in_root(root: &Path, tree: &Tree, workers: &[PathBuf], findings: &mut Finding
             let path = directory.join(&name.0);
             match judge(&path, kind, is_worker) {
                 Judgement::Baked { look } => directories.extend(look.then_some(path)),
-                Judgement::Left(kind, detail) => findings.add(kind, subject(&root.join(path)), detail),
+                Judgement::Left(kind, detail) => findings.add(kind, Subject::file(&root.join(path)), detail),
                 Judgement::Elsewhere => {}
             }
         }

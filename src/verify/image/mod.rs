@@ -18,7 +18,6 @@ mod sysroot;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use super::files::subject;
 use super::report::{FindingKind, Findings, ImageReport, Subject};
 use crate::gc;
 use crate::root::{HISTORY, History, Root, Worker};
@@ -139,7 +138,7 @@ impl<'a> Image<'a> {
 
     fn subject(&self, path: impl AsRef<Path>) -> Subject {
         let path = path.as_ref();
-        subject(&if path.as_os_str().is_empty() { self.path.clone() } else { self.path.join(path) })
+        Subject::file(&if path.as_os_str().is_empty() { self.path.clone() } else { self.path.join(path) })
     }
 
     /// Looks at what a daemon keeps of builds, in its history and among the blobs.
@@ -149,7 +148,7 @@ impl<'a> Image<'a> {
             findings.add(FindingKind::HistoryKept, self.subject(HISTORY), detail);
         }
         if history.deleted > 0 {
-            let detail = format!("{}; delete the file", counted(history.deleted, "deleted build"));
+            let detail = format!("deleted builds in its free pages: {}; delete the file", history.deleted);
             findings.add(FindingKind::HistoryRemains, self.subject(HISTORY), detail);
         }
         for worker in workers {
@@ -159,9 +158,9 @@ impl<'a> Image<'a> {
                 sizes.filter(|(space, _)| space == HISTORY_NAMESPACE).filter_map(|(_, size)| *size).collect();
             if !sizes.is_empty() {
                 let bytes: i64 = sizes.iter().fold(0, |sum, size| sum.saturating_add(*size));
-                let blobs = counted(sizes.len(), "blob");
+                let blobs = sizes.len();
                 let detail =
-                    format!("{blobs} of {bytes} bytes in namespace {HISTORY_NAMESPACE}; {BAKE_ANEW}");
+                    format!("blobs in namespace {HISTORY_NAMESPACE}: {blobs}, {bytes} bytes; {BAKE_ANEW}");
                 let database = worker.path.join("containerdmeta.db");
                 findings.add(FindingKind::HistoryBlobs, self.subject(database), detail);
             }
@@ -182,7 +181,7 @@ impl<'a> Image<'a> {
                 }
                 let of = record.description.as_deref().unwrap_or("no description");
                 let detail = format!("{kind}, {of:?}; {BAKE_ANEW}");
-                findings.add(FindingKind::RecordMutable, Subject::Record { id: id.clone() }, detail);
+                findings.add(FindingKind::RecordMutable, Subject::record(id), detail);
             }
         }
         let garbage = findings.count(&GARBAGE);
@@ -206,15 +205,11 @@ impl<'a> Image<'a> {
 /// What a history has, without any value.
 fn describe(history: &History) -> String {
     const SHOWN: usize = 8;
-    let mut detail = counted(history.builds, "build");
+    let mut detail = format!("builds in it: {}", history.builds);
     if !history.arguments.is_empty() {
         let names: Vec<_> = history.arguments.iter().take(SHOWN).map(String::as_str).collect();
         let more = if history.arguments.len() > SHOWN { ", …" } else { "" };
-        detail = format!("{detail} with the build arguments {}{more}", names.join(", "));
+        detail = format!("{detail}, with the build arguments {}{more}", names.join(", "));
     }
     detail
-}
-
-fn counted(count: usize, what: &str) -> String {
-    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
 }

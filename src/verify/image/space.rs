@@ -5,8 +5,7 @@ use std::path::Path;
 use jiff::Timestamp;
 use rustix::fs::fstatvfs;
 
-use super::super::files::subject;
-use super::super::report::{FindingKind, Findings};
+use super::super::report::{FindingKind, Findings, Subject};
 use super::{Configured, Image};
 use crate::gc::{self, Configuration, Disk};
 use crate::root::{Root, Worker};
@@ -15,6 +14,7 @@ use crate::root::{Root, Worker};
 const CONFIGURATION: &str = "/etc/buildkit/buildkitd.toml";
 /// The longest configuration that is read, in bytes.
 const LONGEST: u64 = 1 << 20;
+
 /// Foretells collections with the configuration that was given, or that the image has, and gives where that is.
 pub(super) fn check(
     image: &Image<'_>,
@@ -28,7 +28,7 @@ pub(super) fn check(
         None => match image.sysroot.read(in_image, LONGEST) {
             Ok(bytes) => (in_image, bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned())),
             Err(fault) => {
-                findings.add(FindingKind::CollectionUnknown, subject(in_image), fault.detail);
+                findings.add(FindingKind::CollectionUnknown, Subject::file(in_image), fault.detail);
                 return (None, None);
             }
         },
@@ -41,7 +41,7 @@ pub(super) fn check(
     let forecast = forecast.unwrap_or_else(|error| {
         // That a parent is missing was a finding when the records were judged.
         if !matches!(error, gc::Error::Parent { .. }) {
-            findings.add(FindingKind::CollectionUnknown, subject(place), error.to_string());
+            findings.add(FindingKind::CollectionUnknown, Subject::file(place), error.to_string());
         }
         None
     });

@@ -50,11 +50,7 @@ impl Sysroot {
         match self.tree.file_in_root(path) {
             Ok((file, stat)) if self.ships(&file, &stat) => files::read_whole(file, &stat, limit).map(Some),
             Ok(_) => Ok(None),
-            Err(fault) if fault.kind == FaultKind::FileMissing => Ok(None),
-            Err(fault) if self.is_below_a_file(path) => {
-                let _: FileFault = fault;
-                Ok(None)
-            }
+            Err(fault) if fault.kind == FaultKind::FileMissing || self.is_below_a_file(path) => Ok(None),
             Err(fault) => Err(fault),
         }
     }

@@ -24,6 +24,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde::Serialize;
 
 use crate::daemon::{self, Build, Daemon, Outcome, Search, Start};
+use crate::fsutil;
 use crate::root::Root;
 
 pub use crate::daemon::{DEFAULT_IMAGE, Step, StepStatus};
@@ -114,18 +115,19 @@ pub fn live(root: &Path, options: &LiveOptions) -> Result<LiveReport, LiveError>
         let path = path.to_owned();
         move |source| LiveError::View { action, path, source }
     };
-    if !crate::fsutil::is_root() {
+    if !fsutil::is_root() {
         return Err(daemon::Error::NotRoot { purpose: "a live verification" }.into());
     }
     let root = root.canonicalize().map_err(|source| super::Error::Open { path: root.to_owned(), source })?;
     let opened = Root::open(&root)?;
 
     // Sockets have short paths, so they do not go beside the root.
-    let run = tempfile::Builder::new().prefix("warmkit-").tempdir();
-    let run = run.map_err(fail("make a directory in", &std::env::temp_dir()))?;
+    let temporary = |prefix, parent: &Path| {
+        fsutil::temporary_directory(prefix, parent).map_err(fail("make a directory in", parent))
+    };
+    let run = temporary("warmkit-", &std::env::temp_dir())?;
     let beside = options.scratch.clone().or_else(|| root.parent().map(Path::to_owned)).unwrap_or_default();
-    let scratch = tempfile::Builder::new().prefix(".warmkit-verify-").tempdir_in(&beside);
-    let scratch = scratch.map_err(fail("make a directory in", &beside))?;
+    let scratch = temporary(".warmkit-verify-", &beside)?;
 
     let is_stopped = || options.interrupted.load(Ordering::Relaxed);
     let tools = daemon::find(&options.search, run.path(), &is_stopped)?;

@@ -63,16 +63,42 @@ fn a_helper_that_fails_is_named() {
     let server = basic_registry(b"");
     let addr = server.addr;
     let helper = "credential helper docker-credential-ours";
+    let by_hand = format!("echo {addr} | docker-credential-ours get >/dev/null");
+    let slow =
+        format!("{helper} gave no answer for {addr} in 0.3 seconds: see what it waits for, with {by_hand}");
     let cases = [
         (
             10.0,
             "echo 'no key ring' >&2; exit 7",
-            format!("{helper} failed for {addr} (exit status: 7): no key ring"),
+            format!("{helper} failed for {addr} (exit status: 7): no key ring: see why, with {by_hand}"),
         ),
-        (10.0, "echo nonsense", format!("{helper} gave an answer for {addr} that is not valid: ")),
-        (0.3, "exec sleep 20", format!("{helper} gave no answer for {addr} in 0.3 seconds")),
+        (
+            10.0,
+            "exit 1",
+            format!("{helper} failed for {addr} (exit status: 1): it said nothing: see why, with "),
+        ),
+        (
+            10.0,
+            "kill -9 $$",
+            format!("{helper} failed for {addr} (signal: 9 (SIGKILL)): it said nothing: see "),
+        ),
+        (
+            10.0,
+            "printf 'at\\nlast\\033[31m' >&2; exit 1",
+            format!("{helper} failed for {addr} (exit status: 1): at last [31m: see why, with {by_hand}"),
+        ),
+        (
+            10.0,
+            "echo nonsense",
+            format!(
+                "{helper} gave an answer for {addr} that is not valid: no JSON at line 1 column 2: it has to print \
+                 {{\"Username\": …, \"Secret\": …}}, and nothing besides"
+            ),
+        ),
+        (10.0, "true", format!("{helper} gave an answer for {addr} that is not valid: it ends too early")),
+        (0.3, "exec sleep 20", slow.clone()),
         // A grandchild keeps the pipe open.
-        (0.3, "sleep 20 & exit 0", format!("{helper} gave no answer for {addr} in 0.3 seconds")),
+        (0.3, "sleep 20 & exit 0", slow),
     ];
     for (limit, script, message) in cases {
         let dir = tempfile::tempdir().unwrap();
@@ -92,6 +118,8 @@ fn a_helper_that_fails_is_named() {
     let start =
         format!("cannot run credential helper docker-credential-absent, which {} asks for: ", path.display());
     assert!(error.to_string().starts_with(&start), "{error}");
+    let end = ": have it on the PATH as a program that runs, or log in without it";
+    assert!(error.to_string().ends_with(end), "{error}");
 }
 
 #[test]
@@ -122,6 +150,7 @@ fn what_a_helper_prints_is_not_repeated() {
         "echo '\"hunter2\"'",
         "echo '{\"Username\":[\"hunter2\"]}'",
         "echo '{\"Username\":\"ci\",\"Secret\":\"hunter2\"}'; exit 1",
+        "echo 'a warning'; echo '{\"Username\":\"ci\",\"Secret\":\"hunter2\"}'; exit 1",
     ] {
         let dir = tempfile::tempdir().unwrap();
         write_helper(dir.path(), "ours", script);

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::json;
 use warmkit::progress::Silent;
-use warmkit::source::{ErrorClass, Given, Options, Registry, Source};
+use warmkit::source::{Environment, ErrorClass, Given, Options, Registry, Source};
 
 use super::{basic_registry, bearer_registry, challenge, token_registry, with_config};
 use crate::server::{Answer, Server};
@@ -211,5 +211,96 @@ fn what_a_registry_says_back_of_a_secret_is_not_repeated() {
         let error = registry(&server, &with_config(dir.path(), &auths)).manifest(None, &Silent).unwrap_err();
         assert!(error.to_string().contains("(… is wrong, and "), "{error}");
         assert!(!format!("{error:?}").contains("hunter2"), "{error:?}");
+    }
+}
+
+#[test]
+fn what_is_secret_in_a_url_is_not_repeated() {
+    let signed = "X-Amz-Credential=hidden%2F1&X-Amz-Security-Token=hidden&X-Amz-Signature=hidden";
+    // As some gateways do, the storage host repeats what it was asked for.
+    let storage = Server::start(|request| Answer::new(403, format!("no {}", request.target)));
+    let at = storage.addr;
+    let repeated = "tag \"cache\": REGISTRY sends to STORAGE, which refuses it (status 403) (no /l?X-Amz-Credential=…&\
+                    X-Amz-Security-Token=…&X-Amz-Signature=…): check this machine's clock, and that no firewall";
+    let refused =
+        "names a token service that may not be asked, since it is not on https: \"http://…@r.example/token\"";
+    let redirect = |to: String| Answer::new(307, "").header("location", to);
+    let bearer =
+        |realm: &str| Answer::new(401, "").header("www-authenticate", format!("Bearer realm=\"{realm}\""));
+    let cases = [
+        (redirect(format!("http://{at}/l?{signed}")), repeated),
+        (redirect(format!("http://u:hidden@{at}/l?{signed}")), repeated),
+        (
+            redirect(format!("http://u:hidden@r.example/l?{signed}")),
+            "redirects to r.example over plain http, which only",
+        ),
+        (
+            redirect(format!("ftp://u:hidden@r.example/l?{signed}")),
+            "redirects to \"ftp://…@r.example/l\", which is no",
+        ),
+        (bearer("http://u:hidden@r.example/token?key=hidden"), refused),
+    ];
+    for (answer, message) in cases {
+        let server = Server::start(move |_| answer.clone());
+        let error = registry(&server, &options()).manifest(None, &Silent).unwrap_err();
+        let message =
+            message.replace("REGISTRY", &server.addr.to_string()).replace("STORAGE", &at.to_string());
+        assert!(error.to_string().contains(&message), "{error}\n  wanted: {message}");
+        assert!(!format!("{error} {error:?}").contains("hidden"), "{error:?}");
+    }
+}
+
+#[test]
+fn a_registry_that_asks_for_nothing_known_is_told_from_a_wrong_password() {
+    let dir = tempfile::tempdir().unwrap();
+    for challenge in [None, Some("Negotiate"), Some("Digest realm=\"r\"")] {
+        let server = Server::start(move |_| match challenge {
+            Some(challenge) => Answer::new(401, "").header("www-authenticate", challenge),
+            None => Answer::new(401, ""),
+        });
+        let auths = json!({"auths": {server.addr.to_string(): {"auth": "Y2k6aHVudGVyMg=="}}});
+        let error = registry(&server, &with_config(dir.path(), &auths)).manifest(None, &Silent).unwrap_err();
+        assert_eq!(error.class(), ErrorClass::Auth);
+        let message =
+            "(status 401): it asks neither for a password (Basic) nor for a token (Bearer): check that it is";
+        assert!(error.to_string().contains(message), "{error}");
+    }
+}
+
+#[test]
+fn says_where_to_log_in() {
+    let server = basic_registry(b"");
+    let addr = server.addr.to_string();
+    let dir = tempfile::tempdir().unwrap();
+    let auths = json!({"auths": {&addr: {"username": "ci", "password": "wrong"}}}).to_string();
+    let file = |name: &str| {
+        let path = dir.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, &auths).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let named = file("named.json");
+    let folder = |path: &str| path.rsplit_once('/').unwrap().0.to_owned();
+    let (docker, podman) =
+        (folder(&file("docker/config.json")), folder(&folder(&file("run/containers/auth.json"))));
+    // Where the wrong one is found: it goes before whatever is put elsewhere.
+    let cases = [
+        ("REGISTRY_AUTH_FILE", &named, format!("put into {named} an account that may read acme/app")),
+        (
+            "DOCKER_AUTH_CONFIG",
+            &auths,
+            "put into $DOCKER_AUTH_CONFIG an account that may read acme/app".to_owned(),
+        ),
+        ("DOCKER_CONFIG", &docker, format!("run docker login {addr} with an account that may read acme/app")),
+        (
+            "XDG_RUNTIME_DIR",
+            &podman,
+            format!("run podman login {addr} with an account that may read acme/app"),
+        ),
+    ];
+    for (variable, value, advice) in cases {
+        let env = Environment::from_iter([(variable, value)]);
+        let error = registry(&server, &Options { env, ..options() }).manifest(None, &Silent).unwrap_err();
+        assert!(error.to_string().ends_with(&format!("may not read acme/app: {advice}")), "{error}");
     }
 }
