@@ -205,7 +205,7 @@ fn an_ami_is_made_of_an_instance_that_is_warm() {
     for line in [
         "12 of 12 steps CACHED, 0 imports, 0 extractions",
         "provision: /var/lib/buildkit is warm",
-        "files for credentials",
+        " for credentials",
     ] {
         assert!(said.contains(line), "{line}:\n{said}");
     }

@@ -26,7 +26,7 @@ Examples:
   # what is in the root of this machine; no daemon may run on it
   warmkit inspect --root /var/lib/buildkit
 
-  # a large one: where are its bytes? the twenty largest records, and what stands between them
+  # a large one: its twenty largest records, and what stands between them
   warmkit inspect --root /var/lib/buildkit --largest 20
 
   # the ten largest records, for a script
