@@ -9,12 +9,17 @@ use std::time::Duration;
 use support::cases::{assert_warm, export_tar};
 use support::command::run;
 use support::rootless::User;
+use support::skip::skip;
+use support::tools::on_path;
 use support::warmkit::{bake, verify, warmkit};
 use support::{Daemon, Tools, World, tools};
 
 /// A root for the snapshotter is warm: untouched, after a change of the source, and after another start.
 fn warms(release: &str, snapshotter: &str, name: &'static str) {
     let Some(tools) = Tools::find(release) else { return };
+    if snapshotter == "fuse-overlayfs" && on_path(snapshotter).is_none() {
+        return skip("no fuse-overlayfs in $PATH");
+    }
     let world = World::start(tools);
     let case = world.case(name);
     let origin = world.export(&case);
@@ -53,7 +58,7 @@ fn warms(release: &str, snapshotter: &str, name: &'static str) {
 /// The same of a daemon that a plain user runs, in the user's home; baked as root, and as the user.
 fn warms_rootless(release: &str, snapshotter: &str, as_user: bool, name: &'static str) {
     let Some(tools) = Tools::find(release) else { return };
-    let Some(user) = User::make(&tools) else { return };
+    let Some(user) = User::make(&tools).map(User::with_more_ids) else { return };
     let world = World::start(tools);
     let case = world.case(name);
     let origin = world.export(&case);
@@ -120,4 +125,36 @@ fn native() {
 #[test]
 fn native_of_an_older_release() {
     warms("v0.17.3", "native", "whiteouts");
+}
+
+#[test]
+fn a_user_who_has_too_few_ids_gets_no_root() {
+    let Some(tools) = Tools::find(tools::NEWEST) else { return };
+    let Some(user) = User::make(&tools) else { return };
+    let world = World::start(tools);
+    let case = world.case("whiteouts");
+    let origin = world.export(&case);
+    let bake = |target: &str, code: i32, said: &[&str]| {
+        let mut command = warmkit();
+        command.args(["bake", &origin.cache, "--keys-from", &origin.image, "--for", target]);
+        let ended = run(&mut command, Duration::from_secs(120));
+        assert_eq!(ended.status.code(), Some(code), "{target}: {}", ended.stderr);
+        for said in said {
+            assert!(ended.stderr.contains(said), "{target}: {said:?} in\n{}", ended.stderr);
+        }
+        assert!(!user.home.join(".local").exists(), "{target}");
+    };
+    let target = format!("rootless:{}", user.name);
+    // The base image has one.
+    bake(&target, 1, &["odd/large-owner", "user 3000000 is none of those", "(0-65536)", "/etc/subuid"]);
+    bake("rootless:no-such-user", 1, &["no user \"no-such-user\""]);
+    bake("rootless:root", 2, &["--for host"]);
+    bake("rootless", 2, &["--for rootless:USER"]);
+
+    let user = user.without_ids();
+    let mut command = warmkit();
+    command.args(["bake", &origin.cache, "--for", &target]);
+    let ended = run(&mut command, Duration::from_secs(120));
+    assert_eq!(ended.status.code(), Some(1), "{}", ended.stderr);
+    assert!(ended.stderr.contains("no range in /etc/subuid") && ended.stderr.contains(&user.name), "{}", ended.stderr);
 }

@@ -11,6 +11,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, chown};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
@@ -105,11 +106,15 @@ fn unpacks_as_a_rootless_one() {
 /// Compares what becomes of each layer with what a daemon makes of it; gives the directory of its `root`.
 fn agrees(way: Way) -> Option<Scratch> {
     let tools = Tools::find(support::tools::NEWEST)?;
+    if way == Way::FuseOverlayfs && support::tools::on_path("fuse-overlayfs").is_none() {
+        support::skip::skip("no fuse-overlayfs in $PATH");
+        return None;
+    }
     let corpus = layers::corpus();
     assert!(corpus.len() >= 200, "{} cases", corpus.len());
     let scratch = Scratch::new();
     let root = scratch.join("root");
-    let user = if way == Way::Rootless { Some(User::make(&tools)?) } else { None };
+    let user = if way == Way::Rootless { Some(User::make(&tools)?.with_more_ids()) } else { None };
     let owners = user.as_ref().map_or(Owners::AsNamed, User::owners);
     let root = user.as_ref().map_or(root, |user| user.home.join("root"));
     let errors = extract_all(&tools, &root, &scratch, &corpus, way.snapshotter(), user.as_ref());

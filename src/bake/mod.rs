@@ -239,7 +239,7 @@ fn bake_into<'a>(
 ) -> Result<(Report, Running<'a>), Error> {
     let Prepared { sources, images, plan, contents, mut seconds } =
         prepare(options, options.allow_unkeyed, progress)?;
-    check_room(&plan, &images, staged, &options.root, progress)?;
+    check_room(&plan, &images, staged, options, progress)?;
 
     let running = Running::start(progress, Phase::Layers);
     let root = options.state_dir(staged)?;
@@ -268,15 +268,16 @@ fn check_room(
     plan: &Plan,
     images: &[Image],
     staged: &Path,
-    target: &Path,
+    options: &Options,
     progress: &dyn Progress,
 ) -> Result<(), Error> {
+    let (target, snapshotter) = (&options.root, options.snapshotter);
     let room = fsutil::room(staged).at("look at the file system of", staged)?;
     let tars: Vec<Option<TarSize>> =
         plan.blobs.iter().map(|blob| gather::tar_size_said(&blob.layer)).collect();
-    let need = need::of(plan, images, &tars);
+    let need = need::of(plan, images, &tars, snapshotter);
     if let Some(shortage) = need.shortage(&room) {
-        return Err(Error::NoSpace { path: target.to_owned(), shortage });
+        return Err(Error::NoSpace { path: target.clone(), shortage });
     }
     if need.bytes.estimate > room.free_bytes {
         progress.event(Event::Warning(format!(

@@ -44,10 +44,6 @@ impl User {
         let mut add = Command::new("useradd");
         add.args(["--no-create-home", "--user-group", "--shell", "/bin/sh", "--home-dir"]);
         retry(add.arg(home.path()).arg(&name));
-        // Beside the range that it got, one for the large ids that odd layers have.
-        let mut more = Command::new("usermod");
-        more.args(["--add-subuids", MORE_IDS, "--add-subgids", MORE_IDS]);
-        retry(more.arg(&name));
         let entry = fs::read_to_string("/etc/passwd").unwrap();
         let fields = |line: &str| line.split(':').map(str::to_owned).collect::<Vec<_>>();
         let id = entry.lines().map(fields).find(|fields| fields[0] == name).unwrap()[2].parse().unwrap();
@@ -62,6 +58,24 @@ impl User {
             files::install(program, &user.programs.join(program.file_name().unwrap()));
         }
         Some(user)
+    }
+
+    /// Gives it, beside the range that it has, one for the large ids that odd layers have.
+    #[must_use]
+    pub fn with_more_ids(self) -> Self {
+        let mut more = Command::new("usermod");
+        more.args(["--add-subuids", MORE_IDS, "--add-subgids", MORE_IDS]);
+        retry(more.arg(&self.name));
+        self
+    }
+
+    /// Takes all of its subordinate ids away.
+    #[must_use]
+    pub fn without_ids(self) -> Self {
+        let mut less = Command::new("usermod");
+        less.args(["--del-subuids", "0-4294967294", "--del-subgids", "0-4294967294"]);
+        retry(less.arg(&self.name));
+        self
     }
 
     fn runtime(&self) -> PathBuf {
