@@ -1,4 +1,5 @@
-//! Roots of OCI workers with other snapshotters than overlayfs: baked, verified, and built on by real daemons.
+//! Roots of other OCI workers than that of a machine's root with overlayfs: baked, verified, and built on by real
+//! daemons.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod support;
@@ -8,11 +9,13 @@ use std::time::Duration;
 
 use support::cases::{assert_warm, export_tar};
 use support::command::run;
+use support::daemon::{DATABASES, check_databases};
 use support::rootless::User;
 use support::skip::skip;
 use support::tools::on_path;
 use support::warmkit::{bake, verify, warmkit};
 use support::{Daemon, Tools, World, tools};
+use warmkit::bolt::Database;
 
 /// A root for the snapshotter is warm: untouched, after a change of the source, and after another start.
 fn warms(release: &str, snapshotter: &str, name: &'static str) {
@@ -97,6 +100,36 @@ fn warms_rootless(release: &str, snapshotter: &str, as_user: bool, name: &'stati
     daemon.stop();
 }
 
+/// Databases with the pages of an arm64 machine: a daemon here opens them, writes to them, and Go finds no fault.
+#[test]
+fn pages_of_other_machines() {
+    for (release, size) in [(tools::NEWEST, "65536"), ("v0.17.3", "16384")] {
+        let Some(tools) = Tools::find(release) else { return };
+        let world = World::start(tools);
+        let case = world.case("app");
+        let origin = world.export(&case);
+        let root = world.root(&case, "root");
+        let arguments = [&origin.cache, "--keys-from", &origin.image, "--page-size", size];
+        bake(&arguments, &root).expect_success("bake");
+        verify(&["--read-data"], &root).expect_success("verify");
+        check_databases(&world.tools, &root);
+
+        let daemon = world.daemon(&root);
+        assert_warm(&daemon.build(&case.request), &origin);
+        daemon.build(&case.changed);
+        daemon.stop();
+        verify(&[], &root).expect_success("verify after builds");
+        check_databases(&world.tools, &root);
+        for database in DATABASES {
+            let found = Database::open(&root.join(database)).unwrap().page_size();
+            assert_eq!(found.to_string(), size, "{database}");
+        }
+        let daemon = world.daemon(&root);
+        assert_warm(&daemon.build(&case.request), &origin);
+        daemon.stop();
+    }
+}
+
 #[test]
 fn rootless_baked_as_root() {
     warms_rootless(tools::NEWEST, "overlayfs", false, "whiteouts");
@@ -156,5 +189,9 @@ fn a_user_who_has_too_few_ids_gets_no_root() {
     command.args(["bake", &origin.cache, "--for", &target]);
     let ended = run(&mut command, Duration::from_secs(120));
     assert_eq!(ended.status.code(), Some(1), "{}", ended.stderr);
-    assert!(ended.stderr.contains("no range in /etc/subuid") && ended.stderr.contains(&user.name), "{}", ended.stderr);
+    assert!(
+        ended.stderr.contains("no range in /etc/subuid") && ended.stderr.contains(&user.name),
+        "{}",
+        ended.stderr
+    );
 }
