@@ -7,6 +7,8 @@ use std::path::Path;
 
 use rustix::fs::FlockOperation;
 use rustix::ioctl::{self, Opcode};
+use rustix::mount::MountPropagationFlags;
+use rustix::thread::UnshareFlags;
 use tempfile::TempDir;
 
 /// File systems that may write fewer bytes than they are given: btrfs, ZFS, bcachefs.
@@ -80,6 +82,19 @@ pub fn discard_free_blocks(path: &Path) -> io::Result<u64> {
         ioctl::ioctl(&directory, ioctl::Updater::<FITRIM, _>::new(&mut range))?;
     }
     Ok(range.len)
+}
+
+/// Gives this thread, and those that it starts, a mount namespace and a working directory of their own: what they
+/// mount nobody else sees, and it ends with them.
+///
+/// # Errors
+/// The user may not.
+pub fn own_mount_namespace() -> io::Result<()> {
+    #[allow(unsafe_code)] // Unsafe for file descriptor tables only, which stay shared.
+    unsafe {
+        rustix::thread::unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::FS)?;
+    }
+    Ok(rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?)
 }
 
 /// Makes a directory for this user alone in `parent`, with a name that begins with `prefix`. It goes when what is

@@ -60,4 +60,5 @@ pub mod replay;
 pub mod root;
 pub mod source;
 pub mod store;
+pub mod userns;
 pub mod verify;

@@ -23,11 +23,12 @@ const RULES: &[Rule] = &[
     Rule { module: "digest", may: &[], may_not: &[] },
     Rule { module: "fsutil", may: &[], may_not: &[] },
     Rule { module: "progress", may: &["digest"], may_not: &[] },
+    Rule { module: "userns", may: &[], may_not: &[] },
     Rule { module: "oci", may: &["digest"], may_not: &[] },
     Rule { module: "bolt", may: &["fsutil"], may_not: &[] },
     // A builder beside this program: it knows nothing of caches and stores.
     Rule { module: "daemon", may: &[], may_not: &[] },
-    Rule { module: "builder", may: &["daemon"], may_not: &[] },
+    Rule { module: "builder", may: &["daemon", "userns"], may_not: &[] },
     // These four do not know each other: gather and bake join them.
     Rule { module: "source", may: &["oci", "csv", "digest", "progress"], may_not: &[] },
     Rule {
@@ -35,7 +36,11 @@ const RULES: &[Rule] = &[
         may: &["oci", "csv", "digest", "bolt"],
         may_not: &["bolt::Bucket", "bolt::PageSize", "bolt::write"],
     },
-    Rule { module: "layer", may: &["oci::Compression", "oci::media_type", "digest", "fsutil"], may_not: &[] },
+    Rule {
+        module: "layer",
+        may: &["oci::Compression", "oci::media_type", "digest", "fsutil", "userns"],
+        may_not: &[],
+    },
     // A forecast from what others read of a root.
     Rule { module: "gc", may: &["root::Usage"], may_not: &[] },
     Rule { module: "store", may: &["bolt", "oci", "digest", "fsutil"], may_not: &[] },
@@ -53,7 +58,7 @@ const RULES: &[Rule] = &[
         module: "bake",
         may: &[
             "gather", "replay", "source", "keys", "layer", "store", "gc", "oci", "digest", "fsutil",
-            "progress",
+            "progress", "userns",
         ],
         may_not: &[],
     },
@@ -117,6 +122,7 @@ const RULES: &[Rule] = &[
             "oci",
             "digest",
             "progress",
+            "userns",
         ],
         may_not: &[],
     },

@@ -70,7 +70,7 @@ impl Fence {
     }
 
     fn unpack(&self, blob: &[u8], base: bool) -> layer::Result<layer::Unpacked> {
-        let result = layer::unpack(blob, Compression::Detect, &self.upper(), &Options { base });
+        let result = layer::unpack(blob, Compression::Detect, &self.upper(), &Options::of_upper(base));
         assert_eq!(Self::look(self.dir.path()), self.before);
         result
     }
@@ -122,7 +122,7 @@ fn entries_are_read_as_they_are_unpacked() {
             assert_eq!(stream.diff_id, DiffId::of(&layer.tar), "{}", case.name);
             let fence = Fence::new();
             if let Ok(unpacked) =
-                layer::unpack(layer.blob.as_slice(), compression, &fence.upper(), &Options { base: true })
+                layer::unpack(layer.blob.as_slice(), compression, &fence.upper(), &Options::of_upper(true))
             {
                 assert_eq!((unpacked.entries, unpacked.diff_id), (entries, stream.diff_id), "{}", case.name);
             }
@@ -338,7 +338,7 @@ fn a_full_disk_is_told() {
         return;
     }
     let blob = tar([file("large", vec![b'x'; 4_000_000])]).0;
-    let result = layer::unpack(blob.as_slice(), Compression::None, dir.path(), &Options { base: true });
+    let result = layer::unpack(blob.as_slice(), Compression::None, dir.path(), &Options::of_upper(true));
     rustix::mount::unmount(dir.path(), rustix::mount::UnmountFlags::empty()).unwrap();
     let error = result.unwrap_err();
     assert!(error.is_disk_full(), "{error:?}");

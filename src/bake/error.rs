@@ -52,6 +52,19 @@ pub enum Error {
     /// Owners, devices and `trusted.*` attributes are root's to set.
     #[error("baking needs root: layers hold owners, devices and overlay attributes; run it under sudo")]
     NotRoot,
+    /// Layers of this worker are unpacked through mounts.
+    #[error(
+        "cannot make a mount namespace: the daemon of such a root extracts layers through overlay mounts, and so \
+         does this; a container needs CAP_SYS_ADMIN for it"
+    )]
+    MountNamespace {
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A user namespace without a root.
+    #[error("files cannot belong to the root of the user namespace: {0}")]
+    Owners(#[source] crate::userns::OutOfRange),
     /// A file, or a link that points nowhere.
     #[error("{path} is not a directory: name a directory that is empty or does not exist yet")]
     TargetNotDirectory {
@@ -172,6 +185,8 @@ impl Error {
             Self::NoSpace { .. } | Self::DiskFull { .. } => ErrorClass::Space,
             Self::Gc(_) => ErrorClass::Spec,
             Self::NotRoot
+            | Self::MountNamespace { .. }
+            | Self::Owners(_)
             | Self::Replay(_)
             | Self::Layer { .. }
             | Self::Store(_)

@@ -110,7 +110,7 @@ fn foresee_watched(options: &Options, gc: &GcOptions, progress: &dyn Progress) -
         refusals.push(Error::Unkeyed { records: contents.unkeyed.clone(), total: contents.records });
     }
     let tars = gather::tar_sizes(&plan.blobs, &sources, progress)?;
-    let need = need::of(&plan, &images, &tars);
+    let need = need::of(&plan, &images, &tars, options.snapshotter);
     let room = fsutil::room_at(&target).at("look at the file system of", &target)?;
     if let Some(shortage) = need.shortage(&room) {
         refusals.push(Error::NoSpace { path: options.root.clone(), shortage });

@@ -36,6 +36,7 @@ pub use need::Estimate;
 pub use report::{Contents, Report, Unkeyed};
 
 pub use crate::gather::ErrorClass;
+pub use crate::store::{PageSize, Snapshotter};
 
 use crate::fsutil;
 use crate::gather::{self, Image, TarSize};
@@ -45,6 +46,7 @@ use crate::progress::{Event, Phase, Progress, Running};
 use crate::replay;
 use crate::source::{self, CacheSpec, Stop};
 use crate::store::StateDir;
+use crate::userns::Owners;
 
 use plan::Plan;
 use prepare::{Prepared, prepare};
@@ -66,6 +68,12 @@ pub struct Options {
     pub replay: Option<replay::Options>,
     /// The root to make; must be absent or empty.
     pub root: PathBuf,
+    /// The snapshotter of the worker that it is for.
+    pub snapshotter: Snapshotter,
+    /// Whose the files of its layers are.
+    pub owners: Owners,
+    /// Page size of its databases: that of the machines that are to use it is best.
+    pub page_size: PageSize,
     /// Only what builds for these platforms use, as far as caches and key sources tell, and the platforms
     /// that operations ran on that name none. Empty: everything, and this machine's platform.
     pub platforms: Vec<Platform>,
@@ -94,6 +102,16 @@ pub enum FindImages {
 }
 
 impl Options {
+    /// The tree of the root, while it stands in `staged`.
+    fn state_dir(&self, staged: &Path) -> Result<StateDir, Error> {
+        let state = StateDir::new(staged, self.snapshotter);
+        if !self.owners.is_namespace() {
+            return Ok(state);
+        }
+        let (user, group) = (self.owners.user(0), self.owners.group(0));
+        Ok(state.owned_by(user.map_err(Error::Owners)?, group.map_err(Error::Owners)?))
+    }
+
     fn gather(&self) -> gather::Options {
         gather::Options {
             platforms: self.platforms.clone(),
@@ -221,16 +239,17 @@ fn bake_into<'a>(
 ) -> Result<(Report, Running<'a>), Error> {
     let Prepared { sources, images, plan, contents, mut seconds } =
         prepare(options, options.allow_unkeyed, progress)?;
-    check_room(&plan, &images, staged, &options.root, progress)?;
+    check_room(&plan, &images, staged, options, progress)?;
 
     let running = Running::start(progress, Phase::Layers);
-    let root = StateDir::new(staged);
+    let root = options.state_dir(staged)?;
     root.create()?;
-    let unpacked = layers::fetch_and_unpack(&plan, &sources, &root, cancel, progress)?;
+    let unpacked = layers::fetch_and_unpack(&plan, &sources, &root, &options.owners, cancel, progress)?;
     seconds.set(Phase::Layers, running.finish());
 
     let committing = Running::start(progress, Phase::Commit);
-    stores::write(&plan, &sources, &images, &unpacked, &root, options.written_at)?;
+    stores::write(&plan, &sources, &images, &unpacked, &root, options)?;
+    root.hand_over()?;
     cancel.check()?;
 
     let unpacked_bytes: u64 = unpacked.usage.iter().map(|usage| usage.size).sum();
@@ -250,15 +269,16 @@ fn check_room(
     plan: &Plan,
     images: &[Image],
     staged: &Path,
-    target: &Path,
+    options: &Options,
     progress: &dyn Progress,
 ) -> Result<(), Error> {
+    let (target, snapshotter) = (&options.root, options.snapshotter);
     let room = fsutil::room(staged).at("look at the file system of", staged)?;
     let tars: Vec<Option<TarSize>> =
         plan.blobs.iter().map(|blob| gather::tar_size_said(&blob.layer)).collect();
-    let need = need::of(plan, images, &tars);
+    let need = need::of(plan, images, &tars, snapshotter);
     if let Some(shortage) = need.shortage(&room) {
-        return Err(Error::NoSpace { path: target.to_owned(), shortage });
+        return Err(Error::NoSpace { path: target.clone(), shortage });
     }
     if need.bytes.estimate > room.free_bytes {
         progress.event(Event::Warning(format!(

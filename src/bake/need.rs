@@ -20,7 +20,8 @@ use super::error::{Resource, Shortage};
 use super::plan::Plan;
 use crate::fsutil::Room;
 use crate::gather::{Image, TarSize};
-use crate::store::state_dir::{COMMIT_ORDER, DIRECTORIES};
+use crate::store::{Snapshotter, StateFile};
+use crate::store::state_dir::WORKER_DIRECTORIES;
 
 /// A number that is known within limits only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
@@ -78,9 +79,14 @@ pub(super) fn documents(images: &[Image]) -> Documents {
 const AROUND: u64 = 2;
 
 /// What the root of a plan takes; `tars` has the size of each blob's tar, where it is known.
-pub(super) fn of(plan: &Plan, images: &[Image], tars: &[Option<TarSize>]) -> Need {
+pub(super) fn of(
+    plan: &Plan,
+    images: &[Image],
+    tars: &[Option<TarSize>],
+    snapshotter: Snapshotter,
+) -> Need {
     let documents = documents(images);
-    let snapshots: Vec<Unpacked> = plan
+    let mut snapshots: Vec<Unpacked> = plan
         .snapshots
         .iter()
         .map(|snapshot| {
@@ -88,14 +94,23 @@ pub(super) fn of(plan: &Plan, images: &[Image], tars: &[Option<TarSize>]) -> Nee
             tars[snapshot.blob].map_or_else(|| unpacked_of_blob(compressed), unpacked)
         })
         .collect();
+    if !snapshotter.has_upper() {
+        // Each is a whole tree. A parent stands before what stands on it.
+        for (at, snapshot) in plan.snapshots.iter().enumerate() {
+            if let Some(below) = snapshot.parent.map(|parent| snapshots[parent]) {
+                snapshots[at].add_tree(&below);
+            }
+        }
+    }
+    let around = if snapshotter.has_upper() { AROUND } else { 0 };
     let mut bytes = Estimate::exactly(plan.bytes().saturating_add(documents.bytes));
     // The root's own directory may be there.
-    let fixed = DIRECTORIES.len() + COMMIT_ORDER.len() - 1 + plan.blobs.len();
+    let fixed = WORKER_DIRECTORIES.len() + StateFile::COMMIT_ORDER.len() + plan.blobs.len();
     let mut inodes = Estimate::exactly(fixed as u64 + documents.count);
     for snapshot in &snapshots {
         bytes += snapshot.bytes;
         inodes += snapshot.inodes;
-        inodes += Estimate::exactly(AROUND);
+        inodes += Estimate::exactly(around);
     }
     Need { bytes, inodes, snapshots: snapshots.into_iter().map(|snapshot| snapshot.bytes).collect() }
 }
@@ -112,9 +127,18 @@ impl Need {
 }
 
 /// What a layer unpacks to.
+#[derive(Debug, Clone, Copy)]
 struct Unpacked {
     bytes: Estimate,
     inodes: Estimate,
+}
+
+impl Unpacked {
+    /// Counts the tree that it stands on. It may remove all of that.
+    fn add_tree(&mut self, below: &Self) {
+        self.bytes += Estimate { at_least: 0, ..below.bytes };
+        self.inodes += Estimate { at_least: 0, ..below.inodes };
+    }
 }
 
 const KIB: u64 = 1 << 10;
@@ -172,6 +196,18 @@ mod tests {
             let found = need.shortage(&room).map(|shortage| (shortage.what, shortage.needed, shortage.free));
             assert_eq!(found, expected, "{need:?} {room:?}");
         }
+    }
+
+    #[test]
+    fn a_tree_counts_what_it_stands_on() {
+        let of = |bytes: (u64, u64, u64)| {
+            let estimate = Estimate { at_least: bytes.0, estimate: bytes.1, up_to: bytes.2 };
+            Unpacked { bytes: estimate, inodes: estimate }
+        };
+        let mut tree = of((1, 10, 100));
+        tree.add_tree(&of((2, 20, 200)));
+        let expected = Estimate { at_least: 1, estimate: 30, up_to: 300 };
+        assert_eq!((tree.bytes, tree.inodes), (expected, expected));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::store::{self, BlobWriter, Contents, RecordId, SnapshotKey, StateDir, 
 
 use super::layers::Unpacked;
 use super::plan::{self, Plan};
-use super::{Error, IoContext};
+use super::{Error, IoContext, Options};
 
 /// Writes documents of images, worker id and databases of a root whose blobs and snapshots are there
 /// already. Of `sources`, the last are those of `images`.
@@ -22,8 +22,9 @@ pub(crate) fn write(
     images: &[Image],
     unpacked: &Unpacked,
     root: &StateDir,
-    written_at: Timestamp,
+    options: &Options,
 ) -> Result<(), Error> {
+    let written_at = options.written_at;
     let of_images = sources.len().saturating_sub(images.len());
     let (documents, documents_of) = write_documents(images, &sources[of_images..], root)?;
     let contents = Contents {
@@ -68,7 +69,7 @@ pub(crate) fn write(
             })
             .collect(),
     };
-    Ok(store::write_databases(root.root(), &contents)?)
+    Ok(store::write_databases(root, &contents, options.page_size)?)
 }
 
 /// Puts what was read of each image into the content store; gives all documents, and where among them

@@ -16,7 +16,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, lchown};
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
@@ -243,6 +243,13 @@ fn create_parents(path: &Path) -> Result<CreatedParents, Error> {
     missing.reverse();
     let missing = CreatedParents(missing);
     fs::DirBuilder::new().recursive(true).mode(0o755).create(path).at("create", path)?;
+    // Whose home it is in, or data directory, goes on there as if they had made it.
+    for made in &missing.0 {
+        if let Some(parent) = made.parent() {
+            let owner = fs::metadata(parent).at("look at", parent)?;
+            lchown(made, Some(owner.uid()), Some(owner.gid())).at("change owner of", made)?;
+        }
+    }
     Ok(missing)
 }
 

@@ -116,14 +116,43 @@ pub enum Error {
         stop: String,
     },
     /// A daemon that would find nothing in a root that is written from here.
-    #[error(
-        "{whose} {misfit}: it would not find a root that is written for the overlayfs of a rootful OCI worker"
-    )]
+    #[error("{whose} {misfit}")]
     Misfit {
         /// Whose daemon.
         whose: String,
         /// What it does.
         misfit: String,
+    },
+    /// Nobody of this name.
+    #[error("this machine has no user {name:?}")]
+    NoUser {
+        /// The name, or number.
+        name: String,
+    },
+    /// Whose daemon is meant is not plain.
+    #[error("whose rootless daemon? say it, as --for rootless:USER")]
+    WhichUser,
+    /// root runs a daemon as root.
+    #[error("root's own daemon is no rootless one: bake --for host")]
+    RootIsNotRootless,
+    /// Another user's files are not to be had from here.
+    #[error(
+        "in a user namespace there is one rootless daemon to bake for, that of its owner: --for rootless"
+    )]
+    InNamespace,
+    /// A user without a home.
+    #[error("$HOME says no directory to look for the root in: set it, or name the root with --root")]
+    NoHome,
+    /// A daemon of this user would not start.
+    #[error(
+        "{user} has no range in {file}, without which no rootless daemon runs: give one, as `usermod --add-subuids \
+         100000-165535 --add-subgids 100000-165535 {user}` does"
+    )]
+    NoSubordinateIds {
+        /// The user.
+        user: String,
+        /// The file that has none.
+        file: &'static str,
     },
     /// dockerd itself runs in a user namespace.
     #[error(
@@ -216,6 +245,9 @@ impl Error {
             | Self::SeveralNodes { .. }
             | Self::NoNode { .. }
             | Self::Misfit { .. }
+            | Self::WhichUser
+            | Self::RootIsNotRootless
+            | Self::InNamespace
             | Self::RootlessDocker { .. }
             | Self::NoVolumeThere { .. }
             | Self::VolumeOfOthers { .. } => ErrorClass::Choice,

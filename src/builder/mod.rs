@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! --for host              /var/lib/buildkit, or where the arguments of its unit or buildkitd.toml say
+//! --for rootless:USER     ~/.local/share/buildkit, or where XDG_DATA_HOME or the user's buildkitd.toml say
 //! --for buildx:NAME       the volume of its node, buildx_buildkit_<node>_state
 //!   docker runs           docker says where it is, and makes it where there is none
 //!   docker is stopped     <data root>/volumes/<volume>/_data, where dockerd finds it at its next start
@@ -14,6 +15,7 @@ mod data_root;
 mod docker;
 mod error;
 mod root;
+mod rootless;
 mod settings;
 mod unit;
 
@@ -23,7 +25,7 @@ use std::str::FromStr;
 pub use buildx::{Builder, Node, find, unknown};
 pub use docker::Docker;
 pub use error::{Error, ErrorClass};
-pub use root::Root;
+pub use root::{Kind, Root};
 
 /// A builder, as `--for` names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +33,11 @@ pub use root::Root;
 pub enum Target {
     /// The `buildkitd` of this machine, run as root.
     Host,
+    /// The `buildkitd` that a user runs.
+    Rootless {
+        /// The user, by name or number; `None`: who has called sudo, or is root in the user namespace of this process.
+        user: Option<String>,
+    },
     /// A builder of buildx, in lower case as buildx keeps it, and which of its nodes.
     Buildx {
         /// The builder, which need not exist yet.
@@ -48,6 +55,7 @@ impl Target {
     pub fn find(&self) -> Result<Root, Error> {
         match self {
             Self::Host => root::of_host(),
+            Self::Rootless { user } => rootless::find(user.as_deref()),
             Self::Buildx { name, node } => root::of_buildx(name, node.as_deref()),
         }
     }
@@ -57,6 +65,8 @@ impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Host => f.write_str("host"),
+            Self::Rootless { user: None } => f.write_str("rootless"),
+            Self::Rootless { user: Some(user) } => write!(f, "rootless:{user}"),
             Self::Buildx { name, node: None } => write!(f, "buildx:{name}"),
             Self::Buildx { name, node: Some(node) } => write!(f, "buildx:{name}/{node}"),
         }
@@ -65,7 +75,9 @@ impl fmt::Display for Target {
 
 /// What is no [`Target`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("expected host, buildx:NAME or buildx:NAME/NODE, with names as buildx takes them")]
+#[error(
+    "expected host, rootless, rootless:USER, buildx:NAME or buildx:NAME/NODE, with names as buildx takes them"
+)]
 pub struct ParseError;
 
 impl FromStr for Target {
@@ -74,6 +86,17 @@ impl FromStr for Target {
     fn from_str(text: &str) -> Result<Self, ParseError> {
         if text == "host" {
             return Ok(Self::Host);
+        }
+        if text == "rootless" {
+            return Ok(Self::Rootless { user: None });
+        }
+        if let Some(user) = text.strip_prefix("rootless:") {
+            let is_name = !user.is_empty() && !user.starts_with('-') && !user.contains([':', '/', '\n']);
+            return if is_name {
+                Ok(Self::Rootless { user: Some(user.to_owned()) })
+            } else {
+                Err(ParseError)
+            };
         }
         let named = text.strip_prefix("buildx:").ok_or(ParseError)?;
         let (name, node) = match named.split_once('/') {
@@ -93,7 +116,15 @@ mod tests {
 
     #[test]
     fn a_target_reads_as_it_is_written() {
-        for text in ["host", "buildx:ci", "buildx:ci/ci0", "buildx:a.b-c_1"] {
+        for text in [
+            "host",
+            "rootless",
+            "rootless:ci",
+            "rootless:1000",
+            "buildx:ci",
+            "buildx:ci/ci0",
+            "buildx:a.b-c_1",
+        ] {
             assert_eq!(text.parse::<Target>().unwrap().to_string(), text);
         }
         assert_eq!("buildx:CI/Node".parse::<Target>().unwrap().to_string(), "buildx:ci/node");
@@ -106,6 +137,9 @@ mod tests {
             "buildx:/a",
             "buildx:a/",
             "buildx:a/b/c",
+            "rootless:",
+            "rootless:-x",
+            "rootless:a:b",
             "buildx:0",
             "buildx:../x",
             "ci",

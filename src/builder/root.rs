@@ -9,6 +9,7 @@ use super::buildx::{self, Builder, Node};
 use super::docker::{Container, Docker};
 use super::settings::{DEFAULT_CONFIG, DEFAULT_ROOT, Settings, argument};
 use super::{Error, data_root, unit};
+use crate::userns::Owners;
 
 /// The driver whose roots are in volumes.
 const DRIVER: &str = "docker-container";
@@ -19,7 +20,17 @@ const UNITS: [&str; 2] = ["buildkit.service", "buildkitd.service"];
 #[derive(Debug)]
 pub struct Root {
     path: PathBuf,
+    kind: Kind,
     volume: Option<Volume>,
+}
+
+/// What its daemon finds: a root of another kind it takes for an empty one.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Kind {
+    /// The snapshotter that it is told to use; `None` where it is told none.
+    pub snapshotter: Option<String>,
+    /// Whose its files are.
+    pub owners: Owners,
 }
 
 /// The volume of a node that a root is in.
@@ -58,7 +69,17 @@ impl fmt::Display for Owner {
 impl Root {
     /// A directory, whosever it is.
     pub fn at(path: &Path) -> Self {
-        Self { path: path.to_owned(), volume: None }
+        Self::of(path.to_owned(), Kind::default())
+    }
+
+    /// A directory of a daemon that finds roots of this kind.
+    pub(super) fn of(path: PathBuf, kind: Kind) -> Self {
+        Self { path, kind, volume: None }
+    }
+
+    /// What its daemon finds.
+    pub fn kind(&self) -> &Kind {
+        &self.kind
     }
 
     /// Its directory, which may not be there yet.
@@ -183,8 +204,8 @@ pub(super) fn of_host() -> Result<Root, Error> {
     };
     let settings = Settings::read(&arguments, config.as_deref())
         .map_err(|error| Error::Configuration { file: path.to_owned(), detail: error.to_string() })?;
-    fits("this machine's buildkitd", &settings)?;
-    Ok(Root { path: settings.root(), volume: None })
+    let snapshotter = fits("this machine's buildkitd", &settings)?;
+    Ok(Root::of(settings.root(), Kind { snapshotter, owners: Owners::AsNamed }))
 }
 
 /// The root of a node of buildx.
@@ -251,7 +272,7 @@ fn of_running_docker(docker: Docker, owner: Owner) -> Result<Root, Error> {
     }
     let name = owner.node.container();
     let container = docker.container(&name)?;
-    let (volume, within) = match &container {
+    let Place { volume, within, snapshotter } = match &container {
         Some(container) => of_container(&docker, &name, container, &owner)?,
         None => of_node(&owner)?,
     };
@@ -274,7 +295,8 @@ fn of_running_docker(docker: Docker, owner: Owner) -> Result<Root, Error> {
         users,
         is_new: false,
     };
-    Ok(Root { path, volume: Some(volume) })
+    let kind = Kind { snapshotter, owners: Owners::AsNamed };
+    Ok(Root { path, kind, volume: Some(volume) })
 }
 
 fn of_stopped_docker(docker: &Docker, owner: Owner) -> Result<Root, Error> {
@@ -282,7 +304,7 @@ fn of_stopped_docker(docker: &Docker, owner: Owner) -> Result<Root, Error> {
     if host.starts_with("unix:///run/user/") {
         return Err(Error::RootlessDocker { builder: owner.builder, host });
     }
-    let (name, within) = of_node(&owner)?;
+    let Place { volume: name, within, snapshotter } = of_node(&owner)?;
     let root = data_root::find(&host)?;
     let directory = data_of(&root, &name);
     if let Some(device) = directory.parent().map(data_root::device).transpose()?.flatten() {
@@ -301,7 +323,8 @@ fn of_stopped_docker(docker: &Docker, owner: Owner) -> Result<Root, Error> {
         users: Vec::new(),
         is_new: false,
     };
-    Ok(Root { path, volume: Some(volume) })
+    let kind = Kind { snapshotter, owners: Owners::AsNamed };
+    Ok(Root { path, kind, volume: Some(volume) })
 }
 
 /// A directory, or what is deeper in it.
@@ -338,52 +361,54 @@ fn settings(
     arguments: &[String],
     config: Option<&str>,
     file: &str,
-) -> Result<Settings, Error> {
+) -> Result<(PathBuf, Option<String>), Error> {
     let settings = Settings::read(arguments, config).map_err(|error| Error::Configuration {
         file: format!("{file} of {owner}"),
         detail: error.to_string(),
     })?;
-    fits(&owner.to_string(), &settings)?;
-    Ok(settings)
+    let snapshotter = fits(&owner.to_string(), &settings)?;
+    Ok((plain(&settings.root()), snapshotter))
 }
 
-fn fits(whose: &str, settings: &Settings) -> Result<(), Error> {
-    settings.misfit().map_or(Ok(()), |misfit| Err(Error::Misfit { whose: whose.to_owned(), misfit }))
+/// The snapshotter that a daemon which runs as root is told, if any.
+fn fits(whose: &str, settings: &Settings) -> Result<Option<String>, Error> {
+    settings.rootful().map_err(|misfit| Error::Misfit { whose: whose.to_owned(), misfit })
+}
+
+/// Where a daemon in a container keeps its root.
+struct Place {
+    volume: String,
+    within: PathBuf,
+    snapshotter: Option<String>,
 }
 
 /// The volume that a node gets when its container is made, and where the root is in it.
-fn of_node(owner: &Owner) -> Result<(String, PathBuf), Error> {
+fn of_node(owner: &Owner) -> Result<Place, Error> {
     let node = &owner.node;
     let tag = node.image().and_then(|image| image.split('@').next()?.rsplit_once(':'));
     if tag.is_some_and(|(_, tag)| tag.split('-').any(|part| part == "rootless")) {
-        return Err(Error::Misfit { whose: owner.to_string(), misfit: "runs rootless".into() });
+        return Err(Error::Misfit { whose: owner.to_string(), misfit: "runs rootless: the owners in its volume are shifted in a way that is known only in its container".into() });
     }
-    let settings = settings(owner, node.flags(), node.config().as_deref(), "buildkitd.toml")?;
-    let root = plain(&settings.root());
+    let (root, snapshotter) = settings(owner, node.flags(), node.config().as_deref(), "buildkitd.toml")?;
     match root.strip_prefix(DEFAULT_ROOT) {
-        Ok(within) => Ok((node.volume(), within.to_owned())),
+        Ok(within) => Ok(Place { volume: node.volume(), within: within.to_owned(), snapshotter }),
         Err(_) => Err(Error::NoVolumeThere { whose: owner.to_string(), root }),
     }
 }
 
 /// The volume that a container's root is in, and where.
-fn of_container(
-    docker: &Docker,
-    name: &str,
-    container: &Container,
-    owner: &Owner,
-) -> Result<(String, PathBuf), Error> {
+fn of_container(docker: &Docker, name: &str, container: &Container, owner: &Owner) -> Result<Place, Error> {
     if container.is_rootless() {
-        return Err(Error::Misfit { whose: owner.to_string(), misfit: "runs rootless".into() });
+        return Err(Error::Misfit { whose: owner.to_string(), misfit: "runs rootless: the owners in its volume are shifted in a way that is known only in its container".into() });
     }
     let file = argument(&container.args, "config").unwrap_or(DEFAULT_CONFIG);
     let config = docker.file_of(name, file)?;
-    let root = plain(&settings(owner, &container.args, config.as_deref(), file)?.root());
+    let (root, snapshotter) = settings(owner, &container.args, config.as_deref(), file)?;
     let mounts = container.mounts.iter().filter(|mount| root.starts_with(&mount.destination));
     match mounts.max_by_key(|mount| mount.destination.components().count()) {
         Some(mount) if mount.kind == "volume" => {
             let within = root.strip_prefix(&mount.destination).unwrap_or(Path::new(""));
-            Ok((mount.name.clone(), within.to_owned()))
+            Ok(Place { volume: mount.name.clone(), within: within.to_owned(), snapshotter })
         }
         _ => Err(Error::NoVolumeThere { whose: owner.to_string(), root }),
     }

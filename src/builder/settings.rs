@@ -58,25 +58,42 @@ impl Settings {
         self.snapshotter = get("snapshotter").and_then(Value::as_str).map(str::to_owned);
     }
 
-    /// Its root.
-    pub(super) fn root(&self) -> PathBuf {
-        self.root
-            .as_deref()
-            .filter(|root| !root.is_empty())
-            .map_or_else(|| Path::new(DEFAULT_ROOT).into(), PathBuf::from)
+    /// Its root, where it is told one.
+    pub(super) fn named_root(&self) -> Option<PathBuf> {
+        self.root.as_deref().filter(|root| !root.is_empty()).map(PathBuf::from)
     }
 
-    /// Why it would find nothing in a root that is written here, if so.
-    pub(super) fn misfit(&self) -> Option<String> {
-        if self.rootless {
-            return Some("runs rootless".into());
-        }
+    /// Its root, as of a daemon that runs as root.
+    pub(super) fn root(&self) -> PathBuf {
+        self.named_root().unwrap_or_else(|| Path::new(DEFAULT_ROOT).into())
+    }
+
+    /// The snapshotter that it is told; `None` where it takes the best that there is.
+    ///
+    /// # Errors
+    /// Why it would find nothing in a root that is written here.
+    pub(super) fn snapshotter(&self) -> Result<Option<String>, String> {
         if self.oci_worker == Some(false) {
-            return Some("has its OCI worker turned off".into());
+            return Err("has its OCI worker turned off".into());
         }
         match self.snapshotter.as_deref() {
-            None | Some("" | "auto" | "overlayfs") => None,
-            Some(other) => Some(format!("is told to use the snapshotter {other:?} instead of overlayfs")),
+            None | Some("" | "auto") => Ok(None),
+            Some(name @ ("overlayfs" | "fuse-overlayfs" | "native")) => Ok(Some(name.to_owned())),
+            Some(other) => Err(format!(
+                "is told to use the snapshotter {other:?}; roots are written for overlayfs, fuse-overlayfs and native"
+            )),
+        }
+    }
+
+    /// The same of a daemon that runs as root.
+    ///
+    /// # Errors
+    /// As [`Self::snapshotter`], and where it runs rootless.
+    pub(super) fn rootful(&self) -> Result<Option<String>, String> {
+        if self.rootless {
+            Err("runs rootless; name whose it is, with --for rootless:USER".into())
+        } else {
+            self.snapshotter()
         }
     }
 }
@@ -151,26 +168,33 @@ mod tests {
 
     #[test]
     fn a_daemon_that_would_find_nothing_is_told() {
-        let cases: [(&[&str], &str, Option<&str>); 11] = [
-            (&[], "", None),
-            (&["--oci-worker-snapshotter=overlayfs"], "[worker.oci]\nsnapshotter = \"native\"", None),
-            (&["--oci-worker=auto", "--oci-worker-gc"], "[worker.oci]\nenabled = true", None),
-            (&["--rootless=false"], "[worker.oci]\nrootless = true", None),
-            (&["--rootless"], "", Some("rootless")),
-            (&["--oci-worker-rootless"], "", Some("rootless")),
-            (&[], "[worker.oci]\nrootless = true", Some("rootless")),
-            (&["--oci-worker=false", "--containerd-worker=true"], "", Some("OCI worker")),
-            (&[], "[worker.oci]\nenabled = false", Some("OCI worker")),
-            (&["--oci-worker-snapshotter", "native"], "", Some("\"native\"")),
-            (&[], "[worker.oci]\nsnapshotter = \"stargz\"", Some("\"stargz\"")),
+        type Expected = Result<Option<&'static str>, &'static str>;
+        let cases: [(&[&str], &str, Expected); 12] = [
+            (&[], "", Ok(None)),
+            (
+                &["--oci-worker-snapshotter=overlayfs"],
+                "[worker.oci]\nsnapshotter = \"stargz\"",
+                Ok(Some("overlayfs")),
+            ),
+            (&["--oci-worker=auto", "--oci-worker-gc"], "[worker.oci]\nenabled = true", Ok(None)),
+            (&["--rootless=false"], "[worker.oci]\nrootless = true", Ok(None)),
+            (&["--oci-worker-snapshotter", "native"], "", Ok(Some("native"))),
+            (&[], "[worker.oci]\nsnapshotter = \"fuse-overlayfs\"", Ok(Some("fuse-overlayfs"))),
+            (&["--rootless"], "", Err("rootless")),
+            (&["--oci-worker-rootless"], "", Err("rootless")),
+            (&[], "[worker.oci]\nrootless = true", Err("rootless")),
+            (&["--oci-worker=false", "--containerd-worker=true"], "", Err("OCI worker")),
+            (&[], "[worker.oci]\nenabled = false", Err("OCI worker")),
+            (&[], "[worker.oci]\nsnapshotter = \"stargz\"", Err("\"stargz\"")),
         ];
         for (arguments, config, expected) in cases {
-            let misfit = read(arguments, config).misfit();
-            assert_eq!(misfit.is_some(), expected.is_some(), "{arguments:?} {config:?}: {misfit:?}");
-            assert!(
-                misfit.unwrap_or_default().contains(expected.unwrap_or_default()),
-                "{arguments:?} {config:?}"
-            );
+            match (read(arguments, config).rootful(), expected) {
+                (Ok(found), Ok(expected)) => {
+                    assert_eq!(found.as_deref(), expected, "{arguments:?} {config:?}")
+                }
+                (Err(found), Err(expected)) => assert!(found.contains(expected), "{found}"),
+                (found, _) => panic!("{arguments:?} {config:?}: {found:?}"),
+            }
         }
         assert!(Settings::read(&[], Some("root = ")).is_err());
     }

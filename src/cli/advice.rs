@@ -5,7 +5,7 @@ use std::error::Error;
 use std::io;
 use std::iter;
 
-use crate::{bake, keys, root, source};
+use crate::{bake, keys, layer, root, source};
 
 /// A sentence for whoever started the command.
 pub(super) fn advice(error: &(dyn Error + 'static)) -> Option<&'static str> {
@@ -65,6 +65,9 @@ fn of_bake(error: &bake::Error) -> Option<&'static str> {
             Some("move away what is there, or name a directory by --root that is empty or absent")
         }
         bake::Error::NoSpace { .. } => Some(SPACE),
+        bake::Error::Layer { source: layer::Error::Owner { .. }, .. } => Some(
+            "give the user more ids in /etc/subuid and /etc/subgid; its daemon could not extract that layer either",
+        ),
         _ => None,
     }
 }
@@ -90,7 +93,7 @@ fn of_system(error: &io::Error) -> Option<&'static str> {
 mod tests {
     use super::*;
     use crate::digest::Digest;
-    use crate::{gather, layer};
+    use crate::gather;
 
     #[test]
     fn advice_is_found_however_deep() {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -14,11 +15,12 @@ use super::output::Output;
 use super::place::Place;
 use super::progress::Shown;
 use super::{render, signals};
-use crate::bake::{self, Cancel, Options};
-use crate::builder::Root;
+use crate::bake::{self, Cancel, Options, PageSize, Snapshotter};
+use crate::builder::{Kind, Root};
 use crate::oci::Reference;
 use crate::source::Stop;
 use crate::source::spec::parse_reference;
+use crate::userns::Owners;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -98,6 +100,16 @@ pub(super) struct Baking {
     #[arg(long, env = "SOURCE_DATE_EPOCH", value_name = "SECONDS", value_parser = parse_epoch)]
     source_date_epoch: Option<Timestamp>,
 
+    /// The snapshotter of the worker that the root is for, as in --oci-worker-snapshotter of buildkitd [default:
+    /// what the builder's configuration says, else overlayfs]
+    #[arg(long, value_name = "NAME", value_parser = snapshotters())]
+    snapshotter: Option<Snapshotter>,
+
+    /// Page size of the databases: that of the memory of the machines that will use them, which any other opens as
+    /// well
+    #[arg(long, value_name = "BYTES", default_value = "4096", value_parser = page_sizes())]
+    page_size: PageSize,
+
     #[command(flatten)]
     build: ReplayArguments,
 }
@@ -130,6 +142,21 @@ enum FindImages {
     None,
 }
 
+/// Those that are written.
+fn snapshotters() -> impl TypedValueParser<Value = Snapshotter> {
+    PossibleValuesParser::new(Snapshotter::ALL.map(Snapshotter::name))
+        .try_map(|name| Snapshotter::named(&name).ok_or("no such snapshotter"))
+}
+
+/// Those that Linux has.
+fn page_sizes() -> impl TypedValueParser<Value = PageSize> {
+    PossibleValuesParser::new(["4096", "16384", "65536"]).try_map(|text| {
+        text.parse::<usize>()
+            .map_err(|error| error.to_string())
+            .and_then(|size| PageSize::try_from(size).map_err(|error| error.to_string()))
+    })
+}
+
 fn parse_epoch(text: &str) -> Result<Timestamp, String> {
     let seconds: i64 =
         text.parse().map_err(|_| "expected seconds since 1970, such as 1700000000".to_owned())?;
@@ -148,6 +175,15 @@ impl Baking {
         output: Output,
     ) -> Result<(Options, Cancel), Failure> {
         let skip_missing = self.caches.skip_missing;
+        let Kind { snapshotter, owners } = root.kind();
+        let told = snapshotter.as_deref().and_then(Snapshotter::named);
+        // What is written in a user namespace is for a daemon there.
+        let owners = match owners {
+            Owners::AsNamed => Owners::of_this_process().map_err(|error| {
+                Failure::new(format!("cannot read the id maps of this process: {error}"), exit::FAILURE)
+            })?,
+            owners @ Owners::Namespace { .. } => owners.clone(),
+        };
         let caches = self.caches.read(&self.keys.registries)?;
         let given = self.keys.given(&caches)?;
         let cancel = Cancel::new(signals::end_on_signal(output, self.progress)?.in_order());
@@ -159,6 +195,9 @@ impl Baking {
             keys_from: self.keys.keys_from(),
             no_sidecar: self.keys.no_sidecar,
             root: root.path().to_owned(),
+            snapshotter: self.snapshotter.or(told).unwrap_or_default(),
+            owners,
+            page_size: self.page_size,
             platforms: self.keys.platforms,
             find_images: match self.images {
                 FindImages::Auto => bake::FindImages::Auto,

@@ -15,7 +15,8 @@ pub(super) struct Place {
     root: Option<PathBuf>,
 
     /// The root, by whose it is: `host`, this machine's buildkitd (/var/lib/buildkit), which is taken where neither is
-    /// given; `buildx:NAME` or `buildx:NAME/NODE`, a builder of the docker-container driver, which need not exist yet
+    /// given; `rootless:USER`, the buildkitd that a user runs (`rootless`: who calls sudo, or whose user namespace this
+    /// is); `buildx:NAME` or `buildx:NAME/NODE`, a builder of the docker-container driver, which need not exist yet
     #[arg(id = "for", long = "for", value_name = "TARGET", value_hint = ValueHint::Other)]
     target: Option<Target>,
 }

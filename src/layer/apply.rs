@@ -4,19 +4,22 @@
 //! created without looking first (only where something is in the way is it looked at and removed), and all
 //! attributes are set through the open file.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::rc::Rc;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timestamps, XattrFlags};
+use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
-use super::entry::{self, Entry, Kind, Whiteout, join, split};
+use super::entry::{self, Entry, Kind, Owner, Whiteout, join, split};
 use super::remove::remove_all;
 use super::resolve::{Fault, resolve};
 use super::tar::{Content, Segment};
-use super::{Error, Fate, Implied, Refusal, Result, sys};
+use super::xattr::{self, ACCESS_LIST, CAPABILITY, DEFAULT_LIST};
+use super::{Error, Fate, Implied, Options, Refusal, Result, Whiteouts, sys};
+use crate::userns::{OutOfRange, Owners};
 
 /// Directories kept open.
 const OPEN: usize = 32;
@@ -29,16 +32,9 @@ struct Directory {
     path: Vec<u8>,
 }
 
-/// A directory made because something below it came first.
-struct Made {
-    implied: Implied,
-    /// Upstream remembers an entry of this path, though it was removed since.
-    remembered: bool,
-}
-
 /// Writes the entries of one layer.
-pub(super) struct Applier {
-    base: bool,
+pub(super) struct Applier<'a> {
+    options: &'a Options,
     root: Rc<Directory>,
     /// Directories on the way to the last entry's, outermost first.
     open: Vec<Rc<Directory>>,
@@ -50,22 +46,24 @@ pub(super) struct Applier {
     /// A directory or symlink was removed, so a path may lead elsewhere now than when it was unpacked.
     moved: bool,
     /// Implied directories in the order of their making, and where each path stands in them.
-    made: Vec<Made>,
+    made: Vec<Implied>,
     implied: BTreeMap<Vec<u8>, usize>,
-    /// In a base layer: directories that an opaque mark has emptied, and paths that were unpacked and removed.
+    /// Where whiteouts remove: what the layer brought, removed again or not; directories that an opaque mark has
+    /// emptied; and the times that directories of the layers below had before something was made in them.
+    unpacked: HashSet<Vec<u8>>,
     emptied: HashSet<Vec<u8>>,
-    removed: HashSet<Vec<u8>>,
+    touched: BTreeMap<Vec<u8>, Timestamps>,
 }
 
-impl Applier {
-    pub(super) fn new(upper: &Path, base: bool) -> Result<Self> {
+impl<'a> Applier<'a> {
+    pub(super) fn new(upper: &Path, options: &'a Options) -> Result<Self> {
         let fd = sys::open_root(upper).map_err(|e| Error::Entry {
             action: "open",
             path: upper.to_owned(),
             source: e.into(),
         })?;
         Ok(Self {
-            base,
+            options,
             root: Rc::new(Directory { fd, path: Vec::new() }),
             open: Vec::new(),
             alias: None,
@@ -74,18 +72,28 @@ impl Applier {
             moved: false,
             made: Vec::new(),
             implied: BTreeMap::new(),
+            unpacked: HashSet::new(),
             emptied: HashSet::new(),
-            removed: HashSet::new(),
+            touched: BTreeMap::new(),
         })
+    }
+
+    /// Whether whiteouts remove what they hide.
+    fn removes(&self) -> bool {
+        self.options.whiteouts == Whiteouts::Remove
     }
 
     /// Unpacks one entry.
     pub(super) fn apply(&mut self, entry: &Entry, content: &mut Content<'_>) -> Result<()> {
-        if entry.path.is_empty() {
+        let is_device = matches!(entry.kind, Kind::CharDevice | Kind::BlockDevice);
+        if entry.path.is_empty() || is_device && self.options.owners.is_namespace() {
             return Ok(());
         }
         let (parent, name) = split(&entry.path);
         let parent = self.parent(parent)?;
+        if self.removes() {
+            self.touch(&parent)?;
+        }
         if let Some(whiteout) = entry.whiteout() {
             return self.hide(entry, &parent, whiteout);
         }
@@ -93,11 +101,33 @@ impl Applier {
         if !self.implied.is_empty() {
             self.describe(entry.kind, &join(&parent.path, name));
         }
+        if self.removes() {
+            self.unpacked.insert(join(&parent.path, name));
+        }
+        Ok(())
+    }
+
+    /// Remembers the times of a directory of the layers below, before something is made or removed in it.
+    fn touch(&mut self, directory: &Directory) -> Result<()> {
+        let path = &directory.path;
+        if self.implied.contains_key(path) || self.unpacked.contains(path) || self.touched.contains_key(path)
+        {
+            return Ok(());
+        }
+        let stat = rustix::fs::fstat(&directory.fd).map_err(|e| Error::entry("examine", path, e))?;
+        self.touched.insert(path.clone(), sys::times_of(&stat));
         Ok(())
     }
 
     /// Sets the times of directories, which unpacking below them has changed, and tells the implied ones.
     pub(super) fn finish(mut self) -> Result<Vec<Implied>> {
+        for (path, times) in std::mem::take(&mut self.touched) {
+            // What the layer has removed since has no times.
+            if let Ok(directory) = sys::open_directory(self.root.fd.as_fd(), &path) {
+                rustix::fs::futimens(&directory, &times)
+                    .map_err(|e| Error::entry("set times of", &path, e))?;
+            }
+        }
         let names = std::mem::take(&mut self.names);
         let mut start = 0;
         for (end, times) in std::mem::take(&mut self.times) {
@@ -114,7 +144,7 @@ impl Applier {
             let parent = self.existing(parent)?;
             rustix::fs::utimensat(&parent.fd, name, &times, AtFlags::SYMLINK_NOFOLLOW).map_err(fail)?;
         }
-        Ok(self.made.into_iter().map(|made| made.implied).collect())
+        Ok(self.made)
     }
 
     // Where things go.
@@ -213,6 +243,7 @@ impl Applier {
                 Err(Errno::NOENT) => {
                     rustix::fs::mkdirat(&directory.fd, name, sys::mode(0o755)).map_err(fail)?;
                     let fd = sys::open_directory(directory.fd.as_fd(), name).map_err(fail)?;
+                    self.own(&directory, &fd, &below)?;
                     rustix::fs::fchmod(&fd, sys::mode(0o755)).map_err(fail)?;
                     self.imply(&directory.path, &below);
                     fd
@@ -224,15 +255,37 @@ impl Applier {
         Ok(directory)
     }
 
+    /// Gives a new directory to the root of the namespace, and to the group that the kernel gave it where the one that
+    /// it is in has the setgid bit.
+    fn own(&self, parent: &Directory, fd: &OwnedFd, path: &[u8]) -> Result<()> {
+        let Owners::Namespace { .. } = self.options.owners else { return Ok(()) };
+        let fail = |e: Errno| Error::entry("change owner of", path, e);
+        let stat = rustix::fs::fstat(&parent.fd).map_err(fail)?;
+        let inherits_group = stat.st_mode & Mode::SGID.as_raw_mode() != 0;
+        let root = Owner { uid: Some(0), gid: (!inherits_group).then_some(0) };
+        let (uid, gid) = self.owner(root, path)?;
+        rustix::fs::fchown(fd, uid, gid).map_err(fail)
+    }
+
+    /// An owner on disk.
+    fn owner(&self, owner: Owner, path: &[u8]) -> Result<(Option<Uid>, Option<Gid>)> {
+        let owners = &self.options.owners;
+        let map = || -> Result<_, OutOfRange> {
+            let uid = owner.uid.map(|id| owners.user(id)).transpose()?;
+            Ok((uid.map(Uid::from_raw), owner.gid.map(|id| owners.group(id)).transpose()?.map(Gid::from_raw)))
+        };
+        map().map_err(|source| Error::Owner { path: entry::path(path).to_owned(), source })
+    }
+
     fn imply(&mut self, parent: &[u8], path: &[u8]) {
         let below_implied = self.fate(parent) == Some(Fate::Kept);
         let implied = Implied { path: entry::path(path).to_owned(), fate: Fate::Kept, below_implied };
         self.implied.insert(path.to_vec(), self.made.len());
-        self.made.push(Made { implied, remembered: self.removed.contains(path) });
+        self.made.push(implied);
     }
 
     fn fate(&self, path: &[u8]) -> Option<Fate> {
-        self.implied.get(path).map(|&at| self.made[at].implied.fate)
+        self.implied.get(path).map(|&at| self.made[at].fate)
     }
 
     // What is in the way.
@@ -241,7 +294,6 @@ impl Applier {
     fn remove(&mut self, parent: &Directory, name: &[u8]) -> Result<()> {
         let path = join(&parent.path, name);
         let fail = |e: Errno| Error::entry("remove", &path, e);
-        let (base, gone) = (self.base, &mut self.removed);
         let removed_type = match sys::file_type(parent.fd.as_fd(), name) {
             Err(Errno::NOENT) => return Ok(()),
             file_type => file_type.map_err(fail)?,
@@ -253,15 +305,8 @@ impl Applier {
         }
         let (implied, made) = (&mut self.implied, &mut self.made);
         remove_all(parent.fd.as_fd(), name, &mut |removed| {
-            let path = join(&parent.path, removed);
-            let mut had_entry = true;
-            if let Some(at) = implied.remove(&path) {
-                let made = &mut made[at];
-                had_entry = made.remembered || made.implied.fate == Fate::Described;
-                made.implied.fate = Fate::Removed;
-            }
-            if base && had_entry {
-                gone.insert(path);
+            if let Some(at) = implied.remove(&join(&parent.path, removed)) {
+                made[at].fate = Fate::Removed;
             }
         })
         .map_err(fail)
@@ -290,7 +335,7 @@ impl Applier {
         if let Some(&at) = self.implied.get(path)
             && kind == Kind::Directory
         {
-            self.made[at].implied.fate = Fate::Described;
+            self.made[at].fate = Fate::Described;
         }
     }
 
@@ -298,15 +343,15 @@ impl Applier {
         let fail = |action| move |e: Errno| Error::entry(action, &entry.path, e);
         match whiteout {
             Whiteout::Invalid => Err(refused(entry, Refusal::Whiteout)),
-            Whiteout::Opaque if self.base => self.empty(parent),
+            Whiteout::Opaque if self.removes() => self.empty(parent),
             Whiteout::Opaque => rustix::fs::fsetxattr(&parent.fd, OPAQUE, b"y", XattrFlags::empty())
                 .map_err(fail("mark opaque by")),
-            Whiteout::Name(name) if self.base => self.remove(parent, name),
+            Whiteout::Name(name) if self.removes() => self.remove(parent, name),
             Whiteout::Name(name) => {
                 let fail = fail("create whiteout device for");
                 rustix::fs::mknodat(&parent.fd, name, FileType::CharacterDevice, Mode::empty(), 0)
                     .map_err(fail)?;
-                let (uid, gid) = sys::ids(entry.owner());
+                let (uid, gid) = self.owner(entry.owner(), &entry.path)?;
                 rustix::fs::chownat(&parent.fd, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW).map_err(fail)?;
                 rustix::fs::utimensat(&parent.fd, name, &sys::times(entry), AtFlags::SYMLINK_NOFOLLOW)
                     .map_err(fail)
@@ -314,27 +359,30 @@ impl Applier {
         }
     }
 
-    /// An opaque mark in a base layer: of what is in the directory, only what had an entry of its own stays; the
-    /// rest are implied directories. Upstream does it once for each directory.
+    /// An opaque mark where whiteouts remove: of what is in the directory, and below, only what the layer brought
+    /// stays. Upstream does it once for each directory.
     fn empty(&mut self, directory: &Rc<Directory>) -> Result<()> {
         if !self.emptied.insert(directory.path.clone()) {
             return Ok(());
         }
-        let mut doomed: Vec<Vec<u8>> = self
-            .implied
-            .iter()
-            .filter(|&(path, &at)| {
-                let made = &self.made[at];
-                is_below(path, &directory.path) && !made.remembered && made.implied.fate == Fate::Kept
-            })
-            .map(|(path, _)| path.clone())
-            .collect();
-        // A path sorts before those below it, but siblings may sort between: go by the last one that was removed.
-        doomed.dedup_by(|path, before| is_below(path, before));
-        for path in doomed {
-            let (parent, name) = split(&path);
-            if let Ok(parent) = self.existing(parent) {
-                self.remove(&parent, name)?;
+        let mut pending = vec![Rc::clone(directory)];
+        while let Some(directory) = pending.pop() {
+            let fail = |e: Errno| Error::entry("list", &directory.path, e);
+            let mut names = Vec::new();
+            for entry in Dir::read_from(&directory.fd).map_err(fail)? {
+                let name = entry.map_err(fail)?.file_name().to_bytes().to_vec();
+                if !matches!(name.as_slice(), b"." | b"..") {
+                    names.push(name);
+                }
+            }
+            for name in names {
+                let path = join(&directory.path, &name);
+                if !self.unpacked.contains(&path) {
+                    self.remove(&directory, &name)?;
+                } else if sys::is_directory(directory.fd.as_fd(), &name).map_err(fail)? {
+                    let fd = sys::open_directory(directory.fd.as_fd(), &name).map_err(fail)?;
+                    pending.push(Rc::new(Directory { fd, path }));
+                }
             }
         }
         Ok(())
@@ -352,13 +400,7 @@ impl Applier {
         match entry.kind {
             Kind::File => return self.create_file(entry, parent, name, content),
             Kind::Directory => return self.create_directory(entry, parent, name),
-            Kind::Global => {
-                self.remove(parent, name)?;
-                if self.base {
-                    self.removed.insert(join(&parent.path, name));
-                }
-                return Ok(());
-            }
+            Kind::Global => return self.remove(parent, name),
             Kind::Symlink => {
                 self.place("create symlink", parent, name, |dir| {
                     rustix::fs::symlinkat(entry.link.as_slice(), dir, name)
@@ -372,7 +414,7 @@ impl Applier {
             Kind::Fifo => self.create_node(entry, parent, name, FileType::Fifo)?,
             Kind::Other(flag) => return Err(refused(entry, Refusal::Type(flag.into()))),
         }
-        set_attributes(entry, parent, name)?;
+        self.set_attributes(entry, parent, name)?;
         rustix::fs::utimensat(&parent.fd, name, &sys::times(entry), AtFlags::SYMLINK_NOFOLLOW)
             .map_err(|e| Error::entry("set times of", &entry.path, e))
     }
@@ -408,10 +450,11 @@ impl Applier {
             rustix::fs::ftruncate(&file, entry.size).map_err(fail("set size of"))?;
         }
         // Writing and changing the owner clear capabilities and setuid bits: so this order.
-        let (uid, gid) = sys::ids(entry.owner());
+        let (uid, gid) = self.owner(entry.owner(), &entry.path)?;
         rustix::fs::fchown(&file, uid, gid).map_err(fail("change owner of"))?;
         for (key, value) in entry.settable_xattrs() {
-            match rustix::fs::fsetxattr(&file, key, value, XattrFlags::empty()) {
+            let value = self.xattr(entry, key, value)?;
+            match rustix::fs::fsetxattr(&file, key, &value, XattrFlags::empty()) {
                 Ok(()) | Err(Errno::NOTSUP) => {}
                 Err(e) => return Err(Error::entry("set extended attribute of", &entry.path, e)),
             }
@@ -427,7 +470,7 @@ impl Applier {
             done => done,
         };
         self.place("create directory", parent, name, create)?;
-        set_attributes(entry, parent, name)?;
+        self.set_attributes(entry, parent, name)?;
         let times = sys::times(entry);
         self.names.extend_from_slice(&entry.path);
         self.times.push((self.names.len(), times.clone()));
@@ -472,37 +515,54 @@ impl Applier {
             rustix::fs::mknodat(dir, name, file_type, Mode::RUSR | Mode::WUSR, device)
         })
     }
-}
 
-/// Owner, extended attributes and mode of what was just made at `name`.
-fn set_attributes(entry: &Entry, parent: &Directory, name: &[u8]) -> Result<()> {
-    let fail = |action| move |e: Errno| Error::entry(action, &entry.path, e);
-    let dir = parent.fd.as_fd();
-    let (uid, gid) = sys::ids(entry.owner());
-    rustix::fs::chownat(dir, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW).map_err(fail("change owner of"))?;
-    // A hard link has the type of its target.
-    let file_type = |fail| match entry.kind {
-        Kind::HardLink => sys::file_type(dir, name).map_err(fail),
-        Kind::Symlink => Ok(FileType::Symlink),
-        Kind::Directory => Ok(FileType::Directory),
-        _ => Ok(FileType::Unknown),
-    };
-    let file_type = file_type(fail("examine"))?;
-    for (key, value) in entry.settable_xattrs() {
-        match sys::set_xattr_at(dir, name, key, value, XattrFlags::empty()) {
-            Ok(()) | Err(Errno::NOTSUP) => {}
-            // Only files and directories can have these.
-            Err(Errno::PERM)
-                if key.starts_with(b"user.")
-                    && !matches!(file_type, FileType::RegularFile | FileType::Directory) => {}
-            Err(e) => return Err(Error::entry("set extended attribute of", &entry.path, e)),
+    /// Owner, extended attributes and mode of what was just made at `name`.
+    fn set_attributes(&self, entry: &Entry, parent: &Directory, name: &[u8]) -> Result<()> {
+        let fail = |action| move |e: Errno| Error::entry(action, &entry.path, e);
+        let dir = parent.fd.as_fd();
+        let (uid, gid) = self.owner(entry.owner(), &entry.path)?;
+        rustix::fs::chownat(dir, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(fail("change owner of"))?;
+        // A hard link has the type of its target.
+        let file_type = |fail| match entry.kind {
+            Kind::HardLink => sys::file_type(dir, name).map_err(fail),
+            Kind::Symlink => Ok(FileType::Symlink),
+            Kind::Directory => Ok(FileType::Directory),
+            _ => Ok(FileType::Unknown),
+        };
+        let file_type = file_type(fail("examine"))?;
+        for (key, value) in entry.settable_xattrs() {
+            let value = self.xattr(entry, key, value)?;
+            match sys::set_xattr_at(dir, name, key, &value, XattrFlags::empty()) {
+                Ok(()) | Err(Errno::NOTSUP) => {}
+                // Only files and directories can have these.
+                Err(Errno::PERM)
+                    if key.starts_with(b"user.")
+                        && !matches!(file_type, FileType::RegularFile | FileType::Directory) => {}
+                Err(e) => return Err(Error::entry("set extended attribute of", &entry.path, e)),
+            }
         }
+        if file_type != FileType::Symlink {
+            let mode = sys::mode(entry.permissions());
+            rustix::fs::chmodat(dir, name, mode, AtFlags::empty()).map_err(fail("change mode of"))?;
+        }
+        Ok(())
     }
-    if file_type != FileType::Symlink {
-        let mode = sys::mode(entry.permissions());
-        rustix::fs::chmodat(dir, name, mode, AtFlags::empty()).map_err(fail("change mode of"))?;
+
+    /// The value that an extended attribute gets: file capabilities name the root of the namespace that they count in,
+    /// and access lists have users and groups.
+    fn xattr<'v>(&self, entry: &Entry, key: &[u8], value: &'v [u8]) -> Result<Cow<'v, [u8]>> {
+        let owners = &self.options.owners;
+        if !owners.is_namespace() {
+            return Ok(Cow::Borrowed(value));
+        }
+        let shifted = match key {
+            CAPABILITY => xattr::capability(value, owners),
+            ACCESS_LIST | DEFAULT_LIST => xattr::access_list(value, owners),
+            _ => return Ok(Cow::Borrowed(value)),
+        };
+        shifted.map(Cow::Owned).map_err(|source| Error::Owner { path: entry.path().to_owned(), source })
     }
-    Ok(())
 }
 
 fn refused(entry: &Entry, refusal: Refusal) -> Error {

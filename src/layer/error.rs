@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::userns::OutOfRange;
+
 /// A layer that cannot be unpacked.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -42,6 +44,25 @@ pub enum Error {
         action: &'static str,
         /// Path relative to the layer's directory; empty for itself.
         path: PathBuf,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The owner of an entry is none of those that there may be.
+    #[error("cannot give {} to its owner: {source}", shown(path))]
+    Owner {
+        /// Path relative to the layer's directory.
+        path: PathBuf,
+        /// Which one.
+        source: OutOfRange,
+    },
+    /// The layer cannot be mounted on those below it.
+    #[error(
+        "cannot mount the layer on the {layers} below it as an overlay, which is how its daemon extracts it"
+    )]
+    Mount {
+        /// How many there are.
+        layers: usize,
         /// The system's answer.
         #[source]
         source: io::Error,

@@ -109,12 +109,7 @@ fn find(lowers: &[OwnedFd], path: &[u8]) -> Result<Option<OwnedFd>> {
 }
 
 fn copy_xattrs(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> rustix::io::Result<()> {
-    let names = match sys::list_xattrs(from) {
-        Ok(names) => names,
-        Err(Errno::NOTSUP) => return Ok(()),
-        Err(e) => return Err(e),
-    };
-    for name in names.iter().filter(|name| !name.starts_with(b"trusted.")) {
+    for name in sys::list_xattrs(from)?.iter().filter(|name| !name.starts_with(b"trusted.")) {
         let value = match sys::get_xattr(from, name) {
             Ok(value) => value,
             Err(Errno::NOTSUP | Errno::NODATA) => continue,

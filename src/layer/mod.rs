@@ -36,25 +36,31 @@
 //! | implied directory | nearest lower layer, else root | same, else 0755 | same, else 1970 (upstream: time of unpacking) | same, without `trusted.*` |
 
 mod apply;
+mod copy;
 mod entry;
 mod error;
 mod inflate;
 mod inherit;
+mod overlay;
 mod remove;
 mod resolve;
 mod stream;
 mod sys;
 mod tar;
 mod usage;
+mod xattr;
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use crate::digest::DiffId;
+use crate::userns::Owners;
 
+pub use copy::copy_tree;
 pub use entry::{Device, Entry, Kind, Owner, Time, Whiteout};
 pub use error::{ArchiveFault, Error, Refusal};
 pub use inherit::inherit;
+pub use overlay::Overlay;
 pub use tar::{Content, Segment};
 pub use usage::{Usage, usage};
 
@@ -74,12 +80,31 @@ pub enum Compression {
     Detect,
 }
 
+/// What becomes of a whiteout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Whiteouts {
+    /// The mark of an overlay: the directory is the upper one of a layer that stands on others, and empty.
+    #[default]
+    Mark,
+    /// What it hides is removed: the directory has what the layers below have, or there are none.
+    Remove,
+}
+
 /// How to unpack.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// The layer has no parent, so there is nothing to hide: whiteouts delete what the same layer brought,
-    /// and leave no mark.
-    pub base: bool,
+    /// What becomes of whiteouts.
+    pub whiteouts: Whiteouts,
+    /// Whose the files are.
+    pub owners: Owners,
+}
+
+impl Options {
+    /// Of a layer that is unpacked by itself, with owners as it names them; `base`: it stands on no other.
+    pub fn of_upper(base: bool) -> Self {
+        let whiteouts = if base { Whiteouts::Remove } else { Whiteouts::Mark };
+        Self { whiteouts, owners: Owners::AsNamed }
+    }
 }
 
 /// A decompressed layer, read to its end.
@@ -126,7 +151,7 @@ pub struct Unpacked {
     pub implied: Vec<Implied>,
 }
 
-/// Unpacks a layer blob into `upper`, an existing empty directory, as root.
+/// Unpacks a layer blob into `upper`, an existing directory, as root.
 ///
 /// `upper` itself keeps its mode, owner and time. No path leaves it, whatever the archive says. The content is
 /// not synced. After an error `upper` holds part of the layer.
@@ -141,7 +166,7 @@ pub fn unpack(
     upper: &Path,
     options: &Options,
 ) -> Result<Unpacked> {
-    let mut applier = apply::Applier::new(upper, options.base)?;
+    let mut applier = apply::Applier::new(upper, options)?;
     let mut entries = 0;
     let stream = stream::visit(blob, compression, |entry, content| {
         entries += 1;

@@ -3,9 +3,9 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, XattrFlags};
 
-use super::entry::{Entry, Owner, Time};
+use super::entry::{Entry, Time};
 
 /// Opens a directory that the caller names.
 pub(super) fn open_root(path: &Path) -> rustix::io::Result<OwnedFd> {
@@ -39,11 +39,6 @@ pub(super) fn mode(bits: u32) -> Mode {
     Mode::from_raw_mode(bits & 0o7777)
 }
 
-/// An owner for the system calls.
-pub(super) fn ids(owner: Owner) -> (Option<Uid>, Option<Gid>) {
-    (owner.uid.map(Uid::from_raw), owner.gid.map(Gid::from_raw))
-}
-
 /// The times that an entry's file gets.
 pub(super) fn times(entry: &Entry) -> Timestamps {
     let spec = |time: Time| {
@@ -51,6 +46,15 @@ pub(super) fn times(entry: &Entry) -> Timestamps {
         Timespec { tv_sec: time.seconds, tv_nsec: time.nanos.into() }
     };
     Timestamps { last_access: spec(entry.mtime.latest(entry.atime)), last_modification: spec(entry.mtime) }
+}
+
+/// The times that a file has.
+pub(super) fn times_of(stat: &Stat) -> Timestamps {
+    let spec = |seconds, nanos: u64| Timespec { tv_sec: seconds, tv_nsec: nanos.cast_signed() };
+    Timestamps {
+        last_access: spec(stat.st_atime, stat.st_atime_nsec),
+        last_modification: spec(stat.st_mtime, stat.st_mtime_nsec),
+    }
 }
 
 /// Writes all of `bytes`.
@@ -84,10 +88,35 @@ pub(super) fn set_xattr_at(
     rustix::fs::lsetxattr(proc_path(dir, name), key, value, flags)
 }
 
+/// Removes an extended attribute of `name` in `dir`, of whatever type it is.
+pub(super) fn remove_xattr_at(dir: BorrowedFd<'_>, name: &[u8], key: &[u8]) -> rustix::io::Result<()> {
+    rustix::fs::lremovexattr(proc_path(dir, name), key)
+}
+
+/// Reads the names of all extended attributes of `name` in `dir`, of whatever type it is.
+pub(super) fn list_xattrs_at(dir: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<Vec<Vec<u8>>> {
+    let path = proc_path(dir, name);
+    names(grow(|buffer| rustix::fs::llistxattr(path.as_slice(), buffer)))
+}
+
+/// Reads an extended attribute of `name` in `dir`, of whatever type it is.
+pub(super) fn get_xattr_at(dir: BorrowedFd<'_>, name: &[u8], key: &[u8]) -> rustix::io::Result<Vec<u8>> {
+    let path = proc_path(dir, name);
+    grow(|buffer| rustix::fs::lgetxattr(path.as_slice(), key, buffer))
+}
+
+/// The names in a list of extended attributes; none where the file system has no such thing.
+fn names(list: rustix::io::Result<Vec<u8>>) -> rustix::io::Result<Vec<Vec<u8>>> {
+    match list {
+        Ok(list) => Ok(list.split(|&b| b == 0).filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect()),
+        Err(rustix::io::Errno::NOTSUP) => Ok(Vec::new()),
+        Err(errno) => Err(errno),
+    }
+}
+
 /// Reads the names of all extended attributes of an open file.
 pub(super) fn list_xattrs(file: impl AsFd) -> rustix::io::Result<Vec<Vec<u8>>> {
-    let list = grow(|buffer| rustix::fs::flistxattr(file.as_fd(), buffer))?;
-    Ok(list.split(|&b| b == 0).filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect())
+    names(grow(|buffer| rustix::fs::flistxattr(file.as_fd(), buffer)))
 }
 
 /// Reads an extended attribute of an open file.

@@ -12,7 +12,7 @@
 //!         containerd.io/distribution.source.<host>          <repository>[,<repository>]
 //!         buildkit.io/blob/mediatype                        <media type>
 //!         buildkit.io/blob/annotation.<annotation>          containerd.io/uncompressed, estargz's
-//!     snapshots/overlayfs/     sequence: that of the last <number> in a name
+//!     snapshots/<snapshotter>/ sequence: that of the last <number> in a name
 //!       <key>/
 //!         name                 buildkit/<number>/<key>: the name in snapshots/metadata.db
 //!         parent               <key>, where there is one
@@ -22,7 +22,7 @@
 //!       createdat              time
 //!       labels/containerd.io/gc.flat    <RFC 3339>
 //!       content/<digest>                empty; the layer, and documents of an image that ends with it
-//!       snapshots/overlayfs/<key>       empty
+//!       snapshots/<snapshotter>/<key>   empty
 //! ```
 //!
 //! Mirrors containerd `core/metadata/{buckets,content,snapshot,leases}.go` (v2.4) and `BuildKit`
@@ -31,12 +31,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::schema::NAMESPACE;
 use super::schema::containerd::{
     ANNOTATION, BLOB, CHILDREN, CONTENT, CREATED_AT, DISTRIBUTION_SOURCE, GC_FLAT, GC_REF_BLOB, LABEL_MAX,
     LABELS, LEASES, MEDIA_TYPE, NAME, PARENT, SIZE, SNAPSHOTS, UPDATED_AT, V1, VERSION, VERSION_WRITTEN,
 };
-use super::schema::{NAMESPACE, SNAPSHOTTER};
-use super::{Blob, Contents, Error, at, encode, snapshots};
+use super::{Blob, Contents, Error, Snapshotter, at, encode, snapshots};
 use crate::bolt::Bucket;
 use crate::digest::Digest;
 use crate::oci::cacheconfig::UNCOMPRESSED;
@@ -45,14 +45,14 @@ use crate::oci::cacheconfig::UNCOMPRESSED;
 const KEPT_ANNOTATIONS: [&str; 2] =
     ["containerd.io/snapshot/stargz/toc.digest", "io.containers.estargz.uncompressed-size"];
 
-pub(super) fn database(contents: &Contents) -> Result<Bucket, Error> {
+pub(super) fn database(contents: &Contents, snapshotter: Snapshotter) -> Result<Bucket, Error> {
     let mut root = Bucket::new();
     let v1 = root.bucket(V1);
     v1.put(VERSION, encode::varint(VERSION_WRITTEN));
     let namespace = v1.bucket(NAMESPACE);
     blobs(contents, namespace.bucket(CONTENT).bucket(BLOB));
-    snapshot_entries(contents, namespace.bucket(SNAPSHOTS).bucket(SNAPSHOTTER))?;
-    leases(contents, namespace.bucket(LEASES))?;
+    snapshot_entries(contents, namespace.bucket(SNAPSHOTS).bucket(snapshotter.name()))?;
+    leases(contents, snapshotter, namespace.bucket(LEASES))?;
     Ok(root)
 }
 
@@ -127,7 +127,7 @@ fn snapshot_entries(contents: &Contents, bucket: &mut Bucket) -> Result<(), Erro
     Ok(())
 }
 
-fn leases(contents: &Contents, bucket: &mut Bucket) -> Result<(), Error> {
+fn leases(contents: &Contents, snapshotter: Snapshotter, bucket: &mut Bucket) -> Result<(), Error> {
     let written = encode::time(contents.written_at);
     let flat = encode::rfc3339(contents.written_at);
     for record in &contents.records {
@@ -141,7 +141,7 @@ fn leases(contents: &Contents, bucket: &mut Bucket) -> Result<(), Error> {
             let document = at(&contents.documents, document, "document")?;
             lease.bucket(CONTENT).put(document.digest.to_string(), "");
         }
-        lease.bucket(SNAPSHOTS).bucket(SNAPSHOTTER).put(snapshot.key.as_str(), "");
+        lease.bucket(SNAPSHOTS).bucket(snapshotter.name()).put(snapshot.key.as_str(), "");
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! The content store: layer blobs as transferred.
 //!
 //! ```text
-//! runc-overlayfs/content/
+//! <worker>/content/
 //!   ingest/<temporary name>     while it is written
 //!   blobs/sha256/<hex>   0444   once its digest is proven
 //! ```
@@ -9,9 +9,8 @@
 //! Mirrors containerd `plugins/content/local/{store,writer}.go`. containerd's ingests are directories; a
 //! file left behind by a bake that was killed is none, and a daemon passes it over.
 
-use std::fs::{File, Permissions};
+use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use tempfile::NamedTempFile;
@@ -34,7 +33,7 @@ impl BlobWriter {
     /// # Errors
     /// The temporary file cannot be made.
     pub fn new(state: &StateDir) -> Result<Self, Error> {
-        let directory = state.path(INGEST);
+        let directory = state.in_worker(INGEST);
         let file = tempfile::Builder::new()
             .prefix("warmkit-")
             .tempfile_in(&directory)
@@ -55,7 +54,7 @@ impl BlobWriter {
     pub fn finish(self, digest: &Digest) -> Result<PathBuf, Error> {
         let path = self.state.blob(digest);
         let failed = |source| Error::Create { path: path.clone(), source };
-        self.file.as_file().set_permissions(Permissions::from_mode(BLOB_MODE)).map_err(failed)?;
+        self.state.finish_file(self.file.as_file(), BLOB_MODE).map_err(failed)?;
         self.file.persist(&path).map_err(|error| failed(error.error))?;
         Ok(path)
     }
@@ -74,13 +73,15 @@ impl Write for BlobWriter {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::os::unix::fs::PermissionsExt;
 
+    use super::super::Snapshotter;
     use super::*;
 
     #[test]
     fn finished_blobs_stand_under_their_digest() {
         let temp = tempfile::tempdir().unwrap();
-        let state = StateDir::new(temp.path());
+        let state = StateDir::new(temp.path(), Snapshotter::Overlayfs);
         state.create().unwrap();
         for _ in 0..2 {
             let mut writer = BlobWriter::new(&state).unwrap();
@@ -93,6 +94,6 @@ mod tests {
         let mut writer = BlobWriter::new(&state).unwrap();
         writer.write_all(b"cut").unwrap();
         drop(writer);
-        assert_eq!(fs::read_dir(state.path(INGEST)).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(state.in_worker(INGEST)).unwrap().count(), 0);
     }
 }

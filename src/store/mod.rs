@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `state_dir` | the tree: paths and modes |
 //! | `content` | layer blobs |
-//! | `snapshots` | `snapshots/metadata.db`, the overlay snapshotter's own store |
+//! | `snapshots` | `snapshots/metadata.db`, the snapshotter's own store |
 //! | `containerdmeta` | `containerdmeta.db`: blobs, snapshots and leases as containerd has them |
 //! | `metadata` | `metadata_v2.db`: cache records |
 //! | `cache` | `cache.db`: cache keys, links, results |
@@ -26,20 +26,21 @@ pub mod state_dir;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{File, OpenOptions, Permissions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 
-use crate::bolt::{self, Bucket, PageSize};
+use crate::bolt;
 use crate::digest::{BlobChainId, ChainId, DiffId, Digest, OpDigest};
 use crate::oci::Descriptor;
 
+pub use crate::bolt::PageSize;
 pub use content::BlobWriter;
 pub use ids::{KeyId, RecordId, SnapshotKey, WorkerId};
-pub use state_dir::StateDir;
+pub use state_dir::{Snapshotter, StateDir, StateFile};
 
 /// Why a store cannot be written.
 #[derive(Debug, thiserror::Error)]
@@ -213,52 +214,49 @@ fn distinct<'a>(what: &'static str, ids: impl Iterator<Item = &'a str>) -> Resul
     Ok(())
 }
 
-/// Writes the databases and the worker's id below `root`, in [`state_dir::COMMIT_ORDER`] and with the
-/// modes given there; the directories must exist. A file that is there already is replaced.
+/// Writes the databases and the worker's id of `state`, in [`StateFile::COMMIT_ORDER`] and with their modes;
+/// the directories must exist. A file that is there already is replaced.
 ///
-/// One database is in memory at a time. Nothing is flushed to disk: that, and the order in which the files
-/// reach their final places, is up to the caller.
+/// The bytes depend on the contents, the snapshotter and `page_size` alone. Nothing is flushed to disk.
 ///
 /// # Errors
-/// The contents are not consistent, or a file cannot be written; then the last file is not.
-pub fn write_databases(root: &Path, contents: &Contents) -> Result<(), Error> {
+/// The contents contradict themselves, or a file cannot be written. A root that is left in the middle has
+/// no `cache.db` and so makes no step CACHED.
+pub fn write_databases(state: &StateDir, contents: &Contents, page_size: PageSize) -> Result<(), Error> {
     distinct("snapshot", contents.snapshots.iter().map(|snapshot| snapshot.key.as_str()))?;
     distinct("record", contents.records.iter().map(|record| record.id.as_str()))?;
     distinct("key", contents.keys.iter().map(|key| key.id.as_str()))?;
-    let state = StateDir::new(root);
-    for (relative, mode) in state_dir::COMMIT_ORDER {
-        let path = state.path(relative);
-        let database = match *relative {
-            state_dir::SNAPSHOTS_DB => snapshots::database(contents)?,
-            state_dir::CONTAINERD_DB => containerdmeta::database(contents)?,
-            state_dir::METADATA_DB => metadata::database(contents)?,
-            state_dir::CACHE_DB => cache::database(contents)?,
-            _worker_id => {
+    for file in StateFile::COMMIT_ORDER {
+        let database = match file {
+            StateFile::Snapshots => snapshots::database(contents)?,
+            StateFile::Containerd => containerdmeta::database(contents, state.snapshotter())?,
+            StateFile::Metadata => metadata::database(contents)?,
+            StateFile::Cache => cache::database(contents)?,
+            StateFile::WorkerId => {
+                let path = state.file(file);
                 let id = contents.worker.as_str().as_bytes();
-                let written = create(&path, *mode).and_then(|mut file| file.write_all(id));
+                let written = create(state, &path, file.mode()).and_then(|mut file| file.write_all(id));
                 written.map_err(|source| Error::Create { path, source })?;
                 continue;
             }
         };
-        write_database(&path, *mode, &database)?;
+        let path = state.file(file);
+        let out = create(state, &path, file.mode())
+            .map_err(|source| Error::Create { path: path.clone(), source })?;
+        database
+            .write(page_size, &mut BufWriter::new(out))
+            .map_err(|source| Error::Database { path, source })?;
     }
     Ok(())
 }
 
-fn write_database(path: &Path, mode: u32, bucket: &Bucket) -> Result<(), Error> {
-    let file = create(path, mode).map_err(|source| Error::Create { path: path.to_owned(), source })?;
-    bucket
-        .write(PageSize::DEFAULT, &mut BufWriter::new(file))
-        .map_err(|source| Error::Database { path: path.to_owned(), source })
-}
-
 /// A new file with exactly this mode, whatever the umask and whatever stood there.
-fn create(path: &Path, mode: u32) -> io::Result<File> {
+fn create(state: &StateDir, path: &Path, mode: u32) -> io::Result<File> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
     let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
-    file.set_permissions(Permissions::from_mode(mode))?;
+    state.finish_file(&file, mode)?;
     Ok(file)
 }

@@ -9,8 +9,6 @@ pub const ID_LEN: usize = 25;
 pub const SNAPSHOT_KEY_PREFIX: &str = "buildkit-layer-snapshot-v1-sha256-";
 /// The containerd namespace that `BuildKit` works in.
 pub const NAMESPACE: &str = "buildkit";
-/// The snapshotter's name.
-pub const SNAPSHOTTER: &str = "overlayfs";
 
 /// Names in `containerdmeta.db`; containerd `core/metadata/buckets.go`.
 pub mod containerd {

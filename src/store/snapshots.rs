@@ -1,4 +1,4 @@
-//! `snapshots/metadata.db`: the overlay snapshotter's own store.
+//! `snapshots/metadata.db`: the snapshotter's own store, of one schema for all of them.
 //!
 //! ```text
 //! v1/
@@ -7,8 +7,8 @@
 //!       id          uvarint    number of the directory under snapshots/snapshots
 //!       kind        03         committed
 //!       parent      <name>     where there is one
-//!       size        varint     bytes of the blocks of fs, each inode once
-//!       inodes      varint     inodes of fs, itself included
+//!       size        varint     bytes of the blocks of its files, each inode once
+//!       inodes      varint     inodes of its files, the directory itself included
 //!       createdat   time
 //!       updatedat   time
 //!   parents/

@@ -86,7 +86,7 @@ fn an_image_is_kept_by_the_record_of_its_last_layer() {
     contents.records[1].image_refs = vec!["r.io/team/image:1@sha256:0a".to_owned(), "r.io/b".to_owned()];
     let (_temp, state) = write(&contents);
 
-    let lines = dump(&state.path(state_dir::CONTAINERD_DB));
+    let lines = dump(&state.file(StateFile::Containerd));
     let of_manifest: Vec<String> = lines
         .iter()
         .filter(|l| l.contains(&manifest.to_string()))
@@ -105,7 +105,7 @@ fn an_image_is_kept_by_the_record_of_its_last_layer() {
     ];
     assert_eq!(of_manifest, expected);
 
-    let lines = dump(&state.path(state_dir::METADATA_DB));
+    let lines = dump(&state.file(StateFile::Metadata));
     let of_images: Vec<&String> =
         lines.iter().filter(|l| l.contains("imageRefs") || l.contains("recordType")).collect();
     let expected = [
@@ -115,15 +115,15 @@ fn an_image_is_kept_by_the_record_of_its_last_layer() {
     assert_eq!(of_images, expected);
 
     contents.records[1].documents = vec![2];
-    let error = write_databases(state.root(), &contents).unwrap_err();
+    let error = write_databases(&state, &contents, PageSize::DEFAULT).unwrap_err();
     assert_eq!(error.to_string(), "the contents name document 2, but there are only 2");
 }
 
 fn write(contents: &Contents) -> (tempfile::TempDir, StateDir) {
     let temp = tempfile::tempdir().unwrap();
-    let state = StateDir::new(temp.path());
+    let state = StateDir::new(temp.path(), Snapshotter::Overlayfs);
     state.create().unwrap();
-    write_databases(temp.path(), contents).unwrap();
+    write_databases(&state, contents, PageSize::DEFAULT).unwrap();
     (temp, state)
 }
 
@@ -195,27 +195,48 @@ fn below<'a>(lines: &'a [String], prefix: &str) -> Vec<&'a str> {
 fn databases_as_written_down() {
     let (_temp, state) = write(&sample());
     let cases = [
-        (state_dir::SNAPSHOTS_DB, include_str!("testdata/snapshots.txt")),
-        (state_dir::CONTAINERD_DB, include_str!("testdata/containerdmeta.txt")),
-        (state_dir::METADATA_DB, include_str!("testdata/metadata.txt")),
-        (state_dir::CACHE_DB, include_str!("testdata/cache.txt")),
+        (StateFile::Snapshots, include_str!("testdata/snapshots.txt")),
+        (StateFile::Containerd, include_str!("testdata/containerdmeta.txt")),
+        (StateFile::Metadata, include_str!("testdata/metadata.txt")),
+        (StateFile::Cache, include_str!("testdata/cache.txt")),
     ];
     for (file, expected) in cases {
-        let found = dump(&state.path(file));
+        let found = dump(&state.file(file));
         let expected: Vec<_> = expected.lines().collect();
-        assert_eq!(found, expected, "{file} is\n{}", found.join("\n"));
+        assert_eq!(found, expected, "{file:?} is\n{}", found.join("\n"));
     }
 }
 
 #[test]
 fn files_have_their_modes_and_the_worker_id_no_newline() {
     let (_temp, state) = write(&sample());
-    for (file, mode) in state_dir::COMMIT_ORDER {
-        let found = fs::metadata(state.path(file)).unwrap().permissions().mode() & 0o7777;
-        assert_eq!(found, *mode, "{file}");
+    for file in StateFile::COMMIT_ORDER {
+        let found = fs::metadata(state.file(file)).unwrap().permissions().mode() & 0o7777;
+        assert_eq!(found, file.mode(), "{file:?}");
     }
-    assert_eq!(fs::read_to_string(state.path(state_dir::WORKER_ID)).unwrap(), WorkerId::warmkit().as_str());
-    assert_eq!(state_dir::COMMIT_ORDER.last().unwrap().0, state_dir::CACHE_DB);
+    assert_eq!(fs::read_to_string(state.file(StateFile::WorkerId)).unwrap(), WorkerId::warmkit().as_str());
+    assert_eq!(StateFile::COMMIT_ORDER.last(), Some(&StateFile::Cache));
+}
+
+#[test]
+fn snapshotters_and_page_sizes_change_nothing_else() {
+    let (_temp, overlayfs) = write(&sample());
+    let databases = StateFile::COMMIT_ORDER.into_iter().filter(|file| *file != StateFile::WorkerId);
+    let expected: Vec<_> = databases.map(|file| (file, dump(&overlayfs.file(file)).join("\n"))).collect();
+    for snapshotter in Snapshotter::ALL {
+        for page_size in [4096, 16_384, 65_536].map(|size| PageSize::try_from(size).unwrap()) {
+            let temp = tempfile::tempdir().unwrap();
+            let state = StateDir::new(temp.path(), snapshotter);
+            state.create().unwrap();
+            write_databases(&state, &sample(), page_size).unwrap();
+            for (file, expected) in &expected {
+                let path = state.file(*file);
+                let expected = expected.replace("/overlayfs/", &format!("/{snapshotter}/"));
+                assert_eq!(dump(&path).join("\n"), expected, "{snapshotter} {file:?}");
+                assert_eq!(Database::open(&path).unwrap().page_size(), page_size.bytes());
+            }
+        }
+    }
 }
 
 #[test]
@@ -223,9 +244,9 @@ fn same_contents_same_bytes() {
     let (_a, first) = write(&sample());
     let (_b, second) = write(&sample());
     // Writing over what is there gives the same, too.
-    write_databases(second.root(), &sample()).unwrap();
-    for (file, _) in state_dir::COMMIT_ORDER {
-        assert_eq!(fs::read(first.path(file)).unwrap(), fs::read(second.path(file)).unwrap(), "{file}");
+    write_databases(&second, &sample(), PageSize::DEFAULT).unwrap();
+    for file in StateFile::COMMIT_ORDER {
+        assert_eq!(fs::read(first.file(file)).unwrap(), fs::read(second.file(file)).unwrap(), "{file:?}");
     }
 }
 
@@ -239,7 +260,7 @@ fn one_blob_has_the_sources_of_all_its_entries() {
     ]);
     contents.blobs.push(again);
     let (_temp, state) = write(&contents);
-    let lines = dump(&state.path(state_dir::CONTAINERD_DB));
+    let lines = dump(&state.file(StateFile::Containerd));
     let labels =
         below(&lines, "v1/buildkit/content/blob/BLOB-base/labels/containerd.io/distribution.source.");
     assert_eq!(labels, ["127.0.0.1 = other,team/base,team/cache", "ghcr.io = team/x"]);
@@ -257,7 +278,7 @@ fn estargz_annotations_are_kept_and_others_are_not() {
         annotations.insert(name.to_owned(), "x".to_owned());
     }
     let (_temp, state) = write(&contents);
-    let lines = dump(&state.path(state_dir::CONTAINERD_DB));
+    let lines = dump(&state.file(StateFile::Containerd));
     let labels = below(&lines, "v1/buildkit/content/blob/BLOB-base/labels/buildkit.io/blob/annotation.");
     assert_eq!(
         labels,
@@ -283,11 +304,12 @@ fn inconsistent_contents_make_no_root() {
     ];
     for (expected, damage) in cases {
         let temp = tempfile::tempdir().unwrap();
-        StateDir::new(temp.path()).create().unwrap();
+        let state = StateDir::new(temp.path(), Snapshotter::Overlayfs);
+        state.create().unwrap();
         let mut contents = sample();
         damage(&mut contents);
-        let error = write_databases(temp.path(), &contents).unwrap_err().to_string();
+        let error = write_databases(&state, &contents, PageSize::DEFAULT).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
-        assert!(!temp.path().join(state_dir::CACHE_DB).exists(), "{expected}");
+        assert!(!state.file(StateFile::Cache).exists(), "{expected}");
     }
 }

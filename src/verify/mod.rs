@@ -214,7 +214,7 @@ fn on_disk(
     }
     let Some(containerd) = &worker.containerd else { return };
     let (jobs_of_layers, others) = match &worker.records {
-        Some(records) if options.read_data => layer_jobs(worker, records, containerd),
+        Some(records) if options.read_data => layer_jobs(look, worker, records, containerd),
         _ => (Vec::new(), 0),
     };
     look.progress.event(Event::Planned {
@@ -238,10 +238,16 @@ fn on_disk(
 }
 
 /// The layers to compare, and the number of those that cannot be.
-fn layer_jobs(worker: &Worker, records: &Records, containerd: &Containerd) -> (Vec<layers::Job>, usize) {
+fn layer_jobs(
+    look: &Look<'_>,
+    worker: &Worker,
+    records: &Records,
+    containerd: &Containerd,
+) -> (Vec<layers::Job>, usize) {
     let (layers, mut others) = relations::comparable(records);
     // Other snapshotters, and rootless ones, mark whiteouts in other ways.
-    let Some(store) = worker.store.as_ref().filter(|_| worker.snapshotter == "overlayfs") else {
+    let is_comparable = worker.snapshotter == "overlayfs" && look.owner == 0;
+    let Some(store) = worker.store.as_ref().filter(|_| is_comparable) else {
         return (Vec::new(), others + layers.len());
     };
     let chains = disk::chains(containerd, store);

@@ -12,6 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
 
 use super::command::{self, run};
+use super::rootless::User;
 use super::{BuildOutcome, BuildRequest, Registry, Scratch, Tools};
 
 /// The databases of a root that its daemon must find, and leave, free of faults.
@@ -29,6 +30,9 @@ const ELSEWHERE: &str = "\
     [ ! -e /etc/machine-id ] || mount --bind \"$1\" /etc/machine-id\n\
     shift\n\
     exec \"$@\"\n";
+
+/// The snapshotter that daemons have unless a test wants another.
+const OVERLAYFS: &str = "overlayfs";
 
 /// A running daemon. Garbage collection runs as it does by default.
 #[derive(Debug)]
@@ -72,14 +76,41 @@ impl Daemon {
     /// As [`Daemon::start`], with several registries.
     #[track_caller]
     pub fn start_with(tools: &Tools, root: &Path, registries: &[&Registry]) -> Self {
-        Self::launch(tools, Command::new(&tools.buildkitd), root, &http_registries(registries), "")
+        let registries = http_registries(registries);
+        Self::launch(tools, Command::new(&tools.buildkitd), root, &registries, OVERLAYFS, "")
+            .unwrap_or_else(|said| panic!("{said}"))
+    }
+
+    /// As [`Daemon::start`], with another snapshotter than overlayfs.
+    #[track_caller]
+    pub fn start_on(tools: &Tools, root: &Path, registry: &Registry, snapshotter: &str) -> Self {
+        let registries = http_registries(&[registry]);
+        Self::launch(tools, Command::new(&tools.buildkitd), root, &registries, snapshotter, "")
+            .unwrap_or_else(|said| panic!("{said}"))
+    }
+
+    /// As [`Daemon::start_on`], run by a plain user.
+    #[track_caller]
+    pub fn start_rootless(
+        tools: &Tools,
+        root: &Path,
+        registry: &Registry,
+        snapshotter: &str,
+        user: &User,
+    ) -> Self {
+        let program = user.in_namespace("buildkitd");
+        let registries = http_registries(&[registry]);
+        let scratch = Scratch::new();
+        user.owns(scratch.path());
+        let worker = "rootless = true\n  noProcessSandbox = true";
+        Self::launch_in(scratch, tools, program, root, &registries, snapshotter, worker)
             .unwrap_or_else(|said| panic!("{said}"))
     }
 
     /// Starts one that collects as `worker` says, which goes on where `[worker.oci]` has begun.
     #[track_caller]
     pub fn start_collecting(tools: &Tools, root: &Path, worker: &str) -> Self {
-        Self::launch(tools, Command::new(&tools.buildkitd), root, "", worker)
+        Self::launch(tools, Command::new(&tools.buildkitd), root, "", OVERLAYFS, worker)
             .unwrap_or_else(|said| panic!("{said}"))
     }
 
@@ -97,24 +128,36 @@ impl Daemon {
         program.args(["--uts", "--mount"]).args((!network).then_some("--net"));
         program.args(["sh", "-euc", ELSEWHERE, "sh"]).arg(id.join("machine-id")).arg(&tools.buildkitd);
         // What it has mounted it has still when the file is gone.
-        Self::launch(tools, program, root, &http_registries(&[registry]), worker)
+        Self::launch(tools, program, root, &http_registries(&[registry]), OVERLAYFS, worker)
+    }
+
+    fn launch(
+        tools: &Tools,
+        program: Command,
+        root: &Path,
+        registries: &str,
+        snapshotter: &str,
+        worker: &str,
+    ) -> Result<Self, String> {
+        Self::launch_in(Scratch::new(), tools, program, root, registries, snapshotter, worker)
     }
 
     /// Starts the program with a configuration, and waits until it answers; what it said, where it does not.
-    fn launch(
+    fn launch_in(
+        scratch: Scratch,
         tools: &Tools,
         mut program: Command,
         root: &Path,
         registries: &str,
+        snapshotter: &str,
         worker: &str,
     ) -> Result<Self, String> {
-        let scratch = Scratch::new();
         // Two daemons of one host would share the default of the tracing socket.
         let config = format!(
             "root = \"{root}\"\ndebug = {debug}\n\
              [grpc]\n  address = [\"unix://{socket}\"]\n\
              [otel]\n  socketPath = \"{otel}\"\n\
-             [worker.oci]\n  enabled = true\n  snapshotter = \"overlayfs\"\n{worker}\n\
+             [worker.oci]\n  enabled = true\n  snapshotter = \"{snapshotter}\"\n{worker}\n\
              [worker.containerd]\n  enabled = false\n\
              {registries}",
             root = root.display(),

@@ -21,7 +21,15 @@ impl Scratch {
         let enough = 2 << 30;
         let shm = Path::new("/dev/shm");
         let roomy = rustix::fs::statvfs(shm).is_ok_and(|s| s.f_bavail * s.f_frsize > enough);
-        let parent = if roomy { shm.to_owned() } else { std::env::temp_dir() };
+        Self::within(&if roomy { shm.to_owned() } else { std::env::temp_dir() })
+    }
+
+    /// Makes one on the disk: not every file system does what is needed there.
+    pub fn on_disk() -> Self {
+        Self::within(Path::new("/var/tmp"))
+    }
+
+    fn within(parent: &Path) -> Self {
         let mut dir = tempfile::Builder::new().prefix("wk-").tempdir_in(parent).unwrap();
         dir.disable_cleanup(std::env::var_os("WARMKIT_KEEP").is_some_and(|v| v == "1"));
         Self(dir)

@@ -37,6 +37,7 @@ pub mod packages;
 pub mod packer;
 pub mod proxy;
 pub mod registry;
+pub mod rootless;
 pub mod serve;
 pub mod shipped;
 pub mod skip;

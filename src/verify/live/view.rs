@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rustix::fs::Mode;
-use rustix::mount::{MountFlags, MountPropagationFlags};
-use rustix::thread::UnshareFlags;
+use rustix::mount::MountFlags;
 
 use super::LiveError;
 use crate::daemon::output;
+use crate::fsutil;
 use crate::root::fault::Faults;
 use crate::root::files::{self, MAX_DATABASE, Tree};
 use crate::root::{self, FaultKind, Kind, Snapshotter};
@@ -159,12 +159,7 @@ impl View {
             let fail = fail(action, path);
             move |errno: rustix::io::Errno| fail(errno.into())
         };
-        #[allow(unsafe_code)] // Unsafe for file descriptor tables only, which stay shared.
-        let unshared = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::FS) };
-        let slash = Path::new("/");
-        unshared.map_err(mount("make a mount namespace for", &self.original))?;
-        let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-        rustix::mount::mount_change(slash, private).map_err(mount("make private", slash))?;
+        fsutil::own_mount_namespace().map_err(fail("make a mount namespace for", &self.original))?;
         let root = &self.original;
         rustix::mount::mount_bind_recursive(root, root).map_err(mount("bind", root))?;
         for point in mounts_at_or_below(root)? {

@@ -1,0 +1,197 @@
+//! Roots of other OCI workers than that of a machine's root with overlayfs: baked, verified, and built on by real
+//! daemons.
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
+
+mod support;
+
+use std::path::Path;
+use std::time::Duration;
+
+use support::cases::{assert_warm, export_tar};
+use support::command::run;
+use support::daemon::{DATABASES, check_databases};
+use support::rootless::User;
+use support::skip::skip;
+use support::tools::on_path;
+use support::warmkit::{bake, verify, warmkit};
+use support::{Daemon, Tools, World, tools};
+use warmkit::bolt::Database;
+
+/// A root for the snapshotter is warm: untouched, after a change of the source, and after another start.
+fn warms(release: &str, snapshotter: &str, name: &'static str) {
+    let Some(tools) = Tools::find(release) else { return };
+    if snapshotter == "fuse-overlayfs" && on_path(snapshotter).is_none() {
+        return skip("no fuse-overlayfs in $PATH");
+    }
+    let world = World::start(tools);
+    let case = world.case(name);
+    let origin = world.export(&case);
+
+    // What the same daemon makes of the cache by itself.
+    let daemon = Daemon::start_on(&world.tools, &world.root(&case, "imported"), &world.registry, snapshotter);
+    let request = case.request.import_from(&origin.cache);
+    let (_, native) = export_tar(&daemon, &request, &world.root(&case, "imported.tar"));
+    daemon.stop();
+
+    let root = world.root(&case, "root");
+    let arguments = [&origin.cache, "--keys-from", &origin.image, "--snapshotter", snapshotter];
+    bake(&arguments, &root).expect_success("bake");
+    verify(&["--read-data"], &root).expect_success("verify");
+
+    let daemon = Daemon::start_on(&world.tools, &root, &world.registry, snapshotter);
+    let (outcome, tar) = export_tar(&daemon, &case.request, &world.root(&case, "root.tar"));
+    assert_warm(&outcome, &origin);
+    // Each copy of a tree makes its directories anew, so those of a native snapshot tell when it was made.
+    if snapshotter != "native" {
+        assert_eq!(tar, native, "the tar differs from that of a natively imported root");
+    }
+    let outcome = daemon.build(&case.changed);
+    assert_eq!(outcome.not_cached(), origin.changed.iter().map(String::as_str).collect(), "{}", outcome.log);
+    assert_eq!((outcome.imports, outcome.extractions), (0, 0), "after a change\n{}", outcome.log);
+    daemon.stop();
+
+    let daemon = Daemon::start_on(&world.tools, &root, &world.registry, snapshotter);
+    assert_warm(&daemon.build(&case.request), &origin);
+    daemon.prune_all();
+    assert_eq!(daemon.disk_usage(), [], "after prune --all");
+    assert_eq!(daemon.logged_errors(), [""; 0], "{}", daemon.log());
+    daemon.stop();
+}
+
+/// The same of a daemon that a plain user runs, in the user's home; baked as root, and as the user.
+fn warms_rootless(release: &str, snapshotter: &str, as_user: bool, name: &'static str) {
+    let Some(tools) = Tools::find(release) else { return };
+    let Some(user) = User::make(&tools).map(User::with_more_ids) else { return };
+    let world = World::start(tools);
+    let case = world.case(name);
+    let origin = world.export(&case);
+    let start = |root: &Path| Daemon::start_rootless(&world.tools, root, &world.registry, snapshotter, &user);
+
+    let imported = user.home.join("imported");
+    let daemon = start(&imported);
+    let request = case.request.import_from(&origin.cache);
+    let (_, native) = export_tar(&daemon, &request, &world.root(&case, "imported.tar"));
+    daemon.stop();
+
+    let arguments = [&origin.cache, "--keys-from", &origin.image, "--snapshotter", snapshotter];
+    let target = if as_user { "rootless".to_owned() } else { format!("rootless:{}", user.name) };
+    let mut command = if as_user { user.in_namespace(&user.warmkit()) } else { warmkit() };
+    command.arg("bake").args(arguments).args(["--for", &target]);
+    run(&mut command, Duration::from_secs(120)).expect_success("bake");
+    let root = user.home.join(".local/share/buildkit");
+    verify(&["--read-data"], &root).expect_success("verify");
+
+    let daemon = start(&root);
+    let (outcome, tar) = export_tar(&daemon, &case.request, &world.root(&case, "root.tar"));
+    assert_warm(&outcome, &origin);
+    if snapshotter != "native" {
+        assert_eq!(tar, native, "the tar differs from that of a natively imported root");
+    }
+    let outcome = daemon.build(&case.changed);
+    assert_eq!(outcome.not_cached(), origin.changed.iter().map(String::as_str).collect(), "{}", outcome.log);
+    assert_eq!((outcome.imports, outcome.extractions), (0, 0), "after a change\n{}", outcome.log);
+    daemon.stop();
+
+    let daemon = start(&root);
+    assert_warm(&daemon.build(&case.request), &origin);
+    daemon.prune_all();
+    assert_eq!(daemon.disk_usage(), [], "after prune --all");
+    assert_eq!(daemon.logged_errors(), [""; 0], "{}", daemon.log());
+    daemon.stop();
+}
+
+/// Databases with the pages of an arm64 machine: a daemon here opens them, writes to them, and Go finds no fault.
+#[test]
+fn pages_of_other_machines() {
+    for (release, size) in [(tools::NEWEST, "65536"), ("v0.17.3", "16384")] {
+        let Some(tools) = Tools::find(release) else { return };
+        let world = World::start(tools);
+        let case = world.case("app");
+        let origin = world.export(&case);
+        let root = world.root(&case, "root");
+        let arguments = [&origin.cache, "--keys-from", &origin.image, "--page-size", size];
+        bake(&arguments, &root).expect_success("bake");
+        verify(&["--read-data"], &root).expect_success("verify");
+        check_databases(&world.tools, &root);
+
+        let daemon = world.daemon(&root);
+        assert_warm(&daemon.build(&case.request), &origin);
+        daemon.build(&case.changed);
+        daemon.stop();
+        verify(&[], &root).expect_success("verify after builds");
+        check_databases(&world.tools, &root);
+        for database in DATABASES {
+            let found = Database::open(&root.join(database)).unwrap().page_size();
+            assert_eq!(found.to_string(), size, "{database}");
+        }
+        let daemon = world.daemon(&root);
+        assert_warm(&daemon.build(&case.request), &origin);
+        daemon.stop();
+    }
+}
+
+#[test]
+fn rootless_baked_as_root() {
+    warms_rootless(tools::NEWEST, "overlayfs", false, "whiteouts");
+}
+
+#[test]
+fn rootless_baked_by_the_user() {
+    warms_rootless(tools::NEWEST, "overlayfs", true, "app");
+}
+
+#[test]
+fn fuse_overlayfs() {
+    warms(tools::NEWEST, "fuse-overlayfs", "whiteouts");
+}
+
+#[test]
+fn fuse_overlayfs_of_an_older_release() {
+    warms("v0.17.3", "fuse-overlayfs", "app");
+}
+
+#[test]
+fn native() {
+    warms(tools::NEWEST, "native", "app");
+}
+
+#[test]
+fn native_of_an_older_release() {
+    warms("v0.17.3", "native", "whiteouts");
+}
+
+#[test]
+fn a_user_who_has_too_few_ids_gets_no_root() {
+    let Some(tools) = Tools::find(tools::NEWEST) else { return };
+    let Some(user) = User::make(&tools) else { return };
+    let world = World::start(tools);
+    let case = world.case("whiteouts");
+    let origin = world.export(&case);
+    let bake = |target: &str, code: i32, said: &[&str]| {
+        let mut command = warmkit();
+        command.args(["bake", &origin.cache, "--keys-from", &origin.image, "--for", target]);
+        let ended = run(&mut command, Duration::from_secs(120));
+        assert_eq!(ended.status.code(), Some(code), "{target}: {}", ended.stderr);
+        for said in said {
+            assert!(ended.stderr.contains(said), "{target}: {said:?} in\n{}", ended.stderr);
+        }
+        assert!(!user.home.join(".local").exists(), "{target}");
+    };
+    let target = format!("rootless:{}", user.name);
+    // The base image has one.
+    bake(&target, 1, &["odd/large-owner", "user 3000000 is none of those", "(0-65536)", "/etc/subuid"]);
+    bake("rootless:no-such-user", 1, &["no user \"no-such-user\""]);
+    bake("rootless:root", 2, &["--for host"]);
+    bake("rootless", 2, &["--for rootless:USER"]);
+
+    let user = user.without_ids();
+    let mut command = warmkit();
+    command.args(["bake", &origin.cache, "--for", &target]);
+    let ended = run(&mut command, Duration::from_secs(120));
+    assert_eq!(ended.status.code(), Some(1), "{}", ended.stderr);
+    assert!(
+        ended.stderr.contains("no range in /etc/subuid") && ended.stderr.contains(&user.name),
+        "{}",
+        ended.stderr
+    );
+}
