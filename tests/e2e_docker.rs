@@ -218,8 +218,8 @@ fn refuses_what_it_cannot_write(host: &Host, options: &str) {
     let create = "docker buildx create --driver docker-container";
     host.docker.shell(&format!("{create} --name moved --buildkitd-flags '--root /srv/buildkit'"));
     host.refuses("buildx:moved", 2, &["node moved0 of builder moved has its root at /srv/buildkit"]);
-    host.docker.shell(&format!("{create} --name native --buildkitd-flags '--oci-worker-snapshotter=native'"));
-    host.refuses("buildx:native", 2, &["\"native\" instead of overlayfs"]);
+    host.docker.shell(&format!("{create} --name stargz --buildkitd-flags '--oci-worker-snapshotter=stargz'"));
+    host.refuses("buildx:stargz", 2, &["snapshotter \"stargz\"", "overlayfs, fuse-overlayfs and native"]);
     host.docker.shell(&format!(
         "{create} --name rootless --driver-opt image=moby/buildkit:buildx-stable-1-rootless"
     ));
@@ -243,6 +243,14 @@ fn refuses_what_it_cannot_write(host: &Host, options: &str) {
     let mounted = "docker volume create --opt type=tmpfs --opt device=tmpfs buildx_buildkit_mounted0_state";
     host.docker.shell(mounted);
     host.refuses("buildx:mounted", 2, &["buildx_buildkit_mounted0_state is mounted from tmpfs"]);
+
+    // Of another snapshotter, which its flags name.
+    host.docker.shell(&format!(
+        "{create} --name native --node native0 --buildkitd-flags '--oci-worker-snapshotter=native' {options}"
+    ));
+    host.bake("buildx:native");
+    host.is_warm("native");
+    host.docker.shell("docker buildx rm native");
 
     // A root that is moved within the volume, by the configuration of a container that was made.
     let config = options.rsplit(' ').next().unwrap();

@@ -252,7 +252,11 @@ fn the_host_is_where_its_unit_and_its_configuration_say() {
     let cases = [
         ("root = \"/nonexistent/from-config\"", 1, "/nonexistent/from-config"),
         ("[worker.oci]\nenabled = false", 2, "OCI worker turned off"),
-        ("[worker.oci]\nsnapshotter = \"native\"", 2, "\"native\" instead of overlayfs"),
+        (
+            "[worker.oci]\nsnapshotter = \"stargz\"",
+            2,
+            "snapshotter \"stargz\"; roots are written for overlayfs",
+        ),
         ("root = ", 1, "buildkitd.toml"),
     ];
     for (text, code, said) in cases {
