@@ -197,13 +197,7 @@ impl Volume {
 pub(super) fn of_host() -> Result<Root, Error> {
     let arguments = UNITS.map(unit::arguments).concat();
     let path = argument(&arguments, "config").unwrap_or(DEFAULT_CONFIG);
-    let config = match fs::read_to_string(path) {
-        Ok(config) => Some(config),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(source) => return Err(Error::Read { path: path.into(), source }),
-    };
-    let settings = Settings::read(&arguments, config.as_deref())
-        .map_err(|error| Error::Configuration { file: path.to_owned(), detail: error.to_string() })?;
+    let settings = Settings::at(&arguments, Path::new(path))?;
     let snapshotter = fits("this machine's buildkitd", &settings)?;
     Ok(Root::of(settings.root(), Kind { snapshotter, owners: Owners::AsNamed }))
 }

@@ -4,7 +4,6 @@
 
 use std::env;
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -78,15 +77,10 @@ fn at(
             .unwrap_or_else(|| home.join(otherwise))
     };
     let config = directory("XDG_CONFIG_HOME", ".config").join("buildkit/buildkitd.toml");
-    let text = match fs::read_to_string(&config) {
-        Ok(text) => Some(text),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(source) => return Err(Error::Read { path: config, source }),
-    };
-    let file = config.display().to_string();
-    let settings = Settings::read(&[], text.as_deref())
-        .map_err(|error| Error::Configuration { file: file.clone(), detail: error.to_string() })?;
-    let snapshotter = settings.snapshotter().map_err(|misfit| Error::Misfit { whose: file, misfit })?;
+    let settings = Settings::at(&[], &config)?;
+    let snapshotter = settings
+        .snapshotter()
+        .map_err(|misfit| Error::Misfit { whose: config.display().to_string(), misfit })?;
     let root =
         settings.named_root().unwrap_or_else(|| directory("XDG_DATA_HOME", ".local/share").join("buildkit"));
     Ok(Root::of(root, Kind { snapshotter, owners }))

@@ -3,9 +3,13 @@
 //! Mirrors `BuildKit`'s `cmd/buildkitd/main.go`, `main_oci_worker.go` and `config/config.go` (v0.34.2): an argument
 //! wins over the file.
 
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
+
+use super::Error;
 
 /// The root of a daemon that is told none, run as root.
 pub(super) const DEFAULT_ROOT: &str = "/var/lib/buildkit";
@@ -47,6 +51,22 @@ impl Settings {
             read.snapshotter = Some(name.to_owned());
         }
         Ok(read)
+    }
+
+    /// Of a daemon with these arguments on this machine, and this configuration, if it is there.
+    ///
+    /// # Errors
+    /// The configuration cannot be read, or is no TOML.
+    pub(super) fn at(arguments: &[String], config: &Path) -> Result<Self, Error> {
+        let text = match fs::read_to_string(config) {
+            Ok(text) => Some(text),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(source) => return Err(Error::Read { path: config.to_owned(), source }),
+        };
+        Self::read(arguments, text.as_deref()).map_err(|error| Error::Configuration {
+            file: config.display().to_string(),
+            detail: error.to_string(),
+        })
     }
 
     fn configure(&mut self, table: &Table) {

@@ -48,6 +48,7 @@ mod stream;
 mod sys;
 mod tar;
 mod usage;
+mod walk;
 mod xattr;
 
 use std::io::Read;

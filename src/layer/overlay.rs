@@ -12,15 +12,15 @@
 //! Mirrors containerd v2.4 `core/diff/apply/apply_linux.go` and `core/mount/temp.go`.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Dir, FileType, Gid, Uid};
+use rustix::fs::{AtFlags, FileType, Gid, Uid};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
-use super::entry::join;
+use super::walk::walk;
 use super::{Error, Result, sys};
 
 /// The kernel takes a page of options, with a zero at its end.
@@ -93,50 +93,16 @@ impl Overlay<'_> {
     /// # Errors
     /// A directory cannot be read or changed.
     pub fn settle(&self, owner: (u32, u32)) -> Result<()> {
-        let fail = |path: &[u8]| {
-            let path = path.to_vec();
-            move |e: Errno| Error::entry("examine", &path, e)
-        };
         let (uid, gid) = (Uid::from_raw(owner.0), Gid::from_raw(owner.1));
-        let root = sys::open_root(self.upper).map_err(fail(b""))?;
-        let mut pending = vec![Vec::new()];
-        while let Some(path) = pending.pop() {
-            let opened = if path.is_empty() {
-                rustix::io::dup(&root)
-            } else {
-                sys::open_directory(root.as_fd(), &path)
-            };
-            let directory = opened.map_err(fail(&path))?;
-            self.strip(directory.as_fd(), b".").map_err(fail(&path))?;
-            for entry in Dir::read_from(&directory).map_err(fail(&path))? {
-                let entry = entry.map_err(fail(&path))?;
-                let name = entry.file_name().to_bytes();
-                if matches!(name, b"." | b"..") {
-                    continue;
-                }
-                let stat =
-                    rustix::fs::statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW).map_err(fail(&path))?;
-                match FileType::from_raw_mode(stat.st_mode) {
-                    FileType::Directory => pending.push(join(&path, name)),
-                    FileType::CharacterDevice if stat.st_rdev == 0 => {
-                        rustix::fs::chownat(
-                            &directory,
-                            name,
-                            Some(uid),
-                            Some(gid),
-                            AtFlags::SYMLINK_NOFOLLOW,
-                        )
-                        .map_err(fail(&path))?;
-                    }
-                    // A hard link to a file of a lower layer has copied it up.
-                    FileType::RegularFile if stat.st_nlink > 1 => {
-                        self.strip(directory.as_fd(), name).map_err(fail(&path))?;
-                    }
-                    _ => {}
-                }
+        walk(self.upper, "examine", |directory, name, stat| match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => self.strip(directory, name),
+            FileType::CharacterDevice if stat.st_rdev == 0 => {
+                rustix::fs::chownat(directory, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
             }
-        }
-        Ok(())
+            // A hard link to a file of a lower layer has copied it up.
+            FileType::RegularFile if stat.st_nlink > 1 => self.strip(directory, name),
+            _ => Ok(()),
+        })
     }
 
     fn strip(&self, directory: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {

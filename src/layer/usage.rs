@@ -1,13 +1,12 @@
 //! Disk usage, as containerd's overlay snapshotter counts it.
 
 use std::collections::HashSet;
-use std::os::fd::AsFd;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, Dir, Stat};
+use rustix::fs::Stat;
 
-use super::entry::join;
-use super::{Error, Result, sys};
+use super::Result;
+use super::walk::walk;
 
 /// What a directory takes on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -24,32 +23,11 @@ pub struct Usage {
 ///
 /// [`Error::Entry`] where a directory cannot be read.
 pub fn usage(upper: &Path) -> Result<Usage> {
-    let fail = |path: &[u8]| {
-        let path = path.to_vec();
-        move |e: rustix::io::Errno| Error::entry("measure", &path, e)
-    };
-    let root = sys::open_root(upper).map_err(fail(b""))?;
     let mut count = Count::default();
-    count.add(&rustix::fs::fstat(&root).map_err(fail(b""))?);
-    let mut pending = vec![Vec::new()];
-    while let Some(path) = pending.pop() {
-        let opened =
-            if path.is_empty() { rustix::io::dup(&root) } else { sys::open_directory(root.as_fd(), &path) };
-        let directory = opened.map_err(fail(&path))?;
-        for entry in Dir::read_from(&directory).map_err(fail(&path))? {
-            let entry = entry.map_err(fail(&path))?;
-            let name = entry.file_name().to_bytes();
-            if matches!(name, b"." | b"..") {
-                continue;
-            }
-            let stat =
-                rustix::fs::statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW).map_err(fail(&path))?;
-            count.add(&stat);
-            if rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir() {
-                pending.push(join(&path, name));
-            }
-        }
-    }
+    walk(upper, "measure", |_, _, stat| {
+        count.add(stat);
+        Ok(())
+    })?;
     Ok(count.usage)
 }
 
