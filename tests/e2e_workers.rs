@@ -7,7 +7,7 @@ mod support;
 use std::path::Path;
 use std::time::Duration;
 
-use support::cases::{assert_warm, export_tar};
+use support::cases::{Case, Origin, assert_warm, export_tar};
 use support::command::run;
 use support::daemon::{DATABASES, check_databases};
 use support::rootless::User;
@@ -16,6 +16,7 @@ use support::tools::on_path;
 use support::warmkit::{bake, verify, warmkit};
 use support::{Daemon, Tools, World, tools};
 use warmkit::bolt::Database;
+use warmkit::digest::Digest;
 
 /// A root for the snapshotter is warm: untouched, after a change of the source, and after another start.
 fn warms(release: &str, snapshotter: &str, name: &'static str) {
@@ -28,7 +29,8 @@ fn warms(release: &str, snapshotter: &str, name: &'static str) {
     let origin = world.export(&case);
 
     // What the same daemon makes of the cache by itself.
-    let daemon = Daemon::start_on(&world.tools, &world.root(&case, "imported"), &world.registry, snapshotter);
+    let start = |root: &Path| Daemon::start_on(&world.tools, root, &world.registry, snapshotter);
+    let daemon = start(&world.root(&case, "imported"));
     let request = case.request.import_from(&origin.cache);
     let (_, native) = export_tar(&daemon, &request, &world.root(&case, "imported.tar"));
     daemon.stop();
@@ -38,11 +40,24 @@ fn warms(release: &str, snapshotter: &str, name: &'static str) {
     bake(&arguments, &root).expect_success("bake");
     verify(&["--read-data"], &root).expect_success("verify");
 
-    let daemon = Daemon::start_on(&world.tools, &root, &world.registry, snapshotter);
-    let (outcome, tar) = export_tar(&daemon, &case.request, &world.root(&case, "root.tar"));
-    assert_warm(&outcome, &origin);
+    stays_warm(&world, &case, &origin, &root, (snapshotter != "native").then_some(native), &start);
+}
+
+/// A root is warm for the daemons that `start` starts on it: untouched, with this tar where one is given, after a change
+/// of the source, and after another start; and it can be emptied.
+fn stays_warm(
+    world: &World,
+    case: &Case,
+    origin: &Origin,
+    root: &Path,
+    native: Option<Digest>,
+    start: &dyn Fn(&Path) -> Daemon,
+) {
+    let daemon = start(root);
+    let (outcome, tar) = export_tar(&daemon, &case.request, &world.root(case, "root.tar"));
+    assert_warm(&outcome, origin);
     // Each copy of a tree makes its directories anew, so those of a native snapshot tell when it was made.
-    if snapshotter != "native" {
+    if let Some(native) = native {
         assert_eq!(tar, native, "the tar differs from that of a natively imported root");
     }
     let outcome = daemon.build(&case.changed);
@@ -50,8 +65,8 @@ fn warms(release: &str, snapshotter: &str, name: &'static str) {
     assert_eq!((outcome.imports, outcome.extractions), (0, 0), "after a change\n{}", outcome.log);
     daemon.stop();
 
-    let daemon = Daemon::start_on(&world.tools, &root, &world.registry, snapshotter);
-    assert_warm(&daemon.build(&case.request), &origin);
+    let daemon = start(root);
+    assert_warm(&daemon.build(&case.request), origin);
     daemon.prune_all();
     assert_eq!(daemon.disk_usage(), [], "after prune --all");
     assert_eq!(daemon.logged_errors(), [""; 0], "{}", daemon.log());
@@ -81,23 +96,7 @@ fn warms_rootless(release: &str, snapshotter: &str, as_user: bool, name: &'stati
     let root = user.home.join(".local/share/buildkit");
     verify(&["--read-data"], &root).expect_success("verify");
 
-    let daemon = start(&root);
-    let (outcome, tar) = export_tar(&daemon, &case.request, &world.root(&case, "root.tar"));
-    assert_warm(&outcome, &origin);
-    if snapshotter != "native" {
-        assert_eq!(tar, native, "the tar differs from that of a natively imported root");
-    }
-    let outcome = daemon.build(&case.changed);
-    assert_eq!(outcome.not_cached(), origin.changed.iter().map(String::as_str).collect(), "{}", outcome.log);
-    assert_eq!((outcome.imports, outcome.extractions), (0, 0), "after a change\n{}", outcome.log);
-    daemon.stop();
-
-    let daemon = start(&root);
-    assert_warm(&daemon.build(&case.request), &origin);
-    daemon.prune_all();
-    assert_eq!(daemon.disk_usage(), [], "after prune --all");
-    assert_eq!(daemon.logged_errors(), [""; 0], "{}", daemon.log());
-    daemon.stop();
+    stays_warm(&world, &case, &origin, &root, (snapshotter != "native").then_some(native), &start);
 }
 
 /// Databases with the pages of an arm64 machine: a daemon here opens them, writes to them, and Go finds no fault.

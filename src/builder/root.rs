@@ -11,6 +11,9 @@ use super::settings::{DEFAULT_CONFIG, DEFAULT_ROOT, Settings, argument};
 use super::{Error, data_root, unit};
 use crate::userns::Owners;
 
+/// What a rootless daemon in a container does.
+const ROOTLESS: &str =
+    "runs rootless: the owners in its volume are shifted in a way that is known only in its container";
 /// The driver whose roots are in volumes.
 const DRIVER: &str = "docker-container";
 /// The units that start the host's own daemon, where packages bring one.
@@ -381,7 +384,7 @@ fn of_node(owner: &Owner) -> Result<Place, Error> {
     let node = &owner.node;
     let tag = node.image().and_then(|image| image.split('@').next()?.rsplit_once(':'));
     if tag.is_some_and(|(_, tag)| tag.split('-').any(|part| part == "rootless")) {
-        return Err(Error::Misfit { whose: owner.to_string(), misfit: "runs rootless: the owners in its volume are shifted in a way that is known only in its container".into() });
+        return Err(Error::Misfit { whose: owner.to_string(), misfit: ROOTLESS.into() });
     }
     let (root, snapshotter) = settings(owner, node.flags(), node.config().as_deref(), "buildkitd.toml")?;
     match root.strip_prefix(DEFAULT_ROOT) {
@@ -393,7 +396,7 @@ fn of_node(owner: &Owner) -> Result<Place, Error> {
 /// The volume that a container's root is in, and where.
 fn of_container(docker: &Docker, name: &str, container: &Container, owner: &Owner) -> Result<Place, Error> {
     if container.is_rootless() {
-        return Err(Error::Misfit { whose: owner.to_string(), misfit: "runs rootless: the owners in its volume are shifted in a way that is known only in its container".into() });
+        return Err(Error::Misfit { whose: owner.to_string(), misfit: ROOTLESS.into() });
     }
     let file = argument(&container.args, "config").unwrap_or(DEFAULT_CONFIG);
     let config = docker.file_of(name, file)?;
