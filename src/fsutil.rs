@@ -2,6 +2,7 @@
 
 use std::fs::{File, Permissions};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
@@ -95,6 +96,16 @@ pub fn own_mount_namespace() -> io::Result<()> {
         rustix::thread::unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::FS)?;
     }
     Ok(rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?)
+}
+
+/// Appends a path as overlayfs wants it among its mount options.
+pub fn escape_overlay_option(path: &Path, options: &mut Vec<u8>) {
+    for &byte in path.as_os_str().as_bytes() {
+        if matches!(byte, b'\\' | b',' | b':') {
+            options.push(b'\\');
+        }
+        options.push(byte);
+    }
 }
 
 /// Makes a directory for this user alone in `parent`, with a name that begins with `prefix`. It goes when what is

@@ -13,7 +13,6 @@
 
 use std::ffi::CString;
 use std::os::fd::BorrowedFd;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, Gid, Uid};
@@ -22,6 +21,7 @@ use rustix::mount::{MountFlags, UnmountFlags};
 
 use super::walk::walk;
 use super::{Error, Result, sys};
+use crate::fsutil::escape_overlay_option;
 
 /// The kernel takes a page of options, with a zero at its end.
 const MAX_OPTIONS: usize = 4095;
@@ -67,12 +67,12 @@ impl Overlay<'_> {
             if at > 0 {
                 options.push(b':');
             }
-            escape(lower, &mut options);
+            escape_overlay_option(lower, &mut options);
         }
         options.extend_from_slice(b",upperdir=");
-        escape(self.upper, &mut options);
+        escape_overlay_option(self.upper, &mut options);
         options.extend_from_slice(b",workdir=");
-        escape(self.work, &mut options);
+        escape_overlay_option(self.work, &mut options);
         // Nothing is durable before the whole root is: without volatile, each unmount would write everything out.
         options.extend_from_slice(b",index=off,metacopy=off,redirect_dir=nofollow,volatile");
         if self.userxattr {
@@ -114,15 +114,5 @@ impl Overlay<'_> {
             }
         }
         Ok(())
-    }
-}
-
-/// Appends a path as the options of overlayfs have it.
-fn escape(path: &Path, options: &mut Vec<u8>) {
-    for &byte in path.as_os_str().as_bytes() {
-        if matches!(byte, b'\\' | b',' | b':') {
-            options.push(b'\\');
-        }
-        options.push(byte);
     }
 }

@@ -167,15 +167,13 @@ impl View {
             rustix::mount::mount_remount(&point, read_only, c"").map_err(mount("make read-only", &point))?;
         }
         for overlay in &self.overlays {
-            let option = |path: &Path| {
-                path.to_string_lossy().replace('\\', "\\\\").replace(',', "\\,").replace(':', "\\:")
-            };
-            let options = format!(
-                "lowerdir={},upperdir={},workdir={}",
-                option(&overlay.lower),
-                option(&overlay.upper),
-                option(&overlay.work)
-            );
+            let mut options = Vec::new();
+            for (name, path) in
+                [("lowerdir=", &overlay.lower), (",upperdir=", &overlay.upper), (",workdir=", &overlay.work)]
+            {
+                options.extend_from_slice(name.as_bytes());
+                fsutil::escape_overlay_option(path, &mut options);
+            }
             let options = std::ffi::CString::new(options).map_err(io::Error::from);
             let options = options.map_err(fail("mount", &overlay.target))?;
             rustix::mount::mount("overlay", &overlay.target, "overlay", MountFlags::empty(), &*options)
