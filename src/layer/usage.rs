@@ -21,7 +21,7 @@ pub struct Usage {
 ///
 /// # Errors
 ///
-/// [`Error::Entry`] where a directory cannot be read.
+/// [`super::Error::Entry`] where a directory cannot be read.
 pub fn usage(upper: &Path) -> Result<Usage> {
     let mut count = Count::default();
     walk(upper, "measure", |_, _, stat| {
