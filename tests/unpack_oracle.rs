@@ -89,7 +89,6 @@ fn unpacks_as_a_real_daemon_does() {
 }
 
 #[test]
-#[ignore = "differed once in six runs, for a reason that is not known yet; e2e_workers compares tars with a real daemon's"]
 fn unpacks_as_one_with_fuse_overlayfs() {
     agrees(Way::FuseOverlayfs);
 }
