@@ -210,7 +210,7 @@ fn on_disk(
     findings: &mut Findings,
 ) {
     if let Some(store) = &worker.store {
-        disk::check_snapshots(look, &worker.path, &worker.snapshotter, store, findings);
+        disk::check_snapshots(look, worker, store, findings);
     }
     let Some(containerd) = &worker.containerd else { return };
     let (jobs_of_layers, others) = match &worker.records {
