@@ -112,6 +112,12 @@ impl<'a> Image<'a> {
         Root::with(&self.path, self.sysroot.root(&self.path))
     }
 
+    /// A text file of the image; `None` where there is none that can be read.
+    pub(super) fn text(&self, path: &Path) -> Option<String> {
+        let bytes = self.sysroot.read(path, credentials::LONGEST).ok()??;
+        String::from_utf8(bytes).ok()
+    }
+
     /// Looks for all that must not be in it, after the root itself was judged.
     pub(super) fn check(
         &self,
