@@ -249,6 +249,7 @@ fn bake_into<'a>(
 
     let committing = Running::start(progress, Phase::Commit);
     stores::write(&plan, &sources, &images, &unpacked, &root, options)?;
+    root.hand_over()?;
     cancel.check()?;
 
     let unpacked_bytes: u64 = unpacked.usage.iter().map(|usage| usage.size).sum();
