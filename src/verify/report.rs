@@ -239,9 +239,9 @@ kinds! {
     LayerUnreadable = "layer-unreadable", Error;
     /// A blob's uncompressed bytes do not have the record's diff ID.
     LayerDiffId = "layer-diff-id", Error;
-    /// The snapshot lacks a path of the layer.
+    /// The snapshot lacks a path of the layer, or of those below.
     LayerEntryMissing = "layer-entry-missing", Error;
-    /// The snapshot has a path that the layer does not have.
+    /// The snapshot has a path that neither the layer has nor one below.
     LayerEntryExtra = "layer-entry-extra", Error;
     /// Another type of file.
     LayerEntryType = "layer-entry-type", Error;
