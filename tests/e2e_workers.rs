@@ -109,6 +109,13 @@ fn warms_rootless(release: &str, snapshotter: &str, as_user: bool, name: &'stati
     let root = user.home.join(".local/share/buildkit");
     assert_sound(&root, "baked");
     assert_owners_count(&root);
+    if as_user {
+        // Where the owners are those of the namespace.
+        let mut command = user.in_namespace(&user.warmkit());
+        command.args(["verify", "--read-data", "--for", "rootless"]);
+        let ended = run(&mut command, Duration::from_secs(120)).expect_success("verify in the namespace");
+        assert!(ended.stdout.contains(", 0 not comparable"), "{}", ended.stdout);
+    }
 
     let daemon = start(&root);
     let (outcome, tar) = export_tar(&daemon, &case.request, &world.root(&case, "root.tar"));

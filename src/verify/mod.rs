@@ -123,7 +123,8 @@ pub fn offline(root: &Path, options: &Options, progress: &dyn Progress) -> Resul
         let manner = owners.clone().and_then(|owners| Manner::of(&worker.snapshotter, owners));
         on_disk(&look, worker, options, manner.as_ref(), &mut counts, &mut findings);
     }
-    let image = image.map(|image| image.check(&root, &history, &state.workers, &mut findings));
+    let image =
+        image.map(|image| image.check(&root, &history, &state.workers, owners.as_ref(), &mut findings));
     running.finish();
     let (findings, notes) = findings.finish();
     Ok(Report { findings, notes, counts, schema_versions, read_data: options.read_data, image })

@@ -3,7 +3,7 @@
 //! Written against the kernel (`security/commoncap.c`, `fs/posix_acl.c`), not against what writes them here, so that a
 //! fault of either shows.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::root::files::Tree;
 use crate::userns::{IdMap, OutOfRange, Owners, subordinate_ids};
@@ -26,18 +26,30 @@ pub(super) fn of_root(tree: &Tree, text: impl Fn(&Path) -> Option<String>) -> Op
     if stat.st_uid == 0 {
         return Some(Owners::AsNamed);
     }
-    let users = text(Path::new("/etc/passwd")).unwrap_or_default();
-    let name = users.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        (fields.nth(1)?.parse() == Ok(stat.st_uid)).then_some(name)
-    });
+    let name = user(stat.st_uid, &text).map(|user| user.name).unwrap_or_default();
     let map = |id, file| {
-        let ranges = subordinate_ids(&text(Path::new(file))?, name.unwrap_or_default(), stat.st_uid);
+        let ranges = subordinate_ids(&text(Path::new(file))?, &name, stat.st_uid);
         (!ranges.is_empty()).then(|| IdMap::rootless(id, &ranges))
     };
     let (users, groups) = (map(stat.st_uid, "/etc/subuid")?, map(stat.st_gid, "/etc/subgid")?);
     Some(Owners::Namespace { users, groups })
+}
+
+/// What a machine's list of users has of one.
+pub(super) struct User {
+    name: String,
+    pub(super) home: PathBuf,
+}
+
+/// The user of an id; `text` reads a file of the machine.
+pub(super) fn user(id: u32, text: impl Fn(&Path) -> Option<String>) -> Option<User> {
+    text(Path::new("/etc/passwd"))?.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?.to_owned();
+        let found: u32 = fields.nth(1)?.parse().ok()?;
+        let home = fields.nth(2).unwrap_or_default().into();
+        (found == id).then_some(User { name, home })
+    })
 }
 
 /// The value that an attribute has on disk.
@@ -126,6 +138,9 @@ mod tests {
         };
         assert_eq!(owners(1000, &text), Some(rootless()));
         assert_eq!(owners(1001, &text), None);
+        let home =
+            |id| user(id, |path| text(path.to_str().unwrap()).map(str::to_owned)).map(|user| user.home);
+        assert_eq!((home(1000), home(1001)), (Some("/home/ci".into()), None));
     }
 
     #[test]

@@ -283,7 +283,7 @@ kinds! {
     LeftoverGarbage = "leftover-garbage", Warning;
     /// A record that may still change: sources of a build, a cache mount, a step that was under way.
     RecordMutable = "record-mutable", Warning;
-    /// The root belongs to somebody else than root.
+    /// The root belongs neither to root nor to a user whom a rootless daemon can run as.
     RootOwner = "root-owner", Warning;
     /// Garbage collection takes records of the root.
     CollectionTakes = "collection-takes", Error;
