@@ -189,8 +189,8 @@ impl View {
                     continue;
                 }
                 let may_hide = matches!(kind, FileType::CharacterDevice | FileType::Unknown);
-                let shows = !may_hide || !self.hides(&here.stat(Path::new(&name.0))?);
-                shown.entry(name.0.as_bytes().to_vec()).or_insert(shows);
+                let is_visible = !may_hide || !self.hides(&here.stat(Path::new(&name.0))?);
+                shown.entry(name.0.as_bytes().to_vec()).or_insert(is_visible);
             }
             for (name, _) in listed.iter().filter(|_| self.marks.is_fuse()) {
                 if let Some(hidden) = name.0.as_bytes().strip_prefix(WHITEOUT) {
@@ -198,7 +198,7 @@ impl View {
                 }
             }
         }
-        Ok(shown.into_iter().filter(|(_, shows)| *shows).map(|(name, _)| name).collect())
+        Ok(shown.into_iter().filter(|(_, is_visible)| *is_visible).map(|(name, _)| name).collect())
     }
 
     /// Whether what stands there hides what is below it.
