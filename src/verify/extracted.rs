@@ -161,28 +161,26 @@ impl Comparison<'_> {
             // Another name of the same file may have been touched.
             let one = tree.of_file(&lower.stat);
             let taken;
-            let expected = match one {
-                Some(index) => &tree.inodes[index],
-                None => {
-                    taken = tree::lower(&views.below, below, &name, &lower, tree::ROOT)?;
-                    &taken
-                }
+            let expected = if let Some(index) = one {
+                &tree.inodes[index]
+            } else {
+                taken = tree::lower(&views.below, below, &name, &lower, tree::ROOT)?;
+                &taken
             };
             let here = views.shown.here(seen.layer, shown)?;
             if !self.inode(&path, expected, &seen.stat, &here, name_of) {
                 continue;
             }
-            match (directory, views.below.descend(below, name_of)?) {
-                (Some(shown), Some(below)) => untouched.push(Untouched { path, below, shown }),
-                _ => {
-                    if matches!(expected.node, Node::Lower(..)) {
-                        self.bytes(&path, views, (below, &name), (shown, &name), &seen)?;
-                    }
-                    if views.below.keeps_links() {
-                        let of = one.map_or(Of::Below(lower.stat.st_dev, lower.stat.st_ino), Of::Tree);
-                        self.link(&path, of, &seen.stat, groups);
-                    }
-                }
+            if let (Some(shown), Some(below)) = (directory, views.below.descend(below, name_of)?) {
+                untouched.push(Untouched { path, below, shown });
+                continue;
+            }
+            if matches!(expected.node, Node::Lower(..)) {
+                self.bytes(&path, views, (below, &name), (shown, &name), &seen)?;
+            }
+            if views.below.keeps_links() {
+                let of = one.map_or(Of::Below(lower.stat.st_dev, lower.stat.st_ino), Of::Tree);
+                self.link(&path, of, &seen.stat, groups);
             }
         }
         Ok(())

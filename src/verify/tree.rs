@@ -150,7 +150,7 @@ fn split(path: &[u8]) -> (&[u8], &[u8]) {
     }
 }
 
-impl<'v> Tree<'v> {
+impl Tree<'_> {
     /// The empty tree of a layer that is unpacked by itself; `base` where it has no parent.
     pub(super) fn new(base: bool) -> Self {
         let mut tree = Self {

@@ -133,7 +133,7 @@ impl View {
     /// Whether something on disk can be seen through the mount at all: not what has the form of a mark.
     pub(super) fn can_show(&self, name: &[u8], is_zero_device: bool) -> bool {
         let is_mark = self.marks.is_fuse() && name.starts_with(WHITEOUT);
-        !is_mark && !(is_zero_device && self.marks != Marks::None)
+        !(is_mark || is_zero_device && self.marks != Marks::None)
     }
 
     /// What a name shows; `None` where it shows nothing.
