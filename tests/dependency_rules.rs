@@ -78,6 +78,7 @@ const RULES: &[Rule] = &[
     Rule {
         module: "verify",
         may: &[
+            "userns",
             "root",
             "oci",
             "daemon",

@@ -4,9 +4,12 @@
 
 mod support;
 
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, lchown};
 use std::path::Path;
 use std::time::Duration;
 
+use serde_json::Value;
 use support::cases::{Case, Origin, assert_warm, export_tar};
 use support::command::run;
 use support::daemon::{DATABASES, check_databases};
@@ -17,6 +20,28 @@ use support::warmkit::{bake, verify, warmkit};
 use support::{Daemon, Tools, World, tools};
 use warmkit::bolt::Database;
 use warmkit::digest::Digest;
+
+/// No fault in a root, whose layers are all compared with their snapshots.
+#[track_caller]
+fn assert_sound(root: &Path, state: &str) {
+    let ended = verify(&["--read-data", "--json"], root);
+    assert_eq!(ended.status.code(), Some(0), "{state}: {}{}", ended.stdout, ended.stderr);
+    let report: Value = ended.stdout.parse().unwrap();
+    assert!(report["offline"]["counts"]["layers_compared"].as_u64() > Some(3), "{state}: {report:#}");
+}
+
+/// A file with the owner that its layer names, where a rootless daemon needs the one of its namespace: it would be
+/// nobody's in a build.
+#[track_caller]
+fn assert_owners_count(root: &Path) {
+    let file = root.join("runc-overlayfs/snapshots/snapshots/1/fs/bin/busybox");
+    let owner = fs::symlink_metadata(&file).unwrap();
+    lchown(&file, Some(0), Some(0)).unwrap();
+    let ended = verify(&["--read-data"], root);
+    assert_eq!(ended.status.code(), Some(8), "{}", ended.stdout);
+    assert!(ended.stdout.contains("layer-entry-owner"), "{}", ended.stdout);
+    lchown(&file, Some(owner.uid()), Some(owner.gid())).unwrap();
+}
 
 /// A root for the snapshotter is warm: untouched, after a change of the source, and after another start.
 fn warms(release: &str, snapshotter: &str, name: &'static str) {
@@ -34,11 +59,12 @@ fn warms(release: &str, snapshotter: &str, name: &'static str) {
     let request = case.request.import_from(&origin.cache);
     let (_, native) = export_tar(&daemon, &request, &world.root(&case, "imported.tar"));
     daemon.stop();
+    assert_sound(&world.root(&case, "imported"), "imported and extracted");
 
     let root = world.root(&case, "root");
     let arguments = [&origin.cache, "--keys-from", &origin.image, "--snapshotter", snapshotter];
     bake(&arguments, &root).expect_success("bake");
-    verify(&["--read-data"], &root).expect_success("verify");
+    assert_sound(&root, "baked");
 
     stays_warm(&world, &case, &origin, &root, (snapshotter != "native").then_some(native), &start);
 }
@@ -64,6 +90,7 @@ fn stays_warm(
     assert_eq!(outcome.not_cached(), origin.changed.iter().map(String::as_str).collect(), "{}", outcome.log);
     assert_eq!((outcome.imports, outcome.extractions), (0, 0), "after a change\n{}", outcome.log);
     daemon.stop();
+    assert_sound(root, "built on");
 
     let daemon = start(root);
     assert_warm(&daemon.build(&case.request), origin);
@@ -87,6 +114,7 @@ fn warms_rootless(release: &str, snapshotter: &str, as_user: bool, name: &'stati
     let request = case.request.import_from(&origin.cache);
     let (_, native) = export_tar(&daemon, &request, &world.root(&case, "imported.tar"));
     daemon.stop();
+    assert_sound(&imported, "imported and extracted");
 
     let arguments = [&origin.cache, "--keys-from", &origin.image, "--snapshotter", snapshotter];
     let target = if as_user { "rootless".to_owned() } else { format!("rootless:{}", user.name) };
@@ -94,7 +122,15 @@ fn warms_rootless(release: &str, snapshotter: &str, as_user: bool, name: &'stati
     command.arg("bake").args(arguments).args(["--for", &target]);
     run(&mut command, Duration::from_secs(120)).expect_success("bake");
     let root = user.home.join(".local/share/buildkit");
-    verify(&["--read-data"], &root).expect_success("verify");
+    assert_sound(&root, "baked");
+    assert_owners_count(&root);
+    if as_user {
+        // Where the owners are those of the namespace.
+        let mut command = user.in_namespace(&user.warmkit());
+        command.args(["verify", "--read-data", "--for", "rootless"]);
+        let ended = run(&mut command, Duration::from_secs(120)).expect_success("verify in the namespace");
+        assert!(ended.stdout.contains(", 0 not comparable"), "{}", ended.stdout);
+    }
 
     stays_warm(&world, &case, &origin, &root, (snapshotter != "native").then_some(native), &start);
 }

@@ -276,6 +276,25 @@ fn what_stands_around_is_found() {
 }
 
 #[test]
+fn the_root_of_a_rootless_daemon_belongs_to_its_user() {
+    let Some(image) = Image::new() else { return };
+    let mut command = std::process::Command::new("chown");
+    run(command.args(["-R", "1000:1000"]).arg(image.root()), LIMIT).expect_success("chown");
+    image.0.write("etc/passwd", "root:x:0:0::/root:/bin/sh\nci:x:1000:1000::/srv/ci:/bin/sh\n");
+    image.verify(&[]).assert_has("root-owner: /var/lib/buildkit: owner 1000; ");
+
+    image.0.write("etc/subuid", "ci:100000:65536\n");
+    image.0.write("etc/subgid", "ci:100000:65536\n");
+    image.0.write("srv/ci/.config/buildkit/buildkitd.toml", "");
+    let found = image.verify(&["--read-data"]);
+    assert!(!found.kinds().contains("root-owner"), "{:#?}", found.lines());
+    // With the ids that the image gives the user.
+    assert!(found.0["offline"]["counts"]["layers_compared"].as_u64() > Some(3), "{}", found.0);
+    let config = &found.0["offline"]["image"]["buildkitd_config"];
+    assert_eq!(config, "/srv/ci/.config/buildkit/buildkitd.toml");
+}
+
+#[test]
 fn credentials_of_every_kind_are_found_and_not_shown() {
     let Some(image) = Image::new() else { return };
     let auth = json!({"auths": {"r.example": {"identitytoken": SECRET}}}).to_string();

@@ -11,7 +11,9 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use support::cases::{Case, cache_to};
+use support::cases::{Case, cache_to, export_tar};
+use support::skip::skip;
+use support::tools::on_path;
 use support::{BuildRequest, Daemon, Tools, World};
 use warmkit::progress::Silent;
 use warmkit::verify::{self, Error, FindingKind, Report};
@@ -26,7 +28,7 @@ struct Victim<'a> {
 }
 
 impl<'a> Victim<'a> {
-    fn start(world: &'a World, root: &Path) -> Self {
+    fn start(world: &'a World, root: &Path, snapshotter: &str) -> Self {
         let socket = world.scratch.join("victim.sock");
         let _ = fs::remove_file(&socket);
         let host = world.registry.host();
@@ -43,7 +45,7 @@ impl<'a> Victim<'a> {
             .arg(format!("unix://{}", socket.display()))
             .arg("--otel-socket-path")
             .arg(world.scratch.join("victim-otel.sock"))
-            .args(["--oci-worker=true", "--containerd-worker=false", "--oci-worker-snapshotter=overlayfs"])
+            .args(["--oci-worker=true", "--containerd-worker=false", "--oci-worker-snapshotter", snapshotter])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -113,9 +115,10 @@ fn copied(world: &World, daemon: &Daemon, name: &str) -> PathBuf {
 
 /// Kills daemons in the middle of what they do, again and again on one root.
 fn killed(world: &World, case: &Case) {
+    let snapshotter = "overlayfs";
     let root = world.root(case, "killed");
     // Before its first build, when it has made neither buckets nor the database of snapshots.
-    Victim::start(world, &root).kill(&root);
+    Victim::start(world, &root, snapshotter).kill(&root);
     let report = assert_healthy(&root, "killed before it built anything");
     assert_eq!((report.counts.records, report.counts.snapshots, report.counts.keys), (0, 0, 0));
     // Daemons of v0.18 to v0.31 make it with the first blob.
@@ -124,7 +127,7 @@ fn killed(world: &World, case: &Case) {
 
     let cache = world.registry.reference(case.name, "killed");
     for (round, milliseconds) in [150, 400, 700, 1100, 1600, 2500].into_iter().enumerate() {
-        let victim = Victim::start(world, &root);
+        let victim = Victim::start(world, &root, snapshotter);
         let request = if round % 2 == 0 { &case.request } else { &case.changed };
         let export = format!("--export-cache={}", cache_to(&cache, ""));
         let more = if round % 3 == 0 { vec![] } else { vec![export.as_str()] };
@@ -232,6 +235,50 @@ fn roots_of_v0_33_1_are_healthy() {
 #[test]
 fn roots_of_v0_17_3_are_healthy() {
     healthy("v0.17.3");
+}
+
+/// Daemons with other snapshotters than overlayfs: stopped, and killed.
+fn healthy_with(release: &str, snapshotter: &str) {
+    let Some(tools) = Tools::find(release) else { return };
+    if snapshotter == "fuse-overlayfs" && on_path(snapshotter).is_none() {
+        return skip("no fuse-overlayfs in $PATH");
+    }
+    let world = World::start(tools);
+    let case = world.case("whiteouts");
+    let origin = world.export(&case);
+    let root = world.root(&case, "imported");
+    let daemon = Daemon::start_on(&world.tools, &root, &world.registry, snapshotter);
+    export_tar(&daemon, &case.request.import_from(&origin.cache), &world.root(&case, "imported.tar"));
+    assert_healthy(&copied(&world, &daemon, "live"), "a copy of a live root");
+    daemon.build(&case.changed);
+    daemon.stop();
+    assert_healthy(&root, "imported, extracted, and built on");
+    // Each on a root of its own: what is left of a commit under way can be told from damage until a daemon starts again.
+    for milliseconds in [500, 1200] {
+        let root = world.root(&case, &format!("killed-{milliseconds}"));
+        let victim = Victim::start(&world, &root, snapshotter);
+        let mut build = victim.build(&case.request, &[]);
+        thread::sleep(Duration::from_millis(milliseconds));
+        victim.kill(&root);
+        build.wait().unwrap();
+        assert_healthy(&root, &format!("killed after {milliseconds} ms"));
+    }
+}
+
+#[test]
+fn native_snapshots_are_healthy() {
+    healthy_with("v0.34.2", "native");
+}
+
+/// Its frontend leaves a view, which has no directory.
+#[test]
+fn native_snapshots_of_v0_17_3_are_healthy() {
+    healthy_with("v0.17.3", "native");
+}
+
+#[test]
+fn fuse_overlayfs_snapshots_are_healthy() {
+    healthy_with("v0.34.2", "fuse-overlayfs");
 }
 
 #[test]

@@ -100,7 +100,8 @@ impl Settings {
             None | Some("" | "auto") => Ok(None),
             Some(name @ ("overlayfs" | "fuse-overlayfs" | "native")) => Ok(Some(name.to_owned())),
             Some(other) => Err(format!(
-                "is told to use the snapshotter {other:?}; roots are written for overlayfs, fuse-overlayfs and native"
+                "is told to use the snapshotter {other:?}, which keeps layers in a form of its own; roots are written \
+                 for overlayfs, fuse-overlayfs and native: tell it one of these, or none"
             )),
         }
     }

@@ -2,8 +2,10 @@
 //! not know what was asked of the command.
 
 use std::error::Error;
+use std::ffi::OsStr;
 use std::io;
 use std::iter;
+use std::path::Path;
 
 use crate::{bake, keys, layer, root, source};
 
@@ -60,6 +62,10 @@ fn of_keys(error: &keys::Error) -> Option<&'static str> {
 
 fn of_bake(error: &bake::Error) -> Option<&'static str> {
     match error {
+        bake::Error::TargetNotEmpty { found, .. } if is_engine(found) => Some(
+            "this is the state of dockerd's own builder, for which no root can be written: bake for a builder of buildx on \
+             this host, of the driver docker-container, with --for buildx:NAME",
+        ),
         // What a bake left has its own advice.
         bake::Error::TargetNotEmpty { found, .. } if !matches!(&found[..], [only] if only.starts_with(".warmkit-")) => {
             Some("move away what is there, or name a directory by --root that is empty or absent")
@@ -70,6 +76,12 @@ fn of_bake(error: &bake::Error) -> Option<&'static str> {
         ),
         _ => None,
     }
+}
+
+/// Whether these are names of what dockerd keeps of its own builder.
+fn is_engine(found: &[String]) -> bool {
+    let names = found.iter().map(|name| (OsStr::new(name), false));
+    matches!(root::Found::among(names).refusal(Path::new("")), Some(root::Error::DockerEngine { .. }))
 }
 
 fn of_root(error: &root::Error) -> Option<&'static str> {

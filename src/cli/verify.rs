@@ -77,7 +77,7 @@ pub(super) struct Arguments {
     solve: Solve,
 
     /// The daemon's buildkitd.toml; default: an empty one for --build, and for --image that of the image,
-    /// /etc/buildkit/buildkitd.toml
+    /// /etc/buildkit/buildkitd.toml, or the one in the home of a rootless daemon's user
     #[arg(
         long,
         value_name = "FILE",

@@ -23,7 +23,7 @@ mod run;
 mod walk;
 
 use std::collections::BTreeSet;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::num::NonZero;
 use std::os::fd::OwnedFd;
@@ -39,6 +39,7 @@ use serde::Serialize;
 pub use report::{Failed, Report, StageReport};
 
 use crate::progress::{Phase, Progress, Running};
+use crate::root;
 
 use account::Account;
 use order::Order;
@@ -109,6 +110,9 @@ pub enum Error {
         /// The directory.
         path: PathBuf,
     },
+    /// What is there is known, and of no use to read.
+    #[error(transparent)]
+    NotRead(root::Error),
     /// Somebody asked for the end.
     #[error("interrupted")]
     Interrupted,
@@ -125,7 +129,8 @@ pub fn hydrate(options: &Options, progress: &dyn Progress) -> Result<Report, Err
     let failed =
         |source: rustix::io::Errno| Error::Open { path: options.root.clone(), source: source.into() };
     let root = files::open_root(&options.root).map_err(failed)?;
-    let workers = workers(&root).map_err(failed)?;
+    let names = names(&root).map_err(failed)?;
+    let workers = workers(&options.root, &names).map_err(Error::NotRead)?;
     if workers.is_empty() && files::open_file(&root, Path::new(SOLVER)).is_err() {
         return Err(Error::NotAStateDirectory { path: options.root.clone() });
     }
@@ -164,20 +169,35 @@ pub fn hydrate(options: &Options, progress: &dyn Progress) -> Result<Report, Err
     Ok(report)
 }
 
-/// The directories of workers.
-fn workers(root: &OwnedFd) -> Result<Vec<PathBuf>, rustix::io::Errno> {
-    let mut workers = Vec::new();
+/// What stands in a directory: each name, and whether it may be a directory's.
+fn names(root: &OwnedFd) -> Result<Vec<(OsString, bool)>, rustix::io::Errno> {
+    let mut names = Vec::new();
     let mut buffer = Vec::with_capacity(8 << 10);
     let mut entries = RawDir::new(root, buffer.spare_capacity_mut());
     while let Some(entry) = entries.next() {
         let entry = entry?;
-        let name = entry.file_name().to_bytes();
+        let name = OsStr::from_bytes(entry.file_name().to_bytes()).to_owned();
         // A file system may leave the type open; what is no directory cannot be listed later on.
         let may_be_directory = matches!(entry.file_type(), FileType::Directory | FileType::Unknown);
-        if may_be_directory && (name.starts_with(b"runc-") || name.starts_with(b"containerd-")) {
-            workers.push(PathBuf::from(OsStr::from_bytes(name)));
-        }
+        names.push((name, may_be_directory));
     }
+    Ok(names)
+}
+
+/// The directories of workers, those in containerd among them: their databases are read, their layers are elsewhere.
+fn workers(path: &Path, names: &[(OsString, bool)]) -> Result<Vec<PathBuf>, root::Error> {
+    let found =
+        root::Found::among(names.iter().map(|(name, is_directory)| (name.as_os_str(), *is_directory)));
+    if found.workers.is_empty()
+        && let Some(error) = found.refusal(path)
+        && !matches!(error, root::Error::ContainerdWorker { .. })
+    {
+        return Err(error);
+    }
+    let is_worker = |name: &OsStr| name.as_bytes().starts_with(b"containerd-");
+    let in_containerd = names.iter().filter(|(name, is_directory)| *is_directory && is_worker(name));
+    let mut workers = found.workers;
+    workers.extend(in_containerd.map(|(name, _)| PathBuf::from(name)));
     workers.sort();
     Ok(workers)
 }

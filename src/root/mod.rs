@@ -28,6 +28,7 @@ mod solver;
 mod usage;
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::io;
 use std::ops::RangeInclusive;
 use std::os::fd::OwnedFd;
@@ -54,6 +55,13 @@ pub(crate) const LOCK: &str = "buildkitd.lock";
 
 /// The builds of a daemon; not needed, and not written by a bake.
 pub(crate) const HISTORY: &str = "history.db";
+
+/// The snapshotters whose workers are read: each layer is a directory of plain files.
+const SNAPSHOTTERS: [&str; 3] = ["overlayfs", "fuse-overlayfs", "native"];
+/// What dockerd has in the directory itself: moby `builder/builder-next/controller.go`, `newGraphDriverController`.
+const ENGINE: [&str; 2] = ["containerdmeta.db", "metadata_v2.db"];
+/// What it has where its images are in containerd: same file, `newSnapshotterController`.
+const ENGINE_IN_CONTAINERD: &str = "history_c8d.db";
 
 /// Why a root was not read at all.
 #[derive(Debug, thiserror::Error)]
@@ -85,6 +93,31 @@ pub enum Error {
         path: PathBuf,
         /// The worker's directory.
         worker: String,
+    },
+    /// A worker whose snapshotter keeps layers in a form of its own.
+    #[error(
+        "{} is the root of an OCI worker with the snapshotter {snapshotter} ({}), which keeps layers in a form of its \
+         own; roots of overlayfs, fuse-overlayfs and native are read and written: give the daemon one of these as \
+         --oci-worker-snapshotter, and it makes a worker beside this one",
+        path.display(), worker.display()
+    )]
+    OtherSnapshotter {
+        /// The root.
+        path: PathBuf,
+        /// The worker's directory.
+        worker: PathBuf,
+        /// The snapshotter's name.
+        snapshotter: String,
+    },
+    /// What dockerd keeps of its own builder, whose layers are in dockerd's image store.
+    #[error(
+        "{} is the state of dockerd's own builder, whose layers are in dockerd's image store; it is neither read nor \
+         written: use a builder of buildx on this host, of the driver docker-container, with --for buildx:NAME",
+        path.display()
+    )]
+    DockerEngine {
+        /// The directory.
+        path: PathBuf,
     },
     /// A daemon runs on the root: what it writes meanwhile would look like damage.
     #[error(
@@ -299,27 +332,74 @@ impl Root {
     }
 }
 
-/// The names of OCI workers' directories.
+/// The names of OCI workers' directories whose snapshotters are known. Those of others are left alone beside them: a
+/// daemon has one worker, and keeps what it had with another snapshotter.
 fn worker_directories(tree: &Tree) -> Result<Vec<PathBuf>, Error> {
     let entries = tree
         .list(Path::new(""))
         .map_err(|fault| Error::Open { path: tree.path.clone(), source: io::Error::other(fault.detail) })?;
-    let mut names = Vec::new();
-    let mut in_containerd = None;
-    let mut is_state = false;
-    for (name, kind) in entries {
-        let text = name.0.to_string_lossy();
-        is_state |= text == "cache.db";
-        if kind == FileType::Directory && text.starts_with("runc-") {
-            names.push(PathBuf::from(&name.0));
-        } else if kind == FileType::Directory && text.starts_with("containerd-") {
-            in_containerd = Some(text.into_owned());
+    let names = entries.iter().map(|(name, kind)| (name.0.as_os_str(), *kind == FileType::Directory));
+    let found = Found::among(names);
+    match found.refusal(&tree.path) {
+        Some(error) if found.workers.is_empty() => Err(error),
+        _ if found.workers.is_empty() && !found.has_solver => {
+            Err(Error::NotAStateDirectory { path: tree.path.clone() })
         }
+        _ => Ok(found.workers),
     }
-    match in_containerd {
-        Some(worker) if names.is_empty() => Err(Error::ContainerdWorker { path: tree.path.clone(), worker }),
-        _ if names.is_empty() && !is_state => Err(Error::NotAStateDirectory { path: tree.path.clone() }),
-        _ => Ok(names),
+}
+
+/// What the names in a directory tell of it.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    /// Directories of OCI workers with a known snapshotter.
+    pub(crate) workers: Vec<PathBuf>,
+    /// The same with another one, and its name.
+    other: Option<(PathBuf, String)>,
+    in_containerd: Option<String>,
+    has_solver: bool,
+    /// How many of [`ENGINE`], and whether [`ENGINE_IN_CONTAINERD`].
+    of_engine: usize,
+    is_engine: bool,
+}
+
+impl Found {
+    /// Looks at names, each with whether it is a directory's.
+    pub(crate) fn among<'n>(names: impl Iterator<Item = (&'n OsStr, bool)>) -> Self {
+        let mut found = Self::default();
+        for (name, is_directory) in names {
+            let text = name.to_string_lossy();
+            found.has_solver |= text == "cache.db";
+            // An OCI worker has both in its own directory.
+            found.of_engine += usize::from(!is_directory && ENGINE.contains(&&*text));
+            found.is_engine |= text == ENGINE_IN_CONTAINERD;
+            if !is_directory {
+                continue;
+            }
+            match text.strip_prefix("runc-") {
+                Some(snapshotter) if SNAPSHOTTERS.contains(&snapshotter) => found.workers.push(name.into()),
+                Some(snapshotter) => found.other = Some((name.into(), snapshotter.to_owned())),
+                None if text.starts_with("containerd-") => found.in_containerd = Some(text.into_owned()),
+                None => {}
+            }
+        }
+        found
+    }
+
+    /// Why what is at `path` is not read, where something is known of it that is not.
+    pub(crate) fn refusal(&self, path: &Path) -> Option<Error> {
+        let path = || path.to_owned();
+        if let Some((worker, snapshotter)) = &self.other {
+            let (worker, snapshotter) = (worker.clone(), snapshotter.clone());
+            return Some(Error::OtherSnapshotter { path: path(), worker, snapshotter });
+        }
+        if self.is_engine || self.of_engine == ENGINE.len() {
+            return Some(Error::DockerEngine { path: path() });
+        }
+        if let Some(worker) = &self.in_containerd {
+            return Some(Error::ContainerdWorker { path: path(), worker: worker.clone() });
+        }
+        None
     }
 }
 
@@ -397,6 +477,45 @@ fn worker_id(tree: &Tree, worker: &Path, faults: &mut Faults) -> Option<String> 
             let detail = format!("{}: not 25 characters of [a-z0-9]", fault::shown(&bytes));
             faults.add(FaultKind::WorkerId, Place::file(&path), detail);
             None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_tell_what_a_directory_is() {
+        // Directories end in a slash.
+        let cases: [(&[&str], usize, &str); 9] = [
+            (&["cache.db", "runc-overlayfs/"], 1, ""),
+            (&["cache.db", "runc-native/", "runc-fuse-overlayfs/"], 2, ""),
+            (&["runc-stargz/"], 0, "the snapshotter stargz (runc-stargz)"),
+            (&["runc-zfs/", "runc-overlayfs/"], 1, "the snapshotter zfs (runc-zfs)"),
+            (&["cache.db", "runc-overlayfs"], 0, ""),
+            (&["cache.db", "containerd-devmapper/"], 0, "a containerd worker (containerd-devmapper)"),
+            (
+                &[
+                    "cache.db",
+                    "containerdmeta.db",
+                    "content/",
+                    "history.db",
+                    "metadata_v2.db",
+                    "snapshots.db",
+                ],
+                0,
+                "dockerd's own builder",
+            ),
+            (&["cache.db", "containerd-overlayfs/", "history_c8d.db"], 0, "dockerd's own builder"),
+            (&["metadata_v2.db", "lost+found/"], 0, ""),
+        ];
+        for (names, workers, said) in cases {
+            let split = |name: &&'static str| (OsStr::new(name.trim_end_matches('/')), name.ends_with('/'));
+            let found = Found::among(names.iter().map(split));
+            assert_eq!(found.workers.len(), workers, "{names:?}");
+            let refusal = found.refusal(Path::new("/r")).map(|error| error.to_string()).unwrap_or_default();
+            assert!(refusal.contains(said) && refusal.is_empty() == said.is_empty(), "{names:?}: {refusal}");
         }
     }
 }

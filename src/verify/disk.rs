@@ -15,7 +15,7 @@ use crate::digest::{Digest, Hasher};
 use crate::progress::{Event, Progress};
 use crate::root::fault::text;
 use crate::root::files::{FileFault, Tree, blobs, describe, has_upper, snapshots, upper, walk};
-use crate::root::{Containerd, FaultKind, Kind, Snapshotter, Stored};
+use crate::root::{Containerd, FaultKind, Kind, Snapshotter, Stored, Worker};
 
 /// What a look at the disk needs besides what it looks at.
 pub(super) struct Look<'a> {
@@ -32,14 +32,30 @@ pub(super) struct Look<'a> {
 /// How much of a blob is in memory at a time, per thread.
 const BUFFER: usize = 1 << 18;
 
+/// Whether a snapshot has a directory of its own; `known`: containerd's metadata has it.
+///
+/// - A view of another snapshot has none with the native snapshotter, which mounts its parent's read-only
+///   (containerd `plugins/snapshots/native/native.go`, `createSnapshot`).
+/// - That of one which containerd's metadata does not know any more may be gone already: the native snapshotter moves
+///   it away before its own transaction ends (`Remove`), and a next collection takes the rest.
+fn needs_directory(snapshotter: &str, stored: &Stored, known: bool) -> bool {
+    let is_mere_view = !has_upper(snapshotter) && stored.kind == Kind::View && stored.parent.is_some();
+    known && !is_mere_view
+}
+
 /// Checks every snapshot's directory, and counts the inodes of committed ones.
 pub(super) fn check_snapshots(
     look: &Look<'_>,
-    worker: &Path,
-    snapshotter: &str,
+    worker: &Worker,
     store: &Snapshotter,
     findings: &mut Findings,
 ) {
+    let (snapshotter, containerd) = (worker.snapshotter.as_str(), worker.containerd.as_ref());
+    let worker = worker.path.as_path();
+    // Without containerd's metadata all count as known.
+    let known: Option<BTreeSet<&str>> = containerd.map(|containerd| {
+        containerd.snapshots.values().filter_map(|snapshot| snapshot.name.as_deref()).collect()
+    });
     let ids: BTreeSet<String> = store.snapshots.values().map(|stored| stored.id.to_string()).collect();
     match look.root.list(&snapshots(worker)) {
         Ok(names) => {
@@ -58,7 +74,11 @@ pub(super) fn check_snapshots(
     }
     let all: Vec<(&String, &Stored)> = store.snapshots.iter().collect();
     let outcomes = parallel::each(look.jobs, &all, |(name, stored), (): &mut (), findings| {
-        check_snapshot(look, worker, snapshotter, name, stored, findings);
+        let known = known.as_ref().is_none_or(|known| known.contains(name.as_str()));
+        let path = snapshots(worker).join(stored.id.to_string());
+        if needs_directory(snapshotter, stored, known) || look.root.stat(&path).is_ok() {
+            check_snapshot(look, worker, snapshotter, name, stored, findings);
+        }
     });
     for ((), found) in outcomes {
         findings.append(found);
@@ -268,4 +288,34 @@ pub(super) fn chains(containerd: &Containerd, store: &Snapshotter) -> BTreeMap<S
         }
     }
     chains
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn not_every_snapshot_has_a_directory() {
+        let stored = |kind, parent: Option<&str>| {
+            let parent = parent.map(str::to_owned);
+            Stored { id: 1, kind, parent, inodes: None, size: None }
+        };
+        let cases = [
+            ("native", stored(Kind::View, Some("p")), true, false),
+            ("native", stored(Kind::View, None), true, true),
+            ("native", stored(Kind::Active, Some("p")), true, true),
+            ("native", stored(Kind::Committed, Some("p")), true, true),
+            ("native", stored(Kind::Committed, Some("p")), false, false),
+            ("overlayfs", stored(Kind::View, Some("p")), true, true),
+            ("fuse-overlayfs", stored(Kind::View, Some("p")), true, true),
+            ("overlayfs", stored(Kind::Active, None), false, false),
+        ];
+        for (snapshotter, stored, known, needed) in cases {
+            assert_eq!(
+                needs_directory(snapshotter, &stored, known),
+                needed,
+                "{snapshotter} {stored:?} {known}"
+            );
+        }
+    }
 }

@@ -4,6 +4,9 @@
 //! of them is kept. The tree that the entries make ([`super::tree`]) is then compared with the snapshot's
 //! directory: type, mode, owner, time, extended attributes, link groups, and nothing besides.
 //!
+//! That is so for layers that were unpacked by themselves. Those that were extracted onto what the layers below show
+//! ([`Manner`]) are compared with what the snapshot shows: see [`super::extracted`].
+//!
 //! Not compared: the times of whiteouts and of directories that no entry describes, which are those of the
 //! unpacking; the directory of the snapshot itself; and snapshots that a build filled, which keep sub-second
 //! times and untouched parents that no layer has.
@@ -19,14 +22,19 @@ use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
 
 use super::disk::Look;
+use super::extracted::Views;
+use super::owners;
 use super::report::{FindingKind, Findings, Subject};
 use super::tree::{self, Described, Inode, Node};
+use super::view::{Marks, View};
 use crate::digest::{DiffId, Digest};
 use crate::layer::{self, Content, Segment};
 use crate::oci;
 use crate::progress::Event;
+use crate::root::Worker;
 use crate::root::fault::text;
 use crate::root::files::{FileFault, Tree, blobs, describe, upper};
+use crate::userns::Owners;
 
 /// More differences of one layer than this say nothing new.
 const MAX_DIFFERENCES: usize = 100;
@@ -58,9 +66,34 @@ pub(super) struct Job {
     pub(super) chain: Vec<u64>,
 }
 
+/// How a worker's layers became snapshots.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Manner {
+    /// How what is hidden is marked where layers were extracted onto those below; `None` where each was unpacked by
+    /// itself, into an upper directory of overlayfs.
+    onto: Option<Marks>,
+    owners: Owners,
+}
+
+impl Manner {
+    /// That of a snapshotter, for files of these owners.
+    pub(super) fn of(snapshotter: &str, owners: Owners) -> Option<Self> {
+        let user = owners.is_namespace();
+        let onto = match snapshotter {
+            "overlayfs" if !user => None,
+            "overlayfs" => Some(Marks::Overlay { user }),
+            "fuse-overlayfs" => Some(Marks::Fuse { user }),
+            "native" => Some(Marks::None),
+            _ => return None,
+        };
+        Some(Self { onto, owners })
+    }
+}
+
 /// One comparison under way.
-struct Comparison<'a> {
+pub(super) struct Comparison<'a> {
     job: &'a Job,
+    manner: &'a Manner,
     upper: Tree,
     lowers: Vec<Tree>,
     /// Some directory of the layer gives what is made in it an access control list.
@@ -70,18 +103,43 @@ struct Comparison<'a> {
 }
 
 /// Compares one layer. Returns the number of its entries.
-pub(super) fn compare(look: &Look<'_>, worker: &Path, job: &Job, findings: &mut Findings) -> u64 {
-    let upper_path = |id: &u64| upper(worker, "overlayfs", *id);
-    let open = |id: &u64| look.root.subtree(&upper_path(id));
+pub(super) fn compare(
+    look: &Look<'_>,
+    worker: &Worker,
+    manner: &Manner,
+    job: &Job,
+    findings: &mut Findings,
+) -> u64 {
+    let open = |id: &u64| look.root.subtree(&upper(&worker.path, &worker.snapshotter, *id));
+    let open_all = |ids: &[u64]| ids.iter().map(open).collect::<Result<Vec<_>, _>>();
     let Some((own, ancestors)) = job.chain.split_first() else { return 0 };
+    // Those that have something to show in what the snapshot shows.
+    let ancestors =
+        if manner.onto == Some(Marks::None) { &ancestors[..ancestors.len().min(1)] } else { ancestors };
     // A directory that is not there is a finding already.
-    let Ok(upper) = open(own) else { return 0 };
-    let Ok(lowers) = ancestors.iter().map(open).collect::<Result<Vec<_>, _>>() else { return 0 };
-    let path = blobs(worker).join(job.blob.hex());
+    let (Ok(upper), Ok(lowers)) = (open(own), open_all(ancestors)) else { return 0 };
+    let path = blobs(&worker.path).join(job.blob.hex());
     let Ok((blob, _)) = look.root.file(&path) else { return 0 };
 
-    let mut comparison = Comparison { job, upper, lowers, default_acls: false, differences: 0, findings };
-    let entries = comparison.run(blob);
+    let mut comparison =
+        Comparison { job, manner, upper, lowers, default_acls: false, differences: 0, findings };
+    let entries = match manner.onto {
+        None => comparison.run(blob, tree::Tree::new(job.chain.len() == 1), None),
+        Some(marks) => {
+            let shown = if marks == Marks::None { &job.chain[..1] } else { &job.chain[..] };
+            let Ok(shown) = open_all(shown) else { return 0 };
+            let below = View::new(std::mem::take(&mut comparison.lowers), marks);
+            let views = Views { shown: View::new(shown, marks), below };
+            let below = Some(&views.below).filter(|_| job.chain.len() > 1);
+            match tree::Tree::onto(below, &manner.owners) {
+                Ok(tree) => comparison.run(blob, tree, Some(&views)),
+                Err(fault) => {
+                    comparison.differs(FindingKind::StateFileUnreadable, b"", fault.to_string());
+                    0
+                }
+            }
+        }
+    };
     if comparison.differences == 0 {
         look.progress.event(Event::LayerDone { digest: job.blob });
     }
@@ -89,8 +147,8 @@ pub(super) fn compare(look: &Look<'_>, worker: &Path, job: &Job, findings: &mut 
 }
 
 impl Comparison<'_> {
-    fn run(&mut self, blob: File) -> u64 {
-        let mut tree = tree::Tree::new(self.job.chain.len() == 1);
+    /// Makes the tree of the layer's entries, and compares it with the snapshot.
+    fn run(&mut self, blob: File, mut tree: tree::Tree<'_>, views: Option<&Views>) -> u64 {
         let mut entries = 0;
         let compression = match oci::Compression::of_layer(&self.job.media_type) {
             // Docker's media type of a plain tar says nothing to a daemon.
@@ -125,7 +183,10 @@ impl Comparison<'_> {
         }
         let gives_acl = |inode: &Inode| inode.xattrs.contains_key(DEFAULT_ACL);
         self.default_acls = tree.inodes.iter().any(gives_acl);
-        self.trees(&tree);
+        match views {
+            None => self.trees(&tree),
+            Some(views) => self.extracted(&tree, views),
+        }
         if let Some(more) = self.differences.checked_sub(MAX_DIFFERENCES).filter(|&more| more > 0) {
             let detail = format!("{more} more differences are not shown");
             self.findings.add(FindingKind::LayerEntryContent, self.subject(b""), detail);
@@ -138,7 +199,7 @@ impl Comparison<'_> {
         Subject::LayerPath { digest, snapshot, path: text(path) }
     }
 
-    fn differs(&mut self, kind: FindingKind, path: &[u8], detail: impl Into<String>) {
+    pub(super) fn differs(&mut self, kind: FindingKind, path: &[u8], detail: impl Into<String>) {
         self.differences += 1;
         if self.differences <= MAX_DIFFERENCES {
             self.findings.add(kind, self.subject(path), detail);
@@ -146,7 +207,7 @@ impl Comparison<'_> {
     }
 
     /// Every directory of the layer against the one of the snapshot.
-    fn trees(&mut self, tree: &tree::Tree) {
+    fn trees(&mut self, tree: &tree::Tree<'_>) {
         let mut groups = Groups::default();
         let mut todo = vec![(PathBuf::new(), tree::ROOT)];
         while let Some((path, directory)) = todo.pop() {
@@ -184,7 +245,7 @@ impl Comparison<'_> {
                         if matches!(inode.node, Node::Directory(_)) {
                             todo.push((path, index));
                         } else {
-                            self.link(&path, index, &stat, &mut groups);
+                            self.link(&path, Of::Tree(index), &stat, &mut groups);
                         }
                     }
                     Err(fault) => self.fault(&path, fault),
@@ -201,32 +262,39 @@ impl Comparison<'_> {
         }
     }
 
-    fn fault(&mut self, path: &Path, fault: FileFault) {
+    pub(super) fn fault(&mut self, path: &Path, fault: FileFault) {
         self.differs(FindingKind::StateFileUnreadable, path.as_os_str().as_bytes(), fault.detail);
     }
 
     /// Whether paths of one file in the layer, and no others, are one file in the snapshot.
-    fn link(&mut self, path: &Path, index: usize, stat: &Stat, groups: &mut Groups) {
+    pub(super) fn link(&mut self, path: &Path, of: Of, stat: &Stat, groups: &mut Groups) {
         let file = (stat.st_dev, stat.st_ino);
-        let (first, of_inode) = groups.by_inode.entry(index).or_insert_with(|| (path.to_owned(), file));
+        let (first, of_inode) = groups.by_inode.entry(of).or_insert_with(|| (path.to_owned(), file));
         if *of_inode != file {
             let detail = format!("not the same file as {}", first.display());
             self.differs(FindingKind::LayerEntryLink, path.as_os_str().as_bytes(), detail);
         }
-        let (first, of_file) = groups.by_file.entry(file).or_insert_with(|| (path.to_owned(), index));
-        if *of_file != index {
+        let (first, of_file) = groups.by_file.entry(file).or_insert_with(|| (path.to_owned(), of));
+        if *of_file != of {
             let detail = format!("the same file as {}, which the layer does not say", first.display());
             self.differs(FindingKind::LayerEntryLink, path.as_os_str().as_bytes(), detail);
         }
     }
 
     /// Compares one path; false where it is of another type.
-    fn inode(&mut self, path: &Path, inode: &Inode, stat: &Stat, here: &Tree, name: &OsStr) -> bool {
+    pub(super) fn inode(
+        &mut self,
+        path: &Path,
+        inode: &Inode,
+        stat: &Stat,
+        here: &Tree,
+        name: &OsStr,
+    ) -> bool {
         let shown = path.as_os_str().as_bytes();
         let found = FileType::from_raw_mode(stat.st_mode);
         let expected = match &inode.node {
             Node::Directory(_) => FileType::Directory,
-            Node::File(_) => FileType::RegularFile,
+            Node::File(_) | Node::Lower(..) => FileType::RegularFile,
             Node::Symlink(_) => FileType::Symlink,
             Node::CharDevice(..) | Node::Whiteout => FileType::CharacterDevice,
             Node::BlockDevice(..) => FileType::BlockDevice,
@@ -240,7 +308,7 @@ impl Comparison<'_> {
         self.content(shown, &inode.node, stat, here, name);
         // Attributes of a directory that no entry described are those of the nearest lower layer.
         let lower = match inode.described {
-            Described::First => None,
+            Described::First | Described::Below => None,
             Described::Later | Described::Never => self.lower(path),
         };
         let (mut mode, mut uid, mut gid) = (inode.mode, inode.uid, inode.gid);
@@ -248,12 +316,17 @@ impl Comparison<'_> {
             (mode, uid, gid) = match &lower {
                 Some((stat, _)) => (stat.st_mode & 0o7777, Some(stat.st_uid), Some(stat.st_gid)),
                 // One made inside a directory with the setgid bit has that directory's group.
-                None => (0o755, Some(0), None),
+                None => (0o755, inode.uid, None),
             };
         }
         let found = stat.st_mode & 0o7777;
         let inherits_setgid = inode.described == Described::Never && lower.is_none();
+        // fuse-overlayfs drops it where it copies a directory up.
+        let loses_setgid = inode.described == Described::Below
+            && matches!(inode.node, Node::Directory(_))
+            && matches!(self.manner.onto, Some(Marks::Fuse { .. }));
         let known = if inherits_setgid { found & !0o2000 } else { found };
+        let known = if loses_setgid { found | mode & 0o2000 } else { known };
         if expected != FileType::Symlink && known != mode {
             self.differs(
                 FindingKind::LayerEntryMode,
@@ -346,19 +419,22 @@ impl Comparison<'_> {
         let mut details = Vec::new();
         for (name, value) in &found {
             match expected.remove(name.as_slice()) {
-                Some(expected) if expected == value => {}
+                Some(expected) if owners::is_same(name, expected, value, &self.manner.owners) => {}
                 // The kernel writes capabilities in the version that fits the writer's namespace.
                 Some(_) => details.push(format!("{} has another value", text(name))),
                 None if KERNEL_MARKS.contains(&name.as_slice()) => {}
+                None if self.manner.onto.is_some_and(|marks| marks.has(name)) => {}
                 // A directory's default one is inherited by what is made in it.
                 None if self.default_acls && name.starts_with(b"system.posix_acl_") => {}
                 None => details.push(format!("{} is not in the layer", text(name))),
             }
         }
         // Only files and directories can have user attributes, and links hardly any.
-        let takes_all = matches!(inode.node, Node::File(_) | Node::Directory(_));
+        let takes_all = matches!(inode.node, Node::File(_) | Node::Lower(..) | Node::Directory(_));
         // Names of no known kind are refused by the kernel, and then left out.
-        let known = |name: &&[u8]| name.starts_with(b"user.") || name.starts_with(b"security.");
+        let is_mark = |name: &[u8]| self.manner.onto.is_some_and(|marks| marks.has(name));
+        let known =
+            |name: &&[u8]| (name.starts_with(b"user.") || name.starts_with(b"security.")) && !is_mark(name);
         for name in expected.into_keys().filter(known).filter(|_| takes_all) {
             details.push(format!("{} is missing", text(name)));
         }
@@ -368,11 +444,20 @@ impl Comparison<'_> {
     }
 }
 
+/// Which file should stand at a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Of {
+    /// An inode of the layer's tree.
+    Tree(usize),
+    /// A file of the layers below, by device and number.
+    Below(u64, u64),
+}
+
 /// Which paths are one file.
 #[derive(Default)]
-struct Groups {
-    by_inode: HashMap<usize, (PathBuf, (u64, u64))>,
-    by_file: HashMap<(u64, u64), (PathBuf, usize)>,
+pub(super) struct Groups {
+    by_inode: HashMap<Of, (PathBuf, (u64, u64))>,
+    by_file: HashMap<(u64, u64), (PathBuf, Of)>,
 }
 
 /// The bytes of an entry against those of the file at `path`; `None` where they are the same.

@@ -21,10 +21,12 @@
 //! see `docs/verify.md`.
 
 mod disk;
+mod extracted;
 mod files;
 mod image;
 mod layers;
 mod live;
+mod owners;
 mod parallel;
 mod records;
 mod relations;
@@ -32,6 +34,7 @@ mod report;
 mod snapshotter;
 mod solver;
 mod tree;
+mod view;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -50,6 +53,7 @@ use crate::store::ids::{RecordId, WorkerId};
 use disk::Look;
 use files::{directory, file};
 use image::Image;
+use layers::Manner;
 use report::Findings;
 
 /// The solver's database.
@@ -109,11 +113,18 @@ pub fn offline(root: &Path, options: &Options, progress: &dyn Progress) -> Resul
     running.finish();
 
     let running = Running::start(progress, Phase::Blobs);
+    // Whose files are behind a user namespace is said by the machine that they are for.
+    let owners = owners::of_root(tree, |path| match &image {
+        Some(image) => image.text(path),
+        None => std::fs::read_to_string(path).ok(),
+    });
     let look = Look { root: tree, owner, jobs, progress };
     for worker in &state.workers {
-        on_disk(&look, worker, options, &mut counts, &mut findings);
+        let manner = owners.clone().and_then(|owners| Manner::of(&worker.snapshotter, owners));
+        on_disk(&look, worker, options, manner.as_ref(), &mut counts, &mut findings);
     }
-    let image = image.map(|image| image.check(&root, &history, &state.workers, &mut findings));
+    let image =
+        image.map(|image| image.check(&root, &history, &state.workers, owners.as_ref(), &mut findings));
     running.finish();
     let (findings, notes) = findings.finish();
     Ok(Report { findings, notes, counts, schema_versions, read_data: options.read_data, image })
@@ -206,15 +217,16 @@ fn on_disk(
     look: &Look<'_>,
     worker: &Worker,
     options: &Options,
+    manner: Option<&Manner>,
     counts: &mut Counts,
     findings: &mut Findings,
 ) {
     if let Some(store) = &worker.store {
-        disk::check_snapshots(look, &worker.path, &worker.snapshotter, store, findings);
+        disk::check_snapshots(look, worker, store, findings);
     }
     let Some(containerd) = &worker.containerd else { return };
     let (jobs_of_layers, others) = match &worker.records {
-        Some(records) if options.read_data => layer_jobs(look, worker, records, containerd),
+        Some(records) if options.read_data => layer_jobs(worker, manner, records, containerd),
         _ => (Vec::new(), 0),
     };
     look.progress.event(Event::Planned {
@@ -229,7 +241,9 @@ fn on_disk(
     let layers: Vec<_> = jobs_of_layers.into_iter().filter(|job| sound.contains(&job.blob)).collect();
     counts.layers_compared += layers.len();
     let outcomes = parallel::each(look.jobs, &layers, |job, entries: &mut u64, findings| {
-        *entries += layers::compare(look, &worker.path, job, findings);
+        if let Some(manner) = manner {
+            *entries += layers::compare(look, worker, manner, job, findings);
+        }
     });
     for (entries, found) in outcomes {
         counts.entries_compared += entries;
@@ -239,15 +253,14 @@ fn on_disk(
 
 /// The layers to compare, and the number of those that cannot be.
 fn layer_jobs(
-    look: &Look<'_>,
     worker: &Worker,
+    manner: Option<&Manner>,
     records: &Records,
     containerd: &Containerd,
 ) -> (Vec<layers::Job>, usize) {
     let (layers, mut others) = relations::comparable(records);
-    // Other snapshotters, and rootless ones, mark whiteouts in other ways.
-    let is_comparable = worker.snapshotter == "overlayfs" && look.owner == 0;
-    let Some(store) = worker.store.as_ref().filter(|_| is_comparable) else {
+    // Where it is not known which ids a rootless daemon has, nothing can be said of owners.
+    let Some(store) = worker.store.as_ref().filter(|_| manner.is_some()) else {
         return (Vec::new(), others + layers.len());
     };
     let chains = disk::chains(containerd, store);

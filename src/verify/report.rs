@@ -239,9 +239,9 @@ kinds! {
     LayerUnreadable = "layer-unreadable", Error;
     /// A blob's uncompressed bytes do not have the record's diff ID.
     LayerDiffId = "layer-diff-id", Error;
-    /// The snapshot lacks a path of the layer.
+    /// The snapshot lacks a path of the layer, or of those below.
     LayerEntryMissing = "layer-entry-missing", Error;
-    /// The snapshot has a path that the layer does not have.
+    /// The snapshot has a path that neither the layer has nor one below.
     LayerEntryExtra = "layer-entry-extra", Error;
     /// Another type of file.
     LayerEntryType = "layer-entry-type", Error;
@@ -283,7 +283,7 @@ kinds! {
     LeftoverGarbage = "leftover-garbage", Warning;
     /// A record that may still change: sources of a build, a cache mount, a step that was under way.
     RecordMutable = "record-mutable", Warning;
-    /// The root belongs to somebody else than root.
+    /// The root belongs neither to root nor to a user whom a rootless daemon can run as.
     RootOwner = "root-owner", Warning;
     /// Garbage collection takes records of the root.
     CollectionTakes = "collection-takes", Error;

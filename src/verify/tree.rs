@@ -1,11 +1,23 @@
 //! The file tree that a layer makes, in memory, entry by entry.
 //!
+//! Where layers are extracted onto what those below show ([`Tree::onto`]), it has of that only what the entries touch:
+//! a name is looked up below when something asks for it.
+//!
 //! Written against what containerd's applier does (`pkg/archive/tar.go`), not against our own, so that a
 //! fault of either shows. The memory goes with the number of paths, not with their bytes.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod below;
 
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::os::unix::ffi::OsStrExt;
+
+use super::owners;
+use super::view::View;
 use crate::layer::{Entry, Kind, Time, Whiteout};
+use crate::root::files::FileFault;
+use crate::userns::{OutOfRange, Owners};
+use below::Below;
+pub(super) use below::lower;
 
 /// Symbolic links on one path.
 const MAX_LINKS: usize = 255;
@@ -18,6 +30,8 @@ pub(super) enum Node {
     Directory(BTreeMap<Vec<u8>, usize>),
     /// With what the comparison of the bytes gave, made while they streamed by: `None` for the same.
     File(Option<String>),
+    /// A file of the layers below: in which directory of the tree, and its name there.
+    Lower(usize, Vec<u8>),
     Symlink(Vec<u8>),
     CharDevice(u32, u32),
     BlockDevice(u32, u32),
@@ -35,6 +49,8 @@ pub(super) enum Described {
     Later,
     /// None: it has what lower layers have for it.
     Never,
+    /// None: it is that of the layers below, onto which the layer was extracted.
+    Below,
 }
 
 /// A file, by inode: several paths may lead to it.
@@ -54,8 +70,15 @@ pub(super) struct Inode {
 
 /// The tree of one layer.
 #[derive(Debug)]
-pub(super) struct Tree {
+pub(super) struct Tree<'v> {
     pub(super) inodes: Vec<Inode>,
+    owners: &'v Owners,
+    /// What the layers below show.
+    view: Option<&'v View>,
+    /// The directories that they have.
+    below: HashMap<usize, Below>,
+    /// Their files that have several names, where these stay one file.
+    by_file: HashMap<(u64, u64), usize>,
     base: bool,
     /// Every directory entry with its time, in order: they are set when all is unpacked.
     times: Vec<(Vec<u8>, Time)>,
@@ -85,6 +108,16 @@ pub(super) enum Fault {
     Type(u8),
     #[error("a device number out of range")]
     Device,
+    #[error(transparent)]
+    Owner(#[from] OutOfRange),
+    #[error("the layers below: {0}")]
+    Below(String),
+}
+
+impl From<FileFault> for Fault {
+    fn from(fault: FileFault) -> Self {
+        Self::Below(fault.detail)
+    }
 }
 
 fn parts(path: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
@@ -117,11 +150,15 @@ fn split(path: &[u8]) -> (&[u8], &[u8]) {
     }
 }
 
-impl Tree {
-    /// The empty tree of a layer; `base` where the layer has no parent.
+impl Tree<'_> {
+    /// The empty tree of a layer that is unpacked by itself; `base` where it has no parent.
     pub(super) fn new(base: bool) -> Self {
         let mut tree = Self {
             inodes: Vec::new(),
+            owners: &Owners::AsNamed,
+            view: None,
+            below: HashMap::new(),
+            by_file: HashMap::new(),
             base,
             times: Vec::new(),
             moved: false,
@@ -134,7 +171,7 @@ impl Tree {
 
     fn add(&mut self, node: Node, described: Described) -> usize {
         let xattrs = BTreeMap::new();
-        let (uid, gid) = (Some(0), Some(0));
+        let (uid, gid) = (self.owners.user(0).ok(), self.owners.group(0).ok());
         let inode = Inode { node, described, mode: 0o755, uid, gid, mtime: None, xattrs, opaque: false };
         self.inodes.push(inode);
         self.inodes.len() - 1
@@ -152,10 +189,6 @@ impl Tree {
             Node::Directory(children) => Some(children),
             _ => None,
         }
-    }
-
-    fn child(&self, directory: usize, name: &[u8]) -> Option<usize> {
-        self.children(directory)?.get(name).copied()
     }
 
     /// Where `path` leads with all links followed; with `make`, missing directories are made.
@@ -183,8 +216,10 @@ impl Tree {
         }
         let (mut way, mut at) = (Vec::new(), ROOT);
         for name in parts(&path) {
-            let Some(children) = self.children(at) else { return Err(Fault::NotADirectory) };
-            at = match children.get(name).copied() {
+            if self.children(at).is_none() {
+                return Err(Fault::NotADirectory);
+            }
+            at = match self.child(at, name)? {
                 Some(inode) => inode,
                 None if make => {
                     let inode = self.add(Node::Directory(BTreeMap::new()), Described::Never);
@@ -201,7 +236,7 @@ impl Tree {
     }
 
     /// One pass over all parts of a path.
-    fn walk(&self, path: &[u8], links: &mut usize) -> Result<Vec<u8>, Fault> {
+    fn walk(&mut self, path: &[u8], links: &mut usize) -> Result<Vec<u8>, Fault> {
         let mut end = path.len();
         while end > 1 && path[end - 1] == b'/' {
             end -= 1;
@@ -244,7 +279,7 @@ impl Tree {
     }
 
     /// The target of the link at `path`; `None` where there is no link.
-    fn step(&self, path: &[u8], links: &mut usize) -> Result<Option<Vec<u8>>, Fault> {
+    fn step(&mut self, path: &[u8], links: &mut usize) -> Result<Option<Vec<u8>>, Fault> {
         if *links > MAX_LINKS {
             return Err(Fault::Loop);
         }
@@ -260,7 +295,7 @@ impl Tree {
 
     /// What the kernel finds at `path` below the layer's directory as root: links on the way are followed,
     /// the last part is not.
-    fn find(&self, path: &[u8], mut links: usize) -> Result<Option<usize>, Fault> {
+    fn find(&mut self, path: &[u8], mut links: usize) -> Result<Option<usize>, Fault> {
         let mut todo: Vec<Vec<u8>> = parts(path).rev().map(<[u8]>::to_vec).collect();
         let mut way = vec![ROOT];
         while let Some(name) = todo.pop() {
@@ -271,8 +306,10 @@ impl Tree {
                 }
                 continue;
             }
-            let Some(children) = self.children(here) else { return Err(Fault::NotADirectory) };
-            let Some(&inode) = children.get(&name) else { return Ok(None) };
+            if self.children(here).is_none() {
+                return Err(Fault::NotADirectory);
+            }
+            let Some(inode) = self.child(here, &name)? else { return Ok(None) };
             match &self.inodes[inode].node {
                 Node::Symlink(target) if !todo.is_empty() => {
                     links += 1;
@@ -296,6 +333,11 @@ impl Tree {
         if removed.is_some_and(moves) {
             self.moved = true;
         }
+        if let Some(below) = self.below.get_mut(&directory) {
+            below.hidden.insert(name.to_vec());
+            // It may have been a link that no entry has gone through.
+            self.moved = true;
+        }
     }
 
     fn put(&mut self, directory: usize, name: &[u8], inode: usize) {
@@ -312,9 +354,10 @@ impl Tree {
         entry: &Entry,
         compare: impl FnOnce(&[u8]) -> Result<Option<String>, crate::layer::Error>,
     ) -> Result<Result<(), Fault>, crate::layer::Error> {
-        use std::os::unix::ffi::OsStrExt;
         let path = entry.path().as_os_str().as_bytes();
-        if path.is_empty() {
+        let is_device = matches!(entry.kind, Kind::CharDevice | Kind::BlockDevice);
+        // In a user namespace there are none, and upstream does not even look where they would go.
+        if path.is_empty() || is_device && self.owners.is_namespace() {
             return Ok(Ok(()));
         }
         let (parent, name) = split(path);
@@ -341,14 +384,13 @@ impl Tree {
             let content = compare(&real)?;
             let inode = self.add(Node::File(content), Described::First);
             self.put(directory, name, inode);
-            self.describe(inode, entry);
-            return Ok(Ok(()));
+            return Ok(self.describe(inode, entry));
         }
         Ok(self.create(entry, directory, name, path))
     }
 
     fn create(&mut self, entry: &Entry, directory: usize, name: &[u8], path: &[u8]) -> Result<(), Fault> {
-        let device = || {
+        let device = || -> Result<_, Fault> {
             // As many bits as the kernel keeps.
             let number = |n: i64, bits| u32::try_from(n).map(|n| n & bits).map_err(|_| Fault::Device);
             Ok((number(entry.device.major, 0xfff)?, number(entry.device.minor, 0xf_ffff)?))
@@ -356,14 +398,13 @@ impl Tree {
         let node = match entry.kind {
             Kind::Directory => {
                 self.times.push((path.to_vec(), entry.mtime));
-                match self.child(directory, name) {
+                match self.child(directory, name)? {
                     // A directory is not replaced but described.
                     Some(inode) if self.children(inode).is_some() => {
                         if self.inodes[inode].described == Described::Never {
                             self.inodes[inode].described = Described::Later;
                         }
-                        self.describe(inode, entry);
-                        return Ok(());
+                        return self.describe(inode, entry);
                     }
                     _ => Node::Directory(BTreeMap::new()),
                 }
@@ -372,12 +413,14 @@ impl Tree {
             Kind::HardLink => {
                 let (parent, last) = split(&entry.link);
                 let found = self.resolve(parent, false)?;
-                let target = found.and_then(|(_, directory)| self.child(directory, last));
+                let target = match found {
+                    Some((_, directory)) => self.child(directory, last)?,
+                    None => None,
+                };
                 let target =
                     target.filter(|&inode| self.children(inode).is_none()).ok_or(Fault::LinkTarget)?;
                 self.put(directory, name, target);
-                self.describe(target, entry);
-                return Ok(());
+                return self.describe(target, entry);
             }
             Kind::CharDevice => {
                 let (major, minor) = device()?;
@@ -397,21 +440,29 @@ impl Tree {
         };
         let inode = self.add(node, Described::First);
         self.put(directory, name, inode);
-        self.describe(inode, entry);
-        Ok(())
+        self.describe(inode, entry)
     }
 
-    fn describe(&mut self, inode: usize, entry: &Entry) {
+    fn describe(&mut self, inode: usize, entry: &Entry) -> Result<(), Fault> {
         let owner = entry.owner();
+        let uid = owner.uid.map(|id| self.owners.user(id)).transpose()?;
+        let gid = owner.gid.map(|id| self.owners.group(id)).transpose()?;
+        let mut xattrs = Vec::new();
+        for (name, value) in entry.settable_xattrs() {
+            xattrs.push((name.to_vec(), owners::xattr(name, value, self.owners)?));
+        }
         let inode = &mut self.inodes[inode];
         inode.mode = entry.permissions();
-        inode.uid = owner.uid;
-        inode.gid = owner.gid;
+        // An id of -1 leaves it as it is.
+        let is_below = inode.described == Described::Below;
+        inode.uid = uid.or(inode.uid.filter(|_| is_below));
+        inode.gid = gid.or(inode.gid.filter(|_| is_below));
         // That of a directory is set at the end.
         if entry.kind != Kind::Directory {
             inode.mtime = Some(entry.mtime.on_disk());
         }
-        inode.xattrs.extend(entry.settable_xattrs().map(|(name, value)| (name.to_vec(), value.to_vec())));
+        inode.xattrs.extend(xattrs);
+        Ok(())
     }
 
     fn hide(
@@ -442,22 +493,23 @@ impl Tree {
         Ok(())
     }
 
-    /// Removes the directories below `directory` for which there was no entry.
+    /// Removes what is below `directory` and had no entry.
     fn remove_implied(&mut self, path: Vec<u8>, directory: usize) {
         let mut todo = vec![(path, directory)];
         while let Some((path, at)) = todo.pop() {
+            if let Some(below) = self.below.get_mut(&at) {
+                below.emptied = true;
+                self.moved = true;
+            }
             let children: Vec<_> =
                 self.children(at).into_iter().flatten().map(|(name, &inode)| (name.clone(), inode)).collect();
             for (name, inode) in children {
                 let below = [&path[..], &name].into_iter().filter(|part| !part.is_empty());
                 let below = below.collect::<Vec<_>>().join(&b'/');
-                if self.children(inode).is_none() {
-                    continue;
-                }
-                if self.remembered.contains(&below) {
-                    todo.push((below, inode));
-                } else {
-                    self.remove(at, &name);
+                match (self.remembered.contains(&below), self.children(inode).is_some()) {
+                    (true, true) => todo.push((below, inode)),
+                    (true, false) => {}
+                    (false, _) => self.remove(at, &name),
                 }
             }
         }
@@ -470,8 +522,10 @@ impl Tree {
                 self.resolve(&path, false)?.map(|(_, inode)| inode)
             } else {
                 let (parent, name) = split(&path);
-                let parent = self.resolve(parent, false)?;
-                parent.and_then(|(_, directory)| self.child(directory, name))
+                match self.resolve(parent, false)? {
+                    Some((_, directory)) => self.child(directory, name)?,
+                    None => None,
+                }
             };
             if let Some(inode) = found {
                 self.inodes[inode].mtime = Some(time.on_disk());

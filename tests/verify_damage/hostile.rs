@@ -143,6 +143,14 @@ fn what_is_no_root_or_in_use_is_an_error() {
     assert!(matches!(error(&scratch.join("absent")), verify::Error::Open { .. }));
     fs::create_dir(empty.join("containerd-overlayfs")).unwrap();
     assert!(matches!(error(&empty), verify::Error::ContainerdWorker { .. }));
+    fs::create_dir(empty.join("runc-stargz")).unwrap();
+    assert!(matches!(error(&empty), verify::Error::OtherSnapshotter { .. }));
+    let engine = scratch.join("engine");
+    fs::create_dir(&engine).unwrap();
+    for name in ["cache.db", "containerdmeta.db", "metadata_v2.db"] {
+        fs::write(engine.join(name), "").unwrap();
+    }
+    assert!(matches!(error(&engine), verify::Error::DockerEngine { .. }));
 
     let Some(good) = good_root(&scratch) else { return };
     let lock =

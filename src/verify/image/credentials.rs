@@ -21,7 +21,7 @@ use super::sysroot::Sysroot;
 use crate::root::fault::text;
 
 /// The longest file that is read, in bytes.
-const LONGEST: u64 = 4 << 20;
+pub(super) const LONGEST: u64 = 4 << 20;
 
 /// How a file holds credentials, and what takes them out of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -18,9 +18,11 @@ mod sysroot;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use super::owners;
 use super::report::{FindingKind, Findings, ImageReport, Subject};
 use crate::gc;
 use crate::root::{HISTORY, History, Root, Worker};
+use crate::userns::Owners;
 
 pub(super) use sysroot::Sysroot;
 
@@ -112,20 +114,36 @@ impl<'a> Image<'a> {
         Root::with(&self.path, self.sysroot.root(&self.path))
     }
 
+    /// A text file of the image; `None` where there is none that can be read.
+    pub(super) fn text(&self, path: &Path) -> Option<String> {
+        let bytes = self.sysroot.read(path, credentials::LONGEST).ok()??;
+        String::from_utf8(bytes).ok()
+    }
+
     /// Looks for all that must not be in it, after the root itself was judged.
     pub(super) fn check(
         &self,
         root: &Root,
         history: &History,
         workers: &[Worker],
+        owners: Option<&Owners>,
         findings: &mut Findings,
     ) -> ImageReport {
         leftovers::check(&self.sysroot, &self.path, root, findings);
         self.history(history, workers, findings);
         self.records(workers, findings);
-        self.owner(root, findings);
+        let user = root.tree.stat(Path::new("")).map_or(0, |stat| stat.st_uid);
+        let is_rootless = owners.is_some_and(Owners::is_namespace);
+        if user != 0 && !is_rootless {
+            let detail = format!(
+                "owner {user}; chown -R it to root, as whom the daemon runs, or give the user of a rootless daemon \
+                 ranges in /etc/subuid and /etc/subgid"
+            );
+            findings.add(FindingKind::RootOwner, self.subject(""), detail);
+        }
+        let home = owners::user(user, |path| self.text(path)).filter(|_| is_rootless).map(|user| user.home);
         let looked = credentials::check(&self.sysroot, findings);
-        let (buildkitd_config, gc) = space::check(self, root, workers, findings);
+        let (buildkitd_config, gc) = space::check(self, root, workers, home.as_deref(), findings);
         ImageReport {
             sysroot: self.options.sysroot.display().to_string(),
             homes: looked.homes.iter().map(|home| home.display().to_string()).collect(),
@@ -189,15 +207,6 @@ impl<'a> Image<'a> {
             let counts: Vec<_> = garbage.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
             let detail = format!("{} (see the notes); {BAKE_ANEW}", counts.join(", "));
             findings.add(FindingKind::LeftoverGarbage, self.subject(""), detail);
-        }
-    }
-
-    fn owner(&self, root: &Root, findings: &mut Findings) {
-        if let Ok(stat) = root.tree.stat(Path::new(""))
-            && stat.st_uid != 0
-        {
-            let detail = format!("owner {}; chown -R it to root, as whom the daemon runs", stat.st_uid);
-            findings.add(FindingKind::RootOwner, self.subject(""), detail);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Whether garbage collection leaves an image's root as it is: at the first start, and in hosts that stand idle.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use rustix::fs::fstatvfs;
@@ -10,19 +10,24 @@ use super::{Configured, Image};
 use crate::gc::{self, Configuration, Disk};
 use crate::root::{Root, Worker};
 
-/// Where a daemon's configuration stands.
+/// Where the configuration of a daemon stands that runs as root.
 const CONFIGURATION: &str = "/etc/buildkit/buildkitd.toml";
+/// That of a daemon that a plain user runs, in the user's home.
+const OF_USER: &str = ".config/buildkit/buildkitd.toml";
 /// The longest configuration that is read, in bytes.
 const LONGEST: u64 = 1 << 20;
 
-/// Foretells collections with the configuration that was given, or that the image has, and gives where that is.
+/// Foretells collections with the configuration that was given, or that the image has, and gives where that is; `home`:
+/// of the user whose rootless daemon it is.
 pub(super) fn check(
     image: &Image<'_>,
     root: &Root,
     workers: &[Worker],
+    home: Option<&Path>,
     findings: &mut Findings,
 ) -> (Option<String>, Option<gc::Forecast>) {
-    let in_image = Path::new(CONFIGURATION);
+    let in_image = home.map_or_else(|| PathBuf::from(CONFIGURATION), |home| home.join(OF_USER));
+    let in_image = in_image.as_path();
     let (place, text) = match &image.options.configuration {
         Some(Configured { path, text }) => (path.as_path(), Some(text.clone())),
         None => match image.sysroot.read(in_image, LONGEST) {
@@ -46,7 +51,7 @@ pub(super) fn check(
         None
     });
     if let Some(forecast) = forecast.as_ref().filter(|forecast| !forecast.keeps_all()) {
-        findings.add(FindingKind::CollectionTakes, image.subject(""), describe(forecast));
+        findings.add(FindingKind::CollectionTakes, image.subject(""), describe(forecast, in_image));
     }
     (config, forecast)
 }
@@ -88,7 +93,7 @@ fn disk(root: &Root) -> Option<Disk> {
     Some(Disk { total: bytes(stat.f_blocks), free: bytes(stat.f_bfree) })
 }
 
-fn describe(forecast: &gc::Forecast) -> String {
+fn describe(forecast: &gc::Forecast, configuration: &Path) -> String {
     let taken = forecast.passes.iter().filter(|pass| pass.records > 0).map(|pass| {
         let when = match pass.hours {
             0 => "when the machine boots".to_owned(),
@@ -99,10 +104,11 @@ fn describe(forecast: &gc::Forecast) -> String {
     let taken: Vec<_> = taken.collect();
     let keep: Vec<_> = forecast.keep.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     format!(
-        "BuildKit {} on a disk of {} bytes takes {}; ship it on a larger disk, or with {CONFIGURATION}: {}",
+        "BuildKit {} on a disk of {} bytes takes {}; ship it on a larger disk, or with {}: {}",
         forecast.release,
         forecast.disk.total,
         taken.join(", then "),
+        configuration.display(),
         keep.join("; ")
     )
 }
