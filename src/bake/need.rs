@@ -20,8 +20,8 @@ use super::error::{Resource, Shortage};
 use super::plan::Plan;
 use crate::fsutil::Room;
 use crate::gather::{Image, TarSize};
-use crate::store::{Snapshotter, StateFile};
 use crate::store::state_dir::WORKER_DIRECTORIES;
+use crate::store::{Snapshotter, StateFile};
 
 /// A number that is known within limits only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
@@ -79,12 +79,7 @@ pub(super) fn documents(images: &[Image]) -> Documents {
 const AROUND: u64 = 2;
 
 /// What the root of a plan takes; `tars` has the size of each blob's tar, where it is known.
-pub(super) fn of(
-    plan: &Plan,
-    images: &[Image],
-    tars: &[Option<TarSize>],
-    snapshotter: Snapshotter,
-) -> Need {
+pub(super) fn of(plan: &Plan, images: &[Image], tars: &[Option<TarSize>], snapshotter: Snapshotter) -> Need {
     let documents = documents(images);
     let mut snapshots: Vec<Unpacked> = plan
         .snapshots
