@@ -148,6 +148,14 @@ impl Client {
         Ok(grpc)
     }
 
+    /// Lets some time pass, in which the connection goes on.
+    pub(super) fn pause(&self) -> std::result::Result<(), Failure> {
+        self.run(async {
+            tokio::time::sleep(2 * GLANCE).await;
+            Ok(())
+        })
+    }
+
     /// Waits for `answer`, unless it is no more wanted.
     pub(super) fn run<A>(
         &self,

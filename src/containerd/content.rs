@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Read, Write};
+use std::time::{Duration, Instant};
 
 use http::uri::PathAndQuery;
 use tokio::sync::mpsc;
@@ -15,6 +16,8 @@ use super::{Error, Result};
 
 /// Bytes in a message: containerd takes up to 16 MiB.
 const CHUNK: usize = 1 << 20;
+/// How long somebody else may take who writes the same blob.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A blob on its way in. What was written stays when this is dropped, and the next one goes on from there.
 #[derive(Debug)]
@@ -61,11 +64,27 @@ impl Client {
         updated.map(drop).map_err(|failure| failure.at("label blob", digest))
     }
 
-    /// Begins to write a blob, all of it, or goes on where one was left off; `None` where it is there.
+    /// Begins to write a blob, all of it, or goes on where one was left off; `None` where it is there. Waits a while for
+    /// somebody else who writes the same one.
     ///
     /// # Errors
-    /// containerd refuses, as where somebody else is writing the same one.
+    /// containerd refuses, or somebody else takes too long.
     pub fn write(&self, digest: &str, total: u64) -> Result<Option<Ingest<'_>>> {
+        let begun = Instant::now();
+        loop {
+            match self.open(digest, total) {
+                Ok(ingest) => return Ok(Some(ingest)),
+                Err(failure) if failure.is(Code::AlreadyExists) => return Ok(None),
+                // That is what one gets who is not alone.
+                Err(failure) if failure.is(Code::Unavailable) && begun.elapsed() < PATIENCE => {
+                    self.pause().map_err(|failure| failure.at("ingest blob", digest))?;
+                }
+                Err(failure) => return Err(failure.at("ingest blob", digest)),
+            }
+        }
+    }
+
+    fn open(&self, digest: &str, total: u64) -> std::result::Result<Ingest<'_>, Failure> {
         let name = format!("warmkit-{digest}");
         let (requests, receiver) = mpsc::channel(1);
         let first = wire::Write {
@@ -78,30 +97,26 @@ impl Client {
         // There is room for one.
         let _ = requests.try_send(first);
         let stream = self.request(ReceiverStream::new(receiver));
-        let opened = self.run(async {
+        let (replies, state) = self.run(async {
             let mut grpc = self.ready().await?;
             let codec = ProstCodec::<wire::Write, wire::Written>::default();
             let path = PathAndQuery::from_static(wire::CONTENT_WRITE);
             let mut replies = grpc.streaming(stream, path, codec).await?.into_inner();
             let state = next(&mut replies).await?;
             Ok((replies, state))
-        });
-        match opened {
-            Ok((replies, state)) => Ok(Some(Ingest {
-                client: self,
-                requests,
-                replies,
-                name,
-                digest: digest.to_owned(),
-                total,
-                offset: u64::try_from(state.offset).unwrap_or_default(),
-                written: 0,
-                buffer: Vec::with_capacity(CHUNK),
-                failure: None,
-            })),
-            Err(failure) if failure.is(Code::AlreadyExists) => Ok(None),
-            Err(failure) => Err(failure.at("ingest blob", digest)),
-        }
+        })?;
+        Ok(Ingest {
+            client: self,
+            requests,
+            replies,
+            name,
+            digest: digest.to_owned(),
+            total,
+            offset: u64::try_from(state.offset).unwrap_or_default(),
+            written: 0,
+            buffer: Vec::with_capacity(CHUNK),
+            failure: None,
+        })
     }
 
     /// The bytes of a blob.
