@@ -117,6 +117,7 @@ pub(crate) fn fetch_and_unpack(
 struct Mountpoint {
     target: PathBuf,
     work: PathBuf,
+    userxattr: bool,
 }
 
 /// The number of a snapshot's directory.
@@ -151,14 +152,14 @@ impl Keeper for Directories<'_> {
     }
 
     fn place(&self, worker: usize) -> Result<Option<Mountpoint>, Error> {
-        let Some(scratch) = self.scratch else { return Ok(None) };
+        let (Some(scratch), Way::Mounted { userxattr }) = (self.scratch, self.way) else { return Ok(None) };
         let directory = scratch.join(worker.to_string());
         let (target, work) = (directory.join("layer"), directory.join("work"));
         for path in [&directory, &target] {
             fs::create_dir(path).at("create", path)?;
         }
         fsutil::own_mount_namespace().map_err(|source| Error::MountNamespace { source })?;
-        Ok(Some(Mountpoint { target, work }))
+        Ok(Some(Mountpoint { target, work, userxattr }))
     }
 
     fn unpack(&self, job: Job, place: &Self::Place) -> Result<(), Error> {
@@ -176,20 +177,17 @@ impl Keeper for Directories<'_> {
             }
             Job::Unpack(snapshot) => {
                 let fs = self.root.create_snapshot(directory(snapshot))?;
-                let unpacked = match (self.way, self.plan.snapshots[snapshot].parent) {
-                    (Way::Apart, parent) => {
-                        let options = layer::Options::of_upper(parent.is_none());
-                        layer::unpack(reader, compression, &fs, &options)
+                let parent = self.plan.snapshots[snapshot].parent;
+                let unpacked = match (parent, place) {
+                    _ if self.way == Way::Apart => {
+                        layer::unpack(reader, compression, &fs, &layer::Options::of_upper(parent.is_none()))
                     }
-                    (_, None) => layer::unpack(reader, compression, &fs, &self.onto()),
-                    (Way::Copied, Some(parent)) => layer::copy_tree(&self.root.upper(directory(parent)), &fs)
+                    (None, _) => layer::unpack(reader, compression, &fs, &self.onto()),
+                    (Some(_), Some(place)) => self.mounted(snapshot, place, |at| {
+                        layer::unpack(reader, compression, at, &self.onto())
+                    })?,
+                    (Some(parent), None) => layer::copy_tree(&self.root.upper(directory(parent)), &fs)
                         .and_then(|()| layer::unpack(reader, compression, &fs, &self.onto())),
-                    (Way::Mounted { userxattr }, Some(_)) => {
-                        let Some(place) = place else { return Ok(()) };
-                        self.mounted(snapshot, userxattr, place, |at| {
-                            layer::unpack(reader, compression, at, &self.onto())
-                        })?
-                    }
                 };
                 let unpacked = unpacked.map_err(wrap)?;
                 if self.way != Way::Apart {
@@ -231,7 +229,6 @@ impl Directories<'_> {
     fn mounted(
         &self,
         snapshot: usize,
-        userxattr: bool,
         place: &Mountpoint,
         unpack: impl FnOnce(&Path) -> layer::Result<layer::Unpacked>,
     ) -> Result<layer::Result<layer::Unpacked>, Error> {
@@ -243,7 +240,7 @@ impl Directories<'_> {
             upper: &self.root.upper(directory(snapshot)),
             work: &place.work,
             target: &place.target,
-            userxattr,
+            userxattr: place.userxattr,
         };
         // What it has from the layer before says that it was not unmounted.
         fs::create_dir(&place.work).at("create", &place.work)?;

@@ -291,6 +291,7 @@ fn bake_into<'a>(
     }
     let databases = stores::contents(&plan, &sources, &images, &usage, options.written_at);
     store::write_databases(&root, &databases, options.page_size)?;
+    root.hand_over()?;
     cancel.check()?;
 
     let unpacked_bytes: u64 = usage.iter().map(|usage| usage.size).sum();

@@ -16,7 +16,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, lchown};
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
@@ -247,7 +247,7 @@ fn create_parents(path: &Path) -> Result<CreatedParents, Error> {
     for made in &missing.0 {
         if let Some(parent) = made.parent() {
             let owner = fs::metadata(parent).at("look at", parent)?;
-            chown(made, Some(owner.uid()), Some(owner.gid())).at("change owner of", made)?;
+            lchown(made, Some(owner.uid()), Some(owner.gid())).at("change owner of", made)?;
         }
     }
     Ok(missing)

@@ -26,7 +26,7 @@
 use std::fmt;
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown, fchown};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown, fchown, lchown};
 use std::path::{Path, PathBuf};
 
 use crate::digest::Digest;
@@ -192,7 +192,8 @@ impl StateDir {
         Self { root: root.into(), snapshotter, owner: None, layers: Layers::InRoot }
     }
 
-    /// The same, of a daemon that runs as this user and group: what is made belongs to them.
+    /// The same, of a daemon that runs as this user and group: what is made belongs to them, but for the root itself,
+    /// which keeps them out until [`Self::hand_over`].
     #[must_use]
     pub fn owned_by(self, user: u32, group: u32) -> Self {
         Self { owner: Some((user, group)), ..self }
@@ -264,12 +265,22 @@ impl StateDir {
     /// # Errors
     /// A directory cannot be made, or something else stands there.
     pub fn create(&self) -> Result<(), Error> {
-        self.make_dir(&self.root, PRIVATE_DIR_MODE)?;
+        Self { owner: None, ..self.clone() }.make_dir(&self.root, PRIVATE_DIR_MODE)?;
         let directories = match self.layers {
             Layers::InRoot => WORKER_DIRECTORIES,
             Layers::InContainerd => CONTAINERD_WORKER_DIRECTORIES,
         };
         directories.iter().try_for_each(|(path, mode)| self.make_dir(&self.in_worker(path), *mode))
+    }
+
+    /// Gives the root itself to its owner, who could have put links in the way of what is written there before.
+    ///
+    /// # Errors
+    /// The system does not.
+    pub fn hand_over(&self) -> Result<(), Error> {
+        let Some((user, group)) = self.owner else { return Ok(()) };
+        lchown(&self.root, Some(user), Some(group))
+            .map_err(|source| Error::Create { path: self.root.clone(), source })
     }
 
     /// Makes the directory of a snapshot, and returns the empty one that its files go into.
