@@ -259,7 +259,7 @@ mod tests {
         for (arguments, config, expected) in cases {
             match (read(arguments, config).rootful(), expected) {
                 (Ok(found), Ok(expected)) => {
-                    assert_eq!(found.as_deref(), expected, "{arguments:?} {config:?}")
+                    assert_eq!(found.as_deref(), expected, "{arguments:?} {config:?}");
                 }
                 (Err(found), Err(expected)) => assert!(found.contains(expected), "{found}"),
                 (found, _) => panic!("{arguments:?} {config:?}: {found:?}"),
