@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::Read as _;
 use std::net::TcpListener;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use support::cases::{Case, Origin, assert_warm};
 use support::command::{Ended, run};
 use support::daemon::check_databases;
 use support::dockerd::Docker;
-use support::packer::{list, packer, run_packer_with, tar_of, templates};
+use support::packer::{TEMPLATES, list, packer, run_packer_with, tar_of};
 use support::{Tools, World, tools};
 
 const LIMIT: Duration = Duration::from_secs(120);
@@ -196,7 +197,7 @@ fn packer_bakes(host: &Host, options: &str) {
     ];
     let environment = host.docker.environment();
     let environment = environment.each_ref().map(|(name, value)| (*name, value.as_str()));
-    let template = templates(scratch.path()).join("null.pkr.hcl");
+    let template = Path::new(TEMPLATES).join("null.pkr.hcl");
     let ended = run_packer_with(&packer, "build", &template, &variables, &environment, LIMIT);
     let said = ended.expect_success("packer build").stdout;
     let volume = host.docker.volume("buildx_buildkit_packed0_state");

@@ -27,7 +27,8 @@ struct Machine {
 impl Machine {
     /// One whose dockerd is stopped.
     fn stopped() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        // Where every user may look, which is not so of each $TMPDIR.
+        let dir = tempfile::Builder::new().prefix("wk-").tempdir_in("/var/tmp").unwrap();
         fs::create_dir_all(dir.path().join("buildx/instances")).unwrap();
         fs::create_dir(dir.path().join("bin")).unwrap();
         Self { dir, listening: None }

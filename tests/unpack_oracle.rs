@@ -365,8 +365,7 @@ fn seen(way: Way, layers: &[PathBuf], scratch: &Path, untimed: &Untimed) -> BTre
     fs::create_dir_all(&target).unwrap();
     let lowers: Vec<String> = layers.iter().rev().map(|layer| layer.display().to_string()).collect();
     let lowers = format!("lowerdir={}", lowers.join(":"));
-    let mut command =
-        std::process::Command::new(if way == Way::Rootless { "mount" } else { "fuse-overlayfs" });
+    let mut command = Command::new(if way == Way::Rootless { "mount" } else { "fuse-overlayfs" });
     if way == Way::Rootless {
         command.args(["-t", "overlay", "overlay", "-o", &format!("{lowers},userxattr")]);
     } else {

@@ -8,9 +8,12 @@ use crate::progress::{Event, Phase, Progress};
 const WHO_PROCESS: libc::c_int = 1;
 const CLASS_IDLE: libc::c_int = 3 << 13;
 
+/// More than there is between the highest and the lowest priority: the kernel stops at the lowest.
+const LOWEST: i32 = 40;
+
 /// Makes this thread, and those that it starts from now on, wait for everybody else.
 fn give_way() -> io::Result<()> {
-    rustix::process::nice(19)?;
+    rustix::process::nice(LOWEST)?;
     // Nobody wraps this system call. It takes three numbers, and no memory.
     #[allow(unsafe_code)]
     let result = unsafe { libc::syscall(libc::SYS_ioprio_set, WHO_PROCESS, 0, CLASS_IDLE) };
