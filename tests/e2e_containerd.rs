@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use support::cases::{Origin, assert_warm, export_tar};
 use support::command::{Ended, run};
-use support::containerd::{Containerd, Release};
+use support::containerd::Containerd;
 use support::warmkit::warmkit;
 use support::{Daemon, Tools, World, tools};
 use warmkit::containerd::Error;
@@ -35,9 +35,9 @@ fn left(kept: &Kept, containerd: &Containerd) -> Kept {
 }
 
 /// First build, changed source, containerd's collection and restart, another start, prune: as on any other root.
-fn warms(release: &str, kept_by: Release, name: &'static str) {
+fn warms(release: &str, name: &'static str) {
     let Some(tools) = Tools::find(release) else { return };
-    let Some(mut containerd) = Containerd::start(kept_by) else { return };
+    let Some(mut containerd) = Containerd::start() else { return };
     let world = World::start(tools);
     let case = world.case(name);
     let origin = world.export(&case);
@@ -46,7 +46,7 @@ fn warms(release: &str, kept_by: Release, name: &'static str) {
     };
 
     // What the same daemon makes of the cache by itself.
-    let Some(beside) = Containerd::start(kept_by) else { return };
+    let Some(beside) = Containerd::start() else { return };
     let daemon = start(&beside, &world.root(&case, "imported"));
     let request = case.request.import_from(&origin.cache);
     let (_, native) = export_tar(&daemon, &request, &world.root(&case, "imported.tar"));
@@ -86,23 +86,18 @@ fn warms(release: &str, kept_by: Release, name: &'static str) {
 
 #[test]
 fn containerd_worker() {
-    warms(tools::NEWEST, Release::Debian, "whiteouts");
-}
-
-#[test]
-fn containerd_worker_of_a_newer_containerd() {
-    warms(tools::NEWEST, Release::Newer, "app");
+    warms(tools::NEWEST, "whiteouts");
 }
 
 #[test]
 fn containerd_worker_of_an_older_release() {
-    warms("v0.17.3", Release::Debian, "app");
+    warms("v0.17.3", "app");
 }
 
 /// A blob that was left off is gone on with, one of another namespace is shared, and wrong bytes do not stay.
 #[test]
 fn blobs_are_ingested_once() {
-    let Some(containerd) = Containerd::start(Release::Debian) else { return };
+    let Some(containerd) = Containerd::start() else { return };
     let until = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(1);
     let labels = |name: &str| BTreeMap::from([(name.to_owned(), "value".to_owned())]);
     let bytes: Vec<u8> =
@@ -161,7 +156,7 @@ fn blobs_are_ingested_once() {
 /// The lease of a bake that was killed ends by itself.
 #[test]
 fn what_a_killed_bake_left_is_collected() {
-    let Some(containerd) = Containerd::start(Release::Debian) else { return };
+    let Some(containerd) = Containerd::start() else { return };
     for (hours, left) in [(1, 1), (-1, 0)] {
         let mut client = containerd.client("buildkit");
         let until = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(hours);
@@ -179,7 +174,7 @@ fn what_a_killed_bake_left_is_collected() {
 
 #[test]
 fn a_snapshotter_that_is_not_there_is_named() {
-    let Some(containerd) = Containerd::start(Release::Debian) else { return };
+    let Some(containerd) = Containerd::start() else { return };
     let client = containerd.client("buildkit");
     assert!(!client.has_snapshot("overlayfs", "none").unwrap());
     let error = client.has_snapshot("fuse-overlayfs", "none").unwrap_err();
@@ -190,7 +185,7 @@ fn a_snapshotter_that_is_not_there_is_named() {
 #[test]
 fn takes_what_is_there_and_leaves_nothing_behind() {
     let Some(tools) = Tools::find(tools::NEWEST) else { return };
-    let Some(containerd) = Containerd::start(Release::Debian) else { return };
+    let Some(containerd) = Containerd::start() else { return };
     let world = World::start(tools);
     let case = world.case("app");
     let origin = world.export(&case);

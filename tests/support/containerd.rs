@@ -15,15 +15,6 @@ use super::{Scratch, skip};
 
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// Which containerd.
-#[derive(Debug, Clone, Copy)]
-pub enum Release {
-    /// 1.6, of Debian 12.
-    Debian,
-    /// 2.2.
-    Newer,
-}
-
 /// A containerd. Its garbage collection runs as it does by default: shortly after its start, and after what frees
 /// something.
 #[derive(Debug)]
@@ -34,17 +25,14 @@ pub struct Containerd {
 }
 
 impl Containerd {
-    /// Starts one of a release: of Debian's package, or one that `scripts/tools` builds. `None` when it is missing, after it said so.
+    /// Starts the one of Debian's package. `None` when it is missing, after it said so.
     ///
     /// # Panics
     ///
     /// When it is missing and `WARMKIT_REQUIRE_REAL=1`.
     #[track_caller]
-    pub fn start(release: Release) -> Option<Self> {
-        let program = directory().unwrap_or_default().join(match release {
-            Release::Debian => "docker/bin/containerd",
-            Release::Newer => "containerd-v2.2.4/bin/containerd",
-        });
+    pub fn start() -> Option<Self> {
+        let program = directory().unwrap_or_default().join("docker/bin/containerd");
         if !program.is_file() {
             skip::skip(&format!("no {}", program.display()));
             return None;
