@@ -44,6 +44,8 @@ pub mod bake;
 pub mod bolt;
 pub mod builder;
 pub mod cli;
+#[cfg(feature = "containerd")]
+pub mod containerd;
 pub mod csv;
 pub mod daemon;
 pub mod digest;

@@ -29,6 +29,8 @@ const RULES: &[Rule] = &[
     // A builder beside this program: it knows nothing of caches and stores.
     Rule { module: "daemon", may: &[], may_not: &[] },
     Rule { module: "builder", may: &["daemon", "userns"], may_not: &[] },
+    // A service beside this program, too; the only module with futures in it.
+    Rule { module: "containerd", may: &[], may_not: &[] },
     // These four do not know each other: gather and bake join them.
     Rule { module: "source", may: &["oci", "csv", "digest", "progress"], may_not: &[] },
     Rule {
@@ -57,8 +59,19 @@ const RULES: &[Rule] = &[
     Rule {
         module: "bake",
         may: &[
-            "gather", "replay", "source", "keys", "layer", "store", "gc", "oci", "digest", "fsutil",
-            "progress", "userns",
+            "gather",
+            "replay",
+            "source",
+            "keys",
+            "layer",
+            "store",
+            "containerd",
+            "gc",
+            "oci",
+            "digest",
+            "fsutil",
+            "progress",
+            "userns",
         ],
         may_not: &[],
     },

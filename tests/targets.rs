@@ -268,3 +268,38 @@ fn the_host_is_where_its_unit_and_its_configuration_say() {
     let (_, error) = machine.fails(&["verify"]);
     assert!(error.contains("/nonexistent/from-unit"), "{error}");
 }
+
+#[test]
+fn a_containerd_is_where_the_configuration_says() {
+    if !is_root() {
+        return;
+    }
+    let machine = Machine::stopped();
+    let config = machine.path("buildkitd.toml");
+    machine.unit("buildkit.service", &format!("--config {}", config.display()));
+    let root = machine.path("root");
+    let configure = |text: &str| {
+        let root = root.display();
+        fs::write(&config, format!("root = \"{root}\"\n[worker.containerd]\n{text}\n")).unwrap();
+    };
+    let bake =
+        |arguments: &[&str]| machine.fails(&[&["bake", "type=local,src=/nonexistent"], arguments].concat());
+    let (nobody, code) = if cfg!(feature = "containerd") {
+        ("no containerd at /nonexistent/", 1)
+    } else {
+        ("without the feature `containerd`", 2)
+    };
+    for (text, arguments, expected, said) in [
+        ("address = \"/nonexistent/a\"", &["--for", "containerd"][..], code, nobody),
+        ("", &["--for", "containerd:/nonexistent/b"], code, nobody),
+        ("", &["--for", "containerd:b"], 2, "the path of a socket"),
+        ("enabled = false", &["--for", "containerd"], 2, "containerd worker turned off"),
+        ("snapshotter = \"stargz\"", &["--for", "containerd"], 2, "the snapshotter \"stargz\""),
+        ("", &["--for", "host", "--root", "/nonexistent"], 2, "leave --root away"),
+    ] {
+        configure(text);
+        let (found, error) = bake(arguments);
+        assert!(found == expected && error.contains(said), "{text} {arguments:?}: {found} {error}");
+        assert!(!root.exists(), "{text} {arguments:?}");
+    }
+}

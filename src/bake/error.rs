@@ -128,6 +128,15 @@ pub enum Error {
         /// As it is.
         found: DiffId,
     },
+    /// containerd cannot be used, or failed.
+    #[cfg(feature = "containerd")]
+    #[error(transparent)]
+    Containerd(#[from] crate::containerd::Error),
+    /// A program that lacks a part.
+    #[error(
+        "this warmkit was built without the feature `containerd`: build it with `cargo build --release --features containerd`"
+    )]
+    NoContainerd,
     /// A database or directory of the root could not be written.
     #[error(transparent)]
     Store(#[from] store::Error),
@@ -183,7 +192,9 @@ impl Error {
             | Self::TargetBeingBaked { .. }
             | Self::TargetNotDirectory { .. } => ErrorClass::Target,
             Self::NoSpace { .. } | Self::DiskFull { .. } => ErrorClass::Space,
-            Self::Gc(_) => ErrorClass::Spec,
+            Self::Gc(_) | Self::NoContainerd => ErrorClass::Spec,
+            #[cfg(feature = "containerd")]
+            Self::Containerd(_) => ErrorClass::Other,
             Self::NotRoot
             | Self::MountNamespace { .. }
             | Self::Owners(_)

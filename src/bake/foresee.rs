@@ -112,7 +112,10 @@ fn foresee_watched(options: &Options, gc: &GcOptions, progress: &dyn Progress) -
     let tars = gather::tar_sizes(&plan.blobs, &sources, progress)?;
     let need = need::of(&plan, &images, &tars, options.snapshotter);
     let room = fsutil::room_at(&target).at("look at the file system of", &target)?;
-    if let Some(shortage) = need.shortage(&room) {
+    // containerd's own file system is not known.
+    if options.containerd.is_none()
+        && let Some(shortage) = need.shortage(&room)
+    {
         refusals.push(Error::NoSpace { path: options.root.clone(), shortage });
     }
     let gc = collected(&plan, &images, &need, &room, options, gc, sources.len() - images.len())?;

@@ -1,4 +1,4 @@
-//! Fetches the layers of a plan and unpacks them, both at once.
+//! Keeps layers in the directories of a root.
 //!
 //! ```text
 //! downloads (6 tasks)                        unpacks (a task per core)
@@ -6,21 +6,16 @@
 //!                                                   \-> apply -> snapshots/<n>/fs
 //! ```
 //!
-//! A layer is unpacked as soon as its blob is here and proven. For overlayfs run as root, layers do not wait for
+//! For overlayfs run as root, layers do not wait for
 //! their parents: what a directory inherits from the layer below is copied at the end, lowest layer first. For all
 //! others daemons extract what a layer has onto what those below it show, and so it is done here: a layer waits for
 //! its parent.
 
-use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{BufReader, Read, Write};
-use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
 
-use crossbeam_channel::Sender;
 use tempfile::TempDir;
 
 use crate::fsutil;
@@ -34,23 +29,8 @@ use crate::store::{BlobWriter, Snapshotter, StateDir};
 use crate::userns::Owners;
 
 use super::plan::Plan;
+use super::schedule::{self, Job, Keeper, from_first, lock};
 use super::{Cancel, Error, IoContext};
-
-/// Requests under way at once: enough to fill a line to S3, few enough for any registry's limits.
-const DOWNLOADS: usize = 6;
-
-/// What only the unpacked layers tell.
-pub(crate) struct Unpacked {
-    /// Per snapshot of the plan.
-    pub(crate) usage: Vec<Usage>,
-}
-
-#[derive(Clone, Copy)]
-enum Job {
-    Unpack(usize),
-    /// A blob whose diff ID must be proven though another one is unpacked in its place.
-    Prove(usize),
-}
 
 /// How layers come to stand on each other.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -75,42 +55,8 @@ impl Way {
     }
 }
 
-/// The jobs that have what they need, and how much the others lack.
-struct Queue {
-    ready: Mutex<Option<Sender<Job>>>,
-    /// Per snapshot: its blob, and its parent where that must come before.
-    lacks: Vec<AtomicUsize>,
-    unfinished: AtomicUsize,
-}
-
-impl Queue {
-    fn put(&self, job: Job) {
-        if let Some(ready) = &*lock(&self.ready) {
-            // The receiver is gone only when an unpack failed, which is kept already.
-            let _ = ready.send(job);
-        }
-    }
-
-    /// Something that a snapshot lacked is there.
-    fn supply(&self, snapshot: usize) {
-        if self.lacks[snapshot].fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.put(Job::Unpack(snapshot));
-        }
-    }
-
-    /// A job is done; the last one ends all who wait for another.
-    fn done(&self) {
-        if self.unfinished.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.close();
-        }
-    }
-
-    fn close(&self) {
-        lock(&self.ready).take();
-    }
-}
-
-struct Run<'a> {
+/// Layers on their way into a root.
+struct Directories<'a> {
     plan: &'a Plan,
     sources: &'a [Box<dyn Source>],
     root: &'a StateDir,
@@ -118,12 +64,8 @@ struct Run<'a> {
     owners: &'a Owners,
     /// Where layers are mounted, if they are.
     scratch: Option<&'a Path>,
-    queue: Queue,
-    /// Per snapshot: those that stand on it.
-    children: Vec<Vec<usize>>,
     cancel: &'a Cancel,
     progress: &'a dyn Progress,
-    failure: Mutex<Option<Error>>,
     /// Per snapshot: directories that the layer did not name itself.
     implied: Vec<Mutex<Vec<Implied>>>,
     usage: Vec<Mutex<Usage>>,
@@ -131,7 +73,8 @@ struct Run<'a> {
 
 /// Fetches and unpacks everything of `plan` into `root`, with files that belong to `owners`.
 ///
-/// Every blob is proven by its digest and every layer by its diff ID when this returns.
+/// Every blob is proven by its digest and every layer by its diff ID when this returns, which gives what each
+/// snapshot of the plan takes.
 pub(crate) fn fetch_and_unpack(
     plan: &Plan,
     sources: &[Box<dyn Source>],
@@ -139,19 +82,8 @@ pub(crate) fn fetch_and_unpack(
     owners: &Owners,
     cancel: &Cancel,
     progress: &dyn Progress,
-) -> Result<Unpacked, Error> {
+) -> Result<Vec<Usage>, Error> {
     let way = Way::of(root.snapshotter(), owners);
-    let jobs = jobs_by_blob(plan);
-    let unpacks = jobs.iter().map(Vec::len).sum();
-    let mut children = vec![Vec::new(); plan.snapshots.len()];
-    for (at, snapshot) in plan.snapshots.iter().enumerate() {
-        if let Some(parent) = snapshot.parent.filter(|_| way != Way::Apart) {
-            children[parent].push(at);
-        }
-    }
-    let mut lacks = vec![1; plan.snapshots.len()];
-    children.iter().flatten().for_each(|&child| lacks[child] += 1);
-    let (send, receive) = crossbeam_channel::unbounded::<Job>();
     let scratch = match way {
         // On the same disk, and beside the worker, whose directories a daemon knows.
         Way::Mounted { .. } => Some(
@@ -159,79 +91,26 @@ pub(crate) fn fetch_and_unpack(
         ),
         Way::Apart | Way::Copied => None,
     };
-    let run = Run {
+    let directories = Directories {
         plan,
         sources,
         root,
         way,
         owners,
         scratch: scratch.as_ref().map(TempDir::path),
-        queue: Queue {
-            ready: Mutex::new(Some(send).filter(|_| unpacks > 0)),
-            lacks: lacks.into_iter().map(AtomicUsize::new).collect(),
-            unfinished: AtomicUsize::new(unpacks),
-        },
-        children,
         cancel,
         progress,
-        failure: Mutex::new(None),
         implied: plan.snapshots.iter().map(|_| Mutex::default()).collect(),
         usage: plan.snapshots.iter().map(|_| Mutex::default()).collect(),
     };
-    progress.event(Event::Planned { layers: plan.blobs.len(), bytes: plan.bytes(), unpacks });
-    // The largest first, so that no long one is left for the end.
-    let mut order: Vec<usize> = (0..plan.blobs.len()).collect();
-    order.sort_by_key(|&blob| std::cmp::Reverse(plan.blobs[blob].layer.descriptor.size));
-    let next = AtomicUsize::new(0);
-
-    thread::scope(|scope| {
-        for _ in 0..DOWNLOADS.min(order.len()) {
-            let (run, next, order, jobs) = (&run, &next, &order, &jobs);
-            scope.spawn(move || {
-                while let Some(&blob) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    if !run.attempt(|| run.fetch(blob)) {
-                        return;
-                    }
-                    for &job in &jobs[blob] {
-                        match job {
-                            Job::Unpack(snapshot) => run.queue.supply(snapshot),
-                            Job::Prove(_) => run.queue.put(job),
-                        }
-                    }
-                }
-            });
-        }
-        let workers = thread::available_parallelism().map_or(2, NonZero::get);
-        for worker in 0..workers {
-            let (receive, run) = (receive.clone(), &run);
-            scope.spawn(move || {
-                let mut place = None;
-                if !run.attempt(|| run.place(worker).map(|made| place = made)) {
-                    return;
-                }
-                for job in receive {
-                    if !run.attempt(|| run.unpack(job, place.as_ref())) {
-                        return;
-                    }
-                    if let Job::Unpack(snapshot) = job {
-                        run.children[snapshot].iter().for_each(|&child| run.queue.supply(child));
-                    }
-                    run.queue.done();
-                }
-            });
-        }
-    });
-
-    if let Some(error) = lock(&run.failure).take() {
-        return Err(error);
-    }
-    run.inherit()?;
-    let usage = run.usage.iter().map(|usage| *lock(usage)).collect();
-    drop(run);
+    schedule::run(plan, &directories, cancel, progress)?;
+    directories.inherit()?;
+    let usage = directories.usage.iter().map(|usage| *lock(usage)).collect();
+    drop(directories);
     if let Some(scratch) = scratch {
         scratch.close().at("remove a directory in", root.root())?;
     }
-    Ok(Unpacked { usage })
+    Ok(usage)
 }
 
 /// Where a thread mounts the layers that it unpacks.
@@ -241,85 +120,37 @@ struct Mountpoint {
     userxattr: bool,
 }
 
-fn jobs_by_blob(plan: &Plan) -> Vec<Vec<Job>> {
-    let mut jobs = vec![Vec::new(); plan.blobs.len()];
-    for (at, snapshot) in plan.snapshots.iter().enumerate() {
-        jobs[snapshot.blob].push(Job::Unpack(at));
-    }
-    for (blob, jobs) in jobs.iter_mut().enumerate() {
-        if jobs.is_empty() {
-            jobs.push(Job::Prove(blob));
-        }
-    }
-    jobs
-}
-
 /// The number of a snapshot's directory.
 fn directory(snapshot: usize) -> u64 {
     snapshot as u64 + 1
 }
 
-/// Takes a lock whose holder cannot leave the value half changed.
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+/// How a layer is compressed, as a daemon finds out: it takes only OCI's word for a plain tar, and tells the rest by
+/// the first bytes.
+pub(super) fn compression(layer: &oci::Layer) -> layer::Compression {
+    let is_oci = layer.descriptor.media_type.starts_with("application/vnd.oci.");
+    match layer.compression {
+        oci::Compression::None if is_oci => layer::Compression::None,
+        _ => layer::Compression::Detect,
+    }
 }
 
-impl Run<'_> {
-    /// Runs `work` unless something failed before; keeps the first error. Tells whether to go on.
-    fn attempt(&self, work: impl FnOnce() -> Result<(), Error>) -> bool {
-        if lock(&self.failure).is_some() {
-            return false;
-        }
-        let Err(error) = self.cancel.check().and_then(|()| work()) else { return true };
-        // In this order: what the others say when they are stopped must not pass for the cause.
-        lock(&self.failure).get_or_insert(error);
-        self.cancel.stop.stop();
-        self.queue.close();
-        false
+impl Keeper for Directories<'_> {
+    /// Only those that unpack through mounts need one.
+    type Place = Option<Mountpoint>;
+
+    fn stacks(&self) -> bool {
+        self.way != Way::Apart
     }
 
-    /// Fetches a blob from the first of its caches that gives it. What a blob is follows from its digest,
-    /// so any of them is as good.
     fn fetch(&self, blob: usize) -> Result<(), Error> {
         let blob = &self.plan.blobs[blob];
-        let digest = blob.layer.descriptor.digest;
-        let mut failed: Option<gather::Error> = None;
-        let mut asked = BTreeSet::new();
-        for source in blob.caches.iter().map(|&cache| &self.sources[cache]) {
-            // Two tags of one repository have the same blobs.
-            if !asked.insert(source.blob_store()) {
-                continue;
-            }
-            match self.fetch_from(&**source, &blob.layer.descriptor) {
-                Ok(()) => {
-                    if let Some(error) = failed {
-                        let name = source.name();
-                        self.progress.event(Event::Warning(format!("{error}; {name} has had it")));
-                    }
-                    self.progress.event(Event::BlobDone { digest });
-                    return Ok(());
-                }
-                // A full disk, or the end of the run: no other cache helps.
-                Err(Error::Gather(error)) if error.class() != gather::ErrorClass::Other => {
-                    failed.get_or_insert(*error);
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        failed.map_or(Ok(()), |error| Err(error.into()))
-    }
-
-    fn fetch_from(&self, source: &dyn Source, descriptor: &Descriptor) -> Result<(), Error> {
-        let mut writer = BlobWriter::new(self.root)?;
-        let mut out = Cancellable { inner: &mut writer, cancel: self.cancel };
-        source
-            .blob(descriptor, &mut out, self.progress)
-            .map_err(|error| gather::Error::Source { what: source.name(), source: Box::new(error) })?;
-        writer.finish(&descriptor.digest)?;
+        let descriptor = &blob.layer.descriptor;
+        from_first(blob, self.sources, self.progress, |source| self.fetch_from(source, descriptor))?;
+        self.progress.event(Event::BlobDone { digest: descriptor.digest });
         Ok(())
     }
 
-    /// What a thread needs for itself that unpacks through mounts.
     fn place(&self, worker: usize) -> Result<Option<Mountpoint>, Error> {
         let (Some(scratch), Way::Mounted { userxattr }) = (self.scratch, self.way) else { return Ok(None) };
         let directory = scratch.join(worker.to_string());
@@ -331,23 +162,14 @@ impl Run<'_> {
         Ok(Some(Mountpoint { target, work, userxattr }))
     }
 
-    fn unpack(&self, job: Job, place: Option<&Mountpoint>) -> Result<(), Error> {
-        let blob = match job {
-            Job::Unpack(snapshot) => self.plan.snapshots[snapshot].blob,
-            Job::Prove(blob) => blob,
-        };
-        let expected = &self.plan.blobs[blob].layer;
+    fn unpack(&self, job: Job, place: &Self::Place) -> Result<(), Error> {
+        let expected = &self.plan.blobs[job.blob(self.plan)].layer;
         let digest = expected.descriptor.digest;
         let path = self.root.blob(&digest);
         let file = File::open(&path).at("open", &path)?;
         let reader = BufReader::with_capacity(256 << 10, Cancellable { inner: file, cancel: self.cancel });
         let wrap = |source| Error::Layer { digest, source };
-        // A daemon takes only OCI's word for a plain tar; the rest it tells by the first bytes.
-        let is_oci = expected.descriptor.media_type.starts_with("application/vnd.oci.");
-        let compression = match expected.compression {
-            oci::Compression::None if is_oci => layer::Compression::None,
-            _ => layer::Compression::Detect,
-        };
+        let compression = compression(expected);
         let diff_id = match job {
             Job::Prove(_) => {
                 let read = layer::entries(reader, compression, |_, _| Ok(()));
@@ -383,6 +205,18 @@ impl Run<'_> {
             return Err(Error::DiffIdMismatch { digest, expected: expected.diff_id, found: diff_id });
         }
         self.progress.event(Event::LayerDone { digest });
+        Ok(())
+    }
+}
+
+impl Directories<'_> {
+    fn fetch_from(&self, source: &dyn Source, descriptor: &Descriptor) -> Result<(), Error> {
+        let mut writer = BlobWriter::new(self.root)?;
+        let mut out = Cancellable { inner: &mut writer, cancel: self.cancel };
+        source
+            .blob(descriptor, &mut out, self.progress)
+            .map_err(|error| gather::Error::Source { what: source.name(), source: Box::new(error) })?;
+        writer.finish(&descriptor.digest)?;
         Ok(())
     }
 
@@ -447,9 +281,9 @@ impl Run<'_> {
 }
 
 /// Ends a stream in its middle when the run is cancelled.
-struct Cancellable<'a, T> {
-    inner: T,
-    cancel: &'a Cancel,
+pub(super) struct Cancellable<'a, T> {
+    pub(super) inner: T,
+    pub(super) cancel: &'a Cancel,
 }
 
 impl<T: Read> Read for Cancellable<'_, T> {

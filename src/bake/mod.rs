@@ -10,6 +10,8 @@
 //! Nothing stands at the target until all of it does. Before the first layer is fetched it is known
 //! which records can be keyed, so a bake that would be cold ends early and cheap.
 
+#[cfg_attr(not(feature = "containerd"), path = "no_containerd.rs")]
+mod containerd;
 mod error;
 mod foresee;
 mod layers;
@@ -17,6 +19,7 @@ mod need;
 pub(crate) mod plan;
 mod prepare;
 pub mod report;
+mod schedule;
 mod stores;
 mod target;
 
@@ -45,7 +48,7 @@ use crate::oci::{Platform, Reference};
 use crate::progress::{Event, Phase, Progress, Running};
 use crate::replay;
 use crate::source::{self, CacheSpec, Stop};
-use crate::store::StateDir;
+use crate::store::{self, Layers, StateDir};
 use crate::userns::Owners;
 
 use plan::Plan;
@@ -72,6 +75,8 @@ pub struct Options {
     pub snapshotter: Snapshotter,
     /// Whose the files of its layers are.
     pub owners: Owners,
+    /// Who keeps its layers, where that is not the root.
+    pub containerd: Option<Containerd>,
     /// Page size of its databases: that of the machines that are to use it is best.
     pub page_size: PageSize,
     /// Only what builds for these platforms use, as far as caches and key sources tell, and the platforms
@@ -91,6 +96,15 @@ pub struct Options {
     pub registry: source::Options,
 }
 
+/// A running containerd, and where in it a `buildkitd` keeps its layers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Containerd {
+    /// Path of its socket, with or without `unix://`.
+    pub address: String,
+    /// The namespace.
+    pub namespace: String,
+}
+
 /// Which images are looked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum FindImages {
@@ -104,7 +118,8 @@ pub enum FindImages {
 impl Options {
     /// The tree of the root, while it stands in `staged`.
     fn state_dir(&self, staged: &Path) -> Result<StateDir, Error> {
-        let state = StateDir::new(staged, self.snapshotter);
+        let layers = if self.containerd.is_some() { Layers::InContainerd } else { Layers::InRoot };
+        let state = StateDir::new(staged, self.snapshotter).with_layers(layers);
         if !self.owners.is_namespace() {
             return Ok(state);
         }
@@ -194,10 +209,13 @@ fn bake_watched(options: &Options, cancel: &Cancel, progress: &dyn Progress) -> 
         )));
     }
     match bake_into(staging.path(), options, cancel, progress) {
-        Ok((mut report, committing)) => {
+        Ok(Baked { mut report, committing, held }) => {
             let root = staging
                 .commit(&[crate::store::state_dir::CACHE_DB])
                 .map_err(|error| error.or_full(&options.root, &options.root))?;
+            if let Some(error) = held.and_then(containerd::Held::settle) {
+                progress.event(Event::Warning(error.to_string()));
+            }
             report.seconds.set(Phase::Commit, committing.finish());
             report.trimmed = options.trim.then(|| trim(&root, progress)).flatten();
             report.root = root.display().to_string();
@@ -230,29 +248,53 @@ fn trim(root: &Path, progress: &dyn Progress) -> Option<u64> {
         .ok()
 }
 
-/// Everything but to put the root in place; also gives the last phase, which that is part of.
+/// A root that is whole, but not in its place.
+struct Baked<'a> {
+    report: Report,
+    /// The last phase, which putting it there is part of.
+    committing: Running<'a>,
+    /// What a containerd holds for it, and drops where it does not get there.
+    held: Option<containerd::Held>,
+}
+
+/// Everything but to put the root in place.
 fn bake_into<'a>(
     staged: &Path,
     options: &Options,
     cancel: &Cancel,
     progress: &'a dyn Progress,
-) -> Result<(Report, Running<'a>), Error> {
+) -> Result<Baked<'a>, Error> {
+    let kept_by = options.containerd.as_ref();
+    let client = kept_by.map(|containerd| containerd::connect(containerd, options, cancel)).transpose()?;
     let Prepared { sources, images, plan, contents, mut seconds } =
         prepare(options, options.allow_unkeyed, progress)?;
-    check_room(&plan, &images, staged, options, progress)?;
+    if client.is_none() {
+        check_room(&plan, &images, staged, options, progress)?;
+    }
 
     let running = Running::start(progress, Phase::Layers);
     let root = options.state_dir(staged)?;
     root.create()?;
-    let unpacked = layers::fetch_and_unpack(&plan, &sources, &root, &options.owners, cancel, progress)?;
+    let (usage, held) = match client {
+        None => (layers::fetch_and_unpack(&plan, &sources, &root, &options.owners, cancel, progress)?, None),
+        Some(client) => {
+            let (usage, held) =
+                containerd::keep(client, &plan, &sources, &images, options, cancel, progress)?;
+            (usage, Some(held))
+        }
+    };
     seconds.set(Phase::Layers, running.finish());
 
     let committing = Running::start(progress, Phase::Commit);
-    stores::write(&plan, &sources, &images, &unpacked, &root, options)?;
+    if held.is_none() {
+        stores::write_documents(&images, &root)?;
+    }
+    let databases = stores::contents(&plan, &sources, &images, &usage, options.written_at);
+    store::write_databases(&root, &databases, options.page_size)?;
     root.hand_over()?;
     cancel.check()?;
 
-    let unpacked_bytes: u64 = unpacked.usage.iter().map(|usage| usage.size).sum();
+    let unpacked_bytes: u64 = usage.iter().map(|usage| usage.size).sum();
     let report = Report {
         root: String::new(),
         bytes_on_disk: contents.bytes_down + unpacked_bytes + need::documents(&images).bytes,
@@ -261,7 +303,7 @@ fn bake_into<'a>(
         trimmed: None,
         leftovers: Vec::new(),
     };
-    Ok((report, committing))
+    Ok(Baked { report, committing, held })
 }
 
 /// Refuses what cannot fit, and warns of what is likely not to.

@@ -7,34 +7,32 @@ use std::ops::Range;
 use jiff::Timestamp;
 
 use crate::gather::{Blob, Image, ImageDocument};
+use crate::layer::Usage;
 use crate::source::Source;
 use crate::store::{self, BlobWriter, Contents, RecordId, SnapshotKey, StateDir, WorkerId};
 
-use super::layers::Unpacked;
 use super::plan::{self, Plan};
-use super::{Error, IoContext, Options};
+use super::{Error, IoContext};
 
-/// Writes documents of images, worker id and databases of a root whose blobs and snapshots are there
-/// already. Of `sources`, the last are those of `images`.
-pub(crate) fn write(
+/// All that the databases of a root say, of layers that take as much as `usage` says, by snapshot of the plan. Of
+/// `sources`, the last are those of `images`.
+pub(super) fn contents(
     plan: &Plan,
     sources: &[Box<dyn Source>],
     images: &[Image],
-    unpacked: &Unpacked,
-    root: &StateDir,
-    options: &Options,
-) -> Result<(), Error> {
-    let written_at = options.written_at;
+    usage: &[Usage],
+    written_at: Timestamp,
+) -> Contents {
     let of_images = sources.len().saturating_sub(images.len());
-    let (documents, documents_of) = write_documents(images, &sources[of_images..], root)?;
-    let contents = Contents {
+    let (documents, documents_of) = documents(images, &sources[of_images..]);
+    Contents {
         worker: WorkerId::warmkit(),
         written_at,
         blobs: plan.blobs.iter().map(|blob| store_blob(blob, sources)).collect(),
         snapshots: plan
             .snapshots
             .iter()
-            .zip(&unpacked.usage)
+            .zip(usage)
             .map(|(snapshot, usage)| store::Snapshot {
                 key: SnapshotKey::of(&snapshot.chain_id),
                 parent: snapshot.parent,
@@ -68,31 +66,32 @@ pub(crate) fn write(
                 selector: link.selector.clone(),
             })
             .collect(),
-    };
-    Ok(store::write_databases(root, &contents, options.page_size)?)
+    }
 }
 
-/// Puts what was read of each image into the content store; gives all documents, and where among them
-/// those of each image are.
-fn write_documents(
-    images: &[Image],
-    sources: &[Box<dyn Source>],
-    root: &StateDir,
-) -> Result<(Vec<store::Document>, Vec<Range<usize>>), Error> {
+/// What was read of each image, as the content store has it, and where among all of it that of each image is.
+fn documents(images: &[Image], sources: &[Box<dyn Source>]) -> (Vec<store::Document>, Vec<Range<usize>>) {
     let mut all = Vec::new();
     let mut of_image = Vec::new();
     for (image, source) in images.iter().zip(sources) {
         let first = all.len();
         for ImageDocument { digest, bytes } in &image.documents {
-            let mut writer = BlobWriter::new(root)?;
-            writer.write_all(bytes).at("write", &root.blob(digest))?;
-            writer.finish(digest)?;
             let sources = repositories(source.repository());
             all.push(store::Document { digest: *digest, size: bytes.len() as u64, sources });
         }
         of_image.push(first..all.len());
     }
-    Ok((all, of_image))
+    (all, of_image)
+}
+
+/// Puts what was read of each image into the content store of a root.
+pub(super) fn write_documents(images: &[Image], root: &StateDir) -> Result<(), Error> {
+    for ImageDocument { digest, bytes } in images.iter().flat_map(|image| &image.documents) {
+        let mut writer = BlobWriter::new(root)?;
+        writer.write_all(bytes).at("write", &root.blob(digest))?;
+        writer.finish(digest)?;
+    }
+    Ok(())
 }
 
 /// By host, the repositories there.

@@ -3,6 +3,7 @@
 //! ```text
 //! --for host              /var/lib/buildkit, or where the arguments of its unit or buildkitd.toml say
 //! --for rootless:USER     ~/.local/share/buildkit, or where XDG_DATA_HOME or the user's buildkitd.toml say
+//! --for containerd        as host; layers are in a containerd, where buildkitd.toml or ADDRESS says
 //! --for buildx:NAME       the volume of its node, buildx_buildkit_<node>_state
 //!   docker runs           docker says where it is, and makes it where there is none
 //!   docker is stopped     <data root>/volumes/<volume>/_data, where dockerd finds it at its next start
@@ -25,7 +26,7 @@ use std::str::FromStr;
 pub use buildx::{Builder, Node, find, unknown};
 pub use docker::Docker;
 pub use error::{Error, ErrorClass};
-pub use root::{Kind, Root};
+pub use root::{Containerd, Kind, Root};
 
 /// A builder, as `--for` names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +38,11 @@ pub enum Target {
     Rootless {
         /// The user, by name or number; `None`: who has called sudo, or is root in the user namespace of this process.
         user: Option<String>,
+    },
+    /// The `buildkitd` of this machine, with a containerd that keeps its layers.
+    Containerd {
+        /// Where that listens, a path with or without `unix://`; `None`: where `buildkitd` is told that it does.
+        address: Option<String>,
     },
     /// A builder of buildx, in lower case as buildx keeps it, and which of its nodes.
     Buildx {
@@ -56,6 +62,7 @@ impl Target {
         match self {
             Self::Host => root::of_host(),
             Self::Rootless { user } => rootless::find(user.as_deref()),
+            Self::Containerd { address } => root::of_containerd(address.as_deref()),
             Self::Buildx { name, node } => root::of_buildx(name, node.as_deref()),
         }
     }
@@ -67,6 +74,8 @@ impl fmt::Display for Target {
             Self::Host => f.write_str("host"),
             Self::Rootless { user: None } => f.write_str("rootless"),
             Self::Rootless { user: Some(user) } => write!(f, "rootless:{user}"),
+            Self::Containerd { address: None } => f.write_str("containerd"),
+            Self::Containerd { address: Some(address) } => write!(f, "containerd:{address}"),
             Self::Buildx { name, node: None } => write!(f, "buildx:{name}"),
             Self::Buildx { name, node: Some(node) } => write!(f, "buildx:{name}/{node}"),
         }
@@ -76,7 +85,8 @@ impl fmt::Display for Target {
 /// What is no [`Target`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "expected host, rootless, rootless:USER, buildx:NAME or buildx:NAME/NODE, with names as buildx takes them"
+    "expected host, rootless, rootless:USER, containerd, containerd:ADDRESS, buildx:NAME or buildx:NAME/NODE, with an \
+     address that is the path of a socket, and names as buildx takes them"
 )]
 pub struct ParseError;
 
@@ -94,6 +104,17 @@ impl FromStr for Target {
             let is_name = !user.is_empty() && !user.starts_with('-') && !user.contains([':', '/', '\n']);
             return if is_name {
                 Ok(Self::Rootless { user: Some(user.to_owned()) })
+            } else {
+                Err(ParseError)
+            };
+        }
+        if text == "containerd" {
+            return Ok(Self::Containerd { address: None });
+        }
+        if let Some(address) = text.strip_prefix("containerd:") {
+            let is_path = address.strip_prefix("unix://").unwrap_or(address).starts_with('/');
+            return if is_path {
+                Ok(Self::Containerd { address: Some(address.to_owned()) })
             } else {
                 Err(ParseError)
             };
@@ -121,6 +142,9 @@ mod tests {
             "rootless",
             "rootless:ci",
             "rootless:1000",
+            "containerd",
+            "containerd:/run/k3s/containerd/containerd.sock",
+            "containerd:unix:///run/containerd/containerd.sock",
             "buildx:ci",
             "buildx:ci/ci0",
             "buildx:a.b-c_1",
@@ -138,6 +162,9 @@ mod tests {
             "buildx:a/",
             "buildx:a/b/c",
             "rootless:",
+            "containerd:",
+            "containerd:sock",
+            "containerd:tcp://127.0.0.1:1",
             "rootless:-x",
             "rootless:a:b",
             "buildx:0",

@@ -34,6 +34,17 @@ pub struct Kind {
     pub snapshotter: Option<String>,
     /// Whose its files are.
     pub owners: Owners,
+    /// Who keeps its layers, where that is not the root.
+    pub containerd: Option<Containerd>,
+}
+
+/// A containerd that keeps the layers of a root.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Containerd {
+    /// Path of its socket, with or without `unix://`.
+    pub address: String,
+    /// The namespace that they are in.
+    pub namespace: String,
 }
 
 /// The volume of a node that a root is in.
@@ -78,6 +89,12 @@ impl Root {
     /// A directory of a daemon that finds roots of this kind.
     pub(super) fn of(path: PathBuf, kind: Kind) -> Self {
         Self { path, kind, volume: None }
+    }
+
+    /// The same in another directory, where it is in no volume.
+    #[must_use]
+    pub fn moved_to(self, path: &Path) -> Self {
+        Self::of(path.to_owned(), self.kind.clone())
     }
 
     /// What its daemon finds.
@@ -198,11 +215,31 @@ impl Volume {
 
 /// The root of the `buildkitd` that this machine runs as root.
 pub(super) fn of_host() -> Result<Root, Error> {
+    let settings = settings_of_host()?;
+    let snapshotter = fits(HOST, &settings)?;
+    Ok(Root::of(settings.root(), Kind { snapshotter, ..Kind::default() }))
+}
+
+/// The same of one that has its layers in a containerd, which listens at `address` or where the daemon is told.
+pub(super) fn of_containerd(address: Option<&str>) -> Result<Root, Error> {
+    let settings = settings_of_host()?;
+    let misfit = |misfit| Error::Misfit { whose: HOST.to_owned(), misfit };
+    let snapshotter = settings.containerd_snapshotter().map_err(misfit)?;
+    let containerd = Containerd {
+        address: address.map_or_else(|| settings.containerd_address(), str::to_owned),
+        namespace: settings.containerd_namespace(),
+    };
+    let kind = Kind { snapshotter, owners: Owners::AsNamed, containerd: Some(containerd) };
+    Ok(Root::of(settings.root(), kind))
+}
+
+/// What to call this machine's daemon.
+const HOST: &str = "this machine's buildkitd";
+
+fn settings_of_host() -> Result<Settings, Error> {
     let arguments = UNITS.map(unit::arguments).concat();
     let path = argument(&arguments, "config").unwrap_or(DEFAULT_CONFIG);
-    let settings = Settings::at(&arguments, Path::new(path))?;
-    let snapshotter = fits("this machine's buildkitd", &settings)?;
-    Ok(Root::of(settings.root(), Kind { snapshotter, owners: Owners::AsNamed }))
+    Settings::at(&arguments, Path::new(path))
 }
 
 /// The root of a node of buildx.
@@ -292,7 +329,7 @@ fn of_running_docker(docker: Docker, owner: Owner) -> Result<Root, Error> {
         users,
         is_new: false,
     };
-    let kind = Kind { snapshotter, owners: Owners::AsNamed };
+    let kind = Kind { snapshotter, ..Kind::default() };
     Ok(Root { path, kind, volume: Some(volume) })
 }
 
@@ -320,7 +357,7 @@ fn of_stopped_docker(docker: &Docker, owner: Owner) -> Result<Root, Error> {
         users: Vec::new(),
         is_new: false,
     };
-    let kind = Kind { snapshotter, owners: Owners::AsNamed };
+    let kind = Kind { snapshotter, ..Kind::default() };
     Ok(Root { path, kind, volume: Some(volume) })
 }
 

@@ -83,7 +83,7 @@ fn at(
         .map_err(|misfit| Error::Misfit { whose: config.display().to_string(), misfit })?;
     let root =
         settings.named_root().unwrap_or_else(|| directory("XDG_DATA_HOME", ".local/share").join("buildkit"));
-    Ok(Root::of(root, Kind { snapshotter, owners }))
+    Ok(Root::of(root, Kind { snapshotter, owners, containerd: None }))
 }
 
 /// What the directory of users has of a name or number: `getent` asks all of it, and its file is what is left without.

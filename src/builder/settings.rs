@@ -13,6 +13,10 @@ use super::Error;
 
 /// The root of a daemon that is told none, run as root.
 pub(super) const DEFAULT_ROOT: &str = "/var/lib/buildkit";
+/// Where containerd listens unless it is told otherwise.
+const DEFAULT_CONTAINERD: &str = "/run/containerd/containerd.sock";
+/// The namespace that a containerd worker works in unless it is told otherwise.
+const DEFAULT_NAMESPACE: &str = "buildkit";
 /// The configuration of a daemon that is told none.
 pub(super) const DEFAULT_CONFIG: &str = "/etc/buildkit/buildkitd.toml";
 
@@ -22,6 +26,16 @@ pub(super) struct Settings {
     root: Option<String>,
     rootless: bool,
     oci_worker: Option<bool>,
+    snapshotter: Option<String>,
+    containerd: Containerd,
+}
+
+/// Of its containerd worker.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Containerd {
+    enabled: Option<bool>,
+    address: Option<String>,
+    namespace: Option<String>,
     snapshotter: Option<String>,
 }
 
@@ -50,6 +64,19 @@ impl Settings {
         if let Some(name) = argument(arguments, "oci-worker-snapshotter") {
             read.snapshotter = Some(name.to_owned());
         }
+        if let Some(enabled) = argument(arguments, "containerd-worker").and_then(truth) {
+            read.containerd.enabled = Some(enabled);
+        }
+        let Containerd { address, namespace, snapshotter, .. } = &mut read.containerd;
+        for (name, told) in [
+            ("containerd-worker-addr", address),
+            ("containerd-worker-namespace", namespace),
+            ("containerd-worker-snapshotter", snapshotter),
+        ] {
+            if let Some(value) = argument(arguments, name) {
+                *told = Some(value.to_owned());
+            }
+        }
         Ok(read)
     }
 
@@ -76,6 +103,36 @@ impl Settings {
         self.oci_worker = get("enabled").and_then(Value::as_bool);
         self.rootless = get("rootless").and_then(Value::as_bool).unwrap_or_default();
         self.snapshotter = get("snapshotter").and_then(Value::as_str).map(str::to_owned);
+        let containerd = table.get("worker").and_then(|worker| worker.get("containerd"));
+        let get = |name| containerd.and_then(|containerd| containerd.get(name));
+        let text = |name| get(name).and_then(Value::as_str).map(str::to_owned);
+        self.containerd = Containerd {
+            enabled: get("enabled").and_then(Value::as_bool),
+            address: text("address"),
+            namespace: text("namespace"),
+            snapshotter: text("snapshotter"),
+        };
+    }
+
+    /// Where its containerd listens.
+    pub(super) fn containerd_address(&self) -> String {
+        told(self.containerd.address.as_ref()).unwrap_or(DEFAULT_CONTAINERD).to_owned()
+    }
+
+    /// The namespace of its containerd worker.
+    pub(super) fn containerd_namespace(&self) -> String {
+        told(self.containerd.namespace.as_ref()).unwrap_or(DEFAULT_NAMESPACE).to_owned()
+    }
+
+    /// The snapshotter of its containerd worker; `None` where it is told none, and takes overlayfs.
+    ///
+    /// # Errors
+    /// Why it would find nothing in a root that is written here.
+    pub(super) fn containerd_snapshotter(&self) -> Result<Option<String>, String> {
+        if self.containerd.enabled == Some(false) {
+            return Err("has its containerd worker turned off".into());
+        }
+        written(told(self.containerd.snapshotter.as_ref()))
     }
 
     /// Its root, where it is told one.
@@ -94,16 +151,12 @@ impl Settings {
     /// Why it would find nothing in a root that is written here.
     pub(super) fn snapshotter(&self) -> Result<Option<String>, String> {
         if self.oci_worker == Some(false) {
-            return Err("has its OCI worker turned off".into());
+            return Err(
+                "has its OCI worker turned off; bake --for containerd where it has a containerd worker"
+                    .into(),
+            );
         }
-        match self.snapshotter.as_deref() {
-            None | Some("" | "auto") => Ok(None),
-            Some(name @ ("overlayfs" | "fuse-overlayfs" | "native")) => Ok(Some(name.to_owned())),
-            Some(other) => Err(format!(
-                "is told to use the snapshotter {other:?}, which keeps layers in a form of its own; roots are written \
-                 for overlayfs, fuse-overlayfs and native: tell it one of these, or none"
-            )),
-        }
+        written(self.snapshotter.as_deref().filter(|name| *name != "auto" && !name.is_empty()))
     }
 
     /// The same of a daemon that runs as root.
@@ -116,6 +169,22 @@ impl Settings {
         } else {
             self.snapshotter()
         }
+    }
+}
+
+/// A value that says something.
+fn told(value: Option<&String>) -> Option<&str> {
+    value.map(String::as_str).filter(|value| !value.is_empty())
+}
+
+/// A snapshotter, if roots are written for it.
+fn written(snapshotter: Option<&str>) -> Result<Option<String>, String> {
+    match snapshotter {
+        None | Some("overlayfs" | "fuse-overlayfs" | "native") => Ok(snapshotter.map(str::to_owned)),
+        Some(other) => Err(format!(
+            "is told to use the snapshotter {other:?}, which keeps layers in a form of its own; roots are written for \
+             overlayfs, fuse-overlayfs and native: tell it one of these, or none"
+        )),
     }
 }
 
@@ -218,5 +287,26 @@ mod tests {
             }
         }
         assert!(Settings::read(&[], Some("root = ")).is_err());
+    }
+
+    #[test]
+    fn a_containerd_worker_is_read() {
+        let settings = read(&[], "");
+        assert_eq!(settings.containerd_address(), "/run/containerd/containerd.sock");
+        assert_eq!(settings.containerd_namespace(), "buildkit");
+        assert_eq!(settings.containerd_snapshotter(), Ok(None));
+        let config = "[worker.containerd]\naddress = \"/a\"\nnamespace = \"n\"\nsnapshotter = \"native\"\n";
+        let settings = read(&["--containerd-worker-addr=/b"], config);
+        assert_eq!(settings.containerd_address(), "/b");
+        assert_eq!(settings.containerd_namespace(), "n");
+        assert_eq!(settings.containerd_snapshotter(), Ok(Some("native".into())));
+        for (arguments, config, said) in [
+            (&["--containerd-worker=false"][..], "[worker.containerd]\nenabled = true", "turned off"),
+            (&[][..], "[worker.containerd]\nenabled = false", "turned off"),
+            (&["--containerd-worker-snapshotter=zfs"][..], "", "\"zfs\""),
+        ] {
+            let found = read(arguments, config).containerd_snapshotter().unwrap_err();
+            assert!(found.contains(said), "{found}");
+        }
     }
 }

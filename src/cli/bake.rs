@@ -40,6 +40,10 @@ Examples:
   warmkit bake ghcr.io/acme/app:cache --keys-from ghcr.io/acme/app:main \\
     --for buildx:ci
 
+  # for a buildkitd with a containerd worker; its containerd has to run
+  warmkit bake ghcr.io/acme/app:cache --keys-from ghcr.io/acme/app:main \\
+    --for containerd
+
   # a bucket, with credentials from where AWS's own tools have them
   warmkit bake type=s3,region=eu-central-1,bucket=acme-cache,name=app \\
     --keys-from ghcr.io/acme/app:main
@@ -175,7 +179,7 @@ impl Baking {
         output: Output,
     ) -> Result<(Options, Cancel), Failure> {
         let skip_missing = self.caches.skip_missing;
-        let Kind { snapshotter, owners } = root.kind();
+        let Kind { snapshotter, owners, containerd } = root.kind();
         let told = snapshotter.as_deref().and_then(Snapshotter::named);
         // What is written in a user namespace is for a daemon there.
         let owners = match owners {
@@ -197,6 +201,10 @@ impl Baking {
             root: root.path().to_owned(),
             snapshotter: self.snapshotter.or(told).unwrap_or_default(),
             owners,
+            containerd: containerd.as_ref().map(|containerd| bake::Containerd {
+                address: containerd.address.clone(),
+                namespace: containerd.namespace.clone(),
+            }),
             page_size: self.page_size,
             platforms: self.keys.platforms,
             find_images: match self.images {

@@ -4,19 +4,20 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueHint};
 
-use super::exit::Failure;
+use super::exit::{self, Failure};
 use crate::builder::{Root, Target};
 
 /// The root that a command is about.
 #[derive(Debug, Args)]
 pub(super) struct Place {
-    /// The root, as a directory
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, conflicts_with = "for")]
+    /// The root, as a directory; beside --for containerd it says where that root is, and with no other --for it goes
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     root: Option<PathBuf>,
 
     /// The root, by whose it is: `host`, this machine's buildkitd (/var/lib/buildkit), which is taken where neither is
     /// given; `rootless:USER`, the buildkitd that a user runs (`rootless`: who calls sudo, or whose user namespace this
-    /// is); `buildx:NAME` or `buildx:NAME/NODE`, a builder of the docker-container driver, which need not exist yet
+    /// is); `containerd` or `containerd:ADDRESS`, this machine's buildkitd with a containerd worker, whose layers go to the
+    /// containerd that listens there; `buildx:NAME` or `buildx:NAME/NODE`, a builder of the docker-container driver, which need not exist yet
     #[arg(id = "for", long = "for", value_name = "TARGET", value_hint = ValueHint::Other)]
     target: Option<Target>,
 }
@@ -44,9 +45,14 @@ impl Place {
 
     /// The root, to be written. There need not be anything yet, and nothing is made.
     pub(super) fn find(&self) -> Result<Root, Failure> {
-        match &self.root {
-            Some(root) => Ok(Root::at(root)),
-            None => Ok(self.target.as_ref().unwrap_or(&Target::Host).find()?),
+        match (&self.root, &self.target) {
+            (Some(root), None) => Ok(Root::at(root)),
+            (Some(root), Some(target @ Target::Containerd { .. })) => Ok(target.find()?.moved_to(root)),
+            (Some(_), Some(target)) => Err(Failure::new(
+                format!("--for {target} says where the root is: leave --root away"),
+                exit::USAGE,
+            )),
+            (None, target) => Ok(target.as_ref().unwrap_or(&Target::Host).find()?),
         }
     }
 }

@@ -58,26 +58,37 @@ pub(super) fn database(contents: &Contents, snapshotter: Snapshotter) -> Result<
 
 fn blobs(contents: &Contents, bucket: &mut Bucket) {
     let written = encode::time(contents.written_at);
+    let layers = contents.blobs.iter().map(|blob| (blob.descriptor.digest, blob.descriptor.size));
+    let documents = contents.documents.iter().map(|document| (document.digest, document.size));
+    for (digest, size) in layers.chain(documents) {
+        let entry = bucket.bucket(digest.to_string());
+        entry.put(SIZE, encode::varint_of(size));
+        entry.put(CREATED_AT, written);
+        entry.put(UPDATED_AT, written);
+    }
+    for (digest, labels) in labels(contents) {
+        let bucket = bucket.bucket(digest.to_string()).bucket(LABELS);
+        for (name, value) in labels {
+            bucket.put(name, value);
+        }
+    }
+}
+
+/// By digest, the labels that layers and documents have in the content store; who has none is not among them.
+pub fn labels(contents: &Contents) -> BTreeMap<Digest, BTreeMap<String, String>> {
+    let mut labels: BTreeMap<Digest, BTreeMap<String, String>> = BTreeMap::new();
     let mut sources: BTreeMap<(Digest, &str), BTreeSet<&str>> = BTreeMap::new();
     for blob in &contents.blobs {
         let digest = blob.descriptor.digest;
-        let entry = bucket.bucket(digest.to_string());
-        entry.put(SIZE, encode::varint_of(blob.descriptor.size));
-        entry.put(CREATED_AT, written);
-        entry.put(UPDATED_AT, written);
-        labels(blob, entry.bucket(LABELS));
+        labels.entry(digest).or_default().extend(labels_of(blob));
         for (host, repositories) in &blob.sources {
             sources.entry((digest, host)).or_default().extend(repositories.iter().map(String::as_str));
         }
     }
     for document in &contents.documents {
-        let digest = document.digest;
-        let entry = bucket.bucket(digest.to_string());
-        entry.put(SIZE, encode::varint_of(document.size));
-        entry.put(CREATED_AT, written);
-        entry.put(UPDATED_AT, written);
         for (host, repositories) in &document.sources {
-            sources.entry((digest, host)).or_default().extend(repositories.iter().map(String::as_str));
+            let sources = sources.entry((document.digest, host)).or_default();
+            sources.extend(repositories.iter().map(String::as_str));
         }
     }
     for ((digest, host), repositories) in sources {
@@ -93,21 +104,25 @@ fn blobs(contents: &Contents, bucket: &mut Bucket) {
             }
         }
         if !value.is_empty() {
-            bucket.bucket(digest.to_string()).bucket(LABELS).put(label, value);
+            labels.entry(digest).or_default().insert(label, value);
         }
     }
+    labels
 }
 
-fn labels(blob: &Blob, bucket: &mut Bucket) {
+fn labels_of(blob: &Blob) -> BTreeMap<String, String> {
     let digest = blob.descriptor.digest.to_string();
-    bucket.put(format!("{GC_REF_BLOB}{digest}"), digest);
-    bucket.put(MEDIA_TYPE, blob.descriptor.media_type.as_str());
-    bucket.put(format!("{ANNOTATION}{UNCOMPRESSED}"), blob.diff_id.to_string());
+    let mut labels = BTreeMap::from([
+        (format!("{GC_REF_BLOB}{digest}"), digest),
+        (MEDIA_TYPE.to_owned(), blob.descriptor.media_type.clone()),
+        (format!("{ANNOTATION}{UNCOMPRESSED}"), blob.diff_id.to_string()),
+    ]);
     for name in KEPT_ANNOTATIONS {
         if let Some(value) = blob.descriptor.annotations.get(name) {
-            bucket.put(format!("{ANNOTATION}{name}"), value.as_str());
+            labels.insert(format!("{ANNOTATION}{name}"), value.clone());
         }
     }
+    labels
 }
 
 fn snapshot_entries(contents: &Contents, bucket: &mut Bucket) -> Result<(), Error> {

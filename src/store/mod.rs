@@ -38,9 +38,10 @@ use crate::digest::{BlobChainId, ChainId, DiffId, Digest, OpDigest};
 use crate::oci::Descriptor;
 
 pub use crate::bolt::PageSize;
+pub use containerdmeta::labels;
 pub use content::BlobWriter;
 pub use ids::{KeyId, RecordId, SnapshotKey, WorkerId};
-pub use state_dir::{Snapshotter, StateDir, StateFile};
+pub use state_dir::{Layers, Snapshotter, StateDir, StateFile};
 
 /// Why a store cannot be written.
 #[derive(Debug, thiserror::Error)]
@@ -214,8 +215,7 @@ fn distinct<'a>(what: &'static str, ids: impl Iterator<Item = &'a str>) -> Resul
     Ok(())
 }
 
-/// Writes the databases and the worker's id of `state`, in [`StateFile::COMMIT_ORDER`] and with their modes;
-/// the directories must exist. A file that is there already is replaced.
+/// Writes the databases and the worker's id of `state`, in the order of [`StateDir::files`] and with their modes; the directories must exist. A file that is there already is replaced.
 ///
 /// The bytes depend on the contents, the snapshotter and `page_size` alone. Nothing is flushed to disk.
 ///
@@ -226,7 +226,7 @@ pub fn write_databases(state: &StateDir, contents: &Contents, page_size: PageSiz
     distinct("snapshot", contents.snapshots.iter().map(|snapshot| snapshot.key.as_str()))?;
     distinct("record", contents.records.iter().map(|record| record.id.as_str()))?;
     distinct("key", contents.keys.iter().map(|key| key.id.as_str()))?;
-    for file in StateFile::COMMIT_ORDER {
+    for &file in state.files() {
         let database = match file {
             StateFile::Snapshots => snapshots::database(contents)?,
             StateFile::Containerd => containerdmeta::database(contents, state.snapshotter())?,

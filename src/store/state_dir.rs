@@ -104,6 +104,8 @@ pub const SNAPSHOTS: &str = "snapshots/snapshots";
 pub const FS: &str = "fs";
 /// The overlay's work directory within a snapshot's directory.
 pub const WORK: &str = "work";
+/// Before the snapshotter's name, the directory of a containerd worker.
+pub const CONTAINERD_WORKER: &str = "containerd-";
 /// A running daemon holds a lock on this file, in the root.
 pub const LOCK: &str = "buildkitd.lock";
 
@@ -129,6 +131,10 @@ pub const WORKER_DIRECTORIES: &[(&str, u32)] = &[
     ("executor", 0o711),
     ("cachemounts", PRIVATE_DIR_MODE),
 ];
+
+/// The same of a containerd worker, whose directory is [`CONTAINERD_WORKER`] and the snapshotter's name.
+pub const CONTAINERD_WORKER_DIRECTORIES: &[(&str, u32)] =
+    &[("", PRIVATE_DIR_MODE), ("cachemounts", PRIVATE_DIR_MODE)];
 
 /// A file that makes a root a root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -167,12 +173,23 @@ pub struct StateDir {
     root: PathBuf,
     snapshotter: Snapshotter,
     owner: Option<(u32, u32)>,
+    layers: Layers,
+}
+
+/// Who keeps the layers of a root: blobs and snapshots, and the leases on them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Layers {
+    /// The root: that of an OCI worker.
+    #[default]
+    InRoot,
+    /// A containerd, in its own directories: that of a containerd worker has records and ids only.
+    InContainerd,
 }
 
 impl StateDir {
     /// Names the root; touches nothing.
     pub fn new(root: impl Into<PathBuf>, snapshotter: Snapshotter) -> Self {
-        Self { root: root.into(), snapshotter, owner: None }
+        Self { root: root.into(), snapshotter, owner: None, layers: Layers::InRoot }
     }
 
     /// The same, of a daemon that runs as this user and group: what is made belongs to them, but for the root itself,
@@ -180,6 +197,20 @@ impl StateDir {
     #[must_use]
     pub fn owned_by(self, user: u32, group: u32) -> Self {
         Self { owner: Some((user, group)), ..self }
+    }
+
+    /// The same, with its layers kept by these.
+    #[must_use]
+    pub fn with_layers(self, layers: Layers) -> Self {
+        Self { layers, ..self }
+    }
+
+    /// Its files, in the order in which they must appear.
+    pub fn files(&self) -> &'static [StateFile] {
+        match self.layers {
+            Layers::InRoot => &StateFile::COMMIT_ORDER,
+            Layers::InContainerd => &[StateFile::Metadata, StateFile::WorkerId, StateFile::Cache],
+        }
     }
 
     /// The root itself.
@@ -194,7 +225,10 @@ impl StateDir {
 
     /// One of this module's paths in the worker's directory.
     pub fn in_worker(&self, relative: &str) -> PathBuf {
-        let worker = self.root.join(self.snapshotter.worker());
+        let worker = self.root.join(match self.layers {
+            Layers::InRoot => self.snapshotter.worker().to_owned(),
+            Layers::InContainerd => format!("{CONTAINERD_WORKER}{}", self.snapshotter),
+        });
         if relative.is_empty() { worker } else { worker.join(relative) }
     }
 
@@ -225,14 +259,18 @@ impl StateDir {
         if self.snapshotter.has_upper() { directory.join(FS) } else { directory }
     }
 
-    /// Makes the root and [`WORKER_DIRECTORIES`], with their modes whatever the umask is. What exists is kept and
+    /// Makes the root and the worker's directories, with their modes whatever the umask is. What exists is kept and
     /// gets its mode; parents of the root must exist.
     ///
     /// # Errors
     /// A directory cannot be made, or something else stands there.
     pub fn create(&self) -> Result<(), Error> {
         Self { owner: None, ..self.clone() }.make_dir(&self.root, PRIVATE_DIR_MODE)?;
-        WORKER_DIRECTORIES.iter().try_for_each(|(path, mode)| self.make_dir(&self.in_worker(path), *mode))
+        let directories = match self.layers {
+            Layers::InRoot => WORKER_DIRECTORIES,
+            Layers::InContainerd => CONTAINERD_WORKER_DIRECTORIES,
+        };
+        directories.iter().try_for_each(|(path, mode)| self.make_dir(&self.in_worker(path), *mode))
     }
 
     /// Gives the root itself to its owner, who could have put links in the way of what is written there before.
@@ -314,6 +352,20 @@ mod tests {
                 assert_eq!(upper, state.snapshot(1));
             }
         }
+    }
+
+    #[test]
+    fn a_containerd_worker_keeps_no_layers() {
+        let temp = tempfile::tempdir().unwrap();
+        let state =
+            StateDir::new(temp.path().join("root"), Snapshotter::Overlayfs).with_layers(Layers::InContainerd);
+        state.create().unwrap();
+        let worker = state.root().join("containerd-overlayfs");
+        assert_eq!(mode(&worker), 0o700);
+        let made: Vec<_> = fs::read_dir(&worker).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(made, ["cachemounts"]);
+        assert_eq!(state.files().last(), Some(&StateFile::Cache));
+        assert!(!state.files().contains(&StateFile::Containerd));
     }
 
     #[test]

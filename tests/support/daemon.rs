@@ -102,8 +102,21 @@ impl Daemon {
         let registries = http_registries(&[registry]);
         let scratch = Scratch::new();
         user.owns(scratch.path());
-        let worker = "rootless = true\n  noProcessSandbox = true";
-        Self::launch_in(scratch, tools, program, root, &registries, snapshotter, worker)
+        let workers = oci_worker(snapshotter, "rootless = true\n  noProcessSandbox = true");
+        Self::launch_in(scratch, tools, program, root, &registries, &workers, true)
+            .unwrap_or_else(|said| panic!("{said}"))
+    }
+
+    /// As [`Daemon::start`], with its layers in a containerd.
+    #[track_caller]
+    pub fn start_on_containerd(tools: &Tools, root: &Path, registry: &Registry, address: &str) -> Self {
+        let program = Command::new(&tools.buildkitd);
+        let workers = format!(
+            "[worker.oci]\n  enabled = false\n\
+             [worker.containerd]\n  enabled = true\n  address = {address:?}\n"
+        );
+        let registries = http_registries(&[registry]);
+        Self::launch_in(Scratch::new(), tools, program, root, &registries, &workers, false)
             .unwrap_or_else(|said| panic!("{said}"))
     }
 
@@ -139,7 +152,9 @@ impl Daemon {
         snapshotter: &str,
         worker: &str,
     ) -> Result<Self, String> {
-        Self::launch_in(Scratch::new(), tools, program, root, registries, snapshotter, worker)
+        // What was collected is said to those only who debug.
+        let (workers, debug) = (oci_worker(snapshotter, worker), !worker.is_empty());
+        Self::launch_in(Scratch::new(), tools, program, root, registries, &workers, debug)
     }
 
     /// Starts the program with a configuration, and waits until it answers; what it said, where it does not.
@@ -149,20 +164,16 @@ impl Daemon {
         mut program: Command,
         root: &Path,
         registries: &str,
-        snapshotter: &str,
-        worker: &str,
+        workers: &str,
+        debug: bool,
     ) -> Result<Self, String> {
         // Two daemons of one host would share the default of the tracing socket.
         let config = format!(
             "root = \"{root}\"\ndebug = {debug}\n\
              [grpc]\n  address = [\"unix://{socket}\"]\n\
              [otel]\n  socketPath = \"{otel}\"\n\
-             [worker.oci]\n  enabled = true\n  snapshotter = \"{snapshotter}\"\n{worker}\n\
-             [worker.containerd]\n  enabled = false\n\
-             {registries}",
+             {workers}{registries}",
             root = root.display(),
-            // What was collected is said to those only who debug.
-            debug = !worker.is_empty(),
             socket = scratch.join("sock").display(),
             otel = scratch.join("otel.sock").display(),
         );
@@ -336,6 +347,14 @@ impl Drop for Daemon {
             }
         }
     }
+}
+
+/// The part of the configuration that has an OCI worker, and goes on with `more`.
+fn oci_worker(snapshotter: &str, more: &str) -> String {
+    format!(
+        "[worker.oci]\n  enabled = true\n  snapshotter = \"{snapshotter}\"\n{more}\n\
+         [worker.containerd]\n  enabled = false\n"
+    )
 }
 
 /// The part of the configuration that lets a daemon speak plain http to them.

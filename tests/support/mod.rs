@@ -16,6 +16,8 @@ pub mod buildx;
 pub mod cases;
 pub mod command;
 pub mod commands;
+#[cfg(feature = "containerd")]
+pub mod containerd;
 pub mod daemon;
 pub mod demo;
 pub mod dockerd;

@@ -1,0 +1,305 @@
+//! Keeps layers in a running containerd, as the containerd worker of a `buildkitd` does.
+//!
+//! ```text
+//! work lease        expires by itself; in every request, so that it holds all that they make
+//!   blobs           looked up, else ingested with their labels; one of another namespace is shared
+//!   snapshots       looked up, else prepared on the parent, applied to, diff ID compared, committed
+//! record leases     one per record, flat: blob, documents, snapshot
+//! databases         written and put in place, by others
+//! work lease        deleted; before that, a bake that fails deletes what leases it made
+//! ```
+//!
+//! What a bake leaves that is killed is held by a lease that ends in a day, or when a `buildkitd` starts: containerd
+//! collects it. Until then the next bake takes it up, since nothing here has a name that depends on the bake but the
+//! lease and snapshots that are not committed.
+
+use std::collections::BTreeMap;
+use std::io::{BufReader, Write};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use jiff::{SignedDuration, Timestamp};
+
+use crate::containerd::{self, Client, Ingest, Resource};
+use crate::digest::{DiffId, Digest};
+use crate::gather::{self, Image, ImageDocument};
+use crate::layer::{self, Usage};
+use crate::progress::{Event, Progress};
+use crate::source::Source;
+use crate::store::{self, Contents};
+
+use super::layers::{Cancellable, compression};
+use super::plan::Plan;
+use super::schedule::{self, Job, Keeper, from_first};
+use super::{Cancel, Containerd, Error, Options, stores};
+
+/// How long what a killed bake left is held.
+const HELD_FOR: SignedDuration = SignedDuration::from_hours(24);
+
+type Labels = BTreeMap<String, String>;
+
+/// Connects to it, and looks whether it has the snapshotter.
+pub(super) fn connect(containerd: &Containerd, options: &Options, cancel: &Cancel) -> Result<Client, Error> {
+    let stop = cancel.stop.clone();
+    let client =
+        Client::connect(&containerd.address, &containerd.namespace, Box::new(move || stop.is_stopped()))?;
+    client.has_snapshot(options.snapshotter.name(), "warmkit")?;
+    Ok(client)
+}
+
+/// What a containerd holds for a root. Dropped, the leases that were made go, and it collects what they held.
+pub(super) struct Held {
+    client: Client,
+    work: String,
+    records: Vec<String>,
+    is_settled: bool,
+}
+
+impl Held {
+    /// The root is in its place: records have their own leases. Says what could not be done.
+    pub(super) fn settle(mut self) -> Option<Error> {
+        self.is_settled = true;
+        self.client.delete_lease(&self.work, false).err().map(Error::from)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if self.is_settled {
+            return;
+        }
+        for record in &self.records {
+            // One that cannot be deleted is taken up by the next bake of these caches.
+            let _ = self.client.delete_lease(record, false);
+        }
+        // And this one ends by itself.
+        let _ = self.client.delete_lease(&self.work, true);
+    }
+}
+
+/// Has a containerd keep everything of `plan`; gives what each snapshot takes. Of `sources`, the last are those of
+/// `images`.
+pub(super) fn keep(
+    mut client: Client,
+    plan: &Plan,
+    sources: &[Box<dyn Source>],
+    images: &[Image],
+    options: &Options,
+    cancel: &Cancel,
+    progress: &dyn Progress,
+) -> Result<(Vec<Usage>, Held), Error> {
+    let snapshotter = options.snapshotter.name();
+    let nothing = vec![Usage::default(); plan.snapshots.len()];
+    let contents = stores::contents(plan, sources, images, &nothing, options.written_at);
+    let work = format!("warmkit-{}-{}", std::process::id(), Timestamp::now().as_nanosecond());
+    client.work_under(&work, Timestamp::now() + HELD_FOR)?;
+    let mut held = Held { client, work, records: Vec::new(), is_settled: false };
+    let layers = Kept {
+        client: &held.client,
+        lease: &held.work,
+        snapshotter,
+        plan,
+        sources,
+        contents: &contents,
+        labels: store::labels(&contents),
+        proven: plan.blobs.iter().map(|_| AtomicBool::new(false)).collect(),
+        prepared: AtomicUsize::new(0),
+        cancel,
+        progress,
+    };
+    layers.hold()?;
+    for document in images.iter().flat_map(|image| &image.documents) {
+        layers.put(document)?;
+    }
+    schedule::run(plan, &layers, cancel, progress)?;
+    let usage = contents
+        .snapshots
+        .iter()
+        .map(|snapshot| {
+            let usage = held.client.usage(snapshotter, snapshot.key.as_str())?;
+            Ok(Usage { size: usage.size, inodes: usage.inodes })
+        })
+        .collect::<Result<Vec<Usage>, Error>>()?;
+    lease(&mut held, &contents, snapshotter)?;
+    Ok((usage, held))
+}
+
+/// Gives each record a lease of its own.
+fn lease(held: &mut Held, contents: &Contents, snapshotter: &str) -> Result<(), Error> {
+    for record in &contents.records {
+        let id = record.id.as_str();
+        if held.client.lease_record(id, contents.written_at)? {
+            held.records.push(id.to_owned());
+        }
+        let blob = contents.blobs[record.blob].descriptor.digest;
+        let documents = record.documents.iter().map(|&document| contents.documents[document].digest);
+        for digest in std::iter::once(blob).chain(documents) {
+            held.client.add_to_lease(id, Resource::Content(&digest.to_string()))?;
+        }
+        let key = contents.snapshots[record.snapshot].key.as_str();
+        held.client.add_to_lease(id, Resource::Snapshot { snapshotter, key })?;
+    }
+    Ok(())
+}
+
+/// Layers on their way into a containerd.
+struct Kept<'a> {
+    client: &'a Client,
+    lease: &'a str,
+    snapshotter: &'a str,
+    plan: &'a Plan,
+    sources: &'a [Box<dyn Source>],
+    contents: &'a Contents,
+    labels: BTreeMap<Digest, Labels>,
+    /// Per blob: whether somebody has proven its diff ID before.
+    proven: Vec<AtomicBool>,
+    prepared: AtomicUsize,
+    cancel: &'a Cancel,
+    progress: &'a dyn Progress,
+}
+
+impl Kept<'_> {
+    /// Has the work lease hold what may be there already.
+    fn hold(&self) -> Result<(), Error> {
+        let Self { client, lease, snapshotter, contents, .. } = *self;
+        let blobs = contents.blobs.iter().map(|blob| blob.descriptor.digest);
+        for digest in blobs.chain(contents.documents.iter().map(|document| document.digest)) {
+            self.cancel.check()?;
+            client.add_to_lease(lease, Resource::Content(&digest.to_string()))?;
+        }
+        for snapshot in &contents.snapshots {
+            self.cancel.check()?;
+            client.add_to_lease(lease, Resource::Snapshot { snapshotter, key: snapshot.key.as_str() })?;
+        }
+        Ok(())
+    }
+
+    /// Takes a document in.
+    fn put(&self, document: &ImageDocument) -> Result<(), Error> {
+        let ImageDocument { digest, bytes } = document;
+        self.take(digest, bytes.len() as u64, |ingest| {
+            // What failed is told by the ingest.
+            let _ = ingest.write_all(bytes);
+            Ok(())
+        })
+        .map(drop)
+    }
+
+    /// Takes a blob in that `write` writes, unless it is there; gives the labels that it had before, if it was.
+    fn take(
+        &self,
+        digest: &Digest,
+        size: u64,
+        write: impl FnOnce(&mut Ingest<'_>) -> Result<(), Error>,
+    ) -> Result<Option<Labels>, Error> {
+        let (name, none) = (digest.to_string(), Labels::new());
+        let labels = self.labels.get(digest).unwrap_or(&none);
+        let mut found = self.client.labels(&name)?;
+        if found.is_none() {
+            if let Some(mut ingest) = self.client.write(&name, size)? {
+                if !ingest.is_whole() {
+                    let written = write(&mut ingest);
+                    if let Some(error) = ingest.failure() {
+                        return Err(error.into());
+                    }
+                    written?;
+                }
+                ingest.finish(labels)?;
+                return Ok(None);
+            }
+            found = self.client.labels(&name)?;
+        }
+        let found = found.unwrap_or_default();
+        let lacks: Labels = labels.iter().filter(|(name, _)| !found.contains_key(*name)).map(owned).collect();
+        if !lacks.is_empty() {
+            self.client.label(&name, &lacks)?;
+        }
+        Ok(Some(found))
+    }
+}
+
+fn owned((name, value): (&String, &String)) -> (String, String) {
+    (name.clone(), value.clone())
+}
+
+impl Keeper for Kept<'_> {
+    type Place = ();
+
+    fn stacks(&self) -> bool {
+        true
+    }
+
+    fn fetch(&self, at: usize) -> Result<(), Error> {
+        let blob = &self.plan.blobs[at];
+        let descriptor = &blob.layer.descriptor;
+        let found = self.take(&descriptor.digest, descriptor.size, |ingest| {
+            let mut is_first = true;
+            from_first(blob, self.sources, self.progress, |source| {
+                if !std::mem::take(&mut is_first) {
+                    ingest.again();
+                }
+                let mut out = Cancellable { inner: &mut *ingest, cancel: self.cancel };
+                let copied = source.blob(descriptor, &mut out, self.progress);
+                match ingest.failure() {
+                    Some(error) => Err(error.into()),
+                    None => copied.map_err(|error| {
+                        gather::Error::Source { what: source.name(), source: Box::new(error) }.into()
+                    }),
+                }
+            })
+        })?;
+        // Who gave it this label had unpacked it.
+        let diff_id = blob.layer.diff_id.to_string();
+        let labels = self.labels.get(&descriptor.digest).into_iter().flatten();
+        let is_proven = |found: Labels| {
+            labels.into_iter().any(|(name, value)| *value == diff_id && found.get(name) == Some(value))
+        };
+        self.proven[at].store(found.is_some_and(is_proven), Ordering::Release);
+        self.progress.event(Event::BlobDone { digest: descriptor.digest });
+        Ok(())
+    }
+
+    fn place(&self, _worker: usize) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn unpack(&self, job: Job, (): &()) -> Result<(), Error> {
+        let Self { client, snapshotter, .. } = *self;
+        let at = job.blob(self.plan);
+        let expected = &self.plan.blobs[at].layer;
+        let digest = expected.descriptor.digest;
+        let key = |snapshot: usize| self.contents.snapshots[snapshot].key.as_str();
+        let missing = match job {
+            Job::Unpack(snapshot) if !client.has_snapshot(snapshotter, key(snapshot))? => Some(snapshot),
+            _ => None,
+        };
+        let found = if let Some(snapshot) = missing {
+            let number = self.prepared.fetch_add(1, Ordering::Relaxed);
+            let temporary = format!("{}-{number}", self.lease);
+            let parent = self.plan.snapshots[snapshot].parent.map(key);
+            let mounts = client.prepare(snapshotter, &temporary, parent)?;
+            let descriptor = &expected.descriptor;
+            let applied =
+                client.apply(&digest.to_string(), descriptor.size, &descriptor.media_type, mounts)?;
+            let applied: DiffId = applied.parse().map_err(|_| containerd::Error::Unexpected {
+                what: format!("layer {digest}"),
+                expected: expected.diff_id.to_string(),
+                found: applied,
+            })?;
+            if applied == expected.diff_id {
+                client.commit(snapshotter, key(snapshot), &temporary)?;
+            }
+            applied
+        } else if self.proven[at].load(Ordering::Acquire) {
+            expected.diff_id
+        } else {
+            let blob = Cancellable { inner: client.read(&digest.to_string())?, cancel: self.cancel };
+            let read = layer::entries(BufReader::new(blob), compression(expected), |_, _| Ok(()));
+            read.map_err(|source: layer::Error| Error::Layer { digest, source })?.diff_id
+        };
+        if found != expected.diff_id {
+            return Err(Error::DiffIdMismatch { digest, expected: expected.diff_id, found });
+        }
+        self.progress.event(Event::LayerDone { digest });
+        Ok(())
+    }
+}

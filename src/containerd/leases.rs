@@ -1,0 +1,121 @@
+//! Leases: what keeps blobs and snapshots. What no lease has is collected.
+
+use std::collections::HashMap;
+
+use jiff::Timestamp;
+use tonic::Code;
+
+use super::client::{Client, Failure};
+use super::wire::{self, Empty};
+use super::{Error, Result};
+
+/// Label of a lease: it keeps what it names, and not what that refers to.
+const FLAT: &str = "containerd.io/gc.flat";
+/// Label of a lease: from then on it keeps nothing.
+const EXPIRE: &str = "containerd.io/gc.expire";
+/// Label of a lease that `buildkitd` deletes when it starts.
+const TEMPORARY: &str = "buildkit/lease.temporary";
+
+/// Something that a lease keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resource<'a> {
+    /// A blob, by its digest.
+    Content(&'a str),
+    /// A snapshot.
+    Snapshot {
+        /// Whose.
+        snapshotter: &'a str,
+        /// Its key.
+        key: &'a str,
+    },
+}
+
+impl Resource<'_> {
+    fn message(self) -> wire::Resource {
+        match self {
+            Self::Content(digest) => wire::Resource { id: digest.to_owned(), kind: "content".to_owned() },
+            Self::Snapshot { snapshotter, key } => {
+                wire::Resource { id: key.to_owned(), kind: format!("snapshots/{snapshotter}") }
+            }
+        }
+    }
+}
+
+impl Client {
+    /// Makes a lease that holds all that is made from here on, as each request then carries it. It ends by itself: at
+    /// `until`, and when a `buildkitd` starts on this namespace.
+    ///
+    /// # Errors
+    /// containerd refuses.
+    pub fn work_under(&mut self, lease: &str, until: Timestamp) -> Result<()> {
+        let labels = [(EXPIRE, until.to_string()), (TEMPORARY, until.to_string())];
+        self.create_lease(lease, &labels).map_err(|failure| failure.at("make the lease", lease))?;
+        self.carry(lease);
+        Ok(())
+    }
+
+    /// Makes the lease of a record, which keeps what is added to it and nothing else; tells whether it is new.
+    ///
+    /// # Errors
+    /// containerd refuses.
+    pub fn lease_record(&self, lease: &str, at: Timestamp) -> Result<bool> {
+        match self.create_lease(lease, &[(FLAT, at.to_string())]) {
+            Ok(()) => Ok(true),
+            Err(failure) if failure.is(Code::AlreadyExists) => Ok(false),
+            Err(failure) => Err(failure.at("make the lease", lease)),
+        }
+    }
+
+    fn create_lease(&self, id: &str, labels: &[(&str, String)]) -> std::result::Result<(), Failure> {
+        let labels: HashMap<_, _> =
+            labels.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+        let Empty {} = self.short(wire::LEASE_CREATE, wire::LeaseCreate { id: id.to_owned(), labels })?;
+        Ok(())
+    }
+
+    /// Has a lease keep something, whether or not it is there yet.
+    ///
+    /// # Errors
+    /// containerd refuses.
+    pub fn add_to_lease(&self, lease: &str, resource: Resource<'_>) -> Result<()> {
+        let resource = resource.message();
+        let what = format!("{} {}", resource.kind, resource.id);
+        let add = wire::LeaseAdd { id: lease.to_owned(), resource: Some(resource) };
+        let added: std::result::Result<Empty, _> = self.short(wire::LEASE_ADD, add);
+        match added {
+            Err(failure) if !failure.is(Code::AlreadyExists) => Err(failure.at("lease", what)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Ends a lease, also when this client was stopped; one that is gone is no error. What nothing else keeps is
+    /// collected before this returns where `collect` says so, else when containerd sees fit.
+    ///
+    /// # Errors
+    /// containerd refuses.
+    pub fn delete_lease(&self, lease: &str, collect: bool) -> Result<()> {
+        let delete = wire::LeaseDelete { id: lease.to_owned(), sync: collect };
+        let deleted: std::result::Result<Empty, Failure> = self.after_all(wire::LEASE_DELETE, delete);
+        match deleted {
+            Err(failure) if !failure.is(Code::NotFound) => {
+                Err::<(), Error>(failure.at("delete the lease", lease))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resources_are_named_as_containerd_has_them() {
+        for (resource, id, kind) in [
+            (Resource::Content("sha256:ab"), "sha256:ab", "content"),
+            (Resource::Snapshot { snapshotter: "overlayfs", key: "k" }, "k", "snapshots/overlayfs"),
+        ] {
+            assert_eq!(resource.message(), wire::Resource { id: id.into(), kind: kind.into() });
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! A real containerd, all of its own: its directories and its socket.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use warmkit::containerd::Client;
+
+use super::command;
+use super::tools::directory;
+use super::{Scratch, skip};
+
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// A containerd. Its garbage collection runs as it does by default: shortly after its start, and after what frees
+/// something.
+#[derive(Debug)]
+pub struct Containerd {
+    scratch: Scratch,
+    program: PathBuf,
+    child: Option<Child>,
+}
+
+impl Containerd {
+    /// Starts the one of Debian's package. `None` when it is missing, after it said so.
+    ///
+    /// # Panics
+    ///
+    /// When it is missing and `WARMKIT_REQUIRE_REAL=1`.
+    #[track_caller]
+    pub fn start() -> Option<Self> {
+        let program = directory().unwrap_or_default().join("docker/bin/containerd");
+        if !program.is_file() {
+            skip::skip(&format!("no {}", program.display()));
+            return None;
+        }
+        let mut containerd = Self { scratch: Scratch::new(), program, child: None };
+        containerd.run();
+        Some(containerd)
+    }
+
+    fn run(&mut self) {
+        let scratch = &self.scratch;
+        let path = |name| scratch.join(name).display().to_string();
+        let config = format!(
+            "version = 2\nroot = {:?}\nstate = {:?}\n\
+             disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
+             [grpc]\n  address = {:?}\n\
+             [ttrpc]\n  address = {:?}\n\
+             [plugins.\"io.containerd.internal.v1.opt\"]\n  path = {:?}\n",
+            path("root"),
+            path("state"),
+            self.address(),
+            path("ttrpc"),
+            path("opt"),
+        );
+        let config = scratch.write("config.toml", config);
+        let log = fs::File::options().append(true).create(true).open(scratch.join("log")).unwrap();
+        let beside = self.program.parent().unwrap().display();
+        let child = Command::new(&self.program)
+            .arg("--config")
+            .arg(config)
+            // Its shims are beside it, and Debian keeps runc where only root looks.
+            .env("PATH", format!("{beside}:{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default()))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        self.child = Some(child);
+        let deadline = Instant::now() + LIMIT;
+        while let Err(error) = Client::connect(&self.address(), "test", Box::new(|| false)) {
+            let ended = self.child.as_mut().unwrap().try_wait().unwrap();
+            assert!(ended.is_none(), "containerd ended: {ended:?}\n{}", self.log());
+            assert!(Instant::now() < deadline, "containerd does not answer: {error}\n{}", self.log());
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> String {
+        self.scratch.join("sock").display().to_string()
+    }
+
+    /// What it logged so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.scratch.join("log")).unwrap_or_default()
+    }
+
+    /// A connection for the namespace.
+    pub fn client(&self, namespace: &str) -> Client {
+        Client::connect(&self.address(), namespace, Box::new(|| false)).unwrap()
+    }
+
+    /// Has it collect what nothing holds, as `ctr leases delete --sync` does; it has when this returns.
+    pub fn collect(&self) {
+        let client = self.client("test");
+        client.lease_record("for-nothing", jiff::Timestamp::now()).unwrap();
+        client.delete_lease("for-nothing", true).unwrap();
+    }
+
+    /// Names of the blobs in its content store, of all namespaces.
+    pub fn blobs(&self) -> Vec<String> {
+        names(&self.scratch.join("root/io.containerd.content.v1.content/blobs/sha256"))
+    }
+
+    /// Ids of the snapshots that its overlayfs has, of all namespaces.
+    pub fn snapshots(&self) -> Vec<String> {
+        names(&self.scratch.join("root/io.containerd.snapshotter.v1.overlayfs/snapshots"))
+    }
+
+    /// Stops it and starts it again.
+    #[track_caller]
+    pub fn restart(&mut self) {
+        self.stop();
+        self.run();
+    }
+
+    fn stop(&mut self) {
+        let Some(mut child) = self.child.take() else { return };
+        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).unwrap();
+        kill_process(pid, Signal::TERM).unwrap();
+        if command::wait(&mut child, LIMIT).is_none() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn names(directory: &Path) -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(directory)
+        .into_iter()
+        .flatten()
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}
