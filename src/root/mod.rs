@@ -403,6 +403,11 @@ impl Found {
     }
 }
 
+/// The snapshotter of the worker with this directory, as [`Found::among`] has found it.
+pub(crate) fn snapshotter_of(worker: &Path) -> &str {
+    worker.to_str().and_then(|name| name.strip_prefix("runc-")).unwrap_or_default()
+}
+
 /// Locks everything that a daemon would lock.
 fn locks(tree: &Tree, workers: &[PathBuf]) -> Result<Vec<OwnedFd>, Error> {
     let mut paths: Vec<PathBuf> = [LOCK, "cache.db", HISTORY].map(PathBuf::from).to_vec();
@@ -426,7 +431,7 @@ fn locks(tree: &Tree, workers: &[PathBuf]) -> Result<Vec<OwnedFd>, Error> {
 }
 
 fn worker(tree: &Tree, path: &Path, faults: &mut Faults) -> Result<Worker, Error> {
-    let snapshotter = path.to_string_lossy().trim_start_matches("runc-").to_owned();
+    let snapshotter = snapshotter_of(path).to_owned();
     schema::records_file(tree, path)?;
     let records_path = path.join("metadata_v2.db");
     let containerd_path = path.join("containerdmeta.db");
