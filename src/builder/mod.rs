@@ -19,6 +19,7 @@ mod root;
 mod rootless;
 mod settings;
 mod unit;
+mod user_unit;
 
 use std::fmt;
 use std::str::FromStr;
@@ -27,6 +28,7 @@ pub use buildx::{Builder, Node, find, unknown};
 pub use docker::Docker;
 pub use error::{Error, ErrorClass};
 pub use root::{Containerd, Kind, Root};
+pub use settings::Told;
 
 /// A builder, as `--for` names it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -37,10 +37,15 @@ impl Place {
 
     /// The root's directory, which no container runs on.
     pub(super) fn idle_root(&self) -> Result<PathBuf, Failure> {
+        Ok(self.find_idle()?.path().to_owned())
+    }
+
+    /// The root, which is there, and which no container runs on.
+    pub(super) fn find_idle(&self) -> Result<Root, Failure> {
         let root = self.find()?;
         root.require_idle()?;
         root.require_there()?;
-        Ok(root.path().to_owned())
+        Ok(root)
     }
 
     /// The root, to be written. There need not be anything yet, and nothing is made.

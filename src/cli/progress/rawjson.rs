@@ -1,5 +1,6 @@
 //! Events as JSON, one object per line: docs/json.md, "`--progress rawjson`".
 
+use std::borrow::Cow;
 use std::error::Error;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -40,7 +41,7 @@ enum Told<'a> {
     Compared { digest: &'a Digest },
     Retry { what: &'a str, failures: u32, seconds: f64, reason: &'a str },
     Warning { message: &'a str },
-    Error { message: &'a str, help: Option<&'static str>, exit_code: u8 },
+    Error { message: &'a str, help: Option<Cow<'static, str>>, exit_code: u8 },
 }
 
 fn line(told: Told<'_>) -> String {
