@@ -8,6 +8,7 @@ use super::exit::{self, Failure};
 use super::output::Output;
 use super::place::Place;
 use super::plan::{Host, table};
+use super::progress::Shown;
 use crate::bake::{self, GcOptions};
 use crate::fsutil;
 use crate::gc::{self, Disk, Forecast, Question, Record};
@@ -51,7 +52,7 @@ struct Outcome {
 /// Foretells and returns the exit code.
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let gc = arguments.host.options()?;
-    let path = arguments.place.idle_root()?;
+    let path = arguments.place.idle_root(Shown::default())?;
     let root = Root::open(&path)?;
     let workers = root.read_whole()?.workers;
     let records: Vec<Record> =

@@ -117,7 +117,7 @@ pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
     let Arguments { baking, output, host } = arguments;
     let gc = host.options()?;
     let progress = baking.progress;
-    let root = baking.place.find()?;
+    let root = baking.place.find(progress)?;
     let busy = root.require_idle().err().map(Failure::from);
     let (options, cancel) = baking.options(&root, host.buildkitd_config, output)?;
     let foreseen = bake::foresee(&options, &gc, &cancel, &*progress.start()?)?;
