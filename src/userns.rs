@@ -76,7 +76,8 @@ impl IdMap {
 impl IdMap {
     /// How many ids it would need after its last one to have this too; `None` where it has it, or a gap before it.
     fn lacks(&self, id: u32) -> Option<u32> {
-        let last = self.0.iter().filter(|range| range.count > 0).map(|range| range.inside + (range.count - 1)).max();
+        let last =
+            self.0.iter().filter(|range| range.count > 0).map(|range| range.inside + (range.count - 1)).max();
         id.checked_sub(last?).filter(|&count| count > 0)
     }
 }

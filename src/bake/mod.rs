@@ -210,7 +210,8 @@ fn watched<T>(
 }
 
 fn bake_watched(options: &Options, cancel: &Cancel, progress: &dyn Progress) -> Result<Report, Error> {
-    let staging = Staging::new(&options.root, options.marks()).map_err(|error| error.or_full(&options.root, &options.root))?;
+    let staging = Staging::new(&options.root, options.marks())
+        .map_err(|error| error.or_full(&options.root, &options.root))?;
     let leftovers = staging.leftovers().to_vec();
     for left in &leftovers {
         let left = left.display();

@@ -129,7 +129,8 @@ fn require_fit(target: &Path, marks: Marks) -> Result<(), Error> {
     if fsutil::is_read_only(&path).at("look at the file system of", &path)? {
         return Err(Error::TargetReadOnly { path });
     }
-    let is_tmpfs = marks == Marks::OfUsers && fsutil::is_on_tmpfs(&path).at("look at the file system of", &path)?;
+    let is_tmpfs =
+        marks == Marks::OfUsers && fsutil::is_on_tmpfs(&path).at("look at the file system of", &path)?;
     let has_none = || fsutil::takes_user_xattrs(&path).map(|takes| !takes).at("read attributes of", &path);
     if is_tmpfs || marks != Marks::Any && has_none()? {
         return Err(Error::NoMarks { path, is_tmpfs });

@@ -153,7 +153,9 @@ pub enum Error {
     #[error("$HOME says no directory to look for the root in: set it, or name the root with --root")]
     NoHome,
     /// A user without one.
-    #[error("{user} has no home in passwd to look for the root in: give one (`usermod --home`), or name the root with --root")]
+    #[error(
+        "{user} has no home in passwd to look for the root in: give one (`usermod --home`), or name the root with --root"
+    )]
     NoHomeOf {
         /// The user.
         user: String,

@@ -456,7 +456,8 @@ fn of_node(owner: &Owner) -> Result<Place, Error> {
     if tag.is_some_and(|(_, tag)| tag.split('-').any(|part| part == "rootless")) {
         return Err(Error::Misfit { whose: owner.to_string(), misfit: ROOTLESS.into() });
     }
-    let (root, snapshotter, told) = settings(owner, node.flags(), node.config().as_deref(), "buildkitd.toml")?;
+    let (root, snapshotter, told) =
+        settings(owner, node.flags(), node.config().as_deref(), "buildkitd.toml")?;
     match root.strip_prefix(DEFAULT_ROOT) {
         Ok(within) => Ok(Place { volume: node.volume(), within: within.to_owned(), snapshotter, told }),
         Err(_) => Err(Error::NoVolumeThere { whose: owner.to_string(), root }),

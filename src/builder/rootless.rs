@@ -113,11 +113,14 @@ fn at(session: &Session<'_>, owners: Owners) -> Result<Root, Error> {
         }
         None => Unit::default(),
     };
-    let directory = |name: &'static str, otherwise: &str| {
-        match unit.environment.get(name).map(OsString::from).or_else(|| variables(name)) {
-            Some(value) => absolute(format!("${name}"), first(name, &value)),
-            None => home.map(|home| home.join(otherwise)).ok_or(Error::NoHome),
-        }
+    let directory = |name: &'static str, otherwise: &str| match unit
+        .environment
+        .get(name)
+        .map(OsString::from)
+        .or_else(|| variables(name))
+    {
+        Some(value) => absolute(format!("${name}"), first(name, &value)),
+        None => home.map(|home| home.join(otherwise)).ok_or(Error::NoHome),
     };
     let config = match argument(&unit.arguments, "config") {
         Some(file) => absolute(format!("--config of {}", unit.name()), file.into())?,

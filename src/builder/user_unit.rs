@@ -102,7 +102,9 @@ fn texts(directories: &[PathBuf], name: &str) -> Result<Option<(PathBuf, Vec<Str
 fn text(path: &Path) -> Result<Option<String>, Error> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Ok(None)
+        }
         Err(source) => Err(Error::Read { path: path.to_owned(), source }),
     }
 }
@@ -157,7 +159,9 @@ fn read(texts: &[String], specifiers: &Specifiers<'_>) -> Unit {
                 section = line;
                 continue;
             }
-            let Some((key, value)) = line.split_once('=').filter(|_| section == "[Service]") else { continue };
+            let Some((key, value)) = line.split_once('=').filter(|_| section == "[Service]") else {
+                continue;
+            };
             let words = || words(value).into_iter().map(|word| specifiers.expand(&word));
             match key.trim_end() {
                 "ExecStart" => start = words().collect(),
@@ -180,7 +184,9 @@ fn read(texts: &[String], specifiers: &Specifiers<'_>) -> Unit {
 
 /// Puts in the variables that the unit itself sets.
 fn with_variables(word: &str, environment: &BTreeMap<String, String>) -> String {
-    environment.iter().fold(word.to_owned(), |word, (name, value)| word.replace(&format!("${{{name}}}"), value))
+    environment
+        .iter()
+        .fold(word.to_owned(), |word, (name, value)| word.replace(&format!("${{{name}}}"), value))
 }
 
 /// Lines without comments; those that end in a backslash go on.
@@ -230,20 +236,33 @@ fn words(value: &str) -> Vec<String> {
 mod tests {
     use super::*;
 
-
     #[test]
     fn the_arguments_of_the_daemon_are_read() {
         let cases: [(&[&str], &[&str]); 8] = [
             (&["[Service]\nExecStart=/usr/bin/buildkitd --root /r\n"], &["--root", "/r"]),
             // As upstream's example has it, and as nerdctl's setup writes it.
             (
-                &["[Service]\nExecStart=rootlesskit --net=slirp4netns \\\n  # why\n  /bin/buildkitd --root %h/%u%%\n"],
+                &[
+                    "[Service]\nExecStart=rootlesskit --net=slirp4netns \\\n  # why\n  /bin/buildkitd --root %h/%u%%\n",
+                ],
                 &["--root", "/home/ci/ci%"],
             ),
-            (&["[Service]\nExecStart=\"/a b/setup.sh\" nsenter -- buildkitd '--root=/a b'\n"], &["--root=/a b"]),
+            (
+                &["[Service]\nExecStart=\"/a b/setup.sh\" nsenter -- buildkitd '--root=/a b'\n"],
+                &["--root=/a b"],
+            ),
             // The last one counts.
-            (&["[Service]\nExecStart=buildkitd --a\n", "[Service]\nExecStart=\nExecStart=-buildkitd --b\n"], &["--b"]),
-            (&["[Service]\nEnvironment=\"D=/d e\"\nExecStart=buildkitd --root ${D}/x\n"], &["--root", "/d e/x"]),
+            (
+                &[
+                    "[Service]\nExecStart=buildkitd --a\n",
+                    "[Service]\nExecStart=\nExecStart=-buildkitd --b\n",
+                ],
+                &["--b"],
+            ),
+            (
+                &["[Service]\nEnvironment=\"D=/d e\"\nExecStart=buildkitd --root ${D}/x\n"],
+                &["--root", "/d e/x"],
+            ),
             (&["[Unit]\nExecStart=buildkitd --a\n"], &[]),
             (&["[Service]\nExecStart=/usr/bin/other buildkitd-x --a\n"], &[]),
             (&["; [Service]\nExecStart=buildkitd --a\n"], &[]),
@@ -273,7 +292,10 @@ mod tests {
         assert_eq!(find().unwrap().arguments, ["--root", "/b"]);
         write("config/systemd/user/buildkit.service.d/10.conf", "[Service]\nEnvironment=XDG_DATA_HOME=/d\n");
         assert_eq!(find().unwrap().environment["XDG_DATA_HOME"], "/d");
-        write("config/systemd/user/buildkit.service.d/20.conf", "[Service]\nExecStart=buildkitd --root ${E}\n");
+        write(
+            "config/systemd/user/buildkit.service.d/20.conf",
+            "[Service]\nExecStart=buildkitd --root ${E}\n",
+        );
         let error = find().unwrap_err().to_string();
         assert!(error.contains("buildkit.service: \"${E}\" has a variable"), "{error}");
         // Masked.

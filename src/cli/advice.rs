@@ -122,13 +122,14 @@ mod tests {
     #[test]
     fn what_a_daemon_of_another_kind_left_is_named() {
         let target = tempfile::tempdir().unwrap();
-        for (name, said) in [
-            ("runc-stargz", "with the snapshotter stargz, which"),
-            ("runc-overlayfs", "move away "),
-        ] {
+        for (name, said) in
+            [("runc-stargz", "with the snapshotter stargz, which"), ("runc-overlayfs", "move away ")]
+        {
             std::fs::create_dir(target.path().join(name)).unwrap();
-            let error =
-                bake::Error::TargetNotEmpty { path: target.path().into(), found: vec![name.into(), "cache.db".into()] };
+            let error = bake::Error::TargetNotEmpty {
+                path: target.path().into(),
+                found: vec![name.into(), "cache.db".into()],
+            };
             let advice = advice(&error).unwrap();
             assert!(advice.contains(said), "{advice}");
         }

@@ -110,8 +110,9 @@ fn of_container(node: &Node) -> Result<Candidates, Error> {
     let docker = Docker::at(&node.endpoint);
     let failed = |source| Error::Docker { node: node.name.clone(), source };
     let parent = std::env::temp_dir();
-    let scratch = fsutil::temporary_directory("warmkit-", &parent)
-        .map_err(|source| failed(daemon::Error::Io { action: "make a directory in", path: parent, source }))?;
+    let scratch = fsutil::temporary_directory("warmkit-", &parent).map_err(|source| {
+        failed(daemon::Error::Io { action: "make a directory in", path: parent, source })
+    })?;
     let copy = |root: &str, file: &str| -> Result<PathBuf, Error> {
         let target = scratch.path().join(file);
         let from = format!("{container}:{root}/{file}");

@@ -146,11 +146,8 @@ pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
             Refused { message: render::chain(error), help: advice(error), exit_code: exit::of_bake(error) }
         }
     };
-    let busy = busy.map(|busy| Refused {
-        message: render::chain(&*busy.error),
-        help: None,
-        exit_code: busy.code,
-    });
+    let busy =
+        busy.map(|busy| Refused { message: render::chain(&*busy.error), help: None, exit_code: busy.code });
     let refusals = busy.into_iter().chain(foreseen.refusals.iter().map(refused)).collect();
     let outcome = Outcome { foreseen: &foreseen, refusals };
     output.report(&outcome, |outcome| table::plan(outcome))?;
