@@ -281,7 +281,7 @@ fn a_plain_user_is_told_how_to_bake() {
     }
     // Without what makes a namespace, that is named too.
     let ended = machine.as_user_with("/nonexistent", &[], &[], &machine.bake("rootless"));
-    machine.says(&ended, 1, &["once rootlesskit, newuidmap, newgidmap is there", "uidmap"]);
+    machine.says(&ended, 1, &["$PATH has no rootlesskit, newuidmap, newgidmap: install", "uidmap"]);
     assert_eq!(tree(machine.scratch.path()), before);
 }
 

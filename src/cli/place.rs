@@ -15,7 +15,7 @@ pub(super) struct Place {
     root: Option<PathBuf>,
 
     /// The root, by whose it is: `host`, this machine's buildkitd (/var/lib/buildkit), which is taken where neither is
-    /// given; `rootless:USER`, the buildkitd that a user runs (`rootless`: who calls sudo, or whose user namespace this
+    /// given; `rootless:USER`, the buildkitd that a user runs (`rootless`: who calls this or sudo, or whose user namespace it
     /// is); `containerd` or `containerd:ADDRESS`, this machine's buildkitd with a containerd worker, whose layers go to the
     /// containerd that listens there; `buildx:NAME` or `buildx:NAME/NODE`, a builder of the docker-container driver, which need not exist yet
     #[arg(id = "for", long = "for", value_name = "TARGET", value_hint = ValueHint::Other)]
