@@ -213,10 +213,15 @@ impl Docker {
         Ok(said.lines().map(str::to_owned).collect())
     }
 
+    /// The names of all its volumes.
+    pub(super) fn volumes(&self) -> Result<Vec<String>, Error> {
+        let said = self.ask(&["volume", "ls", "--format", "{{.Name}}"])?;
+        Ok(said.lines().map(str::to_owned).collect())
+    }
+
     /// The volume of that name, if there is one.
     pub(super) fn volume(&self, name: &str) -> Result<Option<Volume>, Error> {
-        let all = self.ask(&["volume", "ls", "--format", "{{.Name}}"])?;
-        if !all.lines().any(|one| one == name) {
+        if !self.volumes()?.iter().any(|one| one == name) {
             return Ok(None);
         }
         self.ask_json(&["volume", "inspect", "--format", "{{json .}}", "--", name]).map(Some)

@@ -58,6 +58,9 @@ pub enum Error {
     /// docker failed, or gave no answer.
     #[error(transparent)]
     Docker(daemon::Error),
+    /// Another program failed, or gave no answer.
+    #[error(transparent)]
+    Program(daemon::Error),
     /// docker answered something else, as podman does under its name.
     #[error(
         "`docker {question}` did not answer as docker's client does ({detail}): if podman stands there under its name, \
@@ -277,6 +280,60 @@ pub enum Error {
          only while it runs: start it, or name the volume's directory with --root"
     )]
     Remapped,
+    /// dockerd's own builder.
+    #[error(
+        "{} is for dockerd's own builder, whose layers are in dockerd's image store: no root can be written for it. On \
+         this host a builder of the driver docker-container is the way: `docker buildx create --name warm --driver \
+         docker-container`, and --for buildx:warm",
+        path.display()
+    )]
+    Engine {
+        /// Where it keeps its state.
+        path: PathBuf,
+    },
+    /// Nothing that a root could be for.
+    #[error(
+        "no target is seen on this machine{}: say which, as --for host (/var/lib/buildkit), --for rootless:USER, --for \
+         containerd, --for buildx:NAME or --root DIR; none of them need be set up yet",
+        if *refused { " that a root can be written for" } else { "" }
+    )]
+    NoTarget {
+        /// There are some that it cannot be written for.
+        refused: bool,
+    },
+    /// More than one.
+    #[error("several targets are seen on this machine, and a root is for one: say which, as {}", ways.join(" or "))]
+    SeveralTargets {
+        /// In the words that name them.
+        ways: Vec<String>,
+    },
+    /// One, but others may be where nobody could look.
+    #[error(
+        "not everything could be looked at, so there may be more targets than {way}: say that one, or let the rest be \
+         looked at{}",
+        if rustix::process::geteuid().is_root() { "" } else { ", under sudo" }
+    )]
+    PerhapsSeveral {
+        /// In the words that name it.
+        way: String,
+    },
+    /// Builders of the user who calls sudo.
+    #[error(
+        "{} has builders too ({}): they are looked at where BUILDX_CONFIG={} is set",
+        directory.display(), names.join(", "), directory.display()
+    )]
+    OthersBuilders {
+        /// Where that user's buildx keeps them.
+        directory: PathBuf,
+        /// Their names.
+        names: Vec<String>,
+    },
+    /// A daemon in a container of somebody else.
+    #[error("{process} runs in a container that is no known builder's: its root is named with --root")]
+    Contained {
+        /// The process.
+        process: String,
+    },
 }
 
 impl Error {
@@ -295,6 +352,10 @@ impl Error {
             | Self::RootOfNamespace
             | Self::RootlessDocker { .. }
             | Self::NoVolumeThere { .. }
+            | Self::Engine { .. }
+            | Self::NoTarget { .. }
+            | Self::SeveralTargets { .. }
+            | Self::PerhapsSeveral { .. }
             | Self::VolumeOfOthers { .. } => ErrorClass::Choice,
             _ => ErrorClass::Other,
         }

@@ -15,9 +15,9 @@ use crate::userns::{OutOfRange, Owners};
 const ROOTLESS: &str =
     "runs rootless: the owners in its volume are shifted in a way that is known only in its container";
 /// The driver whose roots are in volumes.
-const DRIVER: &str = "docker-container";
+pub(super) const DRIVER: &str = "docker-container";
 /// The units that start the host's own daemon, where packages bring one.
-const UNITS: [&str; 2] = ["buildkit.service", "buildkitd.service"];
+pub(super) const UNITS: [&str; 2] = ["buildkit.service", "buildkitd.service"];
 
 /// A root that was found, whether or not there is anything yet.
 #[derive(Debug)]
@@ -245,16 +245,29 @@ impl Volume {
 
 /// The root of the `buildkitd` that this machine runs as root.
 pub(super) fn of_host() -> Result<Root, Error> {
-    let settings = settings_of_host()?;
-    let snapshotter = fits(HOST, &settings)?;
-    let kind = Kind { snapshotter, ..Kind::default() };
-    Ok(Root::of(settings.root(), kind).told(settings.into_told()))
+    of_settings(HOST, &settings_of_host()?)
 }
 
-/// The same of one that has its layers in a containerd, which listens at `address` or where the daemon is told.
+/// The root of a daemon that runs as root, with an OCI worker.
+pub(super) fn of_settings(whose: &str, settings: &Settings) -> Result<Root, Error> {
+    let snapshotter = fits(whose, settings)?;
+    let kind = Kind { snapshotter, ..Kind::default() };
+    Ok(Root::of(settings.root(), kind).told(settings.clone().into_told()))
+}
+
+/// The root of this machine's `buildkitd` that has its layers in a containerd, which listens at `address` or where the
+/// daemon is told.
 pub(super) fn of_containerd(address: Option<&str>) -> Result<Root, Error> {
-    let settings = settings_of_host()?;
-    let misfit = |misfit| Error::Misfit { whose: HOST.to_owned(), misfit };
+    of_settings_in_containerd(HOST, &settings_of_host()?, address)
+}
+
+/// The root of a daemon that runs as root, with a containerd worker.
+pub(super) fn of_settings_in_containerd(
+    whose: &str,
+    settings: &Settings,
+    address: Option<&str>,
+) -> Result<Root, Error> {
+    let misfit = |misfit| Error::Misfit { whose: whose.to_owned(), misfit };
     let snapshotter = settings.containerd_snapshotter().map_err(misfit)?;
     let containerd = Containerd {
         address: address.map_or_else(|| settings.containerd_address(), str::to_owned),
@@ -267,10 +280,15 @@ pub(super) fn of_containerd(address: Option<&str>) -> Result<Root, Error> {
 /// What to call this machine's daemon.
 const HOST: &str = "this machine's buildkitd";
 
-fn settings_of_host() -> Result<Settings, Error> {
+/// What its unit and its configuration say.
+pub(super) fn settings_of_host() -> Result<Settings, Error> {
     let arguments = UNITS.map(unit::arguments).concat();
-    let path = argument(&arguments, "config").unwrap_or(DEFAULT_CONFIG);
-    Settings::at(&arguments, Path::new(path))
+    Settings::at(&arguments, &config_of(&arguments))
+}
+
+/// The configuration of a daemon that runs as root with these arguments.
+pub(super) fn config_of(arguments: &[String]) -> PathBuf {
+    argument(arguments, "config").unwrap_or(DEFAULT_CONFIG).into()
 }
 
 /// The root of a node of buildx.

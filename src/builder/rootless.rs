@@ -34,11 +34,11 @@ const HELPERS: [&str; 3] = ["rootlesskit", "newuidmap", "newgidmap"];
 
 /// A user as `passwd` has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Account {
-    name: String,
-    id: u32,
+pub(super) struct Account {
+    pub(super) name: String,
+    pub(super) id: u32,
     /// Where it is absolute.
-    home: Option<PathBuf>,
+    pub(super) home: Option<PathBuf>,
 }
 
 /// Who runs the daemon, and what it has around it.
@@ -191,7 +191,7 @@ fn free_in(file: &str) -> u32 {
 }
 
 /// What the directory of users has of a name or number: `getent` asks all of it, and its file is what is left without.
-fn account(name: &str) -> Result<Account, Error> {
+pub(super) fn account(name: &str) -> Result<Account, Error> {
     let unknown = || Error::NoUser { name: name.to_owned() };
     let entry = match on_path("getent") {
         Some(getent) => {
@@ -199,14 +199,28 @@ fn account(name: &str) -> Result<Account, Error> {
             command.args(["passwd", "--", name]);
             output_within(&mut command, PATIENCE).map_err(|_| unknown())?
         }
-        None => fs::read_to_string("/etc/passwd")
-            .map_err(|source| Error::Read { path: "/etc/passwd".into(), source })?,
+        None => passwd()?,
     };
     entry
         .lines()
         .filter_map(parse)
         .find(|found| found.name == name || found.id.to_string() == name)
         .ok_or_else(unknown)
+}
+
+/// All users that the directory of users tells unasked: one on the network may keep them to itself.
+pub(super) fn accounts() -> Result<Vec<Account>, Error> {
+    let entries = match on_path("getent") {
+        Some(getent) => {
+            output_within(Command::new(getent).arg("passwd"), PATIENCE).map_err(Error::Program)?
+        }
+        None => passwd()?,
+    };
+    Ok(entries.lines().filter_map(parse).collect())
+}
+
+fn passwd() -> Result<String, Error> {
+    fs::read_to_string("/etc/passwd").map_err(|source| Error::Read { path: "/etc/passwd".into(), source })
 }
 
 /// A line of `passwd`.

@@ -159,6 +159,12 @@ impl Settings {
         written(told(self.containerd.snapshotter.as_ref()))
     }
 
+    /// Whether builds go to its OCI worker, which it prefers, and whether it is told to have a containerd worker.
+    pub(super) fn workers(&self) -> (bool, bool) {
+        let has_oci = self.oci_worker != Some(false);
+        (has_oci, self.containerd.enabled.unwrap_or(!has_oci))
+    }
+
     /// Its root, where it is told one.
     pub(super) fn named_root(&self) -> Option<PathBuf> {
         self.root.as_deref().filter(|root| !root.is_empty()).map(PathBuf::from)
@@ -324,6 +330,21 @@ mod tests {
             }
         }
         assert!(Settings::read(&[], Some("root = ")).is_err());
+    }
+
+    #[test]
+    fn builds_go_to_the_oci_worker_unless_it_is_off() {
+        let cases: [(&[&str], &str, (bool, bool)); 6] = [
+            (&[], "", (true, false)),
+            (&["--containerd-worker=true"], "", (true, true)),
+            (&["--oci-worker=false"], "", (false, true)),
+            (&["--oci-worker=auto"], "[worker.oci]\nenabled = false", (false, true)),
+            (&[], "[worker.oci]\nenabled = false\n[worker.containerd]\nenabled = false", (false, false)),
+            (&["--oci-worker"], "[worker.containerd]\nenabled = true", (true, true)),
+        ];
+        for (arguments, config, expected) in cases {
+            assert_eq!(read(arguments, config).workers(), expected, "{arguments:?} {config:?}");
+        }
     }
 
     #[test]

@@ -225,7 +225,7 @@ impl Baking {
 /// Bakes and returns the exit code.
 pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
     let Arguments { baking, fstrim, output, config } = arguments;
-    let mut root = baking.place.find()?;
+    let mut root = baking.place.find(baking.progress)?;
     root.require_idle()?;
     let progress = baking.progress;
     let (mut options, cancel) = baking.options(&root, config.buildkitd_config, output)?;

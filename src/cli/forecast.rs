@@ -8,6 +8,7 @@ use super::exit::{self, Failure};
 use super::output::Output;
 use super::place::Place;
 use super::plan::{Host, table};
+use super::progress::Shown;
 use crate::bake::{self, GcOptions};
 use crate::fsutil;
 use crate::gc::{self, Disk, Forecast, Question, Record};
@@ -53,7 +54,7 @@ struct Outcome {
 
 /// Foretells and returns the exit code.
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
-    let place = arguments.place.find_idle()?;
+    let place = arguments.place.find_idle(Shown::default())?;
     let gc = arguments.host.options(&place)?;
     let path = place.path();
     let root = Root::open(path)?;

@@ -1,7 +1,7 @@
 //! `warmkit verify`.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{ArgGroup, Args, ValueHint};
 use serde::Serialize;
@@ -138,6 +138,15 @@ impl ImageArguments {
 }
 
 impl Arguments {
+    /// The root's directory, in the image if that is mounted.
+    fn root(&self) -> Result<PathBuf, Failure> {
+        if self.place.is_auto() && self.image.sysroot != Path::new("/") {
+            let reason = "--for auto looks at this machine, and --sysroot is another: name its root";
+            return Err(Failure::new(reason, exit::USAGE));
+        }
+        self.place.idle_root(self.progress)
+    }
+
     /// The build on a view of the root, where one is named.
     fn live(&self) -> Result<Option<LiveOptions>, Failure> {
         let Some(context) = self.build.clone() else { return Ok(None) };
@@ -173,7 +182,7 @@ struct Outcome<'a> {
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let (output, progress) = (arguments.output, arguments.progress);
     let ending = signals::end_on_signal(output, progress)?;
-    let root = arguments.place.idle_root()?;
+    let root = arguments.root()?;
     let options = verify::Options {
         read_data: arguments.read_data,
         image: arguments.image.options(arguments.buildkitd_config.as_ref())?,

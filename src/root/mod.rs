@@ -112,7 +112,7 @@ pub enum Error {
     /// What dockerd keeps of its own builder, whose layers are in dockerd's image store.
     #[error(
         "{} is the state of dockerd's own builder, whose layers are in dockerd's image store; it is neither read nor \
-         written: use a builder of buildx on this host, of the driver docker-container, with --for buildx:NAME",
+         written: on this host a builder of the driver docker-container is the way, with --for buildx:NAME",
         path.display()
     )]
     DockerEngine {
@@ -358,7 +358,7 @@ pub(crate) struct Found {
     other: Option<(PathBuf, String)>,
     in_containerd: Option<String>,
     has_solver: bool,
-    /// How many of [`ENGINE`], and whether [`ENGINE_IN_CONTAINERD`].
+    /// How many of [`ENGINE`], which stand beside cache.db, and whether [`ENGINE_IN_CONTAINERD`].
     of_engine: usize,
     is_engine: bool,
 }
@@ -393,7 +393,7 @@ impl Found {
             let (worker, snapshotter) = (worker.clone(), snapshotter.clone());
             return Some(Error::OtherSnapshotter { path: path(), worker, snapshotter });
         }
-        if self.is_engine || self.of_engine == ENGINE.len() {
+        if self.is_engine || (self.has_solver && self.of_engine == ENGINE.len()) {
             return Some(Error::DockerEngine { path: path() });
         }
         if let Some(worker) = &self.in_containerd {
@@ -488,7 +488,7 @@ mod tests {
     #[test]
     fn names_tell_what_a_directory_is() {
         // Directories end in a slash.
-        let cases: [(&[&str], usize, &str); 9] = [
+        let cases: [(&[&str], usize, &str); 10] = [
             (&["cache.db", "runc-overlayfs/"], 1, ""),
             (&["cache.db", "runc-native/", "runc-fuse-overlayfs/"], 2, ""),
             (&["runc-stargz/"], 0, "the snapshotter stargz (runc-stargz)"),
@@ -509,6 +509,7 @@ mod tests {
             ),
             (&["cache.db", "containerd-overlayfs/", "history_c8d.db"], 0, "dockerd's own builder"),
             (&["metadata_v2.db", "lost+found/"], 0, ""),
+            (&["containerdmeta.db", "content/", "metadata_v2.db", "snapshots/", "workerid"], 0, ""),
         ];
         for (names, workers, said) in cases {
             let split = |name: &&'static str| (OsStr::new(name.trim_end_matches('/')), name.ends_with('/'));

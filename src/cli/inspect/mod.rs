@@ -44,9 +44,8 @@ const OF_CACHES: [&str; 6] = ["named", "from_file", "skip_missing", "keys_from",
     mut_arg("named", |arg| arg.required_unless_present_any(["from_file", "root", "for"])),
     mut_arg("root", |arg| arg.conflicts_with_all(OF_CACHES).help("A root instead of caches, as a directory; no \
         daemon may run on it")),
-    mut_arg("for", |arg| arg.conflicts_with_all(OF_CACHES).help("A root instead of caches, by whose it is: `host`, \
-        this machine's buildkitd (/var/lib/buildkit); `buildx:NAME` or `buildx:NAME/NODE`, a builder of the \
-        docker-container driver that does not run")),
+    mut_arg("for", |arg| arg.conflicts_with_all(OF_CACHES).help("A root instead of caches, by whose it is; no \
+        daemon may run on it")),
 )]
 pub(super) struct Arguments {
     #[command(flatten)]
@@ -98,7 +97,7 @@ pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
     };
     let inventory: Inventory;
     if place.is_given() {
-        let path = place.idle_root()?;
+        let path = place.idle_root(progress)?;
         let root = Root::open(&path)?;
         let state = root.read_whole()?;
         inventory = inspect::of_root(&root, &state);

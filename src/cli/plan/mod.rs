@@ -131,7 +131,7 @@ struct Refused {
 pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
     let Arguments { baking, output, host } = arguments;
     let progress = baking.progress;
-    let root = baking.place.find()?;
+    let root = baking.place.find(progress)?;
     let gc = host.options(&root)?;
     let busy = root.require_idle().err().map(Failure::from);
     let (options, cancel) = baking.options(&root, host.buildkitd_config, output)?;
