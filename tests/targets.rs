@@ -273,7 +273,7 @@ fn the_host_is_where_its_unit_and_its_configuration_say() {
         (
             "[worker.oci]\nsnapshotter = \"stargz\"",
             2,
-            "snapshotter \"stargz\"; roots are written for overlayfs",
+            "snapshotter \"stargz\", which keeps layers in a form of its own; roots are written for overlayfs",
         ),
         ("root = ", 1, "buildkitd.toml"),
     ];
