@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::exit::{self, Failure};
 use super::output::Output;
 use super::place::Place;
-use super::plan::{Host, table};
+use super::plan::{Host, table, worker_of};
 use crate::bake::{self, GcOptions};
 use crate::fsutil;
 use crate::gc::{self, Disk, Forecast, Question, Record};
@@ -50,9 +50,9 @@ struct Outcome {
 
 /// Foretells and returns the exit code.
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
-    let gc = arguments.host.options()?;
-    let path = arguments.place.idle_root()?;
-    let root = Root::open(&path)?;
+    let (path, kept_in) = arguments.place.idle_root()?;
+    let gc = arguments.host.options(worker_of(kept_in.is_some()))?;
+    let root = Root::open_with(&path, kept_in.as_ref())?;
     let workers = root.read_whole()?.workers;
     let records: Vec<Record> =
         workers.iter().flat_map(|worker| root.usage(worker)).map(Record::from).collect();

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, ValueHint};
 
 use super::exit::{self, Failure};
-use crate::builder::{Root, Target};
+use crate::builder::{Containerd, Root, Target};
+use crate::root::KeptIn;
 
 /// The root that a command is about.
 #[derive(Debug, Args)]
@@ -35,12 +36,14 @@ impl Place {
         Ok(root.path().to_owned())
     }
 
-    /// The root's directory, which no container runs on.
-    pub(super) fn idle_root(&self) -> Result<PathBuf, Failure> {
+    /// The root's directory, which no container runs on, and the containerd that keeps its layers, where one does.
+    pub(super) fn idle_root(&self) -> Result<(PathBuf, Option<KeptIn>), Failure> {
         let root = self.find()?;
         root.require_idle()?;
         root.require_there()?;
-        Ok(root.path().to_owned())
+        let kept_in = root.kind().containerd.clone();
+        let kept_in = kept_in.map(|Containerd { address, namespace }| KeptIn { address, namespace });
+        Ok((root.path().to_owned(), kept_in))
     }
 
     /// The root, to be written. There need not be anything yet, and nothing is made.

@@ -53,6 +53,16 @@ pub enum Error {
         /// What it said.
         message: String,
     },
+    /// It does not have what that needs.
+    #[error("containerd could not {action} {what}: {message}")]
+    Missing {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        what: String,
+        /// What it said.
+        message: String,
+    },
     /// It did as told, and the outcome is another.
     #[error("containerd has {what} with {found} where {expected} was expected")]
     Unexpected {

@@ -10,12 +10,41 @@ use super::{Disk, Error, Release};
 
 const HOURS: i64 = 3600;
 
-/// What `[worker.oci]` of a `buildkitd.toml` says of collection; without one, nothing.
+/// Which worker a daemon has: each has a table of its own in `buildkitd.toml`, with the same keys.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Worker {
+    /// That with snapshots and blobs in the root.
+    #[default]
+    Oci,
+    /// That with snapshots and blobs in a containerd.
+    Containerd,
+}
+
+impl Worker {
+    /// Its name there, below `worker`.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Oci => "oci",
+            Self::Containerd => "containerd",
+        }
+    }
+
+    /// Its table there.
+    pub(super) fn table(self) -> &'static str {
+        match self {
+            Self::Oci => "worker.oci",
+            Self::Containerd => "worker.containerd",
+        }
+    }
+}
+
+/// What the worker's table of a `buildkitd.toml` says of collection; without one, nothing.
 ///
 /// Options on the daemon's command line (`--oci-worker-gc`, `--oci-worker-gc-keepstorage`) have the last word,
 /// and are not seen here.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Configuration {
+    worker: Worker,
     gc: Option<bool>,
     keep_storage: Space,
     limits: Limits,
@@ -93,18 +122,26 @@ const WORKER: [&str; 6] =
 const LIMITS: [&str; 3] = ["reservedSpace", "maxUsedSpace", "minFreeSpace"];
 
 impl Configuration {
-    /// Reads the text of a `buildkitd.toml`. Other parts of it mean nothing here.
+    /// Reads the text of a `buildkitd.toml` for an OCI worker. Other parts of it mean nothing here.
     ///
     /// # Errors
     /// A daemon would not start with it.
     pub fn read(text: &str) -> Result<Self, Error> {
+        Self::read_for(Worker::Oci, text)
+    }
+
+    /// As [`Self::read`], for either worker.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read_for(worker: Worker, text: &str) -> Result<Self, Error> {
         let table: Table = text.parse()?;
-        let mut read = Self::default();
-        let Some(worker) = subtable(&table, "worker", "worker")? else { return Ok(read) };
-        let Some(oci) = subtable(worker, "oci", "worker.oci")? else { return Ok(read) };
+        let mut read = Self { worker, ..Self::default() };
+        let Some(workers) = subtable(&table, "worker", "worker")? else { return Ok(read) };
+        let Some(own) = subtable(workers, worker.name(), worker.table())? else { return Ok(read) };
         for name in WORKER {
-            let Some(value) = get(oci, name) else { continue };
-            let key = || format!("worker.oci.{name}");
+            let Some(value) = get(own, name) else { continue };
+            let key = || format!("{}.{name}", worker.table());
             match name {
                 "gc" => read.gc = Some(boolean(value, key())?),
                 "gckeepstorage" => read.keep_storage = space(value, key())?,
@@ -114,13 +151,18 @@ impl Configuration {
                     for value in list {
                         let expected = "a list of tables";
                         let entry = value.as_table().ok_or(Error::Kind { key: key(), expected })?;
-                        read.rules.push(Entry::read(entry)?);
+                        read.rules.push(Entry::read(entry, worker)?);
                     }
                 }
                 limit => read.limits.set(limit, value, key())?,
             }
         }
         Ok(read)
+    }
+
+    /// The worker that it is of.
+    pub(super) fn worker(&self) -> Worker {
+        self.worker
     }
 
     /// What `release` makes of it on `disk`.
@@ -135,8 +177,10 @@ impl Configuration {
                 let set = LIMITS.iter().zip(all).filter(|(_, space)| !space.is_unset());
                 set.map(|(name, _)| format!("{place}.{name}")).collect::<Vec<_>>()
             };
-            ignored.extend(set(self.limits, "worker.oci"));
-            ignored.extend(self.rules.iter().flat_map(|rule| set(rule.limits, "worker.oci.gcpolicy")));
+            let table = self.worker.table();
+            ignored.extend(set(self.limits, table));
+            let rules = format!("{table}.gcpolicy");
+            ignored.extend(self.rules.iter().flat_map(|rule| set(rule.limits, &rules)));
             ignored.dedup();
         }
         if self.gc == Some(false) {
@@ -213,11 +257,11 @@ impl Limits {
 }
 
 impl Entry {
-    fn read(table: &Table) -> Result<Self, Error> {
+    fn read(table: &Table, worker: Worker) -> Result<Self, Error> {
         let mut entry = Self::default();
         for name in ["all", "filters", "keepDuration", "keepBytes"].into_iter().chain(LIMITS) {
             let Some(value) = get(table, name) else { continue };
-            let key = format!("worker.oci.gcpolicy.{name}");
+            let key = format!("{}.gcpolicy.{name}", worker.table());
             match name {
                 "all" => entry.all = boolean(value, key)?,
                 "filters" => entry.filters = strings(value, &key)?,
@@ -367,7 +411,14 @@ mod tests {
         let off = policy("[worker.oci]\ngc = false\n[[worker.oci.gcpolicy]]\nall = true", NEW, DISK);
         assert_eq!((off.origin, off.rules.len()), (Origin::Off, 0));
         // The containerd worker has its own.
-        assert_eq!(policy("[worker.containerd]\ngc = false", NEW, DISK).origin, Origin::Default);
+        let text = "[worker.containerd]\ngc = false";
+        assert_eq!(policy(text, NEW, DISK).origin, Origin::Default);
+        let read = |text| Configuration::read_for(Worker::Containerd, text);
+        assert_eq!(read(text).unwrap().policy(NEW, DISK).unwrap().origin, Origin::Off);
+        let told = read("[worker.containerd]\nmaxUsedSpace = 7").unwrap().policy(OLD, DISK).unwrap();
+        assert_eq!(told.ignored, ["worker.containerd.maxUsedSpace"]);
+        let error = read("[worker.containerd]\ngc = 1").unwrap_err().to_string();
+        assert!(error.contains("worker.containerd.gc "), "{error}");
     }
 
     #[test]

@@ -43,9 +43,10 @@ const OF_CACHES: [&str; 6] = ["named", "from_file", "skip_missing", "keys_from",
     after_long_help = exit::help(EXAMPLES),
     mut_arg("named", |arg| arg.required_unless_present_any(["from_file", "root", "for"])),
     mut_arg("root", |arg| arg.conflicts_with_all(OF_CACHES).help("A root instead of caches, as a directory; no \
-        daemon may run on it")),
+        daemon may run on it. Of a containerd worker beside --for containerd")),
     mut_arg("for", |arg| arg.conflicts_with_all(OF_CACHES).help("A root instead of caches, by whose it is: `host`, \
-        this machine's buildkitd (/var/lib/buildkit); `buildx:NAME` or `buildx:NAME/NODE`, a builder of the \
+        this machine's buildkitd (/var/lib/buildkit); `containerd` or `containerd:ADDRESS`, one with a containerd \
+        worker, whose containerd runs; `buildx:NAME` or `buildx:NAME/NODE`, a builder of the \
         docker-container driver that does not run")),
 )]
 pub(super) struct Arguments {
@@ -98,8 +99,8 @@ pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
     };
     let inventory: Inventory;
     if place.is_given() {
-        let path = place.idle_root()?;
-        let root = Root::open(&path)?;
+        let (path, kept_in) = place.idle_root()?;
+        let root = Root::open_with(&path, kept_in.as_ref())?;
         let state = root.read_whole()?;
         inventory = inspect::of_root(&root, &state);
         report.root = Some(path.display().to_string());

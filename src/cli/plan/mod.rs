@@ -13,7 +13,7 @@ use super::exit::{self, Failure};
 use super::output::Output;
 use super::render;
 use crate::bake::{self, Foreseen, GcOptions};
-use crate::gc::{Configuration, Release, Space};
+use crate::gc::{Configuration, Release, Space, Worker};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -75,15 +75,15 @@ pub(super) fn size(text: &str) -> Result<u64, &'static str> {
 }
 
 impl Host {
-    /// The same for the library.
-    pub(super) fn options(&self) -> Result<GcOptions, Failure> {
+    /// The same for the library, of a daemon with this worker.
+    pub(super) fn options(&self, worker: Worker) -> Result<GcOptions, Failure> {
         let configuration = match &self.buildkitd_config {
-            None => Configuration::default(),
+            None => Configuration::read_for(worker, "").map_err(bake::Error::from)?,
             Some(file) => {
                 let path = file.display();
                 let text = fs::read_to_string(file)
                     .map_err(|error| Failure::new(format!("cannot read {path}: {error}"), exit::FAILURE))?;
-                Configuration::read(&text).map_err(|error| {
+                Configuration::read_for(worker, &text).map_err(|error| {
                     Failure::new(format!("{path}: {}", render::chain(&error)), exit::USAGE)
                 })?
             }
@@ -95,6 +95,11 @@ impl Host {
             room: self.room,
         })
     }
+}
+
+/// The worker of a daemon that keeps its layers in a containerd, or does not.
+pub(super) fn worker_of(in_containerd: bool) -> Worker {
+    if in_containerd { Worker::Containerd } else { Worker::Oci }
 }
 
 /// What `--format json` prints.
@@ -115,9 +120,9 @@ struct Refused {
 /// Plans and returns the exit code: that of a bake.
 pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
     let Arguments { baking, output, host } = arguments;
-    let gc = host.options()?;
     let progress = baking.progress;
     let root = baking.place.find()?;
+    let gc = host.options(worker_of(root.kind().containerd.is_some()))?;
     let busy = root.require_idle().err().map(Failure::from);
     let (options, cancel) = baking.options(&root, host.buildkitd_config, output)?;
     let foreseen = bake::foresee(&options, &gc, &cancel, &*progress.start()?)?;
