@@ -26,6 +26,9 @@ const GLANCE: Duration = Duration::from_millis(50);
 /// The oldest release that is used, as major and minor.
 const OLDEST: (u32, u32) = (1, 6);
 
+/// What it says where its disk is full: the words of the system, for which gRPC has no code.
+const FULL: [&str; 2] = ["no space left on device", "disk quota exceeded"];
+
 const NAMESPACE: &str = "containerd-namespace";
 const LEASE: &str = "containerd-lease";
 
@@ -225,6 +228,9 @@ impl Failure {
             Self::Stopped => Error::Stopped,
             Self::Status(status) if status.code() == Code::NotFound => {
                 Error::Missing { action, what: what.into(), message: status.message().to_owned() }
+            }
+            Self::Status(status) if FULL.iter().any(|said| status.message().contains(said)) => {
+                Error::Full { action, what: what.into(), message: status.message().to_owned() }
             }
             Self::Status(status) => Error::Call {
                 action,

@@ -7,9 +7,7 @@ use std::io;
 #[non_exhaustive]
 pub enum Error {
     /// Nobody listens, or nobody may connect.
-    #[error(
-        "no containerd at {address}: {source}; start it, or say where it listens, as --for containerd:ADDRESS"
-    )]
+    #[error("no containerd at {address}: {source}; {}", way_in(source))]
     Connect {
         /// Path of its socket.
         address: String,
@@ -40,6 +38,18 @@ pub enum Error {
     NoSnapshotter {
         /// Its name.
         name: String,
+    },
+    /// The disk that it keeps blobs and snapshots on is full.
+    #[error(
+        "containerd could not {action} {what}: {message}; make room where its `root` is, or use a larger disk"
+    )]
+    Full {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        what: String,
+        /// What it said.
+        message: String,
     },
     /// It refused, or failed.
     #[error("containerd could not {action} {what}: {message} ({code})")]
@@ -79,4 +89,12 @@ pub enum Error {
     /// Whoever asked wants it no more.
     #[error("stopped while containerd was at work")]
     Stopped,
+}
+
+/// What to do about a socket that cannot be connected to.
+fn way_in(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => "its socket is root's: run warmkit as root",
+        _ => "start it, or say where it listens, as --for containerd:ADDRESS",
+    }
 }
