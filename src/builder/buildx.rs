@@ -148,14 +148,25 @@ fn find_in(directory: &Path, name: &str) -> Result<Option<Builder>, Error> {
 }
 
 fn unknown_in(directory: &Path, name: &str) -> Error {
-    let entries = fs::read_dir(directory.join("instances")).into_iter().flatten().flatten();
-    let known: BTreeSet<String> =
-        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
-    Error::Unknown {
-        name: name.to_owned(),
-        directory: directory.to_owned(),
-        known: known.into_iter().collect(),
-    }
+    let known = names(directory).unwrap_or_default();
+    Error::Unknown { name: name.to_owned(), directory: directory.to_owned(), known }
+}
+
+/// The builders that buildx keeps in this directory, sorted; none where there is no such directory.
+///
+/// # Errors
+/// It cannot be read.
+pub(super) fn names(directory: &Path) -> Result<Vec<String>, Error> {
+    let path = directory.join("instances");
+    let entries = match fs::read_dir(&path) {
+        Ok(entries) => entries.collect::<Result<Vec<_>, _>>(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
+    };
+    let entries = entries.map_err(|source| Error::Read { path, source })?;
+    let names: BTreeSet<String> =
+        entries.iter().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    Ok(names.into_iter().filter(|name| is_name(name)).collect())
 }
 
 #[cfg(test)]

@@ -16,6 +16,8 @@ use crate::daemon::on_path;
 
 const CONFIG: &str = "/etc/docker/daemon.json";
 const DEFAULT: &str = "/var/lib/docker";
+/// The directory of its own builder: moby `cmd/dockerd/daemon.go`, `initBuildkit`.
+pub(super) const ENGINE: &str = "buildkit";
 
 /// Of `daemon.json`, what moves the data root, and where it listens.
 #[derive(Debug, Default, Deserialize)]
@@ -49,6 +51,18 @@ pub(super) fn find(host: &str) -> Result<PathBuf, Error> {
     } else {
         Err(Error::NoDataRoot { path: root })
     }
+}
+
+/// Where this machine's dockerd keeps the state of its own builder, whether or not it has ever run.
+pub(super) fn of_engine() -> Result<PathBuf, Error> {
+    let arguments = unit::arguments("docker.service");
+    let path = PathBuf::from(argument(&arguments, "config-file").unwrap_or(CONFIG));
+    Ok(data_root(&arguments, parse(&path, &read(&path)?)?)?.join(ENGINE))
+}
+
+/// The same of a dockerd that is told nothing.
+pub(super) fn default_engine() -> PathBuf {
+    PathBuf::from(DEFAULT).join(ENGINE)
 }
 
 /// What is mounted on a volume while it is used, if anything is.

@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 
 use super::Error;
 use crate::daemon::{on_path, output_within};
+use crate::fsutil;
 
 /// How long docker may take for an answer: it starts by the first one where a socket waits for it.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -212,10 +213,15 @@ impl Docker {
         Ok(said.lines().map(str::to_owned).collect())
     }
 
+    /// The names of all its volumes.
+    pub(super) fn volumes(&self) -> Result<Vec<String>, Error> {
+        let said = self.ask(&["volume", "ls", "--format", "{{.Name}}"])?;
+        Ok(said.lines().map(str::to_owned).collect())
+    }
+
     /// The volume of that name, if there is one.
     pub(super) fn volume(&self, name: &str) -> Result<Option<Volume>, Error> {
-        let all = self.ask(&["volume", "ls", "--format", "{{.Name}}"])?;
-        if !all.lines().any(|one| one == name) {
+        if !self.volumes()?.iter().any(|one| one == name) {
             return Ok(None);
         }
         self.ask_json(&["volume", "inspect", "--format", "{{json .}}", "--", name]).map(Some)
@@ -231,7 +237,8 @@ impl Docker {
 
     /// A file of a container, if it has one there.
     pub(super) fn file_of(&self, container: &str, path: &str) -> Result<Option<String>, Error> {
-        let scratch = tempfile::tempdir().map_err(|source| Error::Read { path: env::temp_dir(), source })?;
+        let scratch = fsutil::temporary_directory("warmkit-", &env::temp_dir())
+            .map_err(|source| Error::Read { path: env::temp_dir(), source })?;
         let file = scratch.path().join("file");
         let from = format!("{container}:{path}");
         let mut copy = self.command()?;

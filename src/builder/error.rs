@@ -5,6 +5,9 @@ use std::path::PathBuf;
 
 use crate::daemon;
 
+/// How many ids a user usually gets.
+const USUAL: u32 = 65_536;
+
 /// A builder that cannot be had, or is not one that a root can be written for.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -55,6 +58,9 @@ pub enum Error {
     /// docker failed, or gave no answer.
     #[error(transparent)]
     Docker(daemon::Error),
+    /// Another program failed, or gave no answer.
+    #[error(transparent)]
+    Program(daemon::Error),
     /// docker answered something else, as podman does under its name.
     #[error(
         "`docker {question}` did not answer as docker's client does ({detail}): if podman stands there under its name, \
@@ -140,19 +146,58 @@ pub enum Error {
         "in a user namespace there is one rootless daemon to bake for, that of its owner: --for rootless"
     )]
     InNamespace,
-    /// A user without a home.
+    /// A daemon in a user namespace takes itself for that of root there.
+    #[error(
+        "$USER names no plain user in this user namespace, and a buildkitd that is started so has root's directories \
+         (/var/lib/buildkit, /etc/buildkit): set USER to the user's name, or name the root with --root"
+    )]
+    RootOfNamespace,
+    /// A user namespace without a home.
     #[error("$HOME says no directory to look for the root in: set it, or name the root with --root")]
     NoHome,
+    /// A user without one.
+    #[error(
+        "{user} has no home in passwd to look for the root in: give one (`usermod --home`), or name the root with --root"
+    )]
+    NoHomeOf {
+        /// The user.
+        user: String,
+    },
+    /// A home that is not there, or not mounted.
+    #[error(
+        "{}, the home of {user}, is not there: make it as its user's (`mkhomedir_helper {user}`) or mount it, nothing was \
+         changed",
+        home.display()
+    )]
+    HomeMissing {
+        /// The user.
+        user: String,
+        /// The home.
+        home: PathBuf,
+    },
+    /// A path that depends on where a daemon is started.
+    #[error("{what} is {path:?}, which is another directory wherever buildkitd is started: make it absolute")]
+    Relative {
+        /// What says so.
+        what: String,
+        /// The path.
+        path: PathBuf,
+    },
     /// A daemon of this user would not start.
     #[error(
-        "{user} has no range in {file}, without which no rootless daemon runs: give one, as `usermod --add-subuids \
-         100000-165535 --add-subgids 100000-165535 {user}` does"
+        "{user} has no range in {file}{}, without which no rootless daemon runs: give one, as `usermod --add-subuids \
+         {first}-{} --add-subgids {first}-{} {user}` does",
+        if *is_there { "" } else { ", which is not there" }, first + USUAL - 1, first + USUAL - 1
     )]
     NoSubordinateIds {
         /// The user.
         user: String,
         /// The file that has none.
         file: &'static str,
+        /// Whether there is such a file.
+        is_there: bool,
+        /// The first id that nobody has.
+        first: u32,
     },
     /// dockerd itself runs in a user namespace.
     #[error(
@@ -233,6 +278,60 @@ pub enum Error {
          only while it runs: start it, or name the volume's directory with --root"
     )]
     Remapped,
+    /// dockerd's own builder.
+    #[error(
+        "{} is for dockerd's own builder, whose layers are in dockerd's image store: no root can be written for it. On \
+         this host a builder of the driver docker-container is the way: `docker buildx create --name warm --driver \
+         docker-container`, and --for buildx:warm",
+        path.display()
+    )]
+    Engine {
+        /// Where it keeps its state.
+        path: PathBuf,
+    },
+    /// Nothing that a root could be for.
+    #[error(
+        "no target is seen on this machine{}: say which, as --for host (/var/lib/buildkit), --for rootless:USER, --for \
+         containerd, --for buildx:NAME or --root DIR; none of them need be set up yet",
+        if *refused { " that a root can be written for" } else { "" }
+    )]
+    NoTarget {
+        /// There are some that it cannot be written for.
+        refused: bool,
+    },
+    /// More than one.
+    #[error("several targets are seen on this machine, and a root is for one: say which, as {}", ways.join(" or "))]
+    SeveralTargets {
+        /// In the words that name them.
+        ways: Vec<String>,
+    },
+    /// One, but others may be where nobody could look.
+    #[error(
+        "not everything could be looked at, so there may be more targets than {way}: say that one, or let the rest be \
+         looked at{}",
+        if rustix::process::geteuid().is_root() { "" } else { ", under sudo" }
+    )]
+    PerhapsSeveral {
+        /// In the words that name it.
+        way: String,
+    },
+    /// Builders of the user who calls sudo.
+    #[error(
+        "{} has builders too ({}): they are looked at where BUILDX_CONFIG={} is set",
+        directory.display(), names.join(", "), directory.display()
+    )]
+    OthersBuilders {
+        /// Where that user's buildx keeps them.
+        directory: PathBuf,
+        /// Their names.
+        names: Vec<String>,
+    },
+    /// A daemon in a container of somebody else.
+    #[error("{process} runs in a container that is no known builder's: its root is named with --root")]
+    Contained {
+        /// The process.
+        process: String,
+    },
 }
 
 impl Error {
@@ -248,8 +347,13 @@ impl Error {
             | Self::WhichUser
             | Self::RootIsNotRootless
             | Self::InNamespace
+            | Self::RootOfNamespace
             | Self::RootlessDocker { .. }
             | Self::NoVolumeThere { .. }
+            | Self::Engine { .. }
+            | Self::NoTarget { .. }
+            | Self::SeveralTargets { .. }
+            | Self::PerhapsSeveral { .. }
             | Self::VolumeOfOthers { .. } => ErrorClass::Choice,
             _ => ErrorClass::Other,
         }

@@ -4,6 +4,7 @@
 //! --for host              /var/lib/buildkit, or where the arguments of its unit or buildkitd.toml say
 //! --for rootless:USER     ~/.local/share/buildkit, or where XDG_DATA_HOME or the user's buildkitd.toml say
 //! --for containerd        as host; layers are in a containerd, where buildkitd.toml or ADDRESS says
+//! --for auto              the only one of these that this machine shows anything of
 //! --for buildx:NAME       the volume of its node, buildx_buildkit_<node>_state
 //!   docker runs           docker says where it is, and makes it where there is none
 //!   docker is stopped     <data root>/volumes/<volume>/_data, where dockerd finds it at its next start
@@ -11,27 +12,35 @@
 //!
 //! Asking changes nothing: a volume is made by [`Root::make`] alone.
 
+mod auto;
 mod buildx;
 mod data_root;
 mod docker;
+mod engine;
 mod error;
 mod root;
 mod rootless;
 mod settings;
 mod unit;
+mod user_unit;
 
 use std::fmt;
 use std::str::FromStr;
 
+pub use auto::{Seen, Survey, Way};
 pub use buildx::{Builder, Node, find, unknown};
 pub use docker::Docker;
+pub use engine::engine_around;
 pub use error::{Error, ErrorClass};
 pub use root::{Containerd, Kind, Root};
+pub use settings::Told;
 
 /// A builder, as `--for` names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Target {
+    /// The only one of the others that this machine has.
+    Auto,
     /// The `buildkitd` of this machine, run as root.
     Host,
     /// The `buildkitd` that a user runs.
@@ -60,6 +69,7 @@ impl Target {
     /// It is not on this machine, or not one that can be written for; or docker and its files cannot be read.
     pub fn find(&self) -> Result<Root, Error> {
         match self {
+            Self::Auto => Survey::of_this_machine().choose(),
             Self::Host => root::of_host(),
             Self::Rootless { user } => rootless::find(user.as_deref()),
             Self::Containerd { address } => root::of_containerd(address.as_deref()),
@@ -71,6 +81,7 @@ impl Target {
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Auto => f.write_str("auto"),
             Self::Host => f.write_str("host"),
             Self::Rootless { user: None } => f.write_str("rootless"),
             Self::Rootless { user: Some(user) } => write!(f, "rootless:{user}"),
@@ -85,7 +96,7 @@ impl fmt::Display for Target {
 /// What is no [`Target`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "expected host, rootless, rootless:USER, containerd, containerd:ADDRESS, buildx:NAME or buildx:NAME/NODE, with an \
+    "expected auto, host, rootless, rootless:USER, containerd, containerd:ADDRESS, buildx:NAME or buildx:NAME/NODE, with an \
      address that is the path of a socket, and names as buildx takes them"
 )]
 pub struct ParseError;
@@ -94,6 +105,9 @@ impl FromStr for Target {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
+        if text == "auto" {
+            return Ok(Self::Auto);
+        }
         if text == "host" {
             return Ok(Self::Host);
         }
@@ -138,6 +152,7 @@ mod tests {
     #[test]
     fn a_target_reads_as_it_is_written() {
         for text in [
+            "auto",
             "host",
             "rootless",
             "rootless:ci",

@@ -7,23 +7,26 @@ use std::path::{Component, Path, PathBuf};
 
 use super::buildx::{self, Builder, Node};
 use super::docker::{Container, Docker};
-use super::settings::{DEFAULT_CONFIG, DEFAULT_ROOT, Settings, argument};
-use super::{Error, data_root, unit};
-use crate::userns::Owners;
+use super::settings::{DEFAULT_CONFIG, DEFAULT_ROOT, Settings, Told, argument};
+use super::{Error, data_root, rootless, unit};
+use crate::userns::{OutOfRange, Owners};
 
 /// What a rootless daemon in a container does.
 const ROOTLESS: &str =
     "runs rootless: the owners in its volume are shifted in a way that is known only in its container";
 /// The driver whose roots are in volumes.
-const DRIVER: &str = "docker-container";
+pub(super) const DRIVER: &str = "docker-container";
 /// The units that start the host's own daemon, where packages bring one.
-const UNITS: [&str; 2] = ["buildkit.service", "buildkitd.service"];
+pub(super) const UNITS: [&str; 2] = ["buildkit.service", "buildkitd.service"];
 
 /// A root that was found, whether or not there is anything yet.
 #[derive(Debug)]
 pub struct Root {
     path: PathBuf,
     kind: Kind,
+    told: Told,
+    /// Who runs its daemon, where that is a plain user.
+    user: Option<String>,
     volume: Option<Volume>,
 }
 
@@ -88,18 +91,45 @@ impl Root {
 
     /// A directory of a daemon that finds roots of this kind.
     pub(super) fn of(path: PathBuf, kind: Kind) -> Self {
-        Self { path, kind, volume: None }
+        Self { path, kind, told: Told::default(), user: None, volume: None }
+    }
+
+    /// The same, of a daemon that is told this.
+    pub(super) fn told(mut self, told: Told) -> Self {
+        self.told = told;
+        self
+    }
+
+    /// The same, of a daemon that this user runs.
+    pub(super) fn run_by(mut self, user: &str) -> Self {
+        self.user = Some(user.to_owned());
+        self
     }
 
     /// The same in another directory, where it is in no volume.
     #[must_use]
     pub fn moved_to(self, path: &Path) -> Self {
-        Self::of(path.to_owned(), self.kind.clone())
+        Self::of(path.to_owned(), self.kind.clone()).told(self.told.clone())
     }
 
     /// What its daemon finds.
     pub fn kind(&self) -> &Kind {
         &self.kind
+    }
+
+    /// What its daemon is told of garbage collection.
+    pub fn configuration(&self) -> &Told {
+        &self.told
+    }
+
+    /// How a plain user writes it, where it is that of the user's own daemon.
+    pub fn way_in(&self) -> Option<String> {
+        self.user.as_ref().map(|_| rootless::way_in())
+    }
+
+    /// What gives its user an id that a layer needs, and the user has not.
+    pub fn wider_range(&self, missing: &OutOfRange) -> Option<String> {
+        rootless::wider_range(self.user.as_ref()?, &self.kind.owners, missing)
     }
 
     /// Its directory, which may not be there yet.
@@ -215,31 +245,50 @@ impl Volume {
 
 /// The root of the `buildkitd` that this machine runs as root.
 pub(super) fn of_host() -> Result<Root, Error> {
-    let settings = settings_of_host()?;
-    let snapshotter = fits(HOST, &settings)?;
-    Ok(Root::of(settings.root(), Kind { snapshotter, ..Kind::default() }))
+    of_settings(HOST, &settings_of_host()?)
 }
 
-/// The same of one that has its layers in a containerd, which listens at `address` or where the daemon is told.
+/// The root of a daemon that runs as root, with an OCI worker.
+pub(super) fn of_settings(whose: &str, settings: &Settings) -> Result<Root, Error> {
+    let snapshotter = fits(whose, settings)?;
+    let kind = Kind { snapshotter, ..Kind::default() };
+    Ok(Root::of(settings.root(), kind).told(settings.clone().into_told()))
+}
+
+/// The root of this machine's `buildkitd` that has its layers in a containerd, which listens at `address` or where the
+/// daemon is told.
 pub(super) fn of_containerd(address: Option<&str>) -> Result<Root, Error> {
-    let settings = settings_of_host()?;
-    let misfit = |misfit| Error::Misfit { whose: HOST.to_owned(), misfit };
+    of_settings_in_containerd(HOST, &settings_of_host()?, address)
+}
+
+/// The root of a daemon that runs as root, with a containerd worker.
+pub(super) fn of_settings_in_containerd(
+    whose: &str,
+    settings: &Settings,
+    address: Option<&str>,
+) -> Result<Root, Error> {
+    let misfit = |misfit| Error::Misfit { whose: whose.to_owned(), misfit };
     let snapshotter = settings.containerd_snapshotter().map_err(misfit)?;
     let containerd = Containerd {
         address: address.map_or_else(|| settings.containerd_address(), str::to_owned),
         namespace: settings.containerd_namespace(),
     };
     let kind = Kind { snapshotter, owners: Owners::AsNamed, containerd: Some(containerd) };
-    Ok(Root::of(settings.root(), kind))
+    Ok(Root::of(settings.root(), kind).told(settings.clone().into_told_in_containerd()))
 }
 
 /// What to call this machine's daemon.
 const HOST: &str = "this machine's buildkitd";
 
-fn settings_of_host() -> Result<Settings, Error> {
+/// What its unit and its configuration say.
+pub(super) fn settings_of_host() -> Result<Settings, Error> {
     let arguments = UNITS.map(unit::arguments).concat();
-    let path = argument(&arguments, "config").unwrap_or(DEFAULT_CONFIG);
-    Settings::at(&arguments, Path::new(path))
+    Settings::at(&arguments, &config_of(&arguments))
+}
+
+/// The configuration of a daemon that runs as root with these arguments.
+pub(super) fn config_of(arguments: &[String]) -> PathBuf {
+    argument(arguments, "config").unwrap_or(DEFAULT_CONFIG).into()
 }
 
 /// The root of a node of buildx.
@@ -306,7 +355,7 @@ fn of_running_docker(docker: Docker, owner: Owner) -> Result<Root, Error> {
     }
     let name = owner.node.container();
     let container = docker.container(&name)?;
-    let Place { volume, within, snapshotter } = match &container {
+    let Place { volume, within, snapshotter, told } = match &container {
         Some(container) => of_container(&docker, &name, container, &owner)?,
         None => of_node(&owner)?,
     };
@@ -330,7 +379,7 @@ fn of_running_docker(docker: Docker, owner: Owner) -> Result<Root, Error> {
         is_new: false,
     };
     let kind = Kind { snapshotter, ..Kind::default() };
-    Ok(Root { path, kind, volume: Some(volume) })
+    Ok(Root { path, kind, told, user: None, volume: Some(volume) })
 }
 
 fn of_stopped_docker(docker: &Docker, owner: Owner) -> Result<Root, Error> {
@@ -338,7 +387,7 @@ fn of_stopped_docker(docker: &Docker, owner: Owner) -> Result<Root, Error> {
     if host.starts_with("unix:///run/user/") {
         return Err(Error::RootlessDocker { builder: owner.builder, host });
     }
-    let Place { volume: name, within, snapshotter } = of_node(&owner)?;
+    let Place { volume: name, within, snapshotter, told } = of_node(&owner)?;
     let root = data_root::find(&host)?;
     let directory = data_of(&root, &name);
     if let Some(device) = directory.parent().map(data_root::device).transpose()?.flatten() {
@@ -358,7 +407,7 @@ fn of_stopped_docker(docker: &Docker, owner: Owner) -> Result<Root, Error> {
         is_new: false,
     };
     let kind = Kind { snapshotter, ..Kind::default() };
-    Ok(Root { path, kind, volume: Some(volume) })
+    Ok(Root { path, kind, told, user: None, volume: Some(volume) })
 }
 
 /// A directory, or what is deeper in it.
@@ -395,13 +444,14 @@ fn settings(
     arguments: &[String],
     config: Option<&str>,
     file: &str,
-) -> Result<(PathBuf, Option<String>), Error> {
+) -> Result<(PathBuf, Option<String>, Told), Error> {
     let settings = Settings::read(arguments, config).map_err(|error| Error::Configuration {
         file: format!("{file} of {owner}"),
         detail: error.to_string(),
     })?;
     let snapshotter = fits(&owner.to_string(), &settings)?;
-    Ok((plain(&settings.root()), snapshotter))
+    let told = Told { file: file.into(), ..settings.clone().into_told() };
+    Ok((plain(&settings.root()), snapshotter, told))
 }
 
 /// The snapshotter that a daemon which runs as root is told, if any.
@@ -414,6 +464,7 @@ struct Place {
     volume: String,
     within: PathBuf,
     snapshotter: Option<String>,
+    told: Told,
 }
 
 /// The volume that a node gets when its container is made, and where the root is in it.
@@ -423,9 +474,10 @@ fn of_node(owner: &Owner) -> Result<Place, Error> {
     if tag.is_some_and(|(_, tag)| tag.split('-').any(|part| part == "rootless")) {
         return Err(Error::Misfit { whose: owner.to_string(), misfit: ROOTLESS.into() });
     }
-    let (root, snapshotter) = settings(owner, node.flags(), node.config().as_deref(), "buildkitd.toml")?;
+    let (root, snapshotter, told) =
+        settings(owner, node.flags(), node.config().as_deref(), "buildkitd.toml")?;
     match root.strip_prefix(DEFAULT_ROOT) {
-        Ok(within) => Ok(Place { volume: node.volume(), within: within.to_owned(), snapshotter }),
+        Ok(within) => Ok(Place { volume: node.volume(), within: within.to_owned(), snapshotter, told }),
         Err(_) => Err(Error::NoVolumeThere { whose: owner.to_string(), root }),
     }
 }
@@ -437,12 +489,12 @@ fn of_container(docker: &Docker, name: &str, container: &Container, owner: &Owne
     }
     let file = argument(&container.args, "config").unwrap_or(DEFAULT_CONFIG);
     let config = docker.file_of(name, file)?;
-    let (root, snapshotter) = settings(owner, &container.args, config.as_deref(), file)?;
+    let (root, snapshotter, told) = settings(owner, &container.args, config.as_deref(), file)?;
     let mounts = container.mounts.iter().filter(|mount| root.starts_with(&mount.destination));
     match mounts.max_by_key(|mount| mount.destination.components().count()) {
         Some(mount) if mount.kind == "volume" => {
             let within = root.strip_prefix(&mount.destination).unwrap_or(Path::new(""));
-            Ok(Place { volume: mount.name.clone(), within: within.to_owned(), snapshotter })
+            Ok(Place { volume: mount.name.clone(), within: within.to_owned(), snapshotter, told })
         }
         _ => Err(Error::NoVolumeThere { whose: owner.to_string(), root }),
     }

@@ -28,12 +28,28 @@ pub(super) struct Settings {
     oci_worker: Option<bool>,
     snapshotter: Option<String>,
     containerd: Containerd,
+    told: Told,
+}
+
+/// What a daemon is told of garbage collection: by its configuration, and by arguments, which win.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Told {
+    /// The file of its configuration.
+    pub file: PathBuf,
+    /// What is in it, where it is there.
+    pub text: Option<String>,
+    /// `--oci-worker-gc`, or of a containerd worker `--containerd-worker-gc`.
+    pub gc: Option<bool>,
+    /// `--oci-worker-gc-keepstorage`, or of a containerd worker `--containerd-worker-gc-keepstorage`.
+    pub keep_storage: Option<String>,
 }
 
 /// Of its containerd worker.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Containerd {
     enabled: Option<bool>,
+    gc: Option<bool>,
+    keep_storage: Option<String>,
     address: Option<String>,
     namespace: Option<String>,
     snapshotter: Option<String>,
@@ -67,6 +83,12 @@ impl Settings {
         if let Some(enabled) = argument(arguments, "containerd-worker").and_then(truth) {
             read.containerd.enabled = Some(enabled);
         }
+        read.told.text = config.map(str::to_owned);
+        read.told.gc = switch(arguments, "oci-worker-gc");
+        read.told.keep_storage = argument(arguments, "oci-worker-gc-keepstorage").map(str::to_owned);
+        read.containerd.gc = switch(arguments, "containerd-worker-gc");
+        read.containerd.keep_storage =
+            argument(arguments, "containerd-worker-gc-keepstorage").map(str::to_owned);
         let Containerd { address, namespace, snapshotter, .. } = &mut read.containerd;
         for (name, told) in [
             ("containerd-worker-addr", address),
@@ -90,10 +112,23 @@ impl Settings {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(source) => return Err(Error::Read { path: config.to_owned(), source }),
         };
-        Self::read(arguments, text.as_deref()).map_err(|error| Error::Configuration {
+        let mut read = Self::read(arguments, text.as_deref()).map_err(|error| Error::Configuration {
             file: config.display().to_string(),
             detail: error.to_string(),
-        })
+        })?;
+        config.clone_into(&mut read.told.file);
+        Ok(read)
+    }
+
+    /// What it is told of garbage collection.
+    pub(super) fn into_told(self) -> Told {
+        self.told
+    }
+
+    /// What its containerd worker is told of it.
+    pub(super) fn into_told_in_containerd(self) -> Told {
+        let Containerd { gc, keep_storage, .. } = self.containerd;
+        Told { gc, keep_storage, ..self.told }
     }
 
     fn configure(&mut self, table: &Table) {
@@ -111,6 +146,7 @@ impl Settings {
             address: text("address"),
             namespace: text("namespace"),
             snapshotter: text("snapshotter"),
+            ..Containerd::default()
         };
     }
 
@@ -135,6 +171,12 @@ impl Settings {
         written(told(self.containerd.snapshotter.as_ref()))
     }
 
+    /// Whether builds go to its OCI worker, which it prefers, and whether it is told to have a containerd worker.
+    pub(super) fn workers(&self) -> (bool, bool) {
+        let has_oci = self.oci_worker != Some(false);
+        (has_oci, self.containerd.enabled.unwrap_or(!has_oci))
+    }
+
     /// Its root, where it is told one.
     pub(super) fn named_root(&self) -> Option<PathBuf> {
         self.root.as_deref().filter(|root| !root.is_empty()).map(PathBuf::from)
@@ -157,6 +199,19 @@ impl Settings {
             );
         }
         written(self.snapshotter.as_deref().filter(|name| *name != "auto" && !name.is_empty()))
+    }
+
+    /// The same of a daemon that a plain user runs.
+    ///
+    /// # Errors
+    /// As [`Self::snapshotter`].
+    pub(super) fn rootless(&self) -> Result<Option<String>, String> {
+        if self.oci_worker == Some(false) {
+            return Err("has its OCI worker turned off, and of a rootless daemon that is the only one for which roots are \
+                        written: turn it on"
+                .into());
+        }
+        self.snapshotter()
     }
 
     /// The same of a daemon that runs as root.
@@ -287,6 +342,21 @@ mod tests {
             }
         }
         assert!(Settings::read(&[], Some("root = ")).is_err());
+    }
+
+    #[test]
+    fn builds_go_to_the_oci_worker_unless_it_is_off() {
+        let cases: [(&[&str], &str, (bool, bool)); 6] = [
+            (&[], "", (true, false)),
+            (&["--containerd-worker=true"], "", (true, true)),
+            (&["--oci-worker=false"], "", (false, true)),
+            (&["--oci-worker=auto"], "[worker.oci]\nenabled = false", (false, true)),
+            (&[], "[worker.oci]\nenabled = false\n[worker.containerd]\nenabled = false", (false, false)),
+            (&["--oci-worker"], "[worker.containerd]\nenabled = true", (true, true)),
+        ];
+        for (arguments, config, expected) in cases {
+            assert_eq!(read(arguments, config).workers(), expected, "{arguments:?} {config:?}");
+        }
     }
 
     #[test]

@@ -10,10 +10,24 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The arguments that a unit starts its daemon with; none where systemd does not run, or has no such unit.
 pub(super) fn arguments(unit: &str) -> Vec<String> {
-    let Some(systemctl) = on_path("systemctl") else { return Vec::new() };
-    let mut command = Command::new(systemctl);
-    command.args(["show", "--property=ExecStart", "--value", "--", unit]);
-    output_within(&mut command, PATIENCE).map(|said| words(&said)).unwrap_or_default()
+    find(unit).unwrap_or_default()
+}
+
+/// The same; `None` where there is no such unit, or systemd cannot be asked.
+pub(super) fn find(unit: &str) -> Option<Vec<String>> {
+    let said = property(unit, "ExecStart")?;
+    (!said.trim().is_empty()).then(|| words(&said))
+}
+
+/// Whether it runs.
+pub(super) fn is_active(unit: &str) -> bool {
+    property(unit, "ActiveState").is_some_and(|said| said.trim() == "active")
+}
+
+fn property(unit: &str, name: &str) -> Option<String> {
+    let mut command = Command::new(on_path("systemctl")?);
+    command.arg("show").arg(format!("--property={name}")).args(["--value", "--", unit]);
+    output_within(&mut command, PATIENCE).ok()
 }
 
 /// The words of `{ path=… ; argv[]=… ; ignore_errors=… }`, without the program.

@@ -6,8 +6,9 @@ use serde::Serialize;
 
 use super::exit::{self, Failure};
 use super::output::Output;
-use super::place::Place;
-use super::plan::{Host, table, worker_of};
+use super::place::{Place, kept_in};
+use super::plan::{Host, table};
+use super::progress::Shown;
 use crate::bake::{self, GcOptions};
 use crate::fsutil;
 use crate::gc::{self, Disk, Forecast, Question, Record};
@@ -50,14 +51,15 @@ struct Outcome {
 
 /// Foretells and returns the exit code.
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
-    let (path, kept_in) = arguments.place.idle_root()?;
-    let gc = arguments.host.options(worker_of(kept_in.is_some()))?;
-    let root = Root::open_with(&path, kept_in.as_ref())?;
+    let place = arguments.place.find_idle(Shown::default())?;
+    let gc = arguments.host.options(&place)?;
+    let path = place.path();
+    let root = Root::open_with(path, kept_in(&place).as_ref())?;
     let workers = root.read_whole()?.workers;
     let records: Vec<Record> =
         workers.iter().flat_map(|worker| root.usage(worker)).map(Record::from).collect();
     let bytes = records.iter().fold(0_u64, |sum, record| sum.saturating_add(record.size));
-    let around = fsutil::room_at(&path).map_err(|error| {
+    let around = fsutil::room_at(path).map_err(|error| {
         Failure::new(format!("cannot look at {}: {error}", path.display()), exit::FAILURE)
     })?;
     let GcOptions { configuration, release, disk_size, room: adds } = gc;

@@ -114,7 +114,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let stages: Vec<Part> =
         if arguments.only.is_empty() { Part::value_variants().to_vec() } else { arguments.only.clone() };
     let options = Options {
-        root: arguments.place.root()?,
+        root: arguments.place.root(arguments.progress)?,
         stages: stages.into_iter().map(Stage::from).collect(),
         rate: arguments.rate,
         jobs: arguments.jobs,

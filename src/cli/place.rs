@@ -1,12 +1,16 @@
 //! Where a root is: `--root` says it, or `--for` whose it is.
 
-use std::path::PathBuf;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::path::{Path, PathBuf};
 
+use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
 use clap::{Args, ValueHint};
 
 use super::exit::{self, Failure};
-use crate::builder::{Containerd, Root, Target};
-use crate::root::KeptIn;
+use super::progress::Shown;
+use crate::builder::{self, Containerd, Root, Survey, Target};
+use crate::root::{self, Found, KeptIn};
 
 /// The root that a command is about.
 #[derive(Debug, Args)]
@@ -15,12 +19,44 @@ pub(super) struct Place {
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     root: Option<PathBuf>,
 
-    /// The root, by whose it is: `host`, this machine's buildkitd (/var/lib/buildkit), which is taken where neither is
-    /// given; `rootless:USER`, the buildkitd that a user runs (`rootless`: who calls sudo, or whose user namespace this
-    /// is); `containerd` or `containerd:ADDRESS`, this machine's buildkitd with a containerd worker, whose layers go to the
-    /// containerd that listens there; `buildx:NAME` or `buildx:NAME/NODE`, a builder of the docker-container driver, which need not exist yet
-    #[arg(id = "for", long = "for", value_name = "TARGET", value_hint = ValueHint::Other)]
+    /// The root, by whose it is [default: host]
+    #[arg(id = "for", long = "for", value_name = "TARGET", value_hint = ValueHint::Other, value_parser = Targets)]
     target: Option<Target>,
+}
+
+/// What can stand after `--for`, for help and completion; what follows a colon is read by [`Target`].
+const TARGETS: [(&str, &str); 7] = [
+    ("auto", "The only one of these that this machine shows anything of; with several, none is taken"),
+    ("host", "This machine's buildkitd, run as root (/var/lib/buildkit)"),
+    ("rootless", "The buildkitd of who calls sudo, or whose user namespace this is"),
+    ("rootless:", "The buildkitd of a user: rootless:USER"),
+    ("containerd", "This machine's buildkitd with a containerd worker; layers go to its containerd"),
+    ("containerd:", "The same with the containerd that listens there: containerd:ADDRESS"),
+    (
+        "buildx:",
+        "A builder of the docker-container driver, which need not exist yet: buildx:NAME or buildx:NAME/NODE",
+    ),
+];
+
+/// Reads a [`Target`].
+#[derive(Clone)]
+struct Targets;
+
+impl TypedValueParser for Targets {
+    type Value = Target;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        arg: Option<&clap::Arg>,
+        value: &OsStr,
+    ) -> Result<Target, clap::Error> {
+        StringValueParser::new().try_map(|text| text.parse::<Target>()).parse_ref(command, arg, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new(TARGETS.iter().map(|(name, help)| PossibleValue::new(*name).help(*help))))
+    }
 }
 
 impl Place {
@@ -29,25 +65,32 @@ impl Place {
         self.root.is_some() || self.target.is_some()
     }
 
+    /// Whether it is to be found by looking at this machine.
+    pub(super) fn is_auto(&self) -> bool {
+        self.target == Some(Target::Auto)
+    }
+
     /// The root's directory, for reading, also beside a daemon that runs on it.
-    pub(super) fn root(&self) -> Result<PathBuf, Failure> {
-        let root = self.find()?;
+    pub(super) fn root(&self, shown: Shown) -> Result<PathBuf, Failure> {
+        let root = self.find(shown)?;
         root.require_there()?;
         Ok(root.path().to_owned())
     }
 
-    /// The root's directory, which no container runs on, and the containerd that keeps its layers, where one does.
-    pub(super) fn idle_root(&self) -> Result<(PathBuf, Option<KeptIn>), Failure> {
-        let root = self.find()?;
+    /// The root, which is there, and which no container runs on.
+    pub(super) fn find_idle(&self, shown: Shown) -> Result<Root, Failure> {
+        let root = self.find(shown)?;
         root.require_idle()?;
         root.require_there()?;
-        let kept_in = root.kind().containerd.clone();
-        let kept_in = kept_in.map(|Containerd { address, namespace }| KeptIn { address, namespace });
-        Ok((root.path().to_owned(), kept_in))
+        Ok(root)
     }
 
-    /// The root, to be written. There need not be anything yet, and nothing is made.
-    pub(super) fn find(&self) -> Result<Root, Failure> {
+    /// The root, to be written. There need not be anything yet, and nothing is made. What is seen of targets that are
+    /// looked for is shown.
+    pub(super) fn find(&self, shown: Shown) -> Result<Root, Failure> {
+        if let Some(root) = &self.root {
+            refuse_engine(root)?;
+        }
         match (&self.root, &self.target) {
             (Some(root), None) => Ok(Root::at(root)),
             (Some(root), Some(target @ Target::Containerd { .. })) => Ok(target.find()?.moved_to(root)),
@@ -55,7 +98,96 @@ impl Place {
                 format!("--for {target} says where the root is: leave --root away"),
                 exit::USAGE,
             )),
+            (None, Some(Target::Auto)) => {
+                let survey = Survey::of_this_machine();
+                shown.targets(&survey);
+                Ok(survey.choose()?)
+            }
             (None, target) => Ok(target.as_ref().unwrap_or(&Target::Host).find()?),
         }
+    }
+}
+
+/// Who keeps the layers of a root, where it does not.
+pub(super) fn kept_in(root: &Root) -> Option<KeptIn> {
+    let Containerd { address, namespace } = root.kind().containerd.clone()?;
+    Some(KeptIn { address, namespace })
+}
+
+/// Refuses what is dockerd's own builder's: a root there would be taken for its state.
+fn refuse_engine(path: &Path) -> Result<(), builder::Error> {
+    let path = real(path);
+    let found = path.ancestors().find(|directory| is_engine(directory)).map(Path::to_owned);
+    match found.or_else(|| builder::engine_around(&path)) {
+        Some(path) => Err(builder::Error::Engine { path }),
+        None => Ok(()),
+    }
+}
+
+/// Whether dockerd's own builder has its state in this directory.
+fn is_engine(directory: &Path) -> bool {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let is_directory = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
+    let names: Vec<(OsString, bool)> =
+        entries.map(|entry| (entry.file_name(), is_directory(&entry))).collect();
+    let found = Found::among(names.iter().map(|(name, is_directory)| (name.as_os_str(), *is_directory)));
+    matches!(found.refusal(directory), Some(root::Error::DockerEngine { .. }))
+}
+
+/// A path without links, as far as it is there.
+fn real(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let there = path.ancestors().find_map(|ancestor| Some((ancestor, ancestor.canonicalize().ok()?)));
+    match there {
+        Some((ancestor, real)) => {
+            path.strip_prefix(ancestor).map_or_else(|_| real.clone(), |rest| real.join(rest))
+        }
+        None => path,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_value_that_is_shown_is_one_or_begins_one() {
+        for (name, help) in TARGETS {
+            let whole = match name.strip_suffix(':') {
+                None => name.to_owned(),
+                Some("containerd") => format!("{name}/run/x.sock"),
+                Some(_) => format!("{name}x"),
+            };
+            assert_eq!(whole.parse::<Target>().unwrap().to_string(), whole);
+            assert!(name == whole || help.contains(name), "{name}: {help}");
+            assert_eq!(name.parse::<Target>().is_ok(), name == whole, "{name} is taken as it stands");
+        }
+    }
+
+    #[test]
+    fn the_state_of_dockers_own_builder_is_known_by_what_is_in_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().canonicalize().unwrap();
+        let state = dir.join("moved");
+        fs::create_dir_all(state.join("content/blobs")).unwrap();
+        std::os::unix::fs::symlink(&state, dir.join("link")).unwrap();
+        let refused = |path: PathBuf| match refuse_engine(&path) {
+            Err(builder::Error::Engine { path }) => Some(path),
+            Err(error) => panic!("{error}"),
+            Ok(()) => None,
+        };
+        assert_eq!(refused(state.clone()), None);
+        for name in ["cache.db", "containerdmeta.db", "metadata_v2.db", "snapshots.db"] {
+            fs::write(state.join(name), "").unwrap();
+        }
+        for path in ["moved", "moved/content", "moved/content/blobs/new/root", "link", "link/new"] {
+            assert_eq!(refused(dir.join(path)), Some(state.clone()), "{path}");
+        }
+        assert_eq!(refused(dir.join("beside")), None);
+        // A worker of a daemon has such names too.
+        fs::rename(state.join("cache.db"), dir.join("cache.db")).unwrap();
+        assert_eq!(refused(state), None);
+        let default = PathBuf::from("/var/lib/docker/buildkit");
+        assert_eq!(refused(default.join("new")), Some(default));
     }
 }

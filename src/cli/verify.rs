@@ -1,7 +1,7 @@
 //! `warmkit verify`.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{ArgGroup, Args, ValueHint};
 use serde::Serialize;
@@ -9,10 +9,11 @@ use serde::Serialize;
 use super::build::Solve;
 use super::exit::{self, Failure};
 use super::output::{Output, out};
-use super::place::Place;
+use super::place::{Place, kept_in};
 use super::plan::size;
 use super::progress::Shown;
 use super::{render, signals};
+use crate::builder::Root;
 use crate::daemon::Build;
 use crate::gc::Release;
 use crate::progress::{Phase, during};
@@ -164,6 +165,15 @@ impl Arguments {
         }
     }
 
+    /// The root, in the image if that is mounted.
+    fn root(&self) -> Result<Root, Failure> {
+        if self.place.is_auto() && self.image.sysroot != Path::new("/") {
+            let reason = "--for auto looks at this machine, and --sysroot is another: name its root";
+            return Err(Failure::new(reason, exit::USAGE));
+        }
+        self.place.find_idle(self.progress)
+    }
+
     /// The build on a view of the root, where one is named.
     fn live(&self) -> Result<Option<LiveOptions>, Failure> {
         let Some(context) = self.build.clone() else { return Ok(None) };
@@ -199,7 +209,8 @@ struct Outcome<'a> {
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let (output, progress) = (arguments.output, arguments.progress);
     let ending = signals::end_on_signal(output, progress)?;
-    let (root, kept_in) = arguments.place.idle_root()?;
+    let place = arguments.root()?;
+    let (root, kept_in) = (place.path().to_owned(), kept_in(&place));
     if kept_in.is_some() {
         arguments.refuse_for_containerd()?;
     }

@@ -24,7 +24,7 @@ pub(crate) struct Found {
     /// Directories of containerd workers.
     pub(crate) in_containerd: Vec<PathBuf>,
     pub(super) has_solver: bool,
-    /// How many of [`ENGINE`], and whether [`ENGINE_IN_CONTAINERD`].
+    /// How many of [`ENGINE`], which stand beside cache.db, and whether [`ENGINE_IN_CONTAINERD`].
     of_engine: usize,
     is_engine: bool,
 }
@@ -59,7 +59,7 @@ impl Found {
             let (worker, snapshotter) = (worker.clone(), snapshotter.clone());
             return Some(Error::OtherSnapshotter { path: path(), worker, snapshotter });
         }
-        if self.is_engine || self.of_engine == ENGINE.len() {
+        if self.is_engine || (self.has_solver && self.of_engine == ENGINE.len()) {
             return Some(Error::DockerEngine { path: path() });
         }
         if let Some(worker) = self.in_containerd.first() {
@@ -76,7 +76,7 @@ mod tests {
     #[test]
     fn names_tell_what_a_directory_is() {
         // Directories end in a slash.
-        let cases: [(&[&str], usize, &str); 9] = [
+        let cases: [(&[&str], usize, &str); 10] = [
             (&["cache.db", "runc-overlayfs/"], 1, ""),
             (&["cache.db", "runc-native/", "runc-fuse-overlayfs/"], 2, ""),
             (&["runc-stargz/"], 0, "the snapshotter stargz (runc-stargz)"),
@@ -97,6 +97,7 @@ mod tests {
             ),
             (&["cache.db", "containerd-overlayfs/", "history_c8d.db"], 0, "dockerd's own builder"),
             (&["metadata_v2.db", "lost+found/"], 0, ""),
+            (&["containerdmeta.db", "content/", "metadata_v2.db", "snapshots/", "workerid"], 0, ""),
         ];
         for (names, workers, said) in cases {
             let split = |name: &&'static str| (OsStr::new(name.trim_end_matches('/')), name.ends_with('/'));

@@ -132,7 +132,7 @@ pub enum Error {
     /// What dockerd keeps of its own builder, whose layers are in dockerd's image store.
     #[error(
         "{} is the state of dockerd's own builder, whose layers are in dockerd's image store; it is neither read nor \
-         written: use a builder of buildx on this host, of the driver docker-container, with --for buildx:NAME",
+         written: on this host a builder of the driver docker-container is the way, with --for buildx:NAME",
         path.display()
     )]
     DockerEngine {

@@ -11,7 +11,7 @@ use super::exit::{self, Failure};
 use super::largest::Largest;
 use super::options::KeySources;
 use super::output::{Output, columns};
-use super::place::Place;
+use super::place::{Place, kept_in};
 use super::progress::Shown;
 use super::signals::interruptible;
 use crate::gather::{self, BakedCache, KeySourceReport, Missing};
@@ -44,10 +44,8 @@ const OF_CACHES: [&str; 6] = ["named", "from_file", "skip_missing", "keys_from",
     mut_arg("named", |arg| arg.required_unless_present_any(["from_file", "root", "for"])),
     mut_arg("root", |arg| arg.conflicts_with_all(OF_CACHES).help("A root instead of caches, as a directory; no \
         daemon may run on it. Of a containerd worker beside --for containerd")),
-    mut_arg("for", |arg| arg.conflicts_with_all(OF_CACHES).help("A root instead of caches, by whose it is: `host`, \
-        this machine's buildkitd (/var/lib/buildkit); `containerd` or `containerd:ADDRESS`, one with a containerd \
-        worker, whose containerd runs; `buildx:NAME` or `buildx:NAME/NODE`, a builder of the \
-        docker-container driver that does not run")),
+    mut_arg("for", |arg| arg.conflicts_with_all(OF_CACHES).help("A root instead of caches, by whose it is; no \
+        daemon may run on it")),
 )]
 pub(super) struct Arguments {
     #[command(flatten)]
@@ -99,8 +97,9 @@ pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
     };
     let inventory: Inventory;
     if place.is_given() {
-        let (path, kept_in) = place.idle_root()?;
-        let root = Root::open_with(&path, kept_in.as_ref())?;
+        let place = place.find_idle(progress)?;
+        let path = place.path();
+        let root = Root::open_with(path, kept_in(&place).as_ref())?;
         let state = root.read_whole()?;
         inventory = inspect::of_root(&root, &state);
         report.root = Some(path.display().to_string());

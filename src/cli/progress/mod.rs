@@ -3,6 +3,7 @@
 mod console;
 mod meter;
 mod rawjson;
+mod targets;
 mod words;
 
 use clap::{Args, ValueEnum};
@@ -14,6 +15,7 @@ use console::{Bar, Lines};
 use super::exit::{self, Failure};
 use super::output::{Output, err};
 use super::render;
+use crate::builder::Survey;
 use crate::progress::{Event, Progress};
 
 /// How a command shows what it does.
@@ -58,6 +60,24 @@ impl Shown {
             Mode::Rawjson => Box::new(rawjson::Events::new(|line: &str| err(line))),
             Mode::Quiet => Box::new(Quiet),
         })
+    }
+
+    /// Says which targets this machine has, and what could not be looked at.
+    pub(super) fn targets(self, survey: &Survey) {
+        if self.mode == Mode::Rawjson {
+            for seen in &survey.seen {
+                err(rawjson::target(seen, targets::is_taken(survey, seen)));
+            }
+        } else if self.mode != Mode::Quiet {
+            err(targets::text(survey));
+        }
+        for error in &survey.unseen {
+            let message = render::chain(error);
+            err(match self.mode {
+                Mode::Rawjson => rawjson::warning(&message).into(),
+                _ => render::warning(&message),
+            });
+        }
     }
 
     /// Says why there is no report, and gives the exit code.

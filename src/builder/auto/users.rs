@@ -1,0 +1,170 @@
+//! What tells of a `buildkitd` that a plain user runs.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use super::{Look, Process, Processes, State};
+use crate::builder::rootless::{self, Account};
+use crate::builder::settings::{Settings, argument};
+use crate::builder::{Error, Target};
+use crate::userns::Owners;
+
+/// Directories of each user who is logged in, by number.
+const RUNTIME: &str = "/run/user";
+/// What the daemon's own unit is called among those of a user.
+const UNIT: &str = "systemd/user/buildkit.service";
+
+/// Whether this process is in a user namespace, from where no other root can be written.
+pub(super) fn is_namespace(look: &mut Look) -> bool {
+    let owners = Owners::of_this_process();
+    let owners = look.read(Path::new("/proc/self/uid_map"), owners);
+    owners.is_some_and(|owners| owners.is_namespace())
+}
+
+/// Looks for the daemon of who owns this user namespace.
+pub(super) fn look_at_own(look: &mut Look, daemons: &Processes) {
+    let target = Target::Rootless { user: None };
+    let root = target.find();
+    let variable = |name: &str| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let home = variable("HOME");
+    let config = variable("XDG_CONFIG_HOME").or_else(|| Some(home.as_ref()?.join(".config")));
+    let mut places = Places::default();
+    if let Some(config) = config {
+        places.config = Some(config.join("buildkit/buildkitd.toml"));
+        places.unit = Some(config.join(UNIT));
+    }
+    places.root = root.ok().map(|root| root.path().to_owned());
+    places.socket = variable("XDG_RUNTIME_DIR").map(|directory| socket(&directory));
+    places.look(look, &target);
+    // Who is root here is the user there.
+    for process in daemons.buildkitd.iter().filter(|process| !process.is_contained && process.user == 0) {
+        look.sign(target.clone(), process.shown());
+    }
+}
+
+/// Looks for the daemons of all users.
+pub(super) fn look(look: &mut Look, daemons: &Processes) {
+    let mut users: BTreeMap<u32, Account> = BTreeMap::new();
+    for account in look.kept(rootless::accounts()).unwrap_or_default() {
+        users.entry(account.id).or_insert(account);
+    }
+    // Those that the directory of users keeps to itself.
+    if let Some(account) = env::var("SUDO_USER").ok().and_then(|name| rootless::account(&name).ok()) {
+        users.entry(account.id).or_insert(account);
+    }
+    let logged_in = look.names(Path::new(RUNTIME)).unwrap_or_default();
+    let running: Vec<&Process> = daemons.buildkitd.iter().filter(|process| is_rootless(process)).collect();
+    let ids = logged_in.iter().filter_map(|name| name.parse().ok());
+    for id in ids.chain(running.iter().map(|process| process.user)) {
+        if !users.contains_key(&id)
+            && let Ok(account) = rootless::account(&id.to_string())
+        {
+            users.insert(id, account);
+        }
+    }
+    users.remove(&0);
+    for account in users.values() {
+        let target = Target::Rootless { user: Some(account.name.clone()) };
+        let mut places = Places::default();
+        // Many that are nobody's have a home that is not theirs.
+        if let Some(home) = &account.home
+            && look.read(home, fs::metadata(home)).is_some_and(|found| found.uid() == account.id)
+        {
+            places.config = Some(home.join(".config/buildkit"));
+            places.unit = Some(home.join(".config").join(UNIT));
+            places.root = Some(home.join(".local/share/buildkit"));
+        }
+        let id = account.id.to_string();
+        places.socket = logged_in.contains(&id).then(|| socket(&Path::new(RUNTIME).join(id)));
+        places.look(look, &target);
+    }
+    for process in running {
+        let Some(account) = users.get(&process.user) else {
+            look.unseen.push(Error::NoUser { name: format!("{} ({})", process.user, process.shown()) });
+            continue;
+        };
+        run_by(look, process, account);
+    }
+}
+
+/// Whether a user runs it, on this machine itself.
+fn is_rootless(process: &Process) -> bool {
+    !process.is_contained && process.user != 0
+}
+
+fn socket(directory: &Path) -> PathBuf {
+    directory.join("buildkit/buildkitd.sock")
+}
+
+/// Where a daemon of a user would leave something.
+#[derive(Debug, Default)]
+struct Places {
+    config: Option<PathBuf>,
+    unit: Option<PathBuf>,
+    socket: Option<PathBuf>,
+    root: Option<PathBuf>,
+}
+
+impl Places {
+    fn look(&self, look: &mut Look, target: &Target) {
+        let places = [("configuration", &self.config), ("unit", &self.unit), ("socket", &self.socket)];
+        for (what, path) in places {
+            if let Some(path) = path
+                && look.is_there(path)
+            {
+                look.sign(target.clone(), format!("{what} {}", path.display()));
+            }
+        }
+        if let Some(state) = self.root.as_ref().and_then(|root| State::at(look, root)) {
+            look.sign(target.clone(), state.shown);
+        }
+    }
+}
+
+/// What a running daemon tells: it may have its root elsewhere than such a daemon has.
+fn run_by(look: &mut Look, process: &Process, account: &Account) {
+    let target = Target::Rootless { user: Some(account.name.clone()) };
+    let root = root_of(process, account);
+    let (Some(root), Ok(found)) = (look.kept(root), target.find()) else {
+        look.sign(target, process.shown());
+        return;
+    };
+    if root == found.path() {
+        look.sign(target, process.shown());
+        return;
+    }
+    let misfit = format!(
+        "has its root at {}, and --for {target} would be {}: say `root = {:?}` in its buildkitd.toml",
+        root.display(),
+        found.path().display(),
+        root.display().to_string()
+    );
+    let error = Error::Misfit { whose: process.shown(), misfit };
+    look.sign_of(target, process.shown(), Err(error));
+}
+
+/// The root that it has, by its arguments, its configuration and its environment.
+fn root_of(process: &Process, account: &Account) -> Result<PathBuf, Error> {
+    let directory = |name: &str, otherwise: &str| -> Result<PathBuf, Error> {
+        // As `BuildKit` reads it: the first of several.
+        let value = process.variable(name)?;
+        let value = value.as_deref().and_then(|value| value.split(':').next());
+        match (value, &account.home) {
+            (Some(value), _) => Ok(value.into()),
+            (None, Some(home)) => Ok(home.join(otherwise)),
+            (None, None) => Err(Error::NoHomeOf { user: account.name.clone() }),
+        }
+    };
+    let config = match argument(&process.arguments, "config") {
+        Some(config) => process.absolute(config.into())?,
+        None => directory("XDG_CONFIG_HOME", ".config")?.join("buildkit/buildkitd.toml"),
+    };
+    let settings = Settings::at(&process.arguments, &config)?;
+    match settings.named_root() {
+        Some(root) => process.absolute(root),
+        None => Ok(directory("XDG_DATA_HOME", ".local/share")?.join("buildkit")),
+    }
+}
