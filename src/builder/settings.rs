@@ -38,9 +38,9 @@ pub struct Told {
     pub file: PathBuf,
     /// What is in it, where it is there.
     pub text: Option<String>,
-    /// `--oci-worker-gc`, or of a containerd worker `--containerd-worker-gc`.
+    /// `--oci-worker-gc`, or `--containerd-worker-gc`: of the worker that it uses.
     pub gc: Option<bool>,
-    /// `--oci-worker-gc-keepstorage`, or of a containerd worker `--containerd-worker-gc-keepstorage`.
+    /// The same with `-keepstorage` behind.
     pub keep_storage: Option<String>,
 }
 
@@ -48,11 +48,11 @@ pub struct Told {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Containerd {
     enabled: Option<bool>,
-    gc: Option<bool>,
-    keep_storage: Option<String>,
     address: Option<String>,
     namespace: Option<String>,
     snapshotter: Option<String>,
+    gc: Option<bool>,
+    keep_storage: Option<String>,
 }
 
 impl Settings {
@@ -87,13 +87,12 @@ impl Settings {
         read.told.gc = switch(arguments, "oci-worker-gc");
         read.told.keep_storage = argument(arguments, "oci-worker-gc-keepstorage").map(str::to_owned);
         read.containerd.gc = switch(arguments, "containerd-worker-gc");
-        read.containerd.keep_storage =
-            argument(arguments, "containerd-worker-gc-keepstorage").map(str::to_owned);
-        let Containerd { address, namespace, snapshotter, .. } = &mut read.containerd;
+        let Containerd { address, namespace, snapshotter, keep_storage, .. } = &mut read.containerd;
         for (name, told) in [
             ("containerd-worker-addr", address),
             ("containerd-worker-namespace", namespace),
             ("containerd-worker-snapshotter", snapshotter),
+            ("containerd-worker-gc-keepstorage", keep_storage),
         ] {
             if let Some(value) = argument(arguments, name) {
                 *told = Some(value.to_owned());
@@ -120,15 +119,15 @@ impl Settings {
         Ok(read)
     }
 
-    /// What it is told of garbage collection.
-    pub(super) fn into_told(self) -> Told {
-        self.told
+    /// What it is told of the garbage collection of its OCI worker.
+    pub(super) fn told(&self) -> Told {
+        self.told.clone()
     }
 
-    /// What its containerd worker is told of it.
-    pub(super) fn into_told_in_containerd(self) -> Told {
-        let Containerd { gc, keep_storage, .. } = self.containerd;
-        Told { gc, keep_storage, ..self.told }
+    /// The same of its containerd worker.
+    pub(super) fn told_of_containerd(&self) -> Told {
+        let Containerd { gc, keep_storage, .. } = self.containerd.clone();
+        Told { gc, keep_storage, ..self.told.clone() }
     }
 
     fn configure(&mut self, table: &Table) {

@@ -59,6 +59,12 @@ impl TypedValueParser for Targets {
     }
 }
 
+/// The containerd that keeps the layers of a root, where one does.
+pub(super) fn kept_in(root: &Root) -> Option<KeptIn> {
+    let Containerd { address, namespace } = root.kind().containerd.clone()?;
+    Some(KeptIn { address, namespace })
+}
+
 impl Place {
     /// Whether a root was named, where one need not be.
     pub(super) fn is_given(&self) -> bool {
@@ -75,6 +81,12 @@ impl Place {
         let root = self.find(shown)?;
         root.require_there()?;
         Ok(root.path().to_owned())
+    }
+
+    /// The root's directory, which no container runs on, and the containerd that keeps its layers, where one does.
+    pub(super) fn idle_root(&self, shown: Shown) -> Result<(PathBuf, Option<KeptIn>), Failure> {
+        let root = self.find_idle(shown)?;
+        Ok((root.path().to_owned(), kept_in(&root)))
     }
 
     /// The root, which is there, and which no container runs on.
@@ -106,12 +118,6 @@ impl Place {
             (None, target) => Ok(target.as_ref().unwrap_or(&Target::Host).find()?),
         }
     }
-}
-
-/// Who keeps the layers of a root, where it does not.
-pub(super) fn kept_in(root: &Root) -> Option<KeptIn> {
-    let Containerd { address, namespace } = root.kind().containerd.clone()?;
-    Some(KeptIn { address, namespace })
 }
 
 /// Refuses what is dockerd's own builder's: a root there would be taken for its state.

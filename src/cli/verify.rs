@@ -9,14 +9,14 @@ use serde::Serialize;
 use super::build::Solve;
 use super::exit::{self, Failure};
 use super::output::{Output, out};
-use super::place::{Place, kept_in};
+use super::place::Place;
 use super::plan::size;
 use super::progress::Shown;
 use super::{render, signals};
-use crate::builder::Root;
 use crate::daemon::Build;
 use crate::gc::Release;
 use crate::progress::{Phase, during};
+use crate::root::KeptIn;
 use crate::verify::{self, Configured, ImageOptions, LiveOptions, LiveReport};
 
 const EXAMPLES: &str = "\
@@ -150,6 +150,19 @@ impl ImageArguments {
 }
 
 impl Arguments {
+    /// The root's directory, in the image if that is mounted, and the containerd that keeps its layers, where one does.
+    fn root(&self) -> Result<(PathBuf, Option<KeptIn>), Failure> {
+        if self.place.is_auto() && self.image.sysroot != Path::new("/") {
+            let reason = "--for auto looks at this machine, and --sysroot is another: name its root";
+            return Err(Failure::new(reason, exit::USAGE));
+        }
+        let (root, kept_in) = self.place.idle_root(self.progress)?;
+        if kept_in.is_some() {
+            self.refuse_for_containerd()?;
+        }
+        Ok((root, kept_in))
+    }
+
     /// What cannot be done where a containerd keeps the layers.
     fn refuse_for_containerd(&self) -> Result<(), Failure> {
         let refused = [
@@ -163,15 +176,6 @@ impl Arguments {
             }
             None => Ok(()),
         }
-    }
-
-    /// The root, in the image if that is mounted.
-    fn root(&self) -> Result<Root, Failure> {
-        if self.place.is_auto() && self.image.sysroot != Path::new("/") {
-            let reason = "--for auto looks at this machine, and --sysroot is another: name its root";
-            return Err(Failure::new(reason, exit::USAGE));
-        }
-        self.place.find_idle(self.progress)
     }
 
     /// The build on a view of the root, where one is named.
@@ -209,11 +213,7 @@ struct Outcome<'a> {
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let (output, progress) = (arguments.output, arguments.progress);
     let ending = signals::end_on_signal(output, progress)?;
-    let place = arguments.root()?;
-    let (root, kept_in) = (place.path().to_owned(), kept_in(&place));
-    if kept_in.is_some() {
-        arguments.refuse_for_containerd()?;
-    }
+    let (root, kept_in) = arguments.root()?;
     let options = verify::Options {
         read_data: arguments.read_data,
         containerd: kept_in,

@@ -159,13 +159,8 @@ impl Configuration {
         Ok(read)
     }
 
-    /// The worker that it is of.
-    pub(super) fn worker(&self) -> Worker {
-        self.worker
-    }
-
-    /// The same with the arguments `--oci-worker-gc` and `--oci-worker-gc-keepstorage` of `release`, or those of the containerd
-    /// worker, where they are given.
+    /// The same with the worker's arguments of `release`, `--oci-worker-gc` and `--oci-worker-gc-keepstorage` or those with
+    /// `containerd`, where they are given.
     ///
     /// # Errors
     /// A daemon of this release would not start with them.
@@ -193,6 +188,11 @@ impl Configuration {
         let (reserved, min_free, max_used) = (next()?, next()?, next()?);
         self.limits = Limits { reserved, max_used, min_free };
         Ok(self)
+    }
+
+    /// The worker that it is of.
+    pub(super) fn worker(&self) -> Worker {
+        self.worker
     }
 
     /// What `release` makes of it on `disk`.

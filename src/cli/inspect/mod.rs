@@ -11,7 +11,7 @@ use super::exit::{self, Failure};
 use super::largest::Largest;
 use super::options::KeySources;
 use super::output::{Output, columns};
-use super::place::{Place, kept_in};
+use super::place::Place;
 use super::progress::Shown;
 use super::signals::interruptible;
 use crate::gather::{self, BakedCache, KeySourceReport, Missing};
@@ -97,9 +97,8 @@ pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
     };
     let inventory: Inventory;
     if place.is_given() {
-        let place = place.find_idle(progress)?;
-        let path = place.path();
-        let root = Root::open_with(path, kept_in(&place).as_ref())?;
+        let (path, kept_in) = place.idle_root(progress)?;
+        let root = Root::open_with(&path, kept_in.as_ref())?;
         let state = root.read_whole()?;
         inventory = inspect::of_root(&root, &state);
         report.root = Some(path.display().to_string());

@@ -81,7 +81,7 @@ pub(super) fn size(text: &str) -> Result<u64, &'static str> {
 impl Host {
     /// The same for the library.
     pub(super) fn options(&self, root: &Root) -> Result<GcOptions, Failure> {
-        let worker = worker_of(root);
+        let worker = if root.kind().containerd.is_some() { Worker::Containerd } else { Worker::Oci };
         let configuration = match &self.buildkitd_config {
             None => self.told(worker, root.configuration())?,
             Some(file) => {
@@ -110,11 +110,6 @@ impl Host {
                 Failure::new(format!("{}: {}", file.display(), render::chain(&error)), exit::FAILURE)
             })
     }
-}
-
-/// The worker of the daemon that a root is for.
-fn worker_of(root: &Root) -> Worker {
-    if root.kind().containerd.is_some() { Worker::Containerd } else { Worker::Oci }
 }
 
 /// What `--format json` prints.
