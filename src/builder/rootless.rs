@@ -142,7 +142,7 @@ fn at(session: &Session<'_>, owners: Owners) -> Result<Root, Error> {
         return Err(Error::HomeMissing { user: (*user).to_owned(), home: home.to_path_buf() });
     }
     let kind = Kind { snapshotter, owners, containerd: None };
-    Ok(Root::of(root, kind).told(settings.into_told()).run_by(user))
+    Ok(Root::of(root, kind).told(settings.told()).run_by(user))
 }
 
 /// As `BuildKit` reads a variable: the first directory of several, but where there is one only.
@@ -165,7 +165,7 @@ pub(super) fn way_in() -> String {
         String::new()
     } else {
         format!(
-            ", once {} is there, which $PATH lacks (Debian's packages rootlesskit and uidmap)",
+            "; $PATH has no {}: install them first (Debian's packages rootlesskit and uidmap)",
             missing.join(", ")
         )
     };

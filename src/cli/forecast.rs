@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::exit::{self, Failure};
 use super::output::Output;
-use super::place::Place;
+use super::place::{Place, kept_in};
 use super::plan::{Host, table};
 use super::progress::Shown;
 use crate::bake::{self, GcOptions};
@@ -17,7 +17,10 @@ use crate::root::Root;
 const EXAMPLES: &str = "\
 Examples:
   # what would the daemon of this machine take of its root, if nothing is built?
-  warmkit forecast --buildkitd-config /etc/buildkit/buildkitd.toml
+  warmkit forecast
+
+  # and that of a user's rootless daemon, by the user's own configuration?
+  warmkit forecast --for rootless:ci
 
   # a root that is shipped to hosts with a disk of 50 GB
   warmkit forecast --root ./root --disk-size 50GB --buildkitd-release v0.31.2
@@ -54,7 +57,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let place = arguments.place.find_idle(Shown::default())?;
     let gc = arguments.host.options(&place)?;
     let path = place.path();
-    let root = Root::open(path)?;
+    let root = Root::open_with(path, kept_in(&place).as_ref())?;
     let workers = root.read_whole()?.workers;
     let records: Vec<Record> =
         workers.iter().flat_map(|worker| root.usage(worker)).map(Record::from).collect();
