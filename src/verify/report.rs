@@ -169,7 +169,7 @@ kinds! {
     SnapshotParentsIndex = "snapshot-parents-index", Error;
     /// A snapshot's directory, or the `fs` or `work` in it, is not there.
     SnapshotDirectoryMissing = "snapshot-directory-missing", Error;
-    /// A killed daemon left something where a new snapshot's directory is to be: the build that makes that fails, and removes it.
+    /// A killed daemon left what is in the way of a new snapshot: the build that makes it fails, and removes that.
     SnapshotDirectoryTaken = "snapshot-directory-taken", Error;
     /// A snapshot's directory holds another number of inodes than was recorded when it was committed.
     SnapshotInodes = "snapshot-inodes", Error;
