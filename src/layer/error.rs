@@ -67,6 +67,13 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The overlay that the layer was unpacked through stays mounted.
+    #[error("cannot unmount the overlay that the layer was unpacked through")]
+    Unmount {
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
     /// The decompressed stream ended early because an earlier stage failed; that stage's error is reported instead.
     #[error("the layer's stream was stopped")]
     Stopped,

@@ -9,11 +9,13 @@
 //! That is how daemons extract that run rootless or with fuse-overlayfs. What the kernel leaves in an upper directory
 //! for its own use is taken away again: it names inodes of this file system, and another one may get the root.
 //!
-//! Mirrors containerd v2.4 `core/diff/apply/apply_linux.go` and `core/mount/temp.go`.
+//! Mirrors containerd v2.4 `core/diff/apply/apply_linux.go`, and `temp.go` and `mount_unix.go` of `core/mount`.
 
 use std::ffi::CString;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, FileType, Gid, Uid};
 use rustix::io::Errno;
@@ -25,6 +27,9 @@ use crate::fsutil::escape_overlay_option;
 
 /// The kernel takes a page of options, with a zero at its end.
 const MAX_OPTIONS: usize = 4095;
+/// How long a mount may be busy, and how often it is looked at whether it still is.
+const PATIENCE: Duration = Duration::from_secs(30);
+const LOOK: Duration = Duration::from_millis(2);
 /// What overlayfs keeps in its attributes beside the marks: `fs/overlayfs/overlayfs.h`.
 const EXTRAS: [&str; 4] = ["origin", "impure", "uuid", "nlink"];
 
@@ -54,10 +59,22 @@ impl Overlay<'_> {
     pub fn with<T>(&self, work: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
         self.mount()?;
         let done = work(self.target);
-        let unmounted = rustix::mount::unmount(self.target, UnmountFlags::empty());
+        let unmounted = self.unmount();
         let done = done?;
-        unmounted.map_err(|source| Error::Mount { layers: self.lowers.len(), source: source.into() })?;
+        unmounted.map_err(|source| Error::Unmount { source: source.into() })?;
         Ok(done)
+    }
+
+    /// Whatever this process starts meanwhile, such as a credential helper, has all that is open here until it runs its
+    /// own program: that long the mount is busy.
+    fn unmount(&self) -> Result<(), Errno> {
+        let begin = Instant::now();
+        loop {
+            match rustix::mount::unmount(self.target, UnmountFlags::empty()) {
+                Err(Errno::BUSY) if begin.elapsed() < PATIENCE => thread::sleep(LOOK),
+                ended => return ended,
+            }
+        }
     }
 
     fn mount(&self) -> Result<()> {
@@ -114,5 +131,49 @@ impl Overlay<'_> {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fsutil;
+    use std::fs::{self, File};
+
+    /// As what another thread starts has it.
+    #[test]
+    fn a_file_that_is_open_for_a_moment_does_not_keep_it_mounted() {
+        if !fsutil::is_root() {
+            return;
+        }
+        let temp = tempfile::tempdir().unwrap();
+        let path = |name: &str| temp.path().join(name);
+        for name in ["lower", "upper", "work", "target"] {
+            fs::create_dir(path(name)).unwrap();
+        }
+        fs::write(path("lower/file"), "").unwrap();
+        let work = || {
+            fsutil::own_mount_namespace().unwrap();
+            let (lowers, upper, work, target) =
+                ([path("lower")], path("upper"), path("work"), path("target"));
+            let overlay = Overlay {
+                directory: temp.path(),
+                lowers: &lowers,
+                upper: &upper,
+                work: &work,
+                target: &target,
+                userxattr: false,
+            };
+            let holder = overlay.with(|at| {
+                let file = File::open(at.join("file")).unwrap();
+                Ok(thread::spawn(move || {
+                    thread::sleep(Duration::from_millis(100));
+                    drop(file);
+                }))
+            });
+            holder.unwrap().join().unwrap();
+            assert!(fs::read_dir(&target).unwrap().next().is_none(), "it is mounted still");
+        };
+        thread::scope(|scope| scope.spawn(work).join()).unwrap();
     }
 }
