@@ -4,9 +4,10 @@ use std::fs::{File, Permissions};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, StatVfsMountFlags};
+use rustix::io::Errno;
 use rustix::ioctl::{self, Opcode};
 use rustix::mount::MountPropagationFlags;
 use rustix::thread::UnshareFlags;
@@ -14,6 +15,8 @@ use tempfile::TempDir;
 
 /// File systems that may write fewer bytes than they are given: btrfs, ZFS, bcachefs.
 const COMPRESSING: [u32; 3] = [0x9123_683e, 0x2fc1_2fc1, 0xca45_1a4e];
+/// `TMPFS_MAGIC` of `linux/magic.h`.
+const TMPFS: i64 = 0x0102_1994;
 
 /// How much room a file system has, for root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,8 +51,33 @@ pub fn room(path: &Path) -> io::Result<Room> {
 /// How much room there is where `path` is or would be made: on the file system of the nearest of its ancestors that
 /// exists.
 pub fn room_at(path: &Path) -> io::Result<Room> {
+    room(&nearest(path)?)
+}
+
+/// `path`, or the nearest of its ancestors that exists, absolute.
+pub fn nearest(path: &Path) -> io::Result<PathBuf> {
     let path = std::path::absolute(path)?;
-    path.ancestors().find(|ancestor| ancestor.exists()).map_or(Err(io::ErrorKind::NotFound.into()), room)
+    let found = path.ancestors().find(|ancestor| ancestor.exists());
+    found.map(Path::to_owned).ok_or(io::ErrorKind::NotFound.into())
+}
+
+/// Whether `path` is mounted read-only.
+pub fn is_read_only(path: &Path) -> io::Result<bool> {
+    Ok(rustix::fs::statvfs(path)?.f_flag.contains(StatVfsMountFlags::RDONLY))
+}
+
+/// Whether `path` is on a tmpfs.
+pub fn is_on_tmpfs(path: &Path) -> io::Result<bool> {
+    Ok(i64::try_from(rustix::fs::statfs(path)?.f_type) == Ok(TMPFS))
+}
+
+/// Whether files on the file system of `path`, which is one that can be read, may have `user.*` attributes.
+pub fn takes_user_xattrs(path: &Path) -> io::Result<bool> {
+    match rustix::fs::getxattr(path, "user.overlay.opaque", &mut [0_u8; 0]) {
+        Err(Errno::OPNOTSUPP) => Ok(false),
+        Ok(_) | Err(Errno::NODATA) => Ok(true),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 /// Writes everything of the file system of `path` to its disk, with one call.

@@ -73,6 +73,15 @@ impl IdMap {
     }
 }
 
+impl IdMap {
+    /// How many ids it would need after its last one to have this too; `None` where it has it, or a gap before it.
+    fn lacks(&self, id: u32) -> Option<u32> {
+        let last =
+            self.0.iter().filter(|range| range.count > 0).map(|range| range.inside + (range.count - 1)).max();
+        id.checked_sub(last?).filter(|&count| count > 0)
+    }
+}
+
 impl fmt::Display for IdMap {
     /// The ids inside, as in `0-65536`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -152,6 +161,15 @@ impl Owners {
         }
     }
 
+    /// How many ids more it takes to have one that is out of range; `None` where more do not help.
+    pub fn lacks(&self, missing: &OutOfRange) -> Option<u32> {
+        match self {
+            Self::AsNamed => None,
+            Self::Namespace { groups, .. } if missing.what == "group" => groups.lacks(missing.id),
+            Self::Namespace { users, .. } => users.lacks(missing.id),
+        }
+    }
+
     /// The group on disk.
     ///
     /// # Errors
@@ -179,6 +197,16 @@ pub fn subordinate_ids(text: &str, name: &str, id: u32) -> Vec<(u32, u32)> {
         (fields.next().is_none() && !owner.is_empty()).then_some((start, count))
     };
     text.lines().filter_map(range).collect()
+}
+
+/// The first id from 100000 on that comes after all ranges of a file such as `/etc/subuid`.
+pub fn first_free_id(text: &str) -> u32 {
+    let end = |line: &str| {
+        let mut fields = line.trim().split(':').skip(1);
+        let (start, count): (u32, u32) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+        Some(start.saturating_add(count))
+    };
+    text.lines().filter_map(end).max().unwrap_or_default().max(100_000)
 }
 
 /// Reads [`subordinate_ids`] of a file; none where there is no such file.
@@ -237,6 +265,29 @@ mod tests {
         let error = owners.group(70_000).unwrap_err().to_string();
         assert_eq!(error, "group 70000 is none of those that the user namespace has (0-10)");
         assert_eq!(Owners::AsNamed.user(70_000), Ok(70_000));
+    }
+
+    #[test]
+    fn what_is_lacking_follows_the_last_id() {
+        let map = IdMap::rootless(1000, &[(100_000, 65_536), (300_000, 10)]);
+        for (id, expected) in [(65_546, None), (65_547, Some(1)), (70_000, Some(4_454)), (0, None)] {
+            assert_eq!(map.lacks(id), expected, "{id}");
+        }
+        let owners = Owners::Namespace { users: map, groups: IdMap::rootless(1000, &[(100_000, 9)]) };
+        assert_eq!(owners.lacks(&owners.group(10).unwrap_err()), Some(1));
+        assert_eq!(owners.lacks(&owners.user(65_547).unwrap_err()), Some(1));
+    }
+
+    #[test]
+    fn free_ids_come_after_all_others() {
+        for (text, expected) in [
+            ("", 100_000),
+            ("a:1:2\n", 100_000),
+            ("a:100000:65536\nb:300000:10\nc:200000:5\nx\n", 300_010),
+            ("a:4294967295:9\n", u32::MAX),
+        ] {
+            assert_eq!(first_free_id(text), expected, "{text:?}");
+        }
     }
 
     #[test]

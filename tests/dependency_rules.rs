@@ -28,7 +28,7 @@ const RULES: &[Rule] = &[
     Rule { module: "bolt", may: &["fsutil"], may_not: &[] },
     // A builder beside this program: it knows nothing of caches and stores.
     Rule { module: "daemon", may: &[], may_not: &[] },
-    Rule { module: "builder", may: &["daemon", "userns"], may_not: &[] },
+    Rule { module: "builder", may: &["daemon", "fsutil", "userns"], may_not: &[] },
     // A service beside this program, too; the only module with futures in it.
     Rule { module: "containerd", may: &[], may_not: &[] },
     // These four do not know each other: gather and bake join them.
@@ -48,7 +48,7 @@ const RULES: &[Rule] = &[
     Rule { module: "store", may: &["bolt", "oci", "digest", "fsutil"], may_not: &[] },
     Rule {
         module: "gather",
-        may: &["source", "keys", "builder", "daemon", "oci", "digest", "progress"],
+        may: &["source", "keys", "builder", "daemon", "oci", "digest", "fsutil", "progress"],
         may_not: &[],
     },
     Rule {

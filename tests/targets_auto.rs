@@ -367,7 +367,7 @@ fn daemons_of_users_are_found_in_their_homes_and_among_processes() {
     machine.looks(Ok("--for rootless:ci"), &[state]);
     machine.write("home/ci/.config/systemd/user/buildkit.service", "");
     machine.write("run/user/4001/buildkit/buildkitd.sock", "").directory("home/ci/.config/buildkit");
-    machine.runs("as ci $bin/buildkitd --addr unix:///run/user/4001/buildkit/buildkitd.sock");
+    machine.runs("as 4001 $bin/buildkitd --addr unix:///run/user/4001/buildkit/buildkitd.sock");
     let all = [
         "configuration /home/ci/.config/buildkit",
         "unit /home/ci/.config/systemd/user/buildkit.service",
@@ -391,7 +391,7 @@ fn daemons_of_users_are_found_in_their_homes_and_among_processes() {
     machine.looks(Ok("--for host"), &said);
 
     // Elsewhere than its name says.
-    for line in ["as ci $bin/buildkitd --root /srv/ci", "XDG_DATA_HOME=/srv as ci $bin/buildkitd"] {
+    for line in ["as 4001 $bin/buildkitd --root /srv/ci", "as 4001 env XDG_DATA_HOME=/srv $bin/buildkitd"] {
         let mut machine = Machine::new();
         machine.runs(line);
         machine.looks(Err("and --for rootless:ci would be /home/ci/.local/share/buildkit"), &["process …"]);
@@ -435,7 +435,8 @@ fn builders_are_found_where_buildx_and_docker_keep_them() {
 
     // A daemon in a container is its builder's.
     let mut machine = Machine::new();
-    machine.directory("var/lib/buildkit").runs("contained $bin/buildkitd");
+    machine.directory("var/lib/buildkit");
+    machine.runs("contained $bin/buildkitd");
     machine.looks(Err("there may be more targets than --for host"), &["directory /var/lib/buildkit, empty"]);
     let mut machine = Machine::new();
     machine.builder("ci", "docker-container", &["ci0"]).directory("var/lib/docker");
@@ -555,7 +556,8 @@ fn programs_are_told_in_their_way() {
         return;
     }
     let mut machine = Machine::new();
-    machine.builder("ci", "docker-container", &["ci0"]).directory("var/lib/buildkit").docker(&[]);
+    machine.builder("ci", "docker-container", &["ci0"]).directory("var/lib/buildkit");
+    machine.docker(&[]);
     let arguments = ["verify", "--for", "auto", "--json", "--progress", "rawjson"];
     let output = machine.warmkit(&arguments);
     assert_eq!(output.status.code(), Some(2));

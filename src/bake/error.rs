@@ -79,6 +79,29 @@ pub enum Error {
         /// What stands there, sorted.
         found: Vec<String>,
     },
+    /// Nothing can be written there.
+    #[error(
+        "{} is mounted read-only, nothing was changed: mount it for writing (`mount -o remount,rw`), or bake into another \
+         directory",
+        path.display()
+    )]
+    TargetReadOnly {
+        /// The target, or the nearest directory above it.
+        path: PathBuf,
+    },
+    /// The daemon of such a root finds no marks there: what a layer deletes would be back.
+    #[error(
+        "{} is on {}, where the overlays of a rootless daemon keep no marks of what a layer deletes, nothing was changed: have \
+         its root on ext4, xfs or btrfs ($XDG_DATA_HOME, or root in its buildkitd.toml), or have the daemon use the \
+         snapshotter native and bake --snapshotter native",
+        path.display(), if *is_tmpfs { "a tmpfs" } else { "a file system without user.* attributes" }
+    )]
+    NoMarks {
+        /// The target, or the nearest directory above it.
+        path: PathBuf,
+        /// Whether it is a tmpfs, on which such a daemon asks for none.
+        is_tmpfs: bool,
+    },
     /// A daemon holds the root's lock.
     #[error("{path} is in use by a running buildkitd, nothing was changed: stop the daemon first")]
     TargetBusy {
@@ -201,6 +224,8 @@ impl Error {
             | Self::Replay(_)
             | Self::Layer { .. }
             | Self::Store(_)
+            | Self::TargetReadOnly { .. }
+            | Self::NoMarks { .. }
             | Self::Io { .. }
             | Self::Interrupted => ErrorClass::Other,
         }

@@ -97,7 +97,7 @@ fn foresee_watched(options: &Options, gc: &GcOptions, progress: &dyn Progress) -
     let started = Instant::now();
     let target = std::path::absolute(&options.root).at("resolve", &options.root)?;
     let mut refusals = Vec::new();
-    match target::check(&target) {
+    match target::check(&target, options.marks()) {
         // Who may not look there is not who will bake there.
         Err(error @ Error::Io { .. }) if !fsutil::is_root() => {
             progress
@@ -105,7 +105,11 @@ fn foresee_watched(options: &Options, gc: &GcOptions, progress: &dyn Progress) -
         }
         checked => refusals.extend(checked.err()),
     }
-    let Prepared { sources, images, plan, contents, .. } = prepare(options, true, progress)?;
+    // A bake looks at its target first.
+    let Prepared { sources, images, plan, contents, .. } = match prepare(options, true, progress) {
+        Err(_) if !refusals.is_empty() => return Err(refusals.swap_remove(0)),
+        prepared => prepared?,
+    };
     if !contents.unkeyed.is_empty() && !options.allow_unkeyed {
         refusals.push(Error::Unkeyed { records: contents.unkeyed.clone(), total: contents.records });
     }

@@ -53,7 +53,7 @@ use crate::userns::Owners;
 
 use plan::Plan;
 use prepare::{Prepared, prepare};
-use target::Staging;
+use target::{Marks, Staging};
 
 /// What to bake, and where.
 #[derive(Debug, Clone)]
@@ -125,6 +125,16 @@ impl Options {
         }
         let (user, group) = (self.owners.user(0), self.owners.group(0));
         Ok(state.owned_by(user.map_err(Error::Owners)?, group.map_err(Error::Owners)?))
+    }
+
+    /// What its daemon's overlays need where the root is.
+    fn marks(&self) -> Marks {
+        match self.snapshotter {
+            _ if !self.owners.is_namespace() || self.containerd.is_some() => Marks::Any,
+            Snapshotter::Overlayfs => Marks::OfUsers,
+            Snapshotter::FuseOverlayfs => Marks::InUserXattrs,
+            Snapshotter::Native => Marks::Any,
+        }
     }
 
     fn gather(&self) -> gather::Options {
@@ -200,7 +210,8 @@ fn watched<T>(
 }
 
 fn bake_watched(options: &Options, cancel: &Cancel, progress: &dyn Progress) -> Result<Report, Error> {
-    let staging = Staging::new(&options.root).map_err(|error| error.or_full(&options.root, &options.root))?;
+    let staging = Staging::new(&options.root, options.marks())
+        .map_err(|error| error.or_full(&options.root, &options.root))?;
     let leftovers = staging.leftovers().to_vec();
     for left in &leftovers {
         let left = left.display();

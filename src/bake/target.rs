@@ -43,6 +43,17 @@ pub(crate) struct Staging {
     _created_parents: CreatedParents,
 }
 
+/// What the marks of overlays ask of a file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Marks {
+    /// Nothing: there are none, or `trusted.*` attributes, which any has on which overlays work at all.
+    Any,
+    /// `user.*` attributes, as fuse-overlayfs has them that a plain user runs.
+    InUserXattrs,
+    /// The same of the kernel's overlayfs, mounted by a plain user's daemon, which asks for none on a tmpfs.
+    OfUsers,
+}
+
 /// Directories made on the way to the target, outermost first; those that stay empty go again.
 #[derive(Debug, Default)]
 struct CreatedParents(Vec<PathBuf>);
@@ -69,7 +80,13 @@ impl Place {
     ///
     /// # Errors
     /// The target may not be baked into.
-    fn find(target: &Path) -> Result<Self, Error> {
+    fn find(target: &Path, marks: Marks) -> Result<Self, Error> {
+        let place = Self::of(target)?;
+        require_fit(target, marks)?;
+        Ok(place)
+    }
+
+    fn of(target: &Path) -> Result<Self, Error> {
         let target = std::path::absolute(target).at("resolve", target)?;
         match fs::metadata(&target) {
             Ok(metadata) if metadata.is_dir() => {
@@ -97,8 +114,8 @@ impl Place {
 ///
 /// # Errors
 /// As [`Staging::new`].
-pub(crate) fn check(target: &Path) -> Result<(), Error> {
-    match Place::find(target)? {
+pub(crate) fn check(target: &Path, marks: Marks) -> Result<(), Error> {
+    match Place::find(target, marks)? {
         Place::Beside { target, parent, prefix } if parent.exists() => {
             leftovers(&target, &parent, &prefix).map(drop)
         }
@@ -106,16 +123,31 @@ pub(crate) fn check(target: &Path) -> Result<(), Error> {
     }
 }
 
+/// Refuses where the root cannot be written, or not as its daemon finds it.
+fn require_fit(target: &Path, marks: Marks) -> Result<(), Error> {
+    let path = fsutil::nearest(target).at("look at", target)?;
+    if fsutil::is_read_only(&path).at("look at the file system of", &path)? {
+        return Err(Error::TargetReadOnly { path });
+    }
+    let is_tmpfs =
+        marks == Marks::OfUsers && fsutil::is_on_tmpfs(&path).at("look at the file system of", &path)?;
+    let has_none = || fsutil::takes_user_xattrs(&path).map(|takes| !takes).at("read attributes of", &path);
+    if is_tmpfs || marks != Marks::Any && has_none()? {
+        return Err(Error::NoMarks { path, is_tmpfs });
+    }
+    Ok(())
+}
+
 impl Staging {
     /// Checks that `target` may be baked into and makes the staging directory.
     ///
     /// Touches nothing where it refuses: not root, a daemon or another bake at work, a target that is not
-    /// empty.
-    pub(crate) fn new(target: &Path) -> Result<Self, Error> {
+    /// empty, or that no root can be written into.
+    pub(crate) fn new(target: &Path, marks: Marks) -> Result<Self, Error> {
         if !fsutil::is_root() {
             return Err(Error::NotRoot);
         }
-        match Place::find(target)? {
+        match Place::find(target, marks)? {
             Place::Inside(target) => {
                 Self::at(target.clone(), &target, STAGING_PREFIX, CreatedParents::default())
             }
@@ -304,7 +336,7 @@ mod tests {
             if exists {
                 fs::create_dir(&target).unwrap();
             }
-            let staging = Staging::new(&target).unwrap();
+            let staging = Staging::new(&target, Marks::Any).unwrap();
             fs::write(staging.path().join("cache.db"), "ours").unwrap();
             fs::create_dir_all(&target).unwrap();
             fs::write(target.join("cache.db"), "theirs").unwrap();

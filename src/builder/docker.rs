@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 
 use super::Error;
 use crate::daemon::{on_path, output_within};
+use crate::fsutil;
 
 /// How long docker may take for an answer: it starts by the first one where a socket waits for it.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -236,7 +237,8 @@ impl Docker {
 
     /// A file of a container, if it has one there.
     pub(super) fn file_of(&self, container: &str, path: &str) -> Result<Option<String>, Error> {
-        let scratch = tempfile::tempdir().map_err(|source| Error::Read { path: env::temp_dir(), source })?;
+        let scratch = fsutil::temporary_directory("warmkit-", &env::temp_dir())
+            .map_err(|source| Error::Read { path: env::temp_dir(), source })?;
         let file = scratch.path().join("file");
         let from = format!("{container}:{path}");
         let mut copy = self.command()?;

@@ -5,6 +5,9 @@ use std::path::PathBuf;
 
 use crate::daemon;
 
+/// How many ids a user usually gets.
+const USUAL: u32 = 65_536;
+
 /// A builder that cannot be had, or is not one that a root can be written for.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -143,19 +146,58 @@ pub enum Error {
         "in a user namespace there is one rootless daemon to bake for, that of its owner: --for rootless"
     )]
     InNamespace,
-    /// A user without a home.
+    /// A daemon in a user namespace takes itself for that of root there.
+    #[error(
+        "$USER names no plain user in this user namespace, and a buildkitd that is started so has root's directories \
+         (/var/lib/buildkit, /etc/buildkit): set USER to the user's name, or name the root with --root"
+    )]
+    RootOfNamespace,
+    /// A user namespace without a home.
     #[error("$HOME says no directory to look for the root in: set it, or name the root with --root")]
     NoHome,
+    /// A user without one.
+    #[error(
+        "{user} has no home in passwd to look for the root in: give one (`usermod --home`), or name the root with --root"
+    )]
+    NoHomeOf {
+        /// The user.
+        user: String,
+    },
+    /// A home that is not there, or not mounted.
+    #[error(
+        "{}, the home of {user}, is not there: make it as its user's (`mkhomedir_helper {user}`) or mount it, nothing was \
+         changed",
+        home.display()
+    )]
+    HomeMissing {
+        /// The user.
+        user: String,
+        /// The home.
+        home: PathBuf,
+    },
+    /// A path that depends on where a daemon is started.
+    #[error("{what} is {path:?}, which is another directory wherever buildkitd is started: make it absolute")]
+    Relative {
+        /// What says so.
+        what: String,
+        /// The path.
+        path: PathBuf,
+    },
     /// A daemon of this user would not start.
     #[error(
-        "{user} has no range in {file}, without which no rootless daemon runs: give one, as `usermod --add-subuids \
-         100000-165535 --add-subgids 100000-165535 {user}` does"
+        "{user} has no range in {file}{}, without which no rootless daemon runs: give one, as `usermod --add-subuids \
+         {first}-{} --add-subgids {first}-{} {user}` does",
+        if *is_there { "" } else { ", which is not there" }, first + USUAL - 1, first + USUAL - 1
     )]
     NoSubordinateIds {
         /// The user.
         user: String,
         /// The file that has none.
         file: &'static str,
+        /// Whether there is such a file.
+        is_there: bool,
+        /// The first id that nobody has.
+        first: u32,
     },
     /// dockerd itself runs in a user namespace.
     #[error(
@@ -305,6 +347,7 @@ impl Error {
             | Self::WhichUser
             | Self::RootIsNotRootless
             | Self::InNamespace
+            | Self::RootOfNamespace
             | Self::RootlessDocker { .. }
             | Self::NoVolumeThere { .. }
             | Self::Engine { .. }

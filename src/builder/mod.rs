@@ -22,6 +22,7 @@ mod root;
 mod rootless;
 mod settings;
 mod unit;
+mod user_unit;
 
 use std::fmt;
 use std::str::FromStr;
@@ -32,6 +33,7 @@ pub use docker::Docker;
 pub use engine::engine_around;
 pub use error::{Error, ErrorClass};
 pub use root::{Containerd, Kind, Root};
+pub use settings::Told;
 
 /// A builder, as `--for` names it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -7,9 +7,9 @@ use std::path::{Component, Path, PathBuf};
 
 use super::buildx::{self, Builder, Node};
 use super::docker::{Container, Docker};
-use super::settings::{DEFAULT_CONFIG, DEFAULT_ROOT, Settings, argument};
-use super::{Error, data_root, unit};
-use crate::userns::Owners;
+use super::settings::{DEFAULT_CONFIG, DEFAULT_ROOT, Settings, Told, argument};
+use super::{Error, data_root, rootless, unit};
+use crate::userns::{OutOfRange, Owners};
 
 /// What a rootless daemon in a container does.
 const ROOTLESS: &str =
@@ -24,6 +24,9 @@ pub(super) const UNITS: [&str; 2] = ["buildkit.service", "buildkitd.service"];
 pub struct Root {
     path: PathBuf,
     kind: Kind,
+    told: Told,
+    /// Who runs its daemon, where that is a plain user.
+    user: Option<String>,
     volume: Option<Volume>,
 }
 
@@ -88,7 +91,19 @@ impl Root {
 
     /// A directory of a daemon that finds roots of this kind.
     pub(super) fn of(path: PathBuf, kind: Kind) -> Self {
-        Self { path, kind, volume: None }
+        Self { path, kind, told: Told::default(), user: None, volume: None }
+    }
+
+    /// The same, of a daemon that is told this.
+    pub(super) fn told(mut self, told: Told) -> Self {
+        self.told = told;
+        self
+    }
+
+    /// The same, of a daemon that this user runs.
+    pub(super) fn run_by(mut self, user: &str) -> Self {
+        self.user = Some(user.to_owned());
+        self
     }
 
     /// The same in another directory, where it is in no volume.
@@ -100,6 +115,21 @@ impl Root {
     /// What its daemon finds.
     pub fn kind(&self) -> &Kind {
         &self.kind
+    }
+
+    /// What its daemon is told of garbage collection.
+    pub fn configuration(&self) -> &Told {
+        &self.told
+    }
+
+    /// How a plain user writes it, where it is that of the user's own daemon.
+    pub fn way_in(&self) -> Option<String> {
+        self.user.as_ref().map(|_| rootless::way_in())
+    }
+
+    /// What gives its user an id that a layer needs, and the user has not.
+    pub fn wider_range(&self, missing: &OutOfRange) -> Option<String> {
+        rootless::wider_range(self.user.as_ref()?, &self.kind.owners, missing)
     }
 
     /// Its directory, which may not be there yet.
@@ -221,7 +251,8 @@ pub(super) fn of_host() -> Result<Root, Error> {
 /// The root of a daemon that runs as root, with an OCI worker.
 pub(super) fn of_settings(whose: &str, settings: &Settings) -> Result<Root, Error> {
     let snapshotter = fits(whose, settings)?;
-    Ok(Root::of(settings.root(), Kind { snapshotter, ..Kind::default() }))
+    let kind = Kind { snapshotter, ..Kind::default() };
+    Ok(Root::of(settings.root(), kind).told(settings.clone().into_told()))
 }
 
 /// The root of this machine's `buildkitd` that has its layers in a containerd, which listens at `address` or where the
@@ -324,7 +355,7 @@ fn of_running_docker(docker: Docker, owner: Owner) -> Result<Root, Error> {
     }
     let name = owner.node.container();
     let container = docker.container(&name)?;
-    let Place { volume, within, snapshotter } = match &container {
+    let Place { volume, within, snapshotter, told } = match &container {
         Some(container) => of_container(&docker, &name, container, &owner)?,
         None => of_node(&owner)?,
     };
@@ -348,7 +379,7 @@ fn of_running_docker(docker: Docker, owner: Owner) -> Result<Root, Error> {
         is_new: false,
     };
     let kind = Kind { snapshotter, ..Kind::default() };
-    Ok(Root { path, kind, volume: Some(volume) })
+    Ok(Root { path, kind, told, user: None, volume: Some(volume) })
 }
 
 fn of_stopped_docker(docker: &Docker, owner: Owner) -> Result<Root, Error> {
@@ -356,7 +387,7 @@ fn of_stopped_docker(docker: &Docker, owner: Owner) -> Result<Root, Error> {
     if host.starts_with("unix:///run/user/") {
         return Err(Error::RootlessDocker { builder: owner.builder, host });
     }
-    let Place { volume: name, within, snapshotter } = of_node(&owner)?;
+    let Place { volume: name, within, snapshotter, told } = of_node(&owner)?;
     let root = data_root::find(&host)?;
     let directory = data_of(&root, &name);
     if let Some(device) = directory.parent().map(data_root::device).transpose()?.flatten() {
@@ -376,7 +407,7 @@ fn of_stopped_docker(docker: &Docker, owner: Owner) -> Result<Root, Error> {
         is_new: false,
     };
     let kind = Kind { snapshotter, ..Kind::default() };
-    Ok(Root { path, kind, volume: Some(volume) })
+    Ok(Root { path, kind, told, user: None, volume: Some(volume) })
 }
 
 /// A directory, or what is deeper in it.
@@ -413,13 +444,14 @@ fn settings(
     arguments: &[String],
     config: Option<&str>,
     file: &str,
-) -> Result<(PathBuf, Option<String>), Error> {
+) -> Result<(PathBuf, Option<String>, Told), Error> {
     let settings = Settings::read(arguments, config).map_err(|error| Error::Configuration {
         file: format!("{file} of {owner}"),
         detail: error.to_string(),
     })?;
     let snapshotter = fits(&owner.to_string(), &settings)?;
-    Ok((plain(&settings.root()), snapshotter))
+    let told = Told { file: file.into(), ..settings.clone().into_told() };
+    Ok((plain(&settings.root()), snapshotter, told))
 }
 
 /// The snapshotter that a daemon which runs as root is told, if any.
@@ -432,6 +464,7 @@ struct Place {
     volume: String,
     within: PathBuf,
     snapshotter: Option<String>,
+    told: Told,
 }
 
 /// The volume that a node gets when its container is made, and where the root is in it.
@@ -441,9 +474,10 @@ fn of_node(owner: &Owner) -> Result<Place, Error> {
     if tag.is_some_and(|(_, tag)| tag.split('-').any(|part| part == "rootless")) {
         return Err(Error::Misfit { whose: owner.to_string(), misfit: ROOTLESS.into() });
     }
-    let (root, snapshotter) = settings(owner, node.flags(), node.config().as_deref(), "buildkitd.toml")?;
+    let (root, snapshotter, told) =
+        settings(owner, node.flags(), node.config().as_deref(), "buildkitd.toml")?;
     match root.strip_prefix(DEFAULT_ROOT) {
-        Ok(within) => Ok(Place { volume: node.volume(), within: within.to_owned(), snapshotter }),
+        Ok(within) => Ok(Place { volume: node.volume(), within: within.to_owned(), snapshotter, told }),
         Err(_) => Err(Error::NoVolumeThere { whose: owner.to_string(), root }),
     }
 }
@@ -455,12 +489,12 @@ fn of_container(docker: &Docker, name: &str, container: &Container, owner: &Owne
     }
     let file = argument(&container.args, "config").unwrap_or(DEFAULT_CONFIG);
     let config = docker.file_of(name, file)?;
-    let (root, snapshotter) = settings(owner, &container.args, config.as_deref(), file)?;
+    let (root, snapshotter, told) = settings(owner, &container.args, config.as_deref(), file)?;
     let mounts = container.mounts.iter().filter(|mount| root.starts_with(&mount.destination));
     match mounts.max_by_key(|mount| mount.destination.components().count()) {
         Some(mount) if mount.kind == "volume" => {
             let within = root.strip_prefix(&mount.destination).unwrap_or(Path::new(""));
-            Ok(Place { volume: mount.name.clone(), within: within.to_owned(), snapshotter })
+            Ok(Place { volume: mount.name.clone(), within: within.to_owned(), snapshotter, told })
         }
         _ => Err(Error::NoVolumeThere { whose: owner.to_string(), root }),
     }

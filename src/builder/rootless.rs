@@ -1,8 +1,16 @@
 //! The root of a daemon that a plain user runs.
 //!
-//! Mirrors `BuildKit` `util/appdefaults/appdefaults_unix.go` (v0.34.2), and the XDG base directories.
+//! ```text
+//! root     --root of the user's unit, `root` in the configuration, $XDG_DATA_HOME/buildkit, ~/.local/share/buildkit
+//! config   --config of the unit, $XDG_CONFIG_HOME/buildkit/buildkitd.toml, ~/.config/buildkit/buildkitd.toml
+//! ```
+//!
+//! Mirrors `BuildKit` `util/appdefaults/appdefaults_unix.go` and `isRootlessConfig` in `cmd/buildkitd/main.go` (v0.17.3
+//! and v0.34.2): of `$XDG_DATA_HOME` the first directory counts, and in a user namespace a `$USER` that is root gets
+//! root's directories.
 
 use std::env;
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,9 +18,10 @@ use std::time::Duration;
 
 use super::Error;
 use super::root::{Kind, Root};
-use super::settings::Settings;
+use super::settings::{Settings, argument};
+use super::user_unit::{self, Unit};
 use crate::daemon::{on_path, output_within};
-use crate::userns::{IdMap, Owners, read_subordinate_ids};
+use crate::userns::{IdMap, OutOfRange, Owners, first_free_id, read_subordinate_ids};
 
 /// Ranges of users that each user may have beside its own.
 const SUBUID: &str = "/etc/subuid";
@@ -20,70 +29,165 @@ const SUBUID: &str = "/etc/subuid";
 const SUBGID: &str = "/etc/subgid";
 /// How long a directory service may take for an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// What makes a user namespace that has the user's ranges.
+const HELPERS: [&str; 3] = ["rootlesskit", "newuidmap", "newgidmap"];
 
 /// A user as `passwd` has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Account {
     pub(super) name: String,
     pub(super) id: u32,
-    group: u32,
-    pub(super) home: PathBuf,
+    /// Where it is absolute.
+    pub(super) home: Option<PathBuf>,
+}
+
+/// Who runs the daemon, and what it has around it.
+struct Session<'a> {
+    user: &'a str,
+    home: Option<&'a Path>,
+    /// The variables of the user's processes, where they are known.
+    variables: &'a dyn Fn(&str) -> Option<OsString>,
+    /// What systemd knows as `%t`.
+    runtime: Option<PathBuf>,
 }
 
 /// The root of the daemon that a user runs: whose name is given, or who is root in the user namespace of this process,
-/// or who has started it under sudo.
+/// or who has started it, under sudo or not.
 pub(super) fn find(user: Option<&str>) -> Result<Root, Error> {
     let here = Owners::of_this_process()
         .map_err(|source| Error::Read { path: "/proc/self/uid_map".into(), source })?;
+    let own = |name: &str| env::var_os(name).filter(|value| !value.is_empty());
     if here.is_namespace() {
         // Who is root here, and whose the files are that it makes.
-        if user.is_some() {
+        let name = own("USER").map(|name| name.to_string_lossy().into_owned());
+        let name = name.filter(|name| name != "root").ok_or(Error::RootOfNamespace)?;
+        if user.is_some_and(|user| user != name) {
             return Err(Error::InNamespace);
         }
-        let home = env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
-        let home = home.ok_or(Error::NoHome)?;
-        return at(&home, |name| env::var_os(name), here);
+        let home = own("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
+        let runtime = own("XDG_RUNTIME_DIR").map(PathBuf::from);
+        return at(&Session { user: &name, home: home.as_deref(), variables: &own, runtime }, here);
     }
+    let caller = rustix::process::geteuid();
     let name = match user {
         Some(name) => name.to_owned(),
+        None if !caller.is_root() => caller.as_raw().to_string(),
         None => env::var("SUDO_USER").ok().filter(|name| name != "root").ok_or(Error::WhichUser)?,
     };
     let account = account(&name)?;
     if account.id == 0 {
         return Err(Error::RootIsNotRootless);
     }
+    let home = account.home.as_deref().ok_or_else(|| Error::NoHomeOf { user: account.name.clone() })?;
     let map = |id, file: &'static str| {
         let ranges = read_subordinate_ids(Path::new(file), &account.name, account.id)
             .map_err(|source| Error::Read { path: file.into(), source })?;
         if ranges.is_empty() {
-            return Err(Error::NoSubordinateIds { user: account.name.clone(), file });
+            return Err(Error::NoSubordinateIds {
+                user: account.name.clone(),
+                file,
+                is_there: Path::new(file).exists(),
+                first: free_in(SUBUID).max(free_in(SUBGID)),
+            });
         }
         Ok(IdMap::rootless(id, &ranges))
     };
-    let owners = Owners::Namespace { users: map(account.id, SUBUID)?, groups: map(account.group, SUBGID)? };
-    at(&account.home, |_| None, owners)
+    let owners = Owners::Namespace { users: map(account.id, SUBUID)?, groups: map(account.id, SUBGID)? };
+    let is_caller = account.id == caller.as_raw();
+    let session = Session {
+        user: &account.name,
+        home: Some(home),
+        variables: &|name| own(name).filter(|_| is_caller),
+        runtime: Some(format!("/run/user/{}", account.id).into()),
+    };
+    at(&session, owners)
 }
 
-/// The root of who has this home, and these variables.
-fn at(
-    home: &Path,
-    variable: impl Fn(&str) -> Option<std::ffi::OsString>,
-    owners: Owners,
-) -> Result<Root, Error> {
-    let directory = |name: &str, otherwise: &str| {
-        variable(name)
-            .map(PathBuf::from)
-            .filter(|path| path.is_absolute())
-            .unwrap_or_else(|| home.join(otherwise))
+/// The root of whose session this is.
+fn at(session: &Session<'_>, owners: Owners) -> Result<Root, Error> {
+    let Session { user, home, variables, runtime } = session;
+    let unit = match home {
+        Some(home) => {
+            let config = variables("XDG_CONFIG_HOME").map_or_else(|| home.join(".config"), PathBuf::from);
+            user_unit::find(home, &config, runtime.as_deref(), user)?
+        }
+        None => Unit::default(),
     };
-    let config = directory("XDG_CONFIG_HOME", ".config").join("buildkit/buildkitd.toml");
-    let settings = Settings::at(&[], &config)?;
-    let snapshotter = settings
-        .snapshotter()
-        .map_err(|misfit| Error::Misfit { whose: config.display().to_string(), misfit })?;
-    let root =
-        settings.named_root().unwrap_or_else(|| directory("XDG_DATA_HOME", ".local/share").join("buildkit"));
-    Ok(Root::of(root, Kind { snapshotter, owners, containerd: None }))
+    let directory = |name: &'static str, otherwise: &str| match unit
+        .environment
+        .get(name)
+        .map(OsString::from)
+        .or_else(|| variables(name))
+    {
+        Some(value) => absolute(format!("${name}"), first(name, &value)),
+        None => home.map(|home| home.join(otherwise)).ok_or(Error::NoHome),
+    };
+    let config = match argument(&unit.arguments, "config") {
+        Some(file) => absolute(format!("--config of {}", unit.name()), file.into())?,
+        None => directory("XDG_CONFIG_HOME", ".config")?.join("buildkit/buildkitd.toml"),
+    };
+    let settings = Settings::at(&unit.arguments, &config)?;
+    let snapshotter = settings.rootless().map_err(|misfit| {
+        let whose = if unit.arguments.is_empty() { config.display().to_string() } else { unit.name() };
+        Error::Misfit { whose, misfit }
+    })?;
+    let root = match settings.named_root() {
+        Some(root) => absolute(format!("the root that {user}'s buildkitd is told"), root)?,
+        None => directory("XDG_DATA_HOME", ".local/share")?.join("buildkit"),
+    };
+    if let Some(home) = home
+        && root.starts_with(home)
+        && !home.is_dir()
+    {
+        return Err(Error::HomeMissing { user: (*user).to_owned(), home: home.to_path_buf() });
+    }
+    let kind = Kind { snapshotter, owners, containerd: None };
+    Ok(Root::of(root, kind).told(settings.into_told()).run_by(user))
+}
+
+/// As `BuildKit` reads a variable: the first directory of several, but where there is one only.
+fn first(name: &str, value: &OsString) -> PathBuf {
+    match value.to_str() {
+        Some(value) if name == "XDG_DATA_HOME" => value.split(':').next().unwrap_or_default().into(),
+        _ => value.into(),
+    }
+}
+
+/// A path that is the same wherever a daemon is started.
+fn absolute(what: String, path: PathBuf) -> Result<PathBuf, Error> {
+    if path.is_absolute() { Ok(path) } else { Err(Error::Relative { what, path }) }
+}
+
+/// How a user may write the root of its own daemon.
+pub(super) fn way_in() -> String {
+    let missing: Vec<&str> = HELPERS.into_iter().filter(|helper| on_path(helper).is_none()).collect();
+    let install = if missing.is_empty() {
+        String::new()
+    } else {
+        format!(
+            ", once {} is there, which $PATH lacks (Debian's packages rootlesskit and uidmap)",
+            missing.join(", ")
+        )
+    };
+    format!(
+        "as the user of a rootless daemon, run it in a user namespace as the daemon has: `rootlesskit warmkit bake … --for \
+         rootless`{install}"
+    )
+}
+
+/// What gives a user the ids that a layer needs; `None` where no range can.
+pub(super) fn wider_range(user: &str, owners: &Owners, missing: &OutOfRange) -> Option<String> {
+    let file = if missing.what == "group" { SUBGID } else { SUBUID };
+    let (first, count) = (free_in(file), owners.lacks(missing)?);
+    first.checked_add(count)?;
+    Some(format!(
+        "give {user} {count} more by a line `{user}:{first}:{count}` in {file}, and start its daemon anew, which could not \
+         extract that layer either"
+    ))
+}
+
+fn free_in(file: &str) -> u32 {
+    first_free_id(&fs::read_to_string(file).unwrap_or_default())
 }
 
 /// What the directory of users has of a name or number: `getent` asks all of it, and its file is what is left without.
@@ -123,48 +227,93 @@ fn passwd() -> Result<String, Error> {
 fn parse(line: &str) -> Option<Account> {
     let mut fields = line.split(':');
     let name = fields.next()?.to_owned();
-    let (id, group) = (fields.nth(1)?.parse().ok()?, fields.next()?.parse().ok()?);
-    let home = PathBuf::from(fields.nth(1)?);
-    home.is_absolute().then_some(Account { name, id, group, home })
+    let id = fields.nth(1)?.parse().ok()?;
+    let home = PathBuf::from(fields.nth(2)?);
+    Some(Account { name, id, home: home.is_absolute().then_some(home) })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     #[test]
     fn users_are_read() {
         let account = parse("ci:x:1001:1002:CI,,,:/home/ci:/bin/bash").unwrap();
-        let expected = Account { name: "ci".into(), id: 1001, group: 1002, home: "/home/ci".into() };
-        assert_eq!(account, expected);
-        for line in ["", "ci:x:1001", "ci:x:a:b::/home/ci:", "ci:x:1:1:::"] {
+        assert_eq!(account, Account { name: "ci".into(), id: 1001, home: Some("/home/ci".into()) });
+        assert_eq!(parse("ci:x:1:1:::").unwrap().home, None);
+        for line in ["", "ci:x:1001", "ci:x:a:b::/home/ci:"] {
             assert_eq!(parse(line), None, "{line}");
         }
-        assert_eq!(account_of_root().id, 0);
+        assert_eq!(super::account("root").unwrap().id, 0);
         assert!(matches!(super::account("no-such-user"), Err(Error::NoUser { .. })));
     }
 
-    fn account_of_root() -> Account {
-        super::account("root").unwrap()
+    /// Where a user has its root, with these variables.
+    fn root(home: &Path, variables: &[(&str, &str)]) -> Result<Root, Error> {
+        let variables: BTreeMap<&str, &str> = variables.iter().copied().collect();
+        let variables = |name: &str| variables.get(name).map(OsString::from);
+        at(&Session { user: "ci", home: Some(home), variables: &variables, runtime: None }, Owners::AsNamed)
+    }
+
+    fn path(home: &Path, variables: &[(&str, &str)]) -> PathBuf {
+        root(home, variables).unwrap().path().to_owned()
     }
 
     #[test]
     fn a_root_is_where_its_daemon_has_it() {
         let home = tempfile::tempdir().unwrap();
-        let root = |variables: &[(&str, &str)]| {
-            let variable = |name: &str| {
-                variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).into())
-            };
-            at(home.path(), variable, Owners::AsNamed).unwrap()
-        };
-        assert_eq!(root(&[]).path(), home.path().join(".local/share/buildkit"));
-        assert_eq!(root(&[("XDG_DATA_HOME", "/data")]).path(), Path::new("/data/buildkit"));
-        assert_eq!(root(&[("XDG_DATA_HOME", "data")]).path(), home.path().join(".local/share/buildkit"));
-        let config = home.path().join(".config/buildkit");
+        let home = home.path();
+        assert_eq!(path(home, &[]), home.join(".local/share/buildkit"));
+        assert_eq!(path(home, &[("XDG_DATA_HOME", "/data:/more")]), Path::new("/data/buildkit"));
+        let error = root(home, &[("XDG_DATA_HOME", "data")]).unwrap_err().to_string();
+        assert!(error.contains("$XDG_DATA_HOME is \"data\""), "{error}");
+
+        let config = home.join(".config/buildkit");
         fs::create_dir_all(&config).unwrap();
         let text = "root = \"/r\"\n[worker.oci]\nsnapshotter = \"native\"\n";
         fs::write(config.join("buildkitd.toml"), text).unwrap();
-        assert_eq!(root(&[]).path(), Path::new("/r"));
-        assert_eq!(root(&[]).kind().snapshotter.as_deref(), Some("native"));
+        assert_eq!(path(home, &[("XDG_DATA_HOME", "/data")]), Path::new("/r"));
+        let found = root(home, &[]).unwrap();
+        assert_eq!(found.kind().snapshotter.as_deref(), Some("native"));
+        assert_eq!(found.configuration().text.as_deref(), Some(text));
+        // It is no list there.
+        assert_eq!(
+            path(home, &[("XDG_CONFIG_HOME", "/no:/where")]),
+            home.join(".local/share/buildkit"),
+            "another configuration"
+        );
+    }
+
+    #[test]
+    fn a_unit_of_the_user_wins() {
+        let home = tempfile::tempdir().unwrap();
+        let home = home.path();
+        let units = home.join(".config/systemd/user");
+        fs::create_dir_all(&units).unwrap();
+        let unit = |text: &str| fs::write(units.join("buildkit.service"), text).unwrap();
+        let start = "rootlesskit --net=host /usr/local/bin/buildkitd";
+        unit(&format!("[Service]\nEnvironment=XDG_DATA_HOME=%h/data\nExecStart={start}\n"));
+        assert_eq!(path(home, &[("XDG_DATA_HOME", "/data")]), home.join("data/buildkit"));
+        let file = home.join("own.toml");
+        fs::write(&file, "root = \"/own\"\n").unwrap();
+        unit(&format!("[Service]\nExecStart={start} --config=%h/own.toml\n"));
+        assert_eq!(path(home, &[]), Path::new("/own"));
+        unit(&format!("[Service]\nExecStart={start} --config=%h/own.toml --root %h/there\n"));
+        assert_eq!(path(home, &[]), home.join("there"));
+        unit(&format!("[Service]\nExecStart={start} --oci-worker-snapshotter=stargz\n"));
+        let error = root(home, &[]).unwrap_err().to_string();
+        assert!(error.contains("buildkit.service is told to use the snapshotter \"stargz\""), "{error}");
+    }
+
+    #[test]
+    fn the_line_that_is_missing_is_told() {
+        let map = IdMap::rootless(1000, &[(100_000, 65_536)]);
+        let owners = Owners::Namespace { users: map.clone(), groups: map };
+        let said = wider_range("ci", &owners, &owners.user(70_000).unwrap_err()).unwrap();
+        let first = free_in(SUBUID);
+        assert!(said.contains(&format!("`ci:{first}:4464` in /etc/subuid")), "{said}");
+        assert_eq!(wider_range("ci", &owners, &owners.user(u32::MAX).unwrap_err()), None);
     }
 }

@@ -28,6 +28,20 @@ pub(super) struct Settings {
     oci_worker: Option<bool>,
     snapshotter: Option<String>,
     containerd: Containerd,
+    told: Told,
+}
+
+/// What a daemon is told of garbage collection: by its configuration, and by arguments, which win.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Told {
+    /// The file of its configuration.
+    pub file: PathBuf,
+    /// What is in it, where it is there.
+    pub text: Option<String>,
+    /// `--oci-worker-gc`.
+    pub gc: Option<bool>,
+    /// `--oci-worker-gc-keepstorage`.
+    pub keep_storage: Option<String>,
 }
 
 /// Of its containerd worker.
@@ -67,6 +81,9 @@ impl Settings {
         if let Some(enabled) = argument(arguments, "containerd-worker").and_then(truth) {
             read.containerd.enabled = Some(enabled);
         }
+        read.told.text = config.map(str::to_owned);
+        read.told.gc = switch(arguments, "oci-worker-gc");
+        read.told.keep_storage = argument(arguments, "oci-worker-gc-keepstorage").map(str::to_owned);
         let Containerd { address, namespace, snapshotter, .. } = &mut read.containerd;
         for (name, told) in [
             ("containerd-worker-addr", address),
@@ -90,10 +107,17 @@ impl Settings {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(source) => return Err(Error::Read { path: config.to_owned(), source }),
         };
-        Self::read(arguments, text.as_deref()).map_err(|error| Error::Configuration {
+        let mut read = Self::read(arguments, text.as_deref()).map_err(|error| Error::Configuration {
             file: config.display().to_string(),
             detail: error.to_string(),
-        })
+        })?;
+        config.clone_into(&mut read.told.file);
+        Ok(read)
+    }
+
+    /// What it is told of garbage collection.
+    pub(super) fn into_told(self) -> Told {
+        self.told
     }
 
     fn configure(&mut self, table: &Table) {
@@ -163,6 +187,19 @@ impl Settings {
             );
         }
         written(self.snapshotter.as_deref().filter(|name| *name != "auto" && !name.is_empty()))
+    }
+
+    /// The same of a daemon that a plain user runs.
+    ///
+    /// # Errors
+    /// As [`Self::snapshotter`].
+    pub(super) fn rootless(&self) -> Result<Option<String>, String> {
+        if self.oci_worker == Some(false) {
+            return Err("has its OCI worker turned off, and of a rootless daemon that is the only one for which roots are \
+                        written: turn it on"
+                .into());
+        }
+        self.snapshotter()
     }
 
     /// The same of a daemon that runs as root.

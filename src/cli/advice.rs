@@ -1,6 +1,7 @@
 //! What to do about an error, where its message does not say so itself: it was found deep down, by code that does
 //! not know what was asked of the command.
 
+use std::borrow::Cow;
 use std::error::Error;
 use std::ffi::OsStr;
 use std::io;
@@ -10,14 +11,15 @@ use std::path::Path;
 use crate::{bake, keys, layer, root, source};
 
 /// A sentence for whoever started the command.
-pub(super) fn advice(error: &(dyn Error + 'static)) -> Option<&'static str> {
+pub(super) fn advice(error: &(dyn Error + 'static)) -> Option<Cow<'static, str>> {
     chain(error).find_map(|error| {
         let of_source = found(error).and_then(of_source);
         let of_keys = || found(error).and_then(of_keys);
         let of_target = || found(error).and_then(of_bake);
         let of_root = || found(error).and_then(of_root);
         let of_system = || found(error).and_then(of_system);
-        of_source.or_else(of_keys).or_else(of_target).or_else(of_root).or_else(of_system)
+        let fixed = of_source.or_else(of_keys).or_else(of_target).or_else(of_root).or_else(of_system);
+        found(error).and_then(of_foreign).map(Cow::Owned).or(fixed.map(Cow::Borrowed))
     })
 }
 
@@ -62,10 +64,6 @@ fn of_keys(error: &keys::Error) -> Option<&'static str> {
 
 fn of_bake(error: &bake::Error) -> Option<&'static str> {
     match error {
-        bake::Error::TargetNotEmpty { found, .. } if is_engine(found) => Some(
-            "this is the state of dockerd's own builder, for which no root can be written: bake for a builder of buildx on \
-             this host, of the driver docker-container, with --for buildx:NAME",
-        ),
         // What a bake left has its own advice.
         bake::Error::TargetNotEmpty { found, .. } if !matches!(&found[..], [only] if only.starts_with(".warmkit-")) => {
             Some("move away what is there, or name a directory by --root that is empty or absent")
@@ -78,10 +76,24 @@ fn of_bake(error: &bake::Error) -> Option<&'static str> {
     }
 }
 
-/// Whether these are names of what dockerd keeps of its own builder.
-fn is_engine(found: &[String]) -> bool {
-    let names = found.iter().map(|name| (OsStr::new(name), false));
-    matches!(root::Found::among(names).refusal(Path::new("")), Some(root::Error::DockerEngine { .. }))
+/// Where a bake met what a daemon keeps for which no root can be written.
+fn of_foreign(error: &bake::Error) -> Option<String> {
+    let bake::Error::TargetNotEmpty { path, found } = error else { return None };
+    let names = found.iter().map(|name| (OsStr::new(name), path.join(name).is_dir()));
+    match root::Found::among(names).refusal(Path::new(""))? {
+        root::Error::DockerEngine { .. } => Some(
+            "this is the state of dockerd's own builder, for which no root can be written: bake for a builder of buildx on \
+             this host, of the driver docker-container, with --for buildx:NAME"
+                .into(),
+        ),
+        root::Error::OtherSnapshotter { worker, snapshotter, .. } => Some(format!(
+            "{} is of a daemon with the snapshotter {snapshotter}, which finds nothing in a root that is written here: have it \
+             use overlayfs, fuse-overlayfs or native (--oci-worker-snapshotter), and bake into a directory that is empty or \
+             absent",
+            worker.display()
+        )),
+        _ => None,
+    }
 }
 
 fn of_root(error: &root::Error) -> Option<&'static str> {
@@ -108,6 +120,22 @@ mod tests {
     use crate::gather;
 
     #[test]
+    fn what_a_daemon_of_another_kind_left_is_named() {
+        let target = tempfile::tempdir().unwrap();
+        for (name, said) in
+            [("runc-stargz", "with the snapshotter stargz, which"), ("runc-overlayfs", "move away ")]
+        {
+            std::fs::create_dir(target.path().join(name)).unwrap();
+            let error = bake::Error::TargetNotEmpty {
+                path: target.path().into(),
+                found: vec![name.into(), "cache.db".into()],
+            };
+            let advice = advice(&error).unwrap();
+            assert!(advice.contains(said), "{advice}");
+        }
+    }
+
+    #[test]
     fn advice_is_found_however_deep() {
         let gave_up = source::Error::GaveUp { what: "x".into(), failures: 3, reason: "refused".into() };
         let gathered = gather::Error::Source { what: "x".into(), source: Box::new(gave_up) };
@@ -129,7 +157,7 @@ mod tests {
         for (error, start) in cases {
             let advice = advice(&error);
             assert_eq!(
-                advice.map(|text| text.starts_with(start.unwrap_or_default())),
+                advice.as_ref().map(|text| text.starts_with(start.unwrap_or_default())),
                 start.map(|_| true),
                 "{error}"
             );

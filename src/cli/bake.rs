@@ -17,6 +17,7 @@ use super::progress::Shown;
 use super::{render, signals};
 use crate::bake::{self, Cancel, Options, PageSize, Snapshotter};
 use crate::builder::{Kind, Root};
+use crate::layer;
 use crate::oci::Reference;
 use crate::source::Stop;
 use crate::source::spec::parse_reference;
@@ -255,12 +256,21 @@ struct Outcome<'a> {
     next_step: Option<String>,
 }
 
-/// A builder's root that has been used is not for whoever starts the bake to clear by hand.
-fn with_way_out(error: bake::Error, root: &Root) -> Failure {
-    match (&error, root.way_out()) {
-        (bake::Error::TargetNotEmpty { .. }, Some(way_out)) => {
-            Failure::new(format!("{error}; {way_out}"), exit::TARGET)
-        }
-        _ => error.into(),
+/// What to do about an error that depends on whose the root is.
+pub(super) fn way_out(error: &bake::Error, root: &Root) -> Option<String> {
+    match error {
+        // A builder's root that has been used is not for whoever starts the bake to clear by hand.
+        bake::Error::TargetNotEmpty { .. } => root.way_out(),
+        bake::Error::NotRoot => root.way_in(),
+        bake::Error::Layer { source: layer::Error::Owner { source, .. }, .. } => root.wider_range(source),
+        _ => None,
+    }
+}
+
+/// The same with what to do about it.
+pub(super) fn with_way_out(error: bake::Error, root: &Root) -> Failure {
+    match way_out(&error, root) {
+        Some(way_out) => Failure::new(format!("{error}; {way_out}"), exit::of_bake(&error)),
+        None => error.into(),
     }
 }

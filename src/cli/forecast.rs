@@ -51,14 +51,15 @@ struct Outcome {
 
 /// Foretells and returns the exit code.
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
-    let gc = arguments.host.options()?;
-    let path = arguments.place.idle_root(Shown::default())?;
-    let root = Root::open(&path)?;
+    let place = arguments.place.find_idle(Shown::default())?;
+    let gc = arguments.host.options(&place)?;
+    let path = place.path();
+    let root = Root::open(path)?;
     let workers = root.read_whole()?.workers;
     let records: Vec<Record> =
         workers.iter().flat_map(|worker| root.usage(worker)).map(Record::from).collect();
     let bytes = records.iter().fold(0_u64, |sum, record| sum.saturating_add(record.size));
-    let around = fsutil::room_at(&path).map_err(|error| {
+    let around = fsutil::room_at(path).map_err(|error| {
         Failure::new(format!("cannot look at {}: {error}", path.display()), exit::FAILURE)
     })?;
     let GcOptions { configuration, release, disk_size, room: adds } = gc;

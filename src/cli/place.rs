@@ -79,10 +79,15 @@ impl Place {
 
     /// The root's directory, which no container runs on.
     pub(super) fn idle_root(&self, shown: Shown) -> Result<PathBuf, Failure> {
+        Ok(self.find_idle(shown)?.path().to_owned())
+    }
+
+    /// The root, which is there, and which no container runs on.
+    pub(super) fn find_idle(&self, shown: Shown) -> Result<Root, Failure> {
         let root = self.find(shown)?;
         root.require_idle()?;
         root.require_there()?;
-        Ok(root.path().to_owned())
+        Ok(root)
     }
 
     /// The root, to be written. There need not be anything yet, and nothing is made. What is seen of targets that are

@@ -1,5 +1,6 @@
 //! Reports as text and as JSON.
 
+use std::borrow::Cow;
 use std::error::Error;
 use std::fmt::{self, Write as _};
 use std::path::Path;
@@ -34,7 +35,7 @@ struct Failed<'a> {
 struct FailedText<'a> {
     message: String,
     #[serde(skip_serializing_if = "Option::is_none")]
-    help: Option<&'static str>,
+    help: Option<Cow<'static, str>>,
     exit_code: u8,
     #[serde(skip_serializing_if = "Option::is_none")]
     unkeyed: Option<&'a [Unkeyed]>,

@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use crate::builder::{self, Builder, Docker, Node};
 use crate::daemon::{self, output};
 use crate::digest::Digest;
+use crate::fsutil;
 use crate::keys::{self, Candidates, harvest};
 
 /// How often a file is read that changes while it is read.
@@ -108,9 +109,9 @@ fn of_container(node: &Node) -> Result<Candidates, Error> {
     let container = node.container();
     let docker = Docker::at(&node.endpoint);
     let failed = |source| Error::Docker { node: node.name.clone(), source };
-    let scratch = tempfile::tempdir().map_err(|source| {
-        let path = std::env::temp_dir();
-        failed(daemon::Error::Io { action: "make a directory in", path, source })
+    let parent = std::env::temp_dir();
+    let scratch = fsutil::temporary_directory("warmkit-", &parent).map_err(|source| {
+        failed(daemon::Error::Io { action: "make a directory in", path: parent, source })
     })?;
     let copy = |root: &str, file: &str| -> Result<PathBuf, Error> {
         let target = scratch.path().join(file);

@@ -12,8 +12,7 @@ const HOURS: i64 = 3600;
 
 /// What `[worker.oci]` of a `buildkitd.toml` says of collection; without one, nothing.
 ///
-/// Options on the daemon's command line (`--oci-worker-gc`, `--oci-worker-gc-keepstorage`) have the last word,
-/// and are not seen here.
+/// Options on the daemon's command line have the last word: [`Configuration::with_arguments`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Configuration {
     gc: Option<bool>,
@@ -121,6 +120,34 @@ impl Configuration {
             }
         }
         Ok(read)
+    }
+
+    /// The same with the arguments `--oci-worker-gc` and `--oci-worker-gc-keepstorage` of `release`, where they are given.
+    ///
+    /// # Errors
+    /// A daemon of this release would not start with them.
+    pub fn with_arguments(
+        mut self,
+        gc: Option<bool>,
+        keep_storage: Option<&str>,
+        release: Release,
+    ) -> Result<Self, Error> {
+        self.gc = gc.or(self.gc);
+        let Some(text) = keep_storage.filter(|text| !text.is_empty()) else { return Ok(self) };
+        let invalid =
+            || Error::Space { key: "--oci-worker-gc-keepstorage".to_owned(), value: text.to_owned() };
+        // Megabytes: what to reserve, to leave free, and to use at most.
+        let megabytes =
+            |text: &str| text.parse::<i64>().map(|count| Space::bytes(count.saturating_mul(1_000_000)));
+        if !release.has_three_limits() {
+            self.keep_storage = megabytes(text).map_err(|_| invalid())?;
+            return Ok(self);
+        }
+        let mut parts = text.splitn(3, ',').map(megabytes);
+        let mut next = || parts.next().unwrap_or(Ok(Space::default())).map_err(|_| invalid());
+        let (reserved, min_free, max_used) = (next()?, next()?, next()?);
+        self.limits = Limits { reserved, max_used, min_free };
+        Ok(self)
     }
 
     /// What `release` makes of it on `disk`.
@@ -307,6 +334,25 @@ mod tests {
             (rule.all, hours, rule.reserved_space, rule.max_used_space, rule.min_free_space)
         };
         policy.rules.iter().map(number).collect()
+    }
+
+    #[test]
+    fn arguments_have_the_last_word() {
+        let text = "[worker.oci]\ngc = false\nreservedSpace = 1000\nmaxUsedSpace = 2000\n";
+        let read = || Configuration::read(text).unwrap();
+        let capped = |gc, keep, release| {
+            let policy = read().with_arguments(gc, keep, release).unwrap().policy(release, DISK).unwrap();
+            numbers(&policy).get(2).copied()
+        };
+        assert_eq!(capped(None, Some("5"), NEW), None);
+        assert_eq!(capped(Some(true), None, NEW), Some((false, 0, 1000, 2000, 0)));
+        assert_eq!(capped(Some(true), Some("5"), NEW), Some((false, 0, 5_000_000, 0, 0)));
+        assert_eq!(capped(Some(true), Some("5,6,7"), NEW), Some((false, 0, 5_000_000, 7_000_000, 6_000_000)));
+        assert_eq!(capped(Some(true), Some("5"), OLD), Some((false, 0, 5_000_000, 0, 0)));
+        for (keep, release) in [("5,6", OLD), ("x", NEW), ("5,x", NEW), ("10%", NEW)] {
+            let error = read().with_arguments(None, Some(keep), release).unwrap_err().to_string();
+            assert!(error.contains("--oci-worker-gc-keepstorage"), "{error}");
+        }
     }
 
     #[test]

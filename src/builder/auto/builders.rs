@@ -57,7 +57,8 @@ fn of_sudo(look: &mut Look, looked_at: &Path) {
     let Some(account) = env::var("SUDO_USER").ok().and_then(|name| rootless::account(&name).ok()) else {
         return;
     };
-    let directory = account.home.join(".docker/buildx");
+    let Some(home) = account.home else { return };
+    let directory = home.join(".docker/buildx");
     if directory == looked_at {
         return;
     }

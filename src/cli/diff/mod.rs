@@ -14,6 +14,7 @@ use super::largest::Largest;
 use super::options::KeySources;
 use super::output::{Output, columns};
 use super::progress::Shown;
+use super::render::chain;
 use super::signals::interruptible;
 use crate::gather::{self, BakedCache};
 use crate::inspect::{self, Diff, Inventory, Totals};
@@ -69,7 +70,8 @@ pub(super) struct Arguments {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Side {
     Root(PathBuf),
-    Cache(Box<CacheSpec>),
+    /// And how it was written.
+    Cache(Box<CacheSpec>, String),
 }
 
 impl FromStr for Side {
@@ -82,7 +84,7 @@ impl FromStr for Side {
         }
         match text.strip_prefix("type=root,src=") {
             Some(path) => Ok(Self::Root(path.into())),
-            None => Ok(Self::Cache(Box::new(text.parse()?))),
+            None => Ok(Self::Cache(Box::new(text.parse()?), text.to_owned())),
         }
     }
 }
@@ -111,7 +113,7 @@ struct Report {
 pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
     let Arguments { first, second, keys, exit_code, largest, output, progress } = arguments;
     let caches = [&first, &second].into_iter().filter_map(|side| match side {
-        Side::Cache(cache) => Some(&**cache),
+        Side::Cache(cache, _) => Some(&**cache),
         Side::Root(_) => None,
     });
     let given = keys.given(caches)?;
@@ -136,15 +138,29 @@ fn read(
             let (faults, inventory) = read_root(&path)?;
             (path.display().to_string(), true, Vec::new(), faults, inventory)
         }
-        Side::Cache(cache) => {
+        Side::Cache(cache, written) => {
             let name = cache.to_string();
             let progress = progress.start()?;
-            let gathered = gather::gather(&[*cache], false, &keys.keys_from(), options, &*progress)?;
+            let gathered = gather::gather(&[*cache], false, &keys.keys_from(), options, &*progress)
+                .map_err(|error| with_directory(error, &written))?;
             let inventory = inspect::of_caches(&gathered);
             (name, false, gathered.reports, 0, inventory)
         }
     };
     Ok((Compared { name, is_root, caches, faults, totals: inventory.totals }, inventory))
+}
+
+/// Whoever wrote the name of a directory may have meant the root in it.
+fn with_directory(error: gather::Error, written: &str) -> Failure {
+    let failure = Failure::from(error);
+    if !Path::new(written).is_dir() {
+        return failure;
+    }
+    let error = chain(&*failure.error);
+    Failure::new(
+        format!("{error}; a directory {written} is here: write ./{written} for the root in it"),
+        failure.code,
+    )
 }
 
 fn read_root(path: &Path) -> Result<(usize, Inventory), Failure> {
@@ -170,7 +186,7 @@ mod tests {
         ] {
             let expected = match root {
                 Some(root) => Side::Root(root.into()),
-                None => Side::Cache(Box::new(text.parse().unwrap())),
+                None => Side::Cache(Box::new(text.parse().unwrap()), text.to_owned()),
             };
             assert_eq!(text.parse::<Side>().unwrap(), expected, "{text}");
         }

@@ -2,17 +2,20 @@
 
 pub(super) mod table;
 
+use std::borrow::Cow;
 use std::fs;
 use std::path::PathBuf;
 
 use clap::{Args, ValueHint};
 use serde::Serialize;
 
-use super::bake::Baking;
+use super::advice::advice;
+use super::bake::{Baking, way_out, with_way_out};
 use super::exit::{self, Failure};
 use super::output::Output;
 use super::render;
 use crate::bake::{self, Foreseen, GcOptions};
+use crate::builder::{Root, Told};
 use crate::gc::{Configuration, Release, Space};
 
 const EXAMPLES: &str = "\
@@ -49,7 +52,8 @@ pub(super) struct Arguments {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Host")]
 pub(super) struct Host {
-    /// The buildkitd.toml of the hosts; default: an empty one. The daemon of a replay has it too
+    /// The buildkitd.toml of the hosts, which the daemon of a replay has too; default: that of the daemon that --for
+    /// names, and what its unit says, and with --root an empty one
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     buildkitd_config: Option<PathBuf>,
 
@@ -76,9 +80,9 @@ pub(super) fn size(text: &str) -> Result<u64, &'static str> {
 
 impl Host {
     /// The same for the library.
-    pub(super) fn options(&self) -> Result<GcOptions, Failure> {
+    pub(super) fn options(&self, root: &Root) -> Result<GcOptions, Failure> {
         let configuration = match &self.buildkitd_config {
-            None => Configuration::default(),
+            None => self.told(root.configuration())?,
             Some(file) => {
                 let path = file.display();
                 let text = fs::read_to_string(file)
@@ -95,6 +99,16 @@ impl Host {
             room: self.room,
         })
     }
+
+    /// What the daemon that a root was found for is told, in its configuration and by arguments.
+    fn told(&self, told: &Told) -> Result<Configuration, Failure> {
+        let Told { file, text, gc, keep_storage } = told;
+        Configuration::read(text.as_deref().unwrap_or_default())
+            .and_then(|read| read.with_arguments(*gc, keep_storage.as_deref(), self.buildkitd_release))
+            .map_err(|error| {
+                Failure::new(format!("{}: {}", file.display(), render::chain(&error)), exit::FAILURE)
+            })
+    }
 }
 
 /// What `--format json` prints.
@@ -109,21 +123,31 @@ struct Outcome<'a> {
 #[derive(Serialize)]
 struct Refused {
     message: String,
+    help: Option<Cow<'static, str>>,
     exit_code: u8,
 }
 
 /// Plans and returns the exit code: that of a bake.
 pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
     let Arguments { baking, output, host } = arguments;
-    let gc = host.options()?;
     let progress = baking.progress;
     let root = baking.place.find(progress)?;
+    let gc = host.options(&root)?;
     let busy = root.require_idle().err().map(Failure::from);
     let (options, cancel) = baking.options(&root, host.buildkitd_config, output)?;
-    let foreseen = bake::foresee(&options, &gc, &cancel, &*progress.start()?)?;
-    let refused =
-        |error: &bake::Error| Refused { message: render::chain(error), exit_code: exit::of_bake(error) };
-    let busy = busy.map(|busy| Refused { message: render::chain(&*busy.error), exit_code: busy.code });
+    let foreseen = bake::foresee(&options, &gc, &cancel, &*progress.start()?);
+    let foreseen = foreseen.map_err(|error| with_way_out(error, &root))?;
+    let refused = |error: &bake::Error| match way_out(error, &root) {
+        Some(way_out) => {
+            let message = format!("{error}; {way_out}");
+            Refused { message, help: None, exit_code: exit::of_bake(error) }
+        }
+        None => {
+            Refused { message: render::chain(error), help: advice(error), exit_code: exit::of_bake(error) }
+        }
+    };
+    let busy =
+        busy.map(|busy| Refused { message: render::chain(&*busy.error), help: None, exit_code: busy.code });
     let refusals = busy.into_iter().chain(foreseen.refusals.iter().map(refused)).collect();
     let outcome = Outcome { foreseen: &foreseen, refusals };
     output.report(&outcome, |outcome| table::plan(outcome))?;

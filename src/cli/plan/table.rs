@@ -30,6 +30,9 @@ pub(super) fn plan(outcome: &Outcome<'_>) -> Text {
     for refusal in &outcome.refusals {
         text.push_styled(Style::Bad, format!("{:<12}", "refused"));
         let _ = writeln!(text, "{}", refusal.message);
+        if let Some(help) = &refusal.help {
+            row(&mut text, "", help);
+        }
     }
     if !plan.contents.unkeyed.is_empty() {
         let _ = write!(text, "\n{}\n", unkeyed(&plan.contents.unkeyed));

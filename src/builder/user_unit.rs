@@ -1,0 +1,305 @@
+//! How systemd starts a user's daemon, by the files that it reads, whether or not it runs: in an image it does not.
+//!
+//! ```text
+//! [Service]
+//! Environment=XDG_DATA_HOME=%h/data
+//! ExecStart=rootlesskit --net=slirp4netns /usr/local/bin/buildkitd --root %h/buildkit
+//! ```
+//!
+//! Mirrors systemd.unit(5), systemd.syntax(7) and systemd.exec(5): where units are, what follows in `<unit>.d`, quotes,
+//! specifiers. Files of variables (`EnvironmentFile`) are not read.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::Error;
+
+/// The units that start a user's daemon, where packages or their own setup bring one.
+pub(super) const UNITS: [&str; 2] = ["buildkit.service", "buildkitd.service"];
+/// Where the units of all users are, below those of the user itself.
+const SHARED: [&str; 5] = [
+    "/etc/systemd/user",
+    "/run/systemd/user",
+    "/usr/local/lib/systemd/user",
+    "/usr/lib/systemd/user",
+    "/lib/systemd/user",
+];
+
+/// What a unit tells its daemon.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Unit {
+    /// The file that it begins with.
+    path: PathBuf,
+    /// Those of `buildkitd`; none where it is not started, or by another program only.
+    pub(super) arguments: Vec<String>,
+    pub(super) environment: BTreeMap<String, String>,
+}
+
+impl Unit {
+    pub(super) fn name(&self) -> String {
+        self.path.display().to_string()
+    }
+}
+
+/// The unit of the user with this home and directory of configuration; an empty one where there is none.
+///
+/// # Errors
+/// A file cannot be read, or says what only systemd knows.
+pub(super) fn find(home: &Path, config: &Path, runtime: Option<&Path>, user: &str) -> Result<Unit, Error> {
+    let mut directories = vec![config.join("systemd/user")];
+    directories.extend(runtime.map(|runtime| runtime.join("systemd/user")));
+    directories.extend(SHARED[..2].iter().map(PathBuf::from));
+    directories.push(home.join(".local/share/systemd/user"));
+    directories.extend(SHARED[2..].iter().map(PathBuf::from));
+    let specifiers = Specifiers { home, config, runtime, user };
+    for name in UNITS {
+        let Some((path, texts)) = texts(&directories, name)? else { continue };
+        let mut unit = read(&texts, &specifiers);
+        unit.path = path;
+        let unknown = unit.arguments.iter().chain(unit.environment.values()).find(|text| text.contains("${"));
+        if let Some(unknown) = unknown {
+            let detail = format!(
+                "{unknown:?} has a variable that only systemd knows: write its value there, or name the root with --root"
+            );
+            return Err(Error::Configuration { file: unit.name(), detail });
+        }
+        return Ok(unit);
+    }
+    Ok(Unit::default())
+}
+
+/// The file of a unit, and its text followed by those of its drop-ins; `None` where there is no such unit.
+fn texts(directories: &[PathBuf], name: &str) -> Result<Option<(PathBuf, Vec<String>)>, Error> {
+    let mut found = None;
+    for directory in directories {
+        let path = directory.join(name);
+        if let Some(text) = text(&path)? {
+            found = Some((path, text));
+            break;
+        }
+    }
+    // One that is empty, or a link to /dev/null, is masked.
+    let Some((path, text)) = found.filter(|(_, text)| !text.is_empty()) else { return Ok(None) };
+    // Of files with one name, the first counts.
+    let mut drop_ins = BTreeMap::new();
+    for directory in directories.iter().rev() {
+        let Ok(entries) = fs::read_dir(directory.join(format!("{name}.d"))) else { continue };
+        for entry in entries.flatten() {
+            if Path::new(&entry.file_name()).extension().is_some_and(|extension| extension == "conf") {
+                drop_ins.insert(entry.file_name(), entry.path());
+            }
+        }
+    }
+    let mut texts = vec![text];
+    for path in drop_ins.values() {
+        texts.extend(self::text(path)?);
+    }
+    Ok(Some((path, texts)))
+}
+
+fn text(path: &Path) -> Result<Option<String>, Error> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Ok(None)
+        }
+        Err(source) => Err(Error::Read { path: path.to_owned(), source }),
+    }
+}
+
+/// What stands for `%h` and its like.
+struct Specifiers<'a> {
+    home: &'a Path,
+    config: &'a Path,
+    runtime: Option<&'a Path>,
+    user: &'a str,
+}
+
+impl Specifiers<'_> {
+    /// Puts in what they stand for; those that are not known stay.
+    fn expand(&self, text: &str) -> String {
+        let mut expanded = String::new();
+        let mut rest = text.chars();
+        while let Some(char) = rest.next() {
+            if char != '%' {
+                expanded.push(char);
+                continue;
+            }
+            let path = |path: &Path| path.display().to_string();
+            let specifier = rest.next();
+            let value = match specifier {
+                Some('%') => Some("%".to_owned()),
+                Some('h') => Some(path(self.home)),
+                Some('u') => Some(self.user.to_owned()),
+                Some('E') => Some(path(self.config)),
+                Some('S') => Some(path(&self.home.join(".local/state"))),
+                Some('C') => Some(path(&self.home.join(".cache"))),
+                Some('t') => self.runtime.map(path),
+                _ => None,
+            };
+            match value {
+                Some(value) => expanded.push_str(&value),
+                None => expanded.extend(['%'].into_iter().chain(specifier)),
+            }
+        }
+        expanded
+    }
+}
+
+/// What the texts of a unit say, in this order.
+fn read(texts: &[String], specifiers: &Specifiers<'_>) -> Unit {
+    let mut unit = Unit::default();
+    let mut start = Vec::new();
+    for text in texts {
+        let mut section = String::new();
+        for line in lines(text) {
+            if line.starts_with('[') {
+                section = line;
+                continue;
+            }
+            let Some((key, value)) = line.split_once('=').filter(|_| section == "[Service]") else {
+                continue;
+            };
+            let words = || words(value).into_iter().map(|word| specifiers.expand(&word));
+            match key.trim_end() {
+                "ExecStart" => start = words().collect(),
+                "Environment" if value.trim().is_empty() => unit.environment.clear(),
+                "Environment" => unit.environment.extend(words().filter_map(|word| {
+                    word.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()))
+                })),
+                _ => {}
+            }
+        }
+    }
+    // Before it stands what makes the user namespace.
+    let is_daemon = |word: &String| {
+        word.trim_start_matches(['@', '-', ':', '+', '!']).rsplit('/').next() == Some("buildkitd")
+    };
+    let arguments = start.iter().skip_while(|word| !is_daemon(word)).skip(1);
+    unit.arguments = arguments.map(|word| with_variables(word, &unit.environment)).collect();
+    unit
+}
+
+/// Puts in the variables that the unit itself sets.
+fn with_variables(word: &str, environment: &BTreeMap<String, String>) -> String {
+    environment
+        .iter()
+        .fold(word.to_owned(), |word, (name, value)| word.replace(&format!("${{{name}}}"), value))
+}
+
+/// Lines without comments; those that end in a backslash go on.
+fn lines(text: &str) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    let mut goes_on = false;
+    for line in text.lines().map(str::trim) {
+        if line.starts_with(['#', ';']) || line.is_empty() && !goes_on {
+            continue;
+        }
+        let (line, more) = line.strip_suffix('\\').map_or((line, false), |line| (line, true));
+        match lines.last_mut().filter(|_| goes_on) {
+            Some(last) => {
+                last.push(' ');
+                last.push_str(line);
+            }
+            None => lines.push(line.to_owned()),
+        }
+        goes_on = more;
+    }
+    lines
+}
+
+/// Words, with what is quoted or escaped as it is meant.
+fn words(value: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    let mut word: Option<String> = None;
+    let mut quote = None;
+    let mut chars = value.chars();
+    while let Some(char) = chars.next() {
+        match (quote, char) {
+            (Some(open), close) if close == open => quote = None,
+            (None, '"' | '\'') => {
+                quote = Some(char);
+                word.get_or_insert_default();
+            }
+            (None, char) if char.is_whitespace() => words.extend(word.take()),
+            (_, '\\') => word.get_or_insert_default().extend(chars.next()),
+            (_, char) => word.get_or_insert_default().push(char),
+        }
+    }
+    words.extend(word);
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_arguments_of_the_daemon_are_read() {
+        let cases: [(&[&str], &[&str]); 8] = [
+            (&["[Service]\nExecStart=/usr/bin/buildkitd --root /r\n"], &["--root", "/r"]),
+            // As upstream's example has it, and as nerdctl's setup writes it.
+            (
+                &[
+                    "[Service]\nExecStart=rootlesskit --net=slirp4netns \\\n  # why\n  /bin/buildkitd --root %h/%u%%\n",
+                ],
+                &["--root", "/home/ci/ci%"],
+            ),
+            (
+                &["[Service]\nExecStart=\"/a b/setup.sh\" nsenter -- buildkitd '--root=/a b'\n"],
+                &["--root=/a b"],
+            ),
+            // The last one counts.
+            (
+                &[
+                    "[Service]\nExecStart=buildkitd --a\n",
+                    "[Service]\nExecStart=\nExecStart=-buildkitd --b\n",
+                ],
+                &["--b"],
+            ),
+            (
+                &["[Service]\nEnvironment=\"D=/d e\"\nExecStart=buildkitd --root ${D}/x\n"],
+                &["--root", "/d e/x"],
+            ),
+            (&["[Unit]\nExecStart=buildkitd --a\n"], &[]),
+            (&["[Service]\nExecStart=/usr/bin/other buildkitd-x --a\n"], &[]),
+            (&["; [Service]\nExecStart=buildkitd --a\n"], &[]),
+        ];
+        let (home, config) = (Path::new("/home/ci"), Path::new("/home/ci/.config"));
+        let specifiers = Specifiers { home, config, runtime: None, user: "ci" };
+        for (texts, expected) in cases {
+            let texts: Vec<String> = texts.iter().map(|&text| text.to_owned()).collect();
+            assert_eq!(read(&texts, &specifiers).arguments, expected, "{texts:?}");
+        }
+    }
+
+    #[test]
+    fn units_are_found_where_systemd_finds_them() {
+        let home = tempfile::tempdir().unwrap();
+        let home = home.path();
+        let config = home.join("config");
+        let find = || find(home, &config, None, "ci");
+        let write = |path: &str, text: &str| {
+            let path = home.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        write(".local/share/systemd/user/buildkit.service", "[Service]\nExecStart=buildkitd --root /a\n");
+        assert_eq!(find().unwrap().arguments, ["--root", "/a"]);
+        write("config/systemd/user/buildkit.service", "[Service]\nExecStart=buildkitd --root /b\n");
+        assert_eq!(find().unwrap().arguments, ["--root", "/b"]);
+        write("config/systemd/user/buildkit.service.d/10.conf", "[Service]\nEnvironment=XDG_DATA_HOME=/d\n");
+        assert_eq!(find().unwrap().environment["XDG_DATA_HOME"], "/d");
+        write(
+            "config/systemd/user/buildkit.service.d/20.conf",
+            "[Service]\nExecStart=buildkitd --root ${E}\n",
+        );
+        let error = find().unwrap_err().to_string();
+        assert!(error.contains("buildkit.service: \"${E}\" has a variable"), "{error}");
+        // Masked.
+        write("config/systemd/user/buildkit.service", "");
+        assert_eq!(find().unwrap(), Unit::default());
+    }
+}
