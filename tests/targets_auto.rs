@@ -25,9 +25,11 @@ shift 3
 mount --bind "$program" "$files/bin/warmkit"
 PATH=$PATH:/usr/sbin:/sbin
 setpriv=$(command -v setpriv) unshare=$(command -v unshare)
+# Open for both: there is no end of it between two daemons.
+exec 4<>"$files/bin/ready"
 start() {
-    "$@" &
-    read -r _ <"$files/bin/ready"
+    "$@" 4<&- &
+    read -r _ <&4
 }
 as() {
     user=$1
@@ -39,6 +41,7 @@ contained() {
 }
 bin=$files/bin
 eval "$daemons"
+exec 4<&-
 for directory in etc run home root var/lib; do
     mount --bind "$files/$directory" "/$directory"
 done
@@ -152,7 +155,8 @@ impl Machine {
 
     /// A docker that answers, with these volumes.
     fn docker(&mut self, volumes: &[&str]) -> &mut Self {
-        self.listening = Some(UnixListener::bind(self.path("run/docker.sock")).unwrap());
+        let socket = self.path("run/docker.sock");
+        self.listening.get_or_insert_with(|| UnixListener::bind(socket).unwrap());
         let data = |volume: &str| format!("/var/lib/docker/volumes/{volume}/_data");
         let mut inspect = String::new();
         for volume in volumes {
@@ -218,7 +222,8 @@ impl Machine {
         let lines: Vec<&str> = errors.lines().filter(|line| line.starts_with("taken: ")).collect();
         match taken {
             Ok(way) => {
-                assert_eq!(output.status.code(), Some(3), "{errors}");
+                // Or the target is not empty, which is known before.
+                assert!(matches!(output.status.code(), Some(3 | 7)), "{errors}");
                 assert_eq!(lines, [format!("taken: {way}")], "{errors}");
             }
             Err(why) => {
@@ -365,7 +370,9 @@ fn daemons_of_users_are_found_in_their_homes_and_among_processes() {
     machine.directory("home/ci/.local/share/buildkit");
     let state = "directory /home/ci/.local/share/buildkit, empty";
     machine.looks(Ok("--for rootless:ci"), &[state]);
-    machine.write("home/ci/.config/systemd/user/buildkit.service", "");
+    // One that is masked is none.
+    machine.write("home/ci/.config/systemd/user/buildkitd.service", "");
+    machine.write("home/ci/.config/systemd/user/buildkit.service", "[Service]\nExecStart=buildkitd\n");
     machine.write("run/user/4001/buildkit/buildkitd.sock", "").directory("home/ci/.config/buildkit");
     machine.runs("as 4001 $bin/buildkitd --addr unix:///run/user/4001/buildkit/buildkitd.sock");
     let all = [

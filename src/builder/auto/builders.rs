@@ -54,10 +54,8 @@ fn of_sudo(look: &mut Look, looked_at: &Path) {
     if env::var_os("BUILDX_CONFIG").is_some() || env::var_os("DOCKER_CONFIG").is_some() {
         return;
     }
-    let Some(account) = env::var("SUDO_USER").ok().and_then(|name| rootless::account(&name).ok()) else {
-        return;
-    };
-    let Some(home) = account.home else { return };
+    let account = env::var("SUDO_USER").ok().and_then(|name| rootless::account(&name).ok());
+    let Some(home) = account.and_then(|account| account.home) else { return };
     let directory = home.join(".docker/buildx");
     if directory == looked_at {
         return;

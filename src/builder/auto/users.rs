@@ -167,11 +167,10 @@ fn run_by(look: &mut Look, process: &Process, account: &Account) {
         return;
     }
     let misfit = format!(
-        "has its root at {}, and --for {target} would be {}: say `root = {:?}` in {}",
+        "has its root at {}, and --for {target} would be {}: say `root = {:?}` in its buildkitd.toml",
         root.display(),
         found.path().display(),
-        root.display().to_string(),
-        account.home.as_deref().unwrap_or(Path::new("~")).join(".config/buildkit/buildkitd.toml").display()
+        root.display().to_string()
     );
     let error = Error::Misfit { whose: process.shown(), misfit };
     look.sign_of(target, process.shown(), Err(error));
