@@ -18,7 +18,8 @@ use serde_json::{Value, json};
 use shipped::{cache, keys};
 use skip::is_root;
 
-/// Lays the machine out ($1: its files, $2: the program), starts daemons ($3), and becomes warmkit ($4 …).
+/// Lays the machine out ($1: its files, among them a list of programs that are real; $2: warmkit), starts daemons ($3),
+/// and becomes warmkit ($4 …).
 const INIT: &str = r#"
 files=$1 program=$2 daemons=$3
 shift 3
@@ -40,11 +41,14 @@ contained() {
     start "$unshare" --pid --fork --kill-child "$@"
 }
 bin=$files/bin
-eval "$daemons"
-exec 4<&-
+while read -r name real; do
+    [ -z "$name" ] || mount --bind "$real" "$bin/$name"
+done <"$files/real"
 for directory in etc run home root var/lib; do
     mount --bind "$files/$directory" "/$directory"
 done
+eval "$daemons"
+exec 4<&-
 PATH=$bin HOME=/root
 export PATH HOME
 exec "$@"
@@ -91,7 +95,7 @@ impl Machine {
             fs::create_dir(&home).unwrap();
             chown(&home, Some(id), Some(id)).unwrap();
         }
-        machine.write("bin/warmkit", "");
+        machine.write("bin/warmkit", "").write("real", "");
         for name in ["never", "ready"] {
             let mut mkfifo = Command::new("mkfifo");
             let fifo = machine.path("bin").join(name);
@@ -310,6 +314,43 @@ fn the_host_is_known_by_each_of_its_traces() {
     let machine = Machine::new();
     machine.write("etc/buildkit/buildkitd.toml", "[worker.oci]\nsnapshotter = \"stargz\"\n");
     machine.looks(Err("the snapshotter \"stargz\""), &["configuration /etc/buildkit/buildkitd.toml"]);
+}
+
+/// What a daemon itself makes and leaves.
+#[test]
+fn a_real_daemon_is_known_while_it_runs_and_after() {
+    if !is_root() {
+        return;
+    }
+    let cache = || {
+        let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache"));
+        Some(std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home)?.join("warmkit/tools"))
+    };
+    let tools = std::env::var_os("WARMKIT_TOOLS").map(PathBuf::from).or_else(cache).unwrap_or_default();
+    let programs = tools.join("buildkit-v0.34.2/bin");
+    if !programs.join("buildkitd").is_file() {
+        skip::skip("there is no buildkitd v0.34.2");
+        return;
+    }
+    let mut machine = Machine::new();
+    let real = ["buildkitd", "buildctl"].map(|name| format!("{name} {}\n", programs.join(name).display()));
+    machine.write("real", &real.concat()).write("bin/buildctl", "");
+    machine.write("etc/buildkit/buildkitd.toml", "[worker.oci]\nsnapshotter = \"overlayfs\"\n");
+    machine.runs(
+        "$bin/buildkitd --oci-worker-snapshotter=overlayfs --containerd-worker=false >\"$files/log\" 2>&1 &",
+    );
+    // Each answer takes its time; a daemon that has ended gives none.
+    machine.runs("until \"$bin/buildctl\" debug workers >\"$files/said\" 2>&1; do kill -0 $!; done");
+    let left = [
+        "--for host  /var/lib/buildkit",
+        "configuration /etc/buildkit/buildkitd.toml",
+        "socket /run/buildkit/buildkitd.sock",
+        "directory /var/lib/buildkit, with cache.db, runc-overlayfs",
+    ];
+    machine.looks(Ok("--for host"), &[&left[..], &["process …"]].concat());
+    // It went with its machine, as one that is killed.
+    machine.daemons.clear();
+    machine.looks(Ok("--for host"), &left);
 }
 
 #[test]

@@ -9,6 +9,8 @@ use crate::builder::{Error, Target, unit};
 
 /// Where it listens unless it is told otherwise.
 const SOCKET: &str = "/run/buildkit/buildkitd.sock";
+/// What a bake writes for where nothing is said.
+const DEFAULT_SNAPSHOTTER: &str = "overlayfs";
 const IN_CONTAINERD: Target = Target::Containerd { address: None };
 
 pub(super) fn look(look: &mut Look, daemons: &Processes) {
@@ -142,8 +144,13 @@ fn run_in_containerd(look: &mut Look, process: &Process, settings: &Settings) ->
     Ok(())
 }
 
+/// Whether a bake makes the same of them.
 fn is_same(one: &Root, other: &Root) -> bool {
-    one.path() == other.path() && one.kind() == other.kind()
+    let kind = |root: &Root| {
+        let snapshotter = root.kind().snapshotter.as_deref().unwrap_or(DEFAULT_SNAPSHOTTER).to_owned();
+        (snapshotter, root.kind().containerd.clone())
+    };
+    one.path() == other.path() && kind(one) == kind(other)
 }
 
 #[cfg(test)]
