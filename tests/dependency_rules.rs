@@ -78,7 +78,7 @@ const RULES: &[Rule] = &[
     // Nor does what reads roots know what writes them: a writer's fault would verify itself.
     Rule {
         module: "root",
-        may: &["bolt", "digest"],
+        may: &["bolt", "digest", "containerd"],
         may_not: &["bolt::Bucket", "bolt::PageSize", "bolt::write"],
     },
     // What a bake would write is what it plans.

@@ -21,7 +21,7 @@ use support::tmpfs::Tmpfs;
 use support::warmkit::{bake, bake_at, warmkit};
 use support::{Daemon, Scratch, Tools};
 use warmkit::bolt::{Bucket, BucketRef, Database, Item, PageSize};
-use warmkit::gc::{Configuration, Disk, Record, Release, forecast, keeping};
+use warmkit::gc::{Configuration, Disk, Record, Release, Worker, forecast, keeping};
 
 const LAST_USED_AT: &str = "cache.lastUsedAt";
 const METADATA: &str = "runc-overlayfs/metadata_v2.db";
@@ -203,7 +203,7 @@ fn forecast_holds(release: &str) {
         let rule = if text.is_empty() { String::new() } else { format!("[[worker.oci.gcpolicy]]\n{text}\n") };
         format!("gc = true\n{rule}[[worker.oci.gcpolicy]]\nall = true\nfilters = [\"id=={last}\"]\n")
     };
-    let kept = keeping(&baked.records, 0, release.parse().unwrap());
+    let kept = keeping(Worker::Oci, &baked.records, 0, release.parse().unwrap());
     let kept = kept.strip_prefix("[worker.oci]\n").unwrap();
     let is_before = |minor| release.parse::<Release>().unwrap() < Release::new(0, minor, 0);
     // Without a limit that the release knows, or with one that it forgets, a rule takes all that it may.

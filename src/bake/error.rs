@@ -217,6 +217,10 @@ impl Error {
             Self::NoSpace { .. } | Self::DiskFull { .. } => ErrorClass::Space,
             Self::Gc(_) | Self::NoContainerd => ErrorClass::Spec,
             #[cfg(feature = "containerd")]
+            Self::Containerd(crate::containerd::Error::NoSnapshotter { .. }) => ErrorClass::Spec,
+            #[cfg(feature = "containerd")]
+            Self::Containerd(crate::containerd::Error::Full { .. }) => ErrorClass::Space,
+            #[cfg(feature = "containerd")]
             Self::Containerd(_) => ErrorClass::Other,
             Self::NotRoot
             | Self::MountNamespace { .. }

@@ -252,7 +252,7 @@ pub(super) fn of_host() -> Result<Root, Error> {
 pub(super) fn of_settings(whose: &str, settings: &Settings) -> Result<Root, Error> {
     let snapshotter = fits(whose, settings)?;
     let kind = Kind { snapshotter, ..Kind::default() };
-    Ok(Root::of(settings.root(), kind).told(settings.clone().into_told()))
+    Ok(Root::of(settings.root(), kind).told(settings.told()))
 }
 
 /// The root of this machine's `buildkitd` that has its layers in a containerd, which listens at `address` or where the
@@ -274,7 +274,7 @@ pub(super) fn of_settings_in_containerd(
         namespace: settings.containerd_namespace(),
     };
     let kind = Kind { snapshotter, owners: Owners::AsNamed, containerd: Some(containerd) };
-    Ok(Root::of(settings.root(), kind))
+    Ok(Root::of(settings.root(), kind).told(settings.told_of_containerd()))
 }
 
 /// What to call this machine's daemon.
@@ -450,7 +450,7 @@ fn settings(
         detail: error.to_string(),
     })?;
     let snapshotter = fits(&owner.to_string(), &settings)?;
-    let told = Told { file: file.into(), ..settings.clone().into_told() };
+    let told = Told { file: file.into(), ..settings.told() };
     Ok((plain(&settings.root()), snapshotter, told))
 }
 

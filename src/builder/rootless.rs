@@ -142,7 +142,7 @@ fn at(session: &Session<'_>, owners: Owners) -> Result<Root, Error> {
         return Err(Error::HomeMissing { user: (*user).to_owned(), home: home.to_path_buf() });
     }
     let kind = Kind { snapshotter, owners, containerd: None };
-    Ok(Root::of(root, kind).told(settings.into_told()).run_by(user))
+    Ok(Root::of(root, kind).told(settings.told()).run_by(user))
 }
 
 /// As `BuildKit` reads a variable: the first directory of several, but where there is one only.

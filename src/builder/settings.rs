@@ -38,9 +38,9 @@ pub struct Told {
     pub file: PathBuf,
     /// What is in it, where it is there.
     pub text: Option<String>,
-    /// `--oci-worker-gc`.
+    /// `--oci-worker-gc`, or `--containerd-worker-gc`: of the worker that it uses.
     pub gc: Option<bool>,
-    /// `--oci-worker-gc-keepstorage`.
+    /// The same with `-keepstorage` behind.
     pub keep_storage: Option<String>,
 }
 
@@ -51,6 +51,8 @@ struct Containerd {
     address: Option<String>,
     namespace: Option<String>,
     snapshotter: Option<String>,
+    gc: Option<bool>,
+    keep_storage: Option<String>,
 }
 
 impl Settings {
@@ -84,11 +86,13 @@ impl Settings {
         read.told.text = config.map(str::to_owned);
         read.told.gc = switch(arguments, "oci-worker-gc");
         read.told.keep_storage = argument(arguments, "oci-worker-gc-keepstorage").map(str::to_owned);
-        let Containerd { address, namespace, snapshotter, .. } = &mut read.containerd;
+        read.containerd.gc = switch(arguments, "containerd-worker-gc");
+        let Containerd { address, namespace, snapshotter, keep_storage, .. } = &mut read.containerd;
         for (name, told) in [
             ("containerd-worker-addr", address),
             ("containerd-worker-namespace", namespace),
             ("containerd-worker-snapshotter", snapshotter),
+            ("containerd-worker-gc-keepstorage", keep_storage),
         ] {
             if let Some(value) = argument(arguments, name) {
                 *told = Some(value.to_owned());
@@ -115,9 +119,15 @@ impl Settings {
         Ok(read)
     }
 
-    /// What it is told of garbage collection.
-    pub(super) fn into_told(self) -> Told {
-        self.told
+    /// What it is told of the garbage collection of its OCI worker.
+    pub(super) fn told(&self) -> Told {
+        self.told.clone()
+    }
+
+    /// The same of its containerd worker.
+    pub(super) fn told_of_containerd(&self) -> Told {
+        let Containerd { gc, keep_storage, .. } = self.containerd.clone();
+        Told { gc, keep_storage, ..self.told.clone() }
     }
 
     fn configure(&mut self, table: &Table) {
@@ -135,6 +145,7 @@ impl Settings {
             address: text("address"),
             namespace: text("namespace"),
             snapshotter: text("snapshotter"),
+            ..Containerd::default()
         };
     }
 

@@ -167,6 +167,12 @@ pub(super) fn of_verify(error: &root::Error) -> u8 {
     match error {
         root::Error::Busy { .. } => TARGET,
         root::Error::Open { .. } => FAILURE,
+        // What is wrong is how it was named.
+        root::Error::ContainerdWorker { .. }
+        | root::Error::NotInContainerd { .. }
+        | root::Error::NoContainerd => USAGE,
+        #[cfg(feature = "containerd")]
+        root::Error::Containerd(_) => FAILURE,
         _ => FINDINGS,
     }
 }

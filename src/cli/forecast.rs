@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::exit::{self, Failure};
 use super::output::Output;
-use super::place::Place;
+use super::place::{Place, kept_in};
 use super::plan::{Host, table};
 use super::progress::Shown;
 use crate::bake::{self, GcOptions};
@@ -54,7 +54,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let place = arguments.place.find_idle(Shown::default())?;
     let gc = arguments.host.options(&place)?;
     let path = place.path();
-    let root = Root::open(path)?;
+    let root = Root::open_with(path, kept_in(&place).as_ref())?;
     let workers = root.read_whole()?.workers;
     let records: Vec<Record> =
         workers.iter().flat_map(|worker| root.usage(worker)).map(Record::from).collect();

@@ -9,8 +9,8 @@ use clap::{Args, ValueHint};
 
 use super::exit::{self, Failure};
 use super::progress::Shown;
-use crate::builder::{self, Root, Survey, Target};
-use crate::root::{self, Found};
+use crate::builder::{self, Containerd, Root, Survey, Target};
+use crate::root::{self, Found, KeptIn};
 
 /// The root that a command is about.
 #[derive(Debug, Args)]
@@ -20,7 +20,7 @@ pub(super) struct Place {
     root: Option<PathBuf>,
 
     /// The root, by whose it is [default: host]
-    #[arg(id = "for", long = "for", value_name = "TARGET", value_hint = ValueHint::Other, value_parser = Targets)]
+    #[arg(id = "for", long = "for", value_name = "TARGET", value_parser = Targets)]
     target: Option<Target>,
 }
 
@@ -59,6 +59,12 @@ impl TypedValueParser for Targets {
     }
 }
 
+/// The containerd that keeps the layers of a root, where one does.
+pub(super) fn kept_in(root: &Root) -> Option<KeptIn> {
+    let Containerd { address, namespace } = root.kind().containerd.clone()?;
+    Some(KeptIn { address, namespace })
+}
+
 impl Place {
     /// Whether a root was named, where one need not be.
     pub(super) fn is_given(&self) -> bool {
@@ -77,9 +83,10 @@ impl Place {
         Ok(root.path().to_owned())
     }
 
-    /// The root's directory, which no container runs on.
-    pub(super) fn idle_root(&self, shown: Shown) -> Result<PathBuf, Failure> {
-        Ok(self.find_idle(shown)?.path().to_owned())
+    /// The root's directory, which no container runs on, and the containerd that keeps its layers, where one does.
+    pub(super) fn idle_root(&self, shown: Shown) -> Result<(PathBuf, Option<KeptIn>), Failure> {
+        let root = self.find_idle(shown)?;
+        Ok((root.path().to_owned(), kept_in(&root)))
     }
 
     /// The root, which is there, and which no container runs on.

@@ -16,6 +16,7 @@ use super::{render, signals};
 use crate::daemon::Build;
 use crate::gc::Release;
 use crate::progress::{Phase, during};
+use crate::root::KeptIn;
 use crate::verify::{self, Configured, ImageOptions, LiveOptions, LiveReport};
 
 const EXAMPLES: &str = "\
@@ -26,6 +27,9 @@ Examples:
   # also unpack every layer in memory and compare it with its snapshot
   warmkit verify --root /var/lib/buildkit --read-data
 
+  # that of a containerd worker, in the containerd that runs
+  warmkit verify --for containerd
+
   # the real build, on a throwaway view of the root: is every step CACHED?
   warmkit verify --root /var/lib/buildkit --build . \\
     -f docker/Dockerfile --build-arg VERSION=1.2
@@ -34,6 +38,14 @@ Examples:
   warmkit verify --image
   warmkit verify --image --sysroot /mnt/image
 ";
+
+const READ_DATA_IN_CONTAINERD: &str = "the files of its snapshots are containerd's own, and to look at them would write \
+    to it; without --read-data records, leases, snapshots and the bytes of every blob are checked, and the bake has \
+    compared each layer with its diff ID";
+const BUILD_IN_CONTAINERD: &str = "a daemon on a copy of the root would still write to the containerd that runs, leases \
+    and snapshots that nobody would remove; start buildkitd on the root itself, and build: every step should be CACHED";
+const IMAGE_IN_CONTAINERD: &str = "a containerd that is being shipped does not run, and what others keep in it is not \
+    looked at; check the root without --image, and what ships besides by hand";
 
 /// Check that a root is whole and warm; no daemon may run on it
 #[derive(Debug, Args)]
@@ -138,13 +150,32 @@ impl ImageArguments {
 }
 
 impl Arguments {
-    /// The root's directory, in the image if that is mounted.
-    fn root(&self) -> Result<PathBuf, Failure> {
+    /// The root's directory, in the image if that is mounted, and the containerd that keeps its layers, where one does.
+    fn root(&self) -> Result<(PathBuf, Option<KeptIn>), Failure> {
         if self.place.is_auto() && self.image.sysroot != Path::new("/") {
             let reason = "--for auto looks at this machine, and --sysroot is another: name its root";
             return Err(Failure::new(reason, exit::USAGE));
         }
-        self.place.idle_root(self.progress)
+        let (root, kept_in) = self.place.idle_root(self.progress)?;
+        if kept_in.is_some() {
+            self.refuse_for_containerd()?;
+        }
+        Ok((root, kept_in))
+    }
+
+    /// What cannot be done where a containerd keeps the layers.
+    fn refuse_for_containerd(&self) -> Result<(), Failure> {
+        let refused = [
+            (self.read_data, "--read-data", READ_DATA_IN_CONTAINERD),
+            (self.build.is_some(), "--build", BUILD_IN_CONTAINERD),
+            (self.image.image, "--image", IMAGE_IN_CONTAINERD),
+        ];
+        match refused.into_iter().find(|(is_given, ..)| *is_given) {
+            Some((_, option, why)) => {
+                Err(Failure::new(format!("{option} is not for a containerd worker: {why}"), exit::USAGE))
+            }
+            None => Ok(()),
+        }
     }
 
     /// The build on a view of the root, where one is named.
@@ -182,9 +213,10 @@ struct Outcome<'a> {
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let (output, progress) = (arguments.output, arguments.progress);
     let ending = signals::end_on_signal(output, progress)?;
-    let root = arguments.root()?;
+    let (root, kept_in) = arguments.root()?;
     let options = verify::Options {
         read_data: arguments.read_data,
+        containerd: kept_in,
         image: arguments.image.options(arguments.buildkitd_config.as_ref())?,
         ..verify::Options::default()
     };

@@ -19,10 +19,15 @@ use super::{Error, Result};
 
 /// How long connecting may take, and calls that only look or note something.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Bytes of the largest message that containerd sends, unless it is told otherwise: its leases, all in one.
+const LARGEST: usize = 16 << 20;
 /// How long a call goes on after it is no more wanted.
 const GLANCE: Duration = Duration::from_millis(50);
 /// The oldest release that is used, as major and minor.
 const OLDEST: (u32, u32) = (1, 6);
+
+/// What it says where its disk is full: the words of the system, for which gRPC has no code.
+const FULL: [&str; 2] = ["no space left on device", "disk quota exceeded"];
 
 const NAMESPACE: &str = "containerd-namespace";
 const LEASE: &str = "containerd-lease";
@@ -84,6 +89,16 @@ impl Client {
         self.lease = ascii(lease);
     }
 
+    /// The namespace.
+    pub fn namespace(&self) -> &str {
+        self.namespace.to_str().unwrap_or_default()
+    }
+
+    /// What it is connected for, in messages.
+    pub(super) fn what(&self) -> String {
+        format!("namespace {}", self.namespace())
+    }
+
     /// A message with all that a request carries.
     pub(super) fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
@@ -118,6 +133,26 @@ impl Client {
         self.run(self.in_time(path, message))
     }
 
+    /// A call with a list as answer, which comes in parts.
+    pub(super) fn list<Q, A>(&self, path: &'static str, message: Q) -> std::result::Result<Vec<A>, Failure>
+    where
+        Q: Message + 'static,
+        A: Message + Default + 'static,
+    {
+        let request = self.request(message);
+        self.run(async {
+            let mut grpc = self.ready().await?;
+            let codec = ProstCodec::<Q, A>::default();
+            let mut parts =
+                grpc.server_streaming(request, PathAndQuery::from_static(path), codec).await?.into_inner();
+            let mut all = Vec::new();
+            while let Some(part) = parts.message().await? {
+                all.push(part);
+            }
+            Ok(all)
+        })
+    }
+
     /// As [`Self::short`], also when nobody wants anything any more.
     pub(super) fn after_all<Q, A>(&self, path: &'static str, message: Q) -> std::result::Result<A, Failure>
     where
@@ -143,7 +178,7 @@ impl Client {
     }
 
     pub(super) async fn ready(&self) -> std::result::Result<Grpc<Channel>, Status> {
-        let mut grpc = Grpc::new(self.channel.clone());
+        let mut grpc = Grpc::new(self.channel.clone()).max_decoding_message_size(LARGEST);
         grpc.ready().await.map_err(|error| Status::unavailable(said(&error)))?;
         Ok(grpc)
     }
@@ -191,6 +226,12 @@ impl Failure {
     pub(super) fn at(self, action: &'static str, what: impl Into<String>) -> Error {
         match self {
             Self::Stopped => Error::Stopped,
+            Self::Status(status) if status.code() == Code::NotFound => {
+                Error::Missing { action, what: what.into(), message: status.message().to_owned() }
+            }
+            Self::Status(status) if FULL.iter().any(|said| status.message().contains(said)) => {
+                Error::Full { action, what: what.into(), message: status.message().to_owned() }
+            }
             Self::Status(status) => Error::Call {
                 action,
                 what: what.into(),

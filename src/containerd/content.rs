@@ -19,6 +19,17 @@ const CHUNK: usize = 1 << 20;
 /// How long somebody else may take who writes the same blob.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// A blob that is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blob {
+    /// Its digest.
+    pub digest: String,
+    /// Its bytes.
+    pub size: i64,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+}
+
 /// A blob on its way in. What was written stays when this is dropped, and the next one goes on from there.
 #[derive(Debug)]
 pub struct Ingest<'a> {
@@ -38,6 +49,23 @@ pub struct Ingest<'a> {
 }
 
 impl Client {
+    /// The blobs of this namespace.
+    ///
+    /// # Errors
+    /// containerd refuses.
+    pub fn blobs(&self) -> Result<Vec<Blob>> {
+        let parts: Vec<wire::Infos> = self
+            .list(wire::CONTENT_LIST, Empty {})
+            .map_err(|failure| failure.at("list blobs of", self.what()))?;
+        let infos = parts.into_iter().flat_map(|part| part.infos);
+        let blob = |info: wire::Info| Blob {
+            digest: info.digest,
+            size: info.size,
+            labels: info.labels.into_iter().collect(),
+        };
+        Ok(infos.map(blob).collect())
+    }
+
     /// Labels of a blob; `None` where there is none in this namespace.
     ///
     /// # Errors
@@ -132,7 +160,8 @@ impl Client {
             Ok(grpc.server_streaming(request, path, codec).await?.into_inner())
         });
         let stream = opened.map_err(|failure| failure.at("read blob", digest))?;
-        Ok(Reader { client: self, stream, digest: digest.to_owned(), chunk: Vec::new(), at: 0 })
+        let digest = digest.to_owned();
+        Ok(Reader { client: self, stream, digest, chunk: Vec::new(), at: 0, failure: None })
     }
 }
 
@@ -269,6 +298,15 @@ pub struct Reader<'a> {
     digest: String,
     chunk: Vec<u8>,
     at: usize,
+    /// Why a read failed, which an [`io::Error`] does not tell in full.
+    failure: Option<Error>,
+}
+
+impl Reader<'_> {
+    /// What has failed since, if anything.
+    pub fn failure(&mut self) -> Option<Error> {
+        self.failure.take()
+    }
 }
 
 impl Read for Reader<'_> {
@@ -278,7 +316,12 @@ impl Read for Reader<'_> {
             match self.client.run(stream.message()) {
                 Ok(Some(chunk)) => (self.chunk, self.at) = (chunk.data, 0),
                 Ok(None) => return Ok(0),
-                Err(failure) => return Err(io::Error::other(failure.at("read blob", &*self.digest))),
+                Err(failure) => {
+                    let error = failure.at("read blob", &*self.digest);
+                    let said = io::Error::other(error.to_string());
+                    self.failure = Some(error);
+                    return Err(said);
+                }
             }
         }
         let taken = out.len().min(self.chunk.len() - self.at);

@@ -7,9 +7,7 @@ use std::io;
 #[non_exhaustive]
 pub enum Error {
     /// Nobody listens, or nobody may connect.
-    #[error(
-        "no containerd at {address}: {source}; start it, or say where it listens, as --for containerd:ADDRESS"
-    )]
+    #[error("no containerd at {address}: {source}; {}", way_in(source))]
     Connect {
         /// Path of its socket.
         address: String,
@@ -41,6 +39,18 @@ pub enum Error {
         /// Its name.
         name: String,
     },
+    /// The disk that it keeps blobs and snapshots on is full.
+    #[error(
+        "containerd could not {action} {what}: {message}; make room where its `root` is, or use a larger disk"
+    )]
+    Full {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        what: String,
+        /// What it said.
+        message: String,
+    },
     /// It refused, or failed.
     #[error("containerd could not {action} {what}: {message} ({code})")]
     Call {
@@ -50,6 +60,16 @@ pub enum Error {
         what: String,
         /// The kind of failure, in the words of gRPC.
         code: String,
+        /// What it said.
+        message: String,
+    },
+    /// It does not have what that needs.
+    #[error("containerd could not {action} {what}: {message}")]
+    Missing {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        what: String,
         /// What it said.
         message: String,
     },
@@ -69,4 +89,12 @@ pub enum Error {
     /// Whoever asked wants it no more.
     #[error("stopped while containerd was at work")]
     Stopped,
+}
+
+/// What to do about a socket that cannot be connected to.
+fn way_in(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => "its socket is root's: run warmkit as root",
+        _ => "start it, or say where it listens, as --for containerd:ADDRESS",
+    }
 }

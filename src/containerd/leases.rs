@@ -30,6 +30,19 @@ pub enum Resource<'a> {
     },
 }
 
+/// A lease that is there.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Lease {
+    /// Its id.
+    pub id: String,
+    /// Whether a `buildkitd` deletes it when it starts.
+    pub temporary: bool,
+    /// Digests of the blobs that it keeps.
+    pub content: Vec<String>,
+    /// The snapshots that it keeps: snapshotter and key.
+    pub snapshots: Vec<(String, String)>,
+}
+
 impl Resource<'_> {
     fn message(self) -> wire::Resource {
         match self {
@@ -64,6 +77,36 @@ impl Client {
             Err(failure) if failure.is(Code::AlreadyExists) => Ok(false),
             Err(failure) => Err(failure.at("make the lease", lease)),
         }
+    }
+
+    /// The leases of this namespace. One that ends meanwhile may be absent.
+    ///
+    /// # Errors
+    /// containerd refuses.
+    pub fn leases(&self) -> Result<Vec<Lease>> {
+        let listed: wire::Leases = self
+            .call(wire::LEASE_LIST, Empty {})
+            .map_err(|failure| failure.at("list leases of", self.what()))?;
+        let mut leases = Vec::new();
+        for wire::Lease { id, labels } in listed.leases {
+            let kept: std::result::Result<wire::Resources, Failure> =
+                self.short(wire::LEASE_RESOURCES, wire::LeaseId { id: id.clone() });
+            let kept = match kept {
+                Ok(kept) => kept.resources,
+                Err(failure) if failure.is(Code::NotFound) => continue,
+                Err(failure) => return Err(failure.at("list what is held by the lease", id)),
+            };
+            let mut lease = Lease { temporary: labels.contains_key(TEMPORARY), id, ..Lease::default() };
+            for wire::Resource { id, kind } in kept {
+                match kind.strip_prefix("snapshots/") {
+                    Some(snapshotter) => lease.snapshots.push((snapshotter.to_owned(), id)),
+                    None if kind == "content" => lease.content.push(id),
+                    None => {}
+                }
+            }
+            leases.push(lease);
+        }
+        Ok(leases)
     }
 
     fn create_lease(&self, id: &str, labels: &[(&str, String)]) -> std::result::Result<(), Failure> {

@@ -1,5 +1,7 @@
 //! Snapshots: prepared, applied to, committed.
 
+use std::collections::BTreeMap;
+
 use tonic::Code;
 
 use super::client::{Client, Failure};
@@ -19,7 +21,57 @@ pub struct Usage {
     pub inodes: u64,
 }
 
+/// What may be done with a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// It is read only, and goes when whoever made it is done.
+    View,
+    /// It is written to.
+    Active,
+    /// It no longer changes.
+    Committed,
+}
+
+/// A snapshot that is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Its key.
+    pub key: String,
+    /// That of its parent.
+    pub parent: Option<String>,
+    /// What may be done with it.
+    pub kind: Kind,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+}
+
 impl Client {
+    /// The snapshots of this namespace that one of containerd's snapshotters has.
+    ///
+    /// # Errors
+    /// There is no such snapshotter.
+    pub fn snapshots(&self, snapshotter: &str) -> Result<Vec<Snapshot>> {
+        let asked = wire::SnapshotList { snapshotter: snapshotter.to_owned() };
+        let parts: std::result::Result<Vec<wire::Snapshots>, Failure> = self.list(wire::SNAPSHOT_LIST, asked);
+        let parts = match parts {
+            Err(failure) if failure.is(Code::InvalidArgument) => {
+                return Err(Error::NoSnapshotter { name: snapshotter.to_owned() });
+            }
+            parts => parts.map_err(|failure| failure.at("list snapshots of", self.what()))?,
+        };
+        let snapshot = |wire::Snapshot { key, parent, kind, labels }| Snapshot {
+            key,
+            parent: Some(parent).filter(|parent| !parent.is_empty()),
+            kind: match kind {
+                wire::VIEW => Kind::View,
+                wire::COMMITTED => Kind::Committed,
+                _ => Kind::Active,
+            },
+            labels: labels.into_iter().collect(),
+        };
+        Ok(parts.into_iter().flat_map(|part| part.infos).map(snapshot).collect())
+    }
+
     /// Whether there is a snapshot with this key, and its parent.
     ///
     /// # Errors

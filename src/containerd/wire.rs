@@ -9,12 +9,16 @@ pub(super) const VERSION: &str = "/containerd.services.version.v1.Version/Versio
 pub(super) const LEASE_CREATE: &str = "/containerd.services.leases.v1.Leases/Create";
 pub(super) const LEASE_DELETE: &str = "/containerd.services.leases.v1.Leases/Delete";
 pub(super) const LEASE_ADD: &str = "/containerd.services.leases.v1.Leases/AddResource";
+pub(super) const LEASE_LIST: &str = "/containerd.services.leases.v1.Leases/List";
+pub(super) const LEASE_RESOURCES: &str = "/containerd.services.leases.v1.Leases/ListResources";
+pub(super) const CONTENT_LIST: &str = "/containerd.services.content.v1.Content/List";
 pub(super) const CONTENT_INFO: &str = "/containerd.services.content.v1.Content/Info";
 pub(super) const CONTENT_UPDATE: &str = "/containerd.services.content.v1.Content/Update";
 pub(super) const CONTENT_READ: &str = "/containerd.services.content.v1.Content/Read";
 pub(super) const CONTENT_WRITE: &str = "/containerd.services.content.v1.Content/Write";
 pub(super) const CONTENT_ABORT: &str = "/containerd.services.content.v1.Content/Abort";
 pub(super) const SNAPSHOT_STAT: &str = "/containerd.services.snapshots.v1.Snapshots/Stat";
+pub(super) const SNAPSHOT_LIST: &str = "/containerd.services.snapshots.v1.Snapshots/List";
 pub(super) const SNAPSHOT_PREPARE: &str = "/containerd.services.snapshots.v1.Snapshots/Prepare";
 pub(super) const SNAPSHOT_COMMIT: &str = "/containerd.services.snapshots.v1.Snapshots/Commit";
 pub(super) const SNAPSHOT_REMOVE: &str = "/containerd.services.snapshots.v1.Snapshots/Remove";
@@ -64,6 +68,33 @@ pub(super) struct Resource {
     pub(super) kind: String,
 }
 
+/// A lease, as it is listed.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Lease {
+    #[prost(string, tag = "1")]
+    pub(super) id: String,
+    #[prost(map = "string, string", tag = "3")]
+    pub(super) labels: HashMap<String, String>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Leases {
+    #[prost(message, repeated, tag = "1")]
+    pub(super) leases: Vec<Lease>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct LeaseId {
+    #[prost(string, tag = "1")]
+    pub(super) id: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Resources {
+    #[prost(message, repeated, tag = "1")]
+    pub(super) resources: Vec<Resource>,
+}
+
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Digested {
     #[prost(string, tag = "1")]
@@ -84,6 +115,13 @@ pub(super) struct Info {
 pub(super) struct InfoReply {
     #[prost(message, optional, tag = "1")]
     pub(super) info: Option<Info>,
+}
+
+/// Some of a list: there may be more to come.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Infos {
+    #[prost(message, repeated, tag = "1")]
+    pub(super) infos: Vec<Info>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -177,14 +215,33 @@ pub(super) struct SnapshotCommit {
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Snapshot {
+    #[prost(string, tag = "1")]
+    pub(super) key: String,
     #[prost(string, tag = "2")]
     pub(super) parent: String,
     #[prost(int32, tag = "3")]
     pub(super) kind: i32,
+    #[prost(map = "string, string", tag = "6")]
+    pub(super) labels: HashMap<String, String>,
 }
 
+/// [`Snapshot::kind`] of one that is read only.
+pub(super) const VIEW: i32 = 1;
 /// [`Snapshot::kind`] of one that no longer changes.
 pub(super) const COMMITTED: i32 = 3;
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct SnapshotList {
+    #[prost(string, tag = "1")]
+    pub(super) snapshotter: String,
+}
+
+/// Some of a list: there may be more to come.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Snapshots {
+    #[prost(message, repeated, tag = "1")]
+    pub(super) infos: Vec<Snapshot>,
+}
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct SnapshotReply {

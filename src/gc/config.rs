@@ -10,11 +10,40 @@ use super::{Disk, Error, Release};
 
 const HOURS: i64 = 3600;
 
-/// What `[worker.oci]` of a `buildkitd.toml` says of collection; without one, nothing.
+/// Which worker a daemon has: each has a table of its own in `buildkitd.toml`, with the same keys.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Worker {
+    /// That with snapshots and blobs in the root.
+    #[default]
+    Oci,
+    /// That with snapshots and blobs in a containerd.
+    Containerd,
+}
+
+impl Worker {
+    /// Its name there, below `worker`.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Oci => "oci",
+            Self::Containerd => "containerd",
+        }
+    }
+
+    /// Its table there.
+    pub(super) fn table(self) -> &'static str {
+        match self {
+            Self::Oci => "worker.oci",
+            Self::Containerd => "worker.containerd",
+        }
+    }
+}
+
+/// What the worker's table of a `buildkitd.toml` says of collection; without one, nothing.
 ///
 /// Options on the daemon's command line have the last word: [`Configuration::with_arguments`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Configuration {
+    worker: Worker,
     gc: Option<bool>,
     keep_storage: Space,
     limits: Limits,
@@ -92,18 +121,26 @@ const WORKER: [&str; 6] =
 const LIMITS: [&str; 3] = ["reservedSpace", "maxUsedSpace", "minFreeSpace"];
 
 impl Configuration {
-    /// Reads the text of a `buildkitd.toml`. Other parts of it mean nothing here.
+    /// Reads the text of a `buildkitd.toml` for an OCI worker. Other parts of it mean nothing here.
     ///
     /// # Errors
     /// A daemon would not start with it.
     pub fn read(text: &str) -> Result<Self, Error> {
+        Self::read_for(Worker::Oci, text)
+    }
+
+    /// As [`Self::read`], for either worker.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read_for(worker: Worker, text: &str) -> Result<Self, Error> {
         let table: Table = text.parse()?;
-        let mut read = Self::default();
-        let Some(worker) = subtable(&table, "worker", "worker")? else { return Ok(read) };
-        let Some(oci) = subtable(worker, "oci", "worker.oci")? else { return Ok(read) };
+        let mut read = Self { worker, ..Self::default() };
+        let Some(workers) = subtable(&table, "worker", "worker")? else { return Ok(read) };
+        let Some(own) = subtable(workers, worker.name(), worker.table())? else { return Ok(read) };
         for name in WORKER {
-            let Some(value) = get(oci, name) else { continue };
-            let key = || format!("worker.oci.{name}");
+            let Some(value) = get(own, name) else { continue };
+            let key = || format!("{}.{name}", worker.table());
             match name {
                 "gc" => read.gc = Some(boolean(value, key())?),
                 "gckeepstorage" => read.keep_storage = space(value, key())?,
@@ -113,7 +150,7 @@ impl Configuration {
                     for value in list {
                         let expected = "a list of tables";
                         let entry = value.as_table().ok_or(Error::Kind { key: key(), expected })?;
-                        read.rules.push(Entry::read(entry)?);
+                        read.rules.push(Entry::read(entry, worker)?);
                     }
                 }
                 limit => read.limits.set(limit, value, key())?,
@@ -122,7 +159,8 @@ impl Configuration {
         Ok(read)
     }
 
-    /// The same with the arguments `--oci-worker-gc` and `--oci-worker-gc-keepstorage` of `release`, where they are given.
+    /// The same with the worker's arguments of `release`, `--oci-worker-gc` and `--oci-worker-gc-keepstorage` or those with
+    /// `containerd`, where they are given.
     ///
     /// # Errors
     /// A daemon of this release would not start with them.
@@ -134,8 +172,10 @@ impl Configuration {
     ) -> Result<Self, Error> {
         self.gc = gc.or(self.gc);
         let Some(text) = keep_storage.filter(|text| !text.is_empty()) else { return Ok(self) };
-        let invalid =
-            || Error::Space { key: "--oci-worker-gc-keepstorage".to_owned(), value: text.to_owned() };
+        let invalid = || Error::Space {
+            key: format!("--{}-worker-gc-keepstorage", self.worker.name()),
+            value: text.to_owned(),
+        };
         // Megabytes: what to reserve, to leave free, and to use at most.
         let megabytes =
             |text: &str| text.parse::<i64>().map(|count| Space::bytes(count.saturating_mul(1_000_000)));
@@ -150,6 +190,11 @@ impl Configuration {
         Ok(self)
     }
 
+    /// The worker that it is of.
+    pub(super) fn worker(&self) -> Worker {
+        self.worker
+    }
+
     /// What `release` makes of it on `disk`.
     ///
     /// # Errors
@@ -162,8 +207,10 @@ impl Configuration {
                 let set = LIMITS.iter().zip(all).filter(|(_, space)| !space.is_unset());
                 set.map(|(name, _)| format!("{place}.{name}")).collect::<Vec<_>>()
             };
-            ignored.extend(set(self.limits, "worker.oci"));
-            ignored.extend(self.rules.iter().flat_map(|rule| set(rule.limits, "worker.oci.gcpolicy")));
+            let table = self.worker.table();
+            ignored.extend(set(self.limits, table));
+            let rules = format!("{table}.gcpolicy");
+            ignored.extend(self.rules.iter().flat_map(|rule| set(rule.limits, &rules)));
             ignored.dedup();
         }
         if self.gc == Some(false) {
@@ -240,11 +287,11 @@ impl Limits {
 }
 
 impl Entry {
-    fn read(table: &Table) -> Result<Self, Error> {
+    fn read(table: &Table, worker: Worker) -> Result<Self, Error> {
         let mut entry = Self::default();
         for name in ["all", "filters", "keepDuration", "keepBytes"].into_iter().chain(LIMITS) {
             let Some(value) = get(table, name) else { continue };
-            let key = format!("worker.oci.gcpolicy.{name}");
+            let key = format!("{}.gcpolicy.{name}", worker.table());
             match name {
                 "all" => entry.all = boolean(value, key)?,
                 "filters" => entry.filters = strings(value, &key)?,
@@ -413,7 +460,14 @@ mod tests {
         let off = policy("[worker.oci]\ngc = false\n[[worker.oci.gcpolicy]]\nall = true", NEW, DISK);
         assert_eq!((off.origin, off.rules.len()), (Origin::Off, 0));
         // The containerd worker has its own.
-        assert_eq!(policy("[worker.containerd]\ngc = false", NEW, DISK).origin, Origin::Default);
+        let text = "[worker.containerd]\ngc = false";
+        assert_eq!(policy(text, NEW, DISK).origin, Origin::Default);
+        let read = |text| Configuration::read_for(Worker::Containerd, text);
+        assert_eq!(read(text).unwrap().policy(NEW, DISK).unwrap().origin, Origin::Off);
+        let told = read("[worker.containerd]\nmaxUsedSpace = 7").unwrap().policy(OLD, DISK).unwrap();
+        assert_eq!(told.ignored, ["worker.containerd.maxUsedSpace"]);
+        let error = read("[worker.containerd]\ngc = 1").unwrap_err().to_string();
+        assert!(error.contains("worker.containerd.gc "), "{error}");
     }
 
     #[test]

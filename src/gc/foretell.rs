@@ -133,7 +133,7 @@ pub fn foretell(question: &Question<'_>) -> Result<Forecast, Error> {
         ignored: policy.ignored,
         disk,
         passes: HOURS.into_iter().zip(&expected).zip(&largest).map(report).collect(),
-        keep: keeping(&large, room, release),
+        keep: keeping(configuration.worker(), &large, room, release),
     })
 }
 

@@ -26,7 +26,7 @@ mod release;
 
 use serde::Serialize;
 
-pub use config::{Configuration, Origin, Policy, Rule};
+pub use config::{Configuration, Origin, Policy, Rule, Worker};
 pub use foretell::{Forecast, PassReport, Question, Removed, RuleReport, foretell};
 pub use keep::keeping;
 pub use prune::{Pass, Record, Removal, forecast};

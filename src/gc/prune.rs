@@ -545,7 +545,7 @@ mod tests {
             records[1].size = size;
             for release in [V12, V17, V21, V34] {
                 for disk in [DISK, Disk { total: 1 << 50, free: 0 }] {
-                    let text = keeping(&records, 0, release);
+                    let text = keeping(crate::gc::Worker::Oci, &records, 0, release);
                     let policy =
                         crate::gc::Configuration::read(&text).unwrap().policy(release, disk).unwrap();
                     assert_eq!(policy.ignored, Vec::<String>::new(), "{text}");
@@ -554,7 +554,7 @@ mod tests {
                         assert_eq!(pass.removed, [], "{text} in {release}");
                     }
                     // As much again fits in if it was asked for.
-                    let text = keeping(&records, size, release);
+                    let text = keeping(crate::gc::Worker::Oci, &records, size, release);
                     let policy =
                         crate::gc::Configuration::read(&text).unwrap().policy(release, disk).unwrap();
                     let more = [records.clone(), vec![Record { size, ..record("c", 2, 1, &[]) }]].concat();

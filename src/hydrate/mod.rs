@@ -38,7 +38,7 @@ use serde::Serialize;
 
 pub use report::{Failed, Report, StageReport};
 
-use crate::progress::{Phase, Progress, Running};
+use crate::progress::{Event, Phase, Progress, Running};
 use crate::root;
 
 use account::Account;
@@ -49,6 +49,8 @@ use walk::{Depth, Directory};
 
 /// The solver's database.
 const SOLVER: &str = "cache.db";
+/// What the names of containerd workers' directories begin with.
+const IN_CONTAINERD: &[u8] = b"containerd-";
 
 /// A part of the work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -134,6 +136,12 @@ pub fn hydrate(options: &Options, progress: &dyn Progress) -> Result<Report, Err
     if workers.is_empty() && files::open_file(&root, Path::new(SOLVER)).is_err() {
         return Err(Error::NotAStateDirectory { path: options.root.clone() });
     }
+    for worker in workers.iter().filter(|worker| worker.as_os_str().as_bytes().starts_with(IN_CONTAINERD)) {
+        progress.event(Event::Warning(format!(
+            "the layers of {} are in the directories of a containerd, and are not read; of this root the databases are",
+            worker.display()
+        )));
+    }
     let run = Run::new(&root, options, progress);
     let mut reading = Reading {
         run: &run,
@@ -194,7 +202,7 @@ fn workers(path: &Path, names: &[(OsString, bool)]) -> Result<Vec<PathBuf>, root
     {
         return Err(error);
     }
-    let is_worker = |name: &OsStr| name.as_bytes().starts_with(b"containerd-");
+    let is_worker = |name: &OsStr| name.as_bytes().starts_with(IN_CONTAINERD);
     let in_containerd = names.iter().filter(|(name, is_directory)| *is_directory && is_worker(name));
     let mut workers = found.workers;
     workers.extend(in_containerd.map(|(name, _)| PathBuf::from(name)));

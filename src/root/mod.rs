@@ -12,6 +12,9 @@
 //! Root::usage   the records of a worker as `buildctl du` shows them  usage
 //! ```
 //!
+//! A containerd worker has records alone; what it would have besides says the containerd that keeps it, by its API
+//! (`keeper`).
+//!
 //! Plain data, as it stands there: whether it makes sense is for others to judge (`verify`). Nothing is shared
 //! with what writes roots, and nothing of a root is trusted: what does not decode is a [`Fault`] and absent.
 
@@ -21,6 +24,8 @@ pub(crate) mod decode;
 pub(crate) mod fault;
 pub(crate) mod files;
 mod history;
+#[cfg_attr(not(feature = "containerd"), path = "no_keeper.rs")]
+pub(crate) mod keeper;
 mod records;
 mod schema;
 mod snapshotter;
@@ -49,6 +54,7 @@ pub(crate) use snapshotter::read as read_snapshotter;
 
 use fault::Faults;
 use files::Tree;
+use keeper::Keeper;
 
 /// The file that a running daemon holds locked.
 pub(crate) const LOCK: &str = "buildkitd.lock";
@@ -58,6 +64,8 @@ pub(crate) const HISTORY: &str = "history.db";
 
 /// The snapshotters whose workers are read: each layer is a directory of plain files.
 const SNAPSHOTTERS: [&str; 3] = ["overlayfs", "fuse-overlayfs", "native"];
+/// Before the snapshotter's name, the directory of a containerd worker.
+const IN_CONTAINERD: &str = "containerd-";
 /// What dockerd has in the directory itself: moby `builder/builder-next/controller.go`, `newGraphDriverController`.
 const ENGINE: [&str; 2] = ["containerdmeta.db", "metadata_v2.db"];
 /// What it has where its images are in containerd: same file, `newSnapshotterController`.
@@ -82,18 +90,37 @@ pub enum Error {
         /// The root.
         path: PathBuf,
     },
-    /// A worker that keeps its data in containerd.
+    /// A worker that keeps its data in containerd, and nobody said in which.
     #[error(
-        "{} is the root of a containerd worker ({worker}): its layers are in containerd; only roots of OCI \
-         workers are read",
-        path.display()
+        "{} is the root of a containerd worker ({}), whose layers are in a containerd that has to run: say in which one, \
+         with --for containerd or --for containerd:ADDRESS",
+        path.display(), worker.display()
     )]
     ContainerdWorker {
         /// The root.
         path: PathBuf,
         /// The worker's directory.
-        worker: String,
+        worker: PathBuf,
     },
+    /// A root that keeps its layers itself, of which somebody said that a containerd does.
+    #[error(
+        "{} is no root of a containerd worker: it has no directory containerd-…; name the one that is, or leave \
+         --for containerd away",
+        path.display()
+    )]
+    NotInContainerd {
+        /// The root.
+        path: PathBuf,
+    },
+    /// A program that lacks a part.
+    #[error(
+        "this warmkit was built without the feature `containerd`: build it with `cargo build --release --features containerd`"
+    )]
+    NoContainerd,
+    /// The containerd that keeps its layers cannot be asked.
+    #[cfg(feature = "containerd")]
+    #[error(transparent)]
+    Containerd(#[from] crate::containerd::Error),
     /// A worker whose snapshotter keeps layers in a form of its own.
     #[error(
         "{} is the root of an OCI worker with the snapshotter {snapshotter} ({}), which keeps layers in a form of its \
@@ -173,12 +200,24 @@ fn shown(known: &RangeInclusive<i64>) -> String {
     }
 }
 
-/// An OCI worker's directory and what was read in it; `None` where a database cannot be read.
+/// The containerd that keeps the layers of a containerd worker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeptIn {
+    /// Path of its socket, with or without `unix://`.
+    pub address: String,
+    /// The namespace that they are in.
+    pub namespace: String,
+}
+
+/// A worker's directory and what was read in it; `None` where a database cannot be read.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct Worker {
-    /// Relative to the root: `runc-<snapshotter>`.
+    /// Relative to the root: `runc-<snapshotter>`, of a containerd worker `containerd-<snapshotter>`.
     pub path: PathBuf,
+    /// Whether blobs, snapshots and leases are in a containerd, which was asked: names of snapshots and numbers of
+    /// directories are made up then, and of its namespaces one is told.
+    pub in_containerd: bool,
     /// The snapshotter's name.
     pub snapshotter: String,
     /// The worker's id.
@@ -195,8 +234,10 @@ pub struct Worker {
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct State {
-    /// The OCI workers; a daemon has one.
+    /// The workers; a daemon has one.
     pub workers: Vec<Worker>,
+    /// Ids of those that were not read: of containerd workers, or beside these of OCI workers.
+    pub other_workers: Vec<String>,
     /// The solver's keys; `None` where they cannot be read.
     pub solver: Option<Solver>,
     /// What could not be read.
@@ -207,8 +248,12 @@ pub struct State {
 #[derive(Debug)]
 pub struct Root {
     pub(crate) tree: Tree,
-    /// The directories of OCI workers, relative to the root.
+    /// The directories of workers, relative to the root: of OCI workers, and with a keeper those of containerd workers.
     pub(crate) workers: Vec<PathBuf>,
+    /// Who has the layers of these.
+    pub(crate) keeper: Option<Keeper>,
+    /// Those of workers of the other kind: a daemon may have one of each.
+    others: Vec<PathBuf>,
     _locks: Vec<OwnedFd>,
 }
 
@@ -219,6 +264,32 @@ impl Root {
     /// It cannot be opened or read, is no state directory of an OCI worker, or is in use.
     pub fn open(path: &Path) -> Result<Self, Error> {
         Self::with(path, Tree::open(path))
+    }
+
+    /// As [`Root::open`], of a containerd worker whose layers are in that containerd.
+    ///
+    /// # Errors
+    /// As there, and the containerd does not answer.
+    pub fn open_in(path: &Path, containerd: &KeptIn) -> Result<Self, Error> {
+        let root = Self::readable(path, Tree::open(path))?;
+        let found = found(&root.tree)?;
+        if let Some(error @ Error::DockerEngine { .. }) = found.refusal(path) {
+            return Err(error);
+        }
+        if found.in_containerd.is_empty() {
+            return Err(Error::NotInContainerd { path: path.to_owned() });
+        }
+        let locks = locks(&root.tree, &found.in_containerd)?;
+        let keeper = Some(Keeper::connect(containerd)?);
+        Ok(Self { workers: found.in_containerd, others: found.workers, keeper, _locks: locks, ..root })
+    }
+
+    /// [`Root::open_in`] where a containerd is given, else [`Root::open`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_with(path: &Path, containerd: Option<&KeptIn>) -> Result<Self, Error> {
+        containerd.map_or_else(|| Self::open(path), |containerd| Self::open_in(path, containerd))
     }
 
     /// As [`Root::open`], of a directory that was opened, or could not be; `path` is for messages.
@@ -238,6 +309,13 @@ impl Root {
     }
 
     fn unlocked(path: &Path, tree: io::Result<Tree>) -> Result<Self, Error> {
+        let root = Self::readable(path, tree)?;
+        let found = worker_directories(&root.tree)?;
+        Ok(Self { workers: found.workers, others: found.in_containerd, ..root })
+    }
+
+    /// A directory that may be read, whatever it has.
+    fn readable(path: &Path, tree: io::Result<Tree>) -> Result<Self, Error> {
         let open = |source| Error::Open { path: path.to_owned(), source };
         let user = rustix::process::geteuid();
         let denied =
@@ -251,8 +329,7 @@ impl Root {
         if !user.is_root() && user.as_raw() != owner {
             return Err(denied());
         }
-        let workers = worker_directories(&tree)?;
-        Ok(Self { tree, workers, _locks: Vec::new() })
+        Ok(Self { tree, workers: Vec::new(), keeper: None, others: Vec::new(), _locks: Vec::new() })
     }
 
     /// Reads all databases.
@@ -262,7 +339,7 @@ impl Root {
     pub fn read(&self) -> Result<State, Error> {
         let mut faults = Faults::default();
         let workers: Result<_, Error> =
-            self.workers.iter().map(|name| worker(&self.tree, name, &mut faults)).collect();
+            self.workers.iter().map(|name| self.worker(name, &mut faults)).collect();
         let workers = workers?;
         if self.workers.is_empty() {
             let place = Place::file(Path::new("runc-overlayfs"));
@@ -276,7 +353,20 @@ impl Root {
             }
             None => None,
         };
-        Ok(State { workers, solver, faults: faults.0 })
+        // What is wrong with those is not asked.
+        let id = |path: &PathBuf| worker_id(&self.tree, path, &mut Faults::default());
+        let other_workers = self.others.iter().filter_map(id).collect();
+        Ok(State { workers, other_workers, solver, faults: faults.0 })
+    }
+
+    fn worker(&self, path: &Path, faults: &mut Faults) -> Result<Worker, Error> {
+        let Some(keeper) = &self.keeper else { return worker(&self.tree, path, faults) };
+        let snapshotter = path.to_string_lossy().trim_start_matches(IN_CONTAINERD).to_owned();
+        let records = records(&self.tree, path, faults)?;
+        let id = worker_id(&self.tree, path, faults);
+        let (containerd, store) = keeper.read(&snapshotter)?;
+        let (containerd, store) = (Some(containerd), Some(store));
+        Ok(Worker { path: path.to_owned(), in_containerd: true, snapshotter, id, records, containerd, store })
     }
 
     /// Reads what a daemon keeps of builds; nothing where there is no `history.db`. What is wrong in it is a fault.
@@ -332,21 +422,25 @@ impl Root {
     }
 }
 
-/// The names of OCI workers' directories whose snapshotters are known. Those of others are left alone beside them: a
+/// Looks for OCI workers' directories whose snapshotters are known. Those of others are left alone beside them: a
 /// daemon has one worker, and keeps what it had with another snapshotter.
-fn worker_directories(tree: &Tree) -> Result<Vec<PathBuf>, Error> {
-    let entries = tree
-        .list(Path::new(""))
-        .map_err(|fault| Error::Open { path: tree.path.clone(), source: io::Error::other(fault.detail) })?;
-    let names = entries.iter().map(|(name, kind)| (name.0.as_os_str(), *kind == FileType::Directory));
-    let found = Found::among(names);
+fn worker_directories(tree: &Tree) -> Result<Found, Error> {
+    let found = found(tree)?;
     match found.refusal(&tree.path) {
         Some(error) if found.workers.is_empty() => Err(error),
         _ if found.workers.is_empty() && !found.has_solver => {
             Err(Error::NotAStateDirectory { path: tree.path.clone() })
         }
-        _ => Ok(found.workers),
+        _ => Ok(found),
     }
+}
+
+/// What the names in a root tell of it.
+fn found(tree: &Tree) -> Result<Found, Error> {
+    let entries = tree
+        .list(Path::new(""))
+        .map_err(|fault| Error::Open { path: tree.path.clone(), source: io::Error::other(fault.detail) })?;
+    Ok(Found::among(entries.iter().map(|(name, kind)| (name.0.as_os_str(), *kind == FileType::Directory))))
 }
 
 /// What the names in a directory tell of it.
@@ -356,7 +450,8 @@ pub(crate) struct Found {
     pub(crate) workers: Vec<PathBuf>,
     /// The same with another one, and its name.
     other: Option<(PathBuf, String)>,
-    in_containerd: Option<String>,
+    /// Directories of containerd workers.
+    pub(crate) in_containerd: Vec<PathBuf>,
     has_solver: bool,
     /// How many of [`ENGINE`], which stand beside cache.db, and whether [`ENGINE_IN_CONTAINERD`].
     of_engine: usize,
@@ -379,7 +474,7 @@ impl Found {
             match text.strip_prefix("runc-") {
                 Some(snapshotter) if SNAPSHOTTERS.contains(&snapshotter) => found.workers.push(name.into()),
                 Some(snapshotter) => found.other = Some((name.into(), snapshotter.to_owned())),
-                None if text.starts_with("containerd-") => found.in_containerd = Some(text.into_owned()),
+                None if text.starts_with(IN_CONTAINERD) => found.in_containerd.push(name.into()),
                 None => {}
             }
         }
@@ -396,7 +491,7 @@ impl Found {
         if self.is_engine || (self.has_solver && self.of_engine == ENGINE.len()) {
             return Some(Error::DockerEngine { path: path() });
         }
-        if let Some(worker) = &self.in_containerd {
+        if let Some(worker) = self.in_containerd.first() {
             return Some(Error::ContainerdWorker { path: path(), worker: worker.clone() });
         }
         None
@@ -427,15 +522,9 @@ fn locks(tree: &Tree, workers: &[PathBuf]) -> Result<Vec<OwnedFd>, Error> {
 
 fn worker(tree: &Tree, path: &Path, faults: &mut Faults) -> Result<Worker, Error> {
     let snapshotter = path.to_string_lossy().trim_start_matches("runc-").to_owned();
-    schema::records_file(tree, path)?;
-    let records_path = path.join("metadata_v2.db");
+    let records = records(tree, path, faults)?;
     let containerd_path = path.join("containerdmeta.db");
-    let records = database::open(tree, &records_path, faults);
     let containerd = database::open(tree, &containerd_path, faults);
-    if let Some(db) = &records {
-        schema::records(db, &records_path)?;
-    }
-    let records = records.map(|db| records::read(&db, &records_path, faults));
     let has_records = records.as_ref().is_some_and(|records| !records.all.is_empty());
     if let Some(db) = &containerd {
         schema::containerd_bucket(db, &containerd_path)?;
@@ -459,7 +548,16 @@ fn worker(tree: &Tree, path: &Path, faults: &mut Faults) -> Result<Worker, Error
         Some(Snapshotter::default())
     };
     let id = worker_id(tree, path, faults);
-    Ok(Worker { path: path.to_owned(), snapshotter, id, records, containerd, store })
+    Ok(Worker { path: path.to_owned(), in_containerd: false, snapshotter, id, records, containerd, store })
+}
+
+/// The records of the worker in a directory.
+fn records(tree: &Tree, worker: &Path, faults: &mut Faults) -> Result<Option<Records>, Error> {
+    schema::records_file(tree, worker)?;
+    let path = worker.join("metadata_v2.db");
+    let Some(db) = database::open(tree, &path, faults) else { return Ok(None) };
+    schema::records(&db, &path)?;
+    Ok(Some(records::read(&db, &path, faults)))
 }
 
 fn worker_id(tree: &Tree, worker: &Path, faults: &mut Faults) -> Option<String> {

@@ -12,6 +12,7 @@
 //! relations    the four against each other and the worker id: result, record, lease, snapshot, blob,
 //!              chain ID, blob chain ID, parent
 //! disk         snapshot directories and blob files against all that; every blob is hashed
+//! kept         the same of a containerd worker's blobs, by the API of the containerd that keeps them
 //! layers       with `read_data`: each blob inflated, read as tar and compared with its snapshot
 //! image        with `image`: what must not be in an image that ships, in the root and around it
 //! ```
@@ -24,6 +25,7 @@ mod disk;
 mod extracted;
 mod files;
 mod image;
+mod kept;
 mod layers;
 mod live;
 mod owners;
@@ -41,7 +43,7 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::thread;
 
-pub use crate::root::Error;
+pub use crate::root::{Error, KeptIn};
 pub use image::{Configured, ImageOptions};
 pub use live::{DEFAULT_IMAGE, LiveError, LiveOptions, LiveReport, Step, StepStatus, live};
 pub use report::{Counts, Finding, FindingKind, ImageReport, Report, Severity, Subject};
@@ -65,6 +67,8 @@ const CACHE: &str = "cache.db";
 pub struct Options {
     /// Unpack each layer again, in memory, and compare it with its snapshot entry by entry.
     pub read_data: bool,
+    /// Who keeps the layers of a containerd worker; they are compared with no snapshot, whose files are its own.
+    pub containerd: Option<KeptIn>,
     /// Threads; `None`: as many as the machine runs at once.
     pub jobs: Option<NonZeroUsize>,
     /// Also look for what must not be in a machine image that ships; the root's path is one of the image.
@@ -80,7 +84,8 @@ pub struct Options {
 pub fn offline(root: &Path, options: &Options, progress: &dyn Progress) -> Result<Report, Error> {
     let running = Running::start(progress, Phase::Databases);
     let image = options.image.as_ref().map(|options| Image::open(root, options)).transpose()?;
-    let root = image.as_ref().map_or_else(|| Root::open(root), Image::root)?;
+    let open = || Root::open_with(root, options.containerd.as_ref());
+    let root = image.as_ref().map_or_else(open, Image::root)?;
     let mut state = root.read()?;
     let tree = &root.tree;
     let mut findings = Findings::default();
@@ -120,6 +125,11 @@ pub fn offline(root: &Path, options: &Options, progress: &dyn Progress) -> Resul
     });
     let look = Look { root: tree, owner, jobs, progress };
     for worker in &state.workers {
+        if let Some(keeper) = &root.keeper {
+            counts.layers_not_comparable += not_comparable(worker, options);
+            counts.blob_bytes += kept::check_blobs(keeper, worker, jobs, progress, &mut findings)?;
+            continue;
+        }
         let manner = owners.clone().and_then(|owners| Manner::of(&worker.snapshotter, owners));
         on_disk(&look, worker, options, manner.as_ref(), &mut counts, &mut findings);
     }
@@ -134,6 +144,12 @@ pub fn offline(root: &Path, options: &Options, progress: &dyn Progress) -> Resul
 fn worker_files(tree: &Tree, worker: &Worker, owner: u32, findings: &mut Findings) {
     let path = &worker.path;
     files::check(tree, path, directory(0o700), owner, findings);
+    if worker.in_containerd {
+        for (name, mode) in [("metadata_v2.db", 0o600), ("workerid", 0o600)] {
+            files::check_rights(tree, &path.join(name), mode, owner, findings);
+        }
+        return;
+    }
     for name in ["snapshots", "snapshots/snapshots"] {
         files::check(tree, &path.join(name), directory(0o700), owner, findings);
     }
@@ -166,7 +182,7 @@ fn within(worker: &Worker, findings: &mut Findings) {
             findings.add(FindingKind::IngestLeft, subject, "a transfer that was not finished");
         }
     }
-    if let Some(store) = &worker.store {
+    if let Some(store) = worker.store.as_ref().filter(|_| !worker.in_containerd) {
         snapshotter::check(store, &worker.path.join("snapshots/metadata.db"), findings);
     }
 }
@@ -183,6 +199,7 @@ fn solver(tree: &Tree, state: &State, counts: &mut Counts, findings: &mut Findin
         let Some(id) = &worker.id else { return };
         known.insert(id, worker.records.as_ref());
     }
+    known.extend(state.other_workers.iter().map(|id| (id.as_str(), None)));
     relations::results(solver, &known, findings);
 }
 
@@ -205,12 +222,21 @@ fn relate(worker: &Worker, counts: &mut Counts, findings: &mut Findings) {
         counts.leases += containerd.leases.len();
         counts.snapshots += containerd.snapshots.len();
         counts.blobs += containerd.sizes.len();
-        relations::snapshots(containerd, worker.store.as_ref(), worker.records.as_ref(), findings);
+        relations::ancestry(containerd, findings);
+        if !worker.in_containerd {
+            relations::names(containerd, worker.store.as_ref(), worker.records.as_ref(), findings);
+        }
         if let Some(records) = &worker.records {
             relations::data(records, containerd, worker.store.as_ref(), findings);
             relations::unused(records, containerd, findings);
         }
     }
+}
+
+/// How many layers `read_data` asks for in vain.
+fn not_comparable(worker: &Worker, options: &Options) -> usize {
+    let records = worker.records.as_ref().filter(|_| options.read_data);
+    records.map(relations::comparable).map_or(0, |(layers, others)| layers.len() + others)
 }
 
 fn on_disk(

@@ -357,14 +357,8 @@ pub(super) fn unused(records: &Records, containerd: &Containerd, findings: &mut 
     }
 }
 
-/// Containerd's snapshots among themselves and against the snapshotter's own database.
-pub(super) fn snapshots(
-    containerd: &Containerd,
-    store: Option<&Snapshotter>,
-    records: Option<&Records>,
-    findings: &mut Findings,
-) {
-    let mut names: BTreeMap<&str, &str> = BTreeMap::new();
+/// Containerd's snapshots among themselves.
+pub(super) fn ancestry(containerd: &Containerd, findings: &mut Findings) {
     for (key, snapshot) in &containerd.snapshots {
         if let Some(parent) = &snapshot.parent {
             match containerd.snapshots.get(parent) {
@@ -389,6 +383,25 @@ pub(super) fn snapshots(
                 }
             }
         }
+    }
+    let parents = |key: &str| {
+        let parent = containerd.snapshots.get(key).and_then(|snapshot| snapshot.parent.as_deref());
+        parent.into_iter().collect()
+    };
+    for key in on_cycles(containerd.snapshots.keys().map(String::as_str), parents) {
+        findings.add(FindingKind::SnapshotParentCycle, Subject::snapshot(key), "it is its own ancestor");
+    }
+}
+
+/// The names of containerd's snapshots, against the snapshotter's own database.
+pub(super) fn names(
+    containerd: &Containerd,
+    store: Option<&Snapshotter>,
+    records: Option<&Records>,
+    findings: &mut Findings,
+) {
+    let mut names: BTreeMap<&str, &str> = BTreeMap::new();
+    for (key, snapshot) in &containerd.snapshots {
         let Some(name) = &snapshot.name else { continue };
         if let Some(other) = names.insert(name, key) {
             let detail = format!("its name {name} is also that of snapshot {other}");
@@ -427,13 +440,6 @@ pub(super) fn snapshots(
             let detail = "containerd's metadata does not know it";
             findings.add(FindingKind::SnapshotUnknown, Subject::snapshot(name), detail);
         }
-    }
-    let parents = |key: &str| {
-        let parent = containerd.snapshots.get(key).and_then(|snapshot| snapshot.parent.as_deref());
-        parent.into_iter().collect()
-    };
-    for key in on_cycles(containerd.snapshots.keys().map(String::as_str), parents) {
-        findings.add(FindingKind::SnapshotParentCycle, Subject::snapshot(key), "it is its own ancestor");
     }
 }
 

@@ -10,15 +10,47 @@ use rustix::process::{Pid, Signal, kill_process};
 use warmkit::containerd::Client;
 
 use super::command;
+use super::tmpfs::Tmpfs;
 use super::tools::directory;
 use super::{Scratch, skip};
 
 const LIMIT: Duration = Duration::from_secs(120);
 
+/// Which containerd.
+#[derive(Debug, Clone, Copy)]
+pub enum Release {
+    /// That of Debian's package: 1.6 in Debian 12.
+    Debian,
+    /// The one that `scripts/tools` builds: 2.2.
+    Newer,
+}
+
+impl Release {
+    fn programs(self) -> &'static str {
+        match self {
+            Self::Debian => "docker/bin",
+            Self::Newer => "containerd-v2.2.4/bin",
+        }
+    }
+}
+
+/// Where a program of a release is. `None` when it is missing, after it said so.
+#[track_caller]
+fn program(release: Release, name: &str) -> Option<PathBuf> {
+    let program = directory().unwrap_or_default().join(release.programs()).join(name);
+    if program.is_file() {
+        return Some(program);
+    }
+    skip::skip(&format!("no {}", program.display()));
+    None
+}
+
 /// A containerd. Its garbage collection runs as it does by default: shortly after its start, and after what frees
 /// something.
 #[derive(Debug)]
 pub struct Containerd {
+    /// Dropped before the directory that it is in.
+    disk: Option<Tmpfs>,
     scratch: Scratch,
     program: PathBuf,
     child: Option<Child>,
@@ -32,14 +64,47 @@ impl Containerd {
     /// When it is missing and `WARMKIT_REQUIRE_REAL=1`.
     #[track_caller]
     pub fn start() -> Option<Self> {
-        let program = directory().unwrap_or_default().join("docker/bin/containerd");
-        if !program.is_file() {
-            skip::skip(&format!("no {}", program.display()));
-            return None;
-        }
-        let mut containerd = Self { scratch: Scratch::new(), program, child: None };
-        containerd.run();
-        Some(containerd)
+        Self::start_of(Release::Debian)
+    }
+
+    /// As [`Self::start`], one of a release.
+    #[track_caller]
+    pub fn start_of(release: Release) -> Option<Self> {
+        let program = program(release, "containerd")?;
+        Some(Self { disk: None, scratch: Scratch::new(), program, child: None }.running())
+    }
+
+    /// As [`Self::start`], with its data on a tmpfs of so many bytes, as `mount` takes them.
+    #[track_caller]
+    pub fn start_on_small_disk(size: &str) -> Option<Self> {
+        let program = program(Release::Debian, "containerd")?;
+        let scratch = Scratch::new();
+        let disk = Some(Tmpfs::new(scratch.join("root"), &format!("size={size}")));
+        Some(Self { disk, scratch, program, child: None }.running())
+    }
+
+    fn running(mut self) -> Self {
+        self.run();
+        self
+    }
+
+    /// Runs `ctr` on a namespace; gives what it prints. `None` when it is missing, after it said so.
+    #[track_caller]
+    pub fn ctr(&self, namespace: &str, arguments: &[&str]) -> Option<String> {
+        let mut ctr = Command::new(program(Release::Newer, "ctr")?);
+        ctr.args(["--address", &self.address(), "--namespace", namespace]).args(arguments);
+        Some(command::run(&mut ctr, LIMIT).expect_success("ctr").stdout)
+    }
+
+    /// What `[worker.containerd]` of a daemon says of it.
+    pub fn worker(&self) -> String {
+        format!("  address = {:?}", self.address())
+    }
+
+    /// The file of a blob.
+    pub fn blob(&self, digest: &str) -> PathBuf {
+        let hex = digest.strip_prefix("sha256:").unwrap();
+        self.scratch.join("root/io.containerd.content.v1.content/blobs/sha256").join(hex)
     }
 
     fn run(&mut self) {
@@ -80,6 +145,11 @@ impl Containerd {
         }
     }
 
+    /// The small disk that its data is on, if that is so.
+    pub fn disk(&self) -> Option<&Path> {
+        self.disk.as_ref().map(|disk| disk.0.as_path())
+    }
+
     /// Where it listens.
     pub fn address(&self) -> String {
         self.scratch.join("sock").display().to_string()
@@ -109,7 +179,12 @@ impl Containerd {
 
     /// Ids of the snapshots that its overlayfs has, of all namespaces.
     pub fn snapshots(&self) -> Vec<String> {
-        names(&self.scratch.join("root/io.containerd.snapshotter.v1.overlayfs/snapshots"))
+        self.snapshots_of("overlayfs")
+    }
+
+    /// The same of another snapshotter.
+    pub fn snapshots_of(&self, snapshotter: &str) -> Vec<String> {
+        names(&self.scratch.join(format!("root/io.containerd.snapshotter.v1.{snapshotter}/snapshots")))
     }
 
     /// Stops it and starts it again.

@@ -107,14 +107,12 @@ impl Daemon {
             .unwrap_or_else(|said| panic!("{said}"))
     }
 
-    /// As [`Daemon::start`], with its layers in a containerd.
+    /// As [`Daemon::start`], with its layers in the containerd that `worker` says: lines of `[worker.containerd]`.
     #[track_caller]
-    pub fn start_on_containerd(tools: &Tools, root: &Path, registry: &Registry, address: &str) -> Self {
+    pub fn start_on_containerd(tools: &Tools, root: &Path, registry: &Registry, worker: &str) -> Self {
         let program = Command::new(&tools.buildkitd);
-        let workers = format!(
-            "[worker.oci]\n  enabled = false\n\
-             [worker.containerd]\n  enabled = true\n  address = {address:?}\n"
-        );
+        let workers =
+            format!("[worker.oci]\n  enabled = false\n[worker.containerd]\n  enabled = true\n{worker}\n");
         let registries = http_registries(&[registry]);
         Self::launch_in(Scratch::new(), tools, program, root, &registries, &workers, false)
             .unwrap_or_else(|said| panic!("{said}"))

@@ -131,15 +131,13 @@ fn run_in_containerd(look: &mut Look, process: &Process, settings: &Settings) ->
         Way::For { target: named(address), root: moved },
     ];
     let found = ways.iter().find(|way| way.find().is_ok_and(|found| is_same(&found, &root)));
-    match found {
-        Some(way) => look.sign(way.clone(), shown),
-        None => {
-            let misfit = "is told a namespace or a snapshotter of containerd on its command line: a bake finds them in its \
-                          buildkitd.toml alone"
-                .to_owned();
-            let error = Error::Misfit { whose: shown.clone(), misfit };
-            look.sign_of(IN_CONTAINERD, shown, Err(error));
-        }
+    if let Some(way) = found {
+        look.sign(way.clone(), shown);
+    } else {
+        let misfit = "is told a namespace or a snapshotter of containerd on its command line: a bake finds them in its \
+                      buildkitd.toml alone";
+        let error = Error::Misfit { whose: shown.clone(), misfit: misfit.to_owned() };
+        look.sign_of(IN_CONTAINERD, shown, Err(error));
     }
     Ok(())
 }

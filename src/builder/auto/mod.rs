@@ -358,7 +358,7 @@ mod tests {
         let mut look = Look::default();
         let mut state = || {
             let state = State::at(&mut look, dir.path()).unwrap();
-            let (_, what) = state.shown.rsplit_once("/").unwrap();
+            let (_, what) = state.shown.rsplit_once('/').unwrap();
             (what.split_once(", ").unwrap().1.to_owned(), state.has_oci, state.has_containerd)
         };
         assert_eq!(state(), ("empty".into(), false, false));

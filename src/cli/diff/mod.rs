@@ -18,7 +18,7 @@ use super::render::chain;
 use super::signals::interruptible;
 use crate::gather::{self, BakedCache};
 use crate::inspect::{self, Diff, Inventory, Totals};
-use crate::root::Root;
+use crate::root::{self, KeptIn, Root};
 use crate::source::{CacheSpec, SpecError};
 
 const EXAMPLES: &str = "\
@@ -40,8 +40,8 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_long_help = exit::help(EXAMPLES))]
 pub(super) struct Arguments {
-    /// A cache, as `warmkit bake` takes it, or a root: a path that begins with / or ., or type=root,src=DIR.
-    /// No daemon may run on a root
+    /// A cache, as `warmkit bake` takes it, or a root: a path that begins with / or ., or type=root,src=DIR, of a
+    /// containerd worker with ,containerd=ADDRESS[,namespace=NAME]. No daemon may run on a root
     #[arg(value_name = "A", value_parser = discreet::<Side>())]
     first: Side,
 
@@ -66,10 +66,13 @@ pub(super) struct Arguments {
     pub(super) progress: Shown,
 }
 
+/// The namespace of a containerd worker that is told none.
+const NAMESPACE: &str = "buildkit";
+
 /// One of the two that are compared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Side {
-    Root(PathBuf),
+    Root(PathBuf, Option<KeptIn>),
     /// And how it was written.
     Cache(Box<CacheSpec>, String),
 }
@@ -80,10 +83,18 @@ impl FromStr for Side {
     fn from_str(text: &str) -> Result<Self, SpecError> {
         // No reference begins so.
         if text.starts_with(['/', '.']) {
-            return Ok(Self::Root(text.into()));
+            return Ok(Self::Root(text.into(), None));
         }
         match text.strip_prefix("type=root,src=") {
-            Some(path) => Ok(Self::Root(path.into())),
+            Some(root) => Ok(match root.split_once(",containerd=") {
+                Some((path, containerd)) => {
+                    let (address, namespace) =
+                        containerd.split_once(",namespace=").unwrap_or((containerd, NAMESPACE));
+                    let (address, namespace) = (address.to_owned(), namespace.to_owned());
+                    Self::Root(path.into(), Some(KeptIn { address, namespace }))
+                }
+                None => Self::Root(root.into(), None),
+            }),
             None => Ok(Self::Cache(Box::new(text.parse()?), text.to_owned())),
         }
     }
@@ -114,7 +125,7 @@ pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
     let Arguments { first, second, keys, exit_code, largest, output, progress } = arguments;
     let caches = [&first, &second].into_iter().filter_map(|side| match side {
         Side::Cache(cache, _) => Some(&**cache),
-        Side::Root(_) => None,
+        Side::Root(..) => None,
     });
     let given = keys.given(caches)?;
     let (first, second) = interruptible(output, progress, |stop| {
@@ -134,8 +145,8 @@ fn read(
     progress: Shown,
 ) -> Result<(Compared, Inventory), Failure> {
     let (name, is_root, caches, faults, inventory) = match side {
-        Side::Root(path) => {
-            let (faults, inventory) = read_root(&path)?;
+        Side::Root(path, kept_in) => {
+            let (faults, inventory) = read_root(&path, kept_in.as_ref())?;
             (path.display().to_string(), true, Vec::new(), faults, inventory)
         }
         Side::Cache(cache, written) => {
@@ -163,8 +174,14 @@ fn with_directory(error: gather::Error, written: &str) -> Failure {
     )
 }
 
-fn read_root(path: &Path) -> Result<(usize, Inventory), Failure> {
-    let root = Root::open(path)?;
+fn read_root(path: &Path, kept_in: Option<&KeptIn>) -> Result<(usize, Inventory), Failure> {
+    let root = match Root::open_with(path, kept_in) {
+        Err(error @ root::Error::ContainerdWorker { .. }) => {
+            let spec = format!("type=root,src={},containerd=ADDRESS", path.display());
+            return Err(Failure::new(format!("{error}; here as {spec}"), exit::of_verify(&error)));
+        }
+        opened => opened?,
+    };
     let state = root.read_whole()?;
     Ok((state.faults.len(), inspect::of_root(&root, &state)))
 }
@@ -176,16 +193,24 @@ mod tests {
     #[test]
     fn roots_are_told_from_caches() {
         for (text, root) in [
-            ("/var/lib/buildkit", Some("/var/lib/buildkit")),
-            ("./root", Some("./root")),
-            ("..", Some("..")),
-            ("type=root,src=root", Some("root")),
+            ("/var/lib/buildkit", Some(("/var/lib/buildkit", None))),
+            ("./root", Some(("./root", None))),
+            ("..", Some(("..", None))),
+            ("type=root,src=root", Some(("root", None))),
+            ("type=root,src=a,b,containerd=/s", Some(("a,b", Some(("/s", "buildkit"))))),
+            ("type=root,src=r,containerd=unix:///s,namespace=n", Some(("r", Some(("unix:///s", "n"))))),
             ("root", None),
             ("type=local,src=/x", None),
             ("r.example/a:1", None),
         ] {
             let expected = match root {
-                Some(root) => Side::Root(root.into()),
+                Some((root, kept_in)) => {
+                    let kept_in = kept_in.map(|(address, namespace): (&str, &str)| KeptIn {
+                        address: address.into(),
+                        namespace: namespace.into(),
+                    });
+                    Side::Root(root.into(), kept_in)
+                }
                 None => Side::Cache(Box::new(text.parse().unwrap()), text.to_owned()),
             };
             assert_eq!(text.parse::<Side>().unwrap(), expected, "{text}");

@@ -43,7 +43,7 @@ const OF_CACHES: [&str; 6] = ["named", "from_file", "skip_missing", "keys_from",
     after_long_help = exit::help(EXAMPLES),
     mut_arg("named", |arg| arg.required_unless_present_any(["from_file", "root", "for"])),
     mut_arg("root", |arg| arg.conflicts_with_all(OF_CACHES).help("A root instead of caches, as a directory; no \
-        daemon may run on it")),
+        daemon may run on it. Of a containerd worker beside --for containerd")),
     mut_arg("for", |arg| arg.conflicts_with_all(OF_CACHES).help("A root instead of caches, by whose it is; no \
         daemon may run on it")),
 )]
@@ -97,8 +97,8 @@ pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
     };
     let inventory: Inventory;
     if place.is_given() {
-        let path = place.idle_root(progress)?;
-        let root = Root::open(&path)?;
+        let (path, kept_in) = place.idle_root(progress)?;
+        let root = Root::open_with(&path, kept_in.as_ref())?;
         let state = root.read_whole()?;
         inventory = inspect::of_root(&root, &state);
         report.root = Some(path.display().to_string());

@@ -16,12 +16,15 @@ use super::output::Output;
 use super::render;
 use crate::bake::{self, Foreseen, GcOptions};
 use crate::builder::{Root, Told};
-use crate::gc::{Configuration, Release, Space};
+use crate::gc::{Configuration, Release, Space, Worker};
 
 const EXAMPLES: &str = "\
 Examples:
   # what would this bake do here? nothing is written, and no layer pulled
   warmkit plan ghcr.io/acme/app:cache --keys-from ghcr.io/acme/app:main
+
+  # for which root? what this machine shows of its builders is listed
+  warmkit plan ghcr.io/acme/app:cache --for auto
 
   # is a volume of 50 GB enough, for the buildkitd of the image to keep it?
   warmkit plan @caches.txt --keys-from ghcr.io/acme/app:main \\
@@ -81,13 +84,14 @@ pub(super) fn size(text: &str) -> Result<u64, &'static str> {
 impl Host {
     /// The same for the library.
     pub(super) fn options(&self, root: &Root) -> Result<GcOptions, Failure> {
+        let worker = if root.kind().containerd.is_some() { Worker::Containerd } else { Worker::Oci };
         let configuration = match &self.buildkitd_config {
-            None => self.told(root.configuration())?,
+            None => self.told(worker, root.configuration())?,
             Some(file) => {
                 let path = file.display();
                 let text = fs::read_to_string(file)
                     .map_err(|error| Failure::new(format!("cannot read {path}: {error}"), exit::FAILURE))?;
-                Configuration::read(&text).map_err(|error| {
+                Configuration::read_for(worker, &text).map_err(|error| {
                     Failure::new(format!("{path}: {}", render::chain(&error)), exit::USAGE)
                 })?
             }
@@ -101,9 +105,9 @@ impl Host {
     }
 
     /// What the daemon that a root was found for is told, in its configuration and by arguments.
-    fn told(&self, told: &Told) -> Result<Configuration, Failure> {
+    fn told(&self, worker: Worker, told: &Told) -> Result<Configuration, Failure> {
         let Told { file, text, gc, keep_storage } = told;
-        Configuration::read(text.as_deref().unwrap_or_default())
+        Configuration::read_for(worker, text.as_deref().unwrap_or_default())
             .and_then(|read| read.with_arguments(*gc, keep_storage.as_deref(), self.buildkitd_release))
             .map_err(|error| {
                 Failure::new(format!("{}: {}", file.display(), render::chain(&error)), exit::FAILURE)

@@ -2,26 +2,34 @@
 #![cfg(feature = "containerd")]
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
+mod api;
+mod killed;
+mod kinds;
+mod reads;
+mod refusals;
+#[path = "../support/mod.rs"]
 mod support;
 
-use std::collections::BTreeMap;
-use std::io::{Read as _, Write as _};
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use support::cases::{Origin, assert_warm, export_tar};
 use support::command::{Ended, run};
-use support::containerd::Containerd;
+use support::containerd::{Containerd, Release};
 use support::warmkit::warmkit;
 use support::{Daemon, Tools, World, tools};
-use warmkit::containerd::Error;
-use warmkit::digest::Digest;
+
+/// `warmkit <arguments>`, of a root whose layers are in the containerd at an address.
+fn on(containerd: &str, root: &Path, arguments: &[&str]) -> Command {
+    let mut command = warmkit();
+    command.args(arguments).arg("--for").arg(format!("containerd:{containerd}")).arg("--root").arg(root);
+    command
+}
 
 fn bake(origin: &Origin, containerd: &str, root: &Path) -> Ended {
-    let mut command = warmkit();
-    command.args(["bake", &origin.cache, "--keys-from", &origin.image]);
-    command.arg("--for").arg(format!("containerd:{containerd}")).arg("--root").arg(root);
-    run(&mut command, Duration::from_secs(120))
+    let arguments = ["bake", &origin.cache, "--keys-from", &origin.image];
+    run(&mut on(containerd, root, &arguments), Duration::from_secs(120))
 }
 
 /// Names of blobs, and ids of snapshots.
@@ -35,30 +43,38 @@ fn left(kept: &Kept, containerd: &Containerd) -> Kept {
 }
 
 /// First build, changed source, containerd's collection and restart, another start, prune: as on any other root.
-fn warms(release: &str, name: &'static str) {
+fn warms(release: &str, kept_by: Release, name: &'static str) {
     let Some(tools) = Tools::find(release) else { return };
-    let Some(mut containerd) = Containerd::start() else { return };
+    let Some(mut containerd) = Containerd::start_of(kept_by) else { return };
     let world = World::start(tools);
     let case = world.case(name);
     let origin = world.export(&case);
     let start = |containerd: &Containerd, root: &Path| {
-        Daemon::start_on_containerd(&world.tools, root, &world.registry, &containerd.address())
+        Daemon::start_on_containerd(&world.tools, root, &world.registry, &containerd.worker())
     };
 
     // What the same daemon makes of the cache by itself.
-    let Some(beside) = Containerd::start() else { return };
-    let daemon = start(&beside, &world.root(&case, "imported"));
+    let Some(beside) = Containerd::start_of(kept_by) else { return };
+    let imported = world.root(&case, "imported");
+    let daemon = start(&beside, &imported);
     let request = case.request.import_from(&origin.cache);
     let (_, native) = export_tar(&daemon, &request, &world.root(&case, "imported.tar"));
+    let told = daemon.disk_usage();
     daemon.stop();
+    reads::assert_sound(&beside, &imported);
+    reads::assert_sizes(&beside, &imported, &told);
     drop(beside);
 
     let root = world.root(&case, "root");
     bake(&origin, &containerd.address(), &root).expect_success("bake");
     let kept = (containerd.blobs(), containerd.snapshots());
     assert!(!kept.0.is_empty() && !kept.1.is_empty(), "{kept:?}");
+    reads::assert_sound(&containerd, &root);
+    reads::assert_same_as(&containerd, &root, &origin);
 
+    let inspected = reads::sizes(&containerd, &root);
     let daemon = start(&containerd, &root);
+    assert_eq!(reads::told(&daemon.disk_usage()), inspected);
     let (outcome, tar) = export_tar(&daemon, &case.request, &world.root(&case, "root.tar"));
     assert_warm(&outcome, &origin);
     assert_eq!(tar, native, "the tar differs from that of a natively imported root");
@@ -66,8 +82,10 @@ fn warms(release: &str, name: &'static str) {
     assert_eq!(outcome.not_cached(), origin.changed.iter().map(String::as_str).collect(), "{}", outcome.log);
     assert_eq!((outcome.imports, outcome.extractions), (0, 0), "after a change\n{}", outcome.log);
     daemon.stop();
+    reads::assert_sound(&containerd, &root);
 
-    containerd.collect();
+    let Some(collected) = containerd.ctr("buildkit", &["content", "prune", "references"]) else { return };
+    assert!(!kept.0.iter().any(|blob| collected.contains(blob)), "{collected}");
     containerd.restart();
     containerd.collect();
     assert_eq!(left(&kept, &containerd), kept, "something was collected");
@@ -86,99 +104,17 @@ fn warms(release: &str, name: &'static str) {
 
 #[test]
 fn containerd_worker() {
-    warms(tools::NEWEST, "whiteouts");
+    warms(tools::NEWEST, Release::Debian, "whiteouts");
+}
+
+#[test]
+fn containerd_worker_of_a_newer_containerd() {
+    warms(tools::NEWEST, Release::Newer, "app");
 }
 
 #[test]
 fn containerd_worker_of_an_older_release() {
-    warms("v0.17.3", "app");
-}
-
-/// A blob that was left off is gone on with, one of another namespace is shared, and wrong bytes do not stay.
-#[test]
-fn blobs_are_ingested_once() {
-    let Some(containerd) = Containerd::start() else { return };
-    let until = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(1);
-    let labels = |name: &str| BTreeMap::from([(name.to_owned(), "value".to_owned())]);
-    let bytes: Vec<u8> =
-        (0..(5_u32 << 19) + 7).map(|n| n.wrapping_mul(0x9e37_79b9).to_le_bytes()[3]).collect();
-    let (digest, size) = (Digest::of(&bytes).to_string(), bytes.len() as u64);
-
-    let mut one = containerd.client("one");
-    one.work_under("work", until).unwrap();
-    let mut ingest = one.write(&digest, size).unwrap().unwrap();
-    ingest.write_all(&bytes[..2 << 20]).unwrap();
-    drop(ingest);
-    let mut ingest = one.write(&digest, size).unwrap().unwrap();
-    assert!(!ingest.is_whole());
-    // What is there is not written again, or these would be other bytes.
-    let mut rest = bytes.clone();
-    rest[..2 << 20].fill(0);
-    ingest.write_all(&rest).unwrap();
-    ingest.finish(&labels("one")).unwrap();
-    assert!(one.write(&digest, size).unwrap().is_none());
-    one.label(&digest, &labels("more")).unwrap();
-    let mut read = Vec::new();
-    one.read(&digest).unwrap().read_to_end(&mut read).unwrap();
-    assert!(read == bytes);
-
-    let mut two = containerd.client("two");
-    two.work_under("work", until).unwrap();
-    assert_eq!(two.labels(&digest).unwrap(), None);
-    let ingest = two.write(&digest, size).unwrap().unwrap();
-    assert!(ingest.is_whole());
-    ingest.finish(&labels("two")).unwrap();
-    assert_eq!(two.labels(&digest).unwrap(), Some(labels("two")));
-    let both: BTreeMap<_, _> = labels("one").into_iter().chain(labels("more")).collect();
-    assert_eq!(one.labels(&digest).unwrap(), Some(both));
-
-    let wrong = Digest::of(b"right").to_string();
-    let mut ingest = one.write(&wrong, 5).unwrap().unwrap();
-    ingest.write_all(b"wrong").unwrap();
-    let refused = ingest.finish(&BTreeMap::new()).unwrap_err();
-    assert!(matches!(refused, Error::Call { action: "commit blob", .. }), "{refused}");
-    let mut ingest = one.write(&wrong, 5).unwrap().unwrap();
-    ingest.write_all(b"wro").unwrap();
-    ingest.again();
-    ingest.write_all(b"right").unwrap();
-    ingest.finish(&BTreeMap::new()).unwrap();
-
-    // Each namespace by itself: what only one of them held goes with its lease.
-    assert_eq!(containerd.blobs().len(), 2);
-    one.delete_lease("work", true).unwrap();
-    assert_eq!(containerd.blobs().len(), 1);
-    assert_eq!(two.labels(&digest).unwrap(), Some(labels("two")));
-    two.delete_lease("work", true).unwrap();
-    two.delete_lease("work", true).unwrap();
-    assert_eq!(containerd.blobs(), [""; 0]);
-}
-
-/// The lease of a bake that was killed ends by itself.
-#[test]
-fn what_a_killed_bake_left_is_collected() {
-    let Some(containerd) = Containerd::start() else { return };
-    for (hours, left) in [(1, 1), (-1, 0)] {
-        let mut client = containerd.client("buildkit");
-        let until = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(hours);
-        let lease = format!("warmkit{hours}");
-        client.work_under(&lease, until).unwrap();
-        let mut ingest = client.write(&Digest::of(b"layer").to_string(), 5).unwrap().unwrap();
-        ingest.write_all(b"layer").unwrap();
-        ingest.finish(&BTreeMap::new()).unwrap();
-        drop(client);
-        containerd.collect();
-        assert_eq!(containerd.blobs().len(), left, "{hours} h");
-        containerd.client("buildkit").delete_lease(&lease, true).unwrap();
-    }
-}
-
-#[test]
-fn a_snapshotter_that_is_not_there_is_named() {
-    let Some(containerd) = Containerd::start() else { return };
-    let client = containerd.client("buildkit");
-    assert!(!client.has_snapshot("overlayfs", "none").unwrap());
-    let error = client.has_snapshot("fuse-overlayfs", "none").unwrap_err();
-    assert!(matches!(&error, Error::NoSnapshotter { name } if name == "fuse-overlayfs"), "{error}");
+    warms("v0.17.3", Release::Debian, "app");
 }
 
 /// What is there is used, whoever's it is; what fails leaves nothing; and no other namespace changes.
@@ -204,7 +140,7 @@ fn takes_what_is_there_and_leaves_nothing_behind() {
     for file in ["cache.db", "containerd-overlayfs/metadata_v2.db", "containerd-overlayfs/workerid"] {
         assert!(again.join(file).is_file(), "{file}");
     }
-    let daemon = Daemon::start_on_containerd(&world.tools, &again, &world.registry, &address);
+    let daemon = Daemon::start_on_containerd(&world.tools, &again, &world.registry, &containerd.worker());
     assert_warm(&daemon.build(&case.request), &origin);
     daemon.prune_all();
     daemon.stop();

@@ -1,0 +1,106 @@
+//! What a running containerd holds for a root, by its API, as the databases of an OCI worker would have it.
+//!
+//! Between one answer and the next something may change: other daemons use the same containerd. What this root's records
+//! need no one else takes away, as long as its daemon does not run.
+
+use std::io::Read as _;
+
+use super::{Blob, Containerd, Error, KeptIn, Kind, Lease, Snapshot, Snapshotter, Stored};
+use crate::containerd::{self, Client};
+use crate::digest::{Digest, Hasher};
+
+/// How much of a blob is in memory at a time.
+const BUFFER: usize = 1 << 18;
+
+/// A connection to it.
+#[derive(Debug)]
+pub(crate) struct Keeper(Client);
+
+impl Keeper {
+    pub(super) fn connect(to: &KeptIn) -> Result<Self, Error> {
+        Ok(Self(Client::connect(&to.address, &to.namespace, Box::new(|| false))?))
+    }
+
+    /// Blobs, leases, and the snapshots of `snapshotter`: as containerd's metadata has them, and as the snapshotter.
+    pub(super) fn read(&self, snapshotter: &str) -> Result<(Containerd, Snapshotter), Error> {
+        let Self(client) = self;
+        let (mut held, mut store) = (Containerd::default(), Snapshotter::default());
+        for containerd::Blob { digest, size, labels } in client.blobs()? {
+            // Others may keep blobs under digests of another kind, which no record names.
+            let Ok(digest) = digest.parse::<Digest>() else { continue };
+            held.sizes.insert(digest, vec![(self.namespace(), Some(size))]);
+            held.blobs.insert(digest, Blob { size: Some(size), labels });
+        }
+        for containerd::Lease { id, temporary, content, snapshots } in client.leases()? {
+            let own = snapshots.into_iter().filter(|(whose, _)| whose == snapshotter);
+            let snapshots = own.map(|(_, key)| key).collect();
+            held.leases.insert(id, Lease { temporary, content: content.into_iter().collect(), snapshots });
+        }
+        for (id, found) in (1..).zip(client.snapshots(snapshotter)?) {
+            let containerd::Snapshot { key, parent, kind, labels } = found;
+            let usage = match client.usage(snapshotter, &key) {
+                Ok(usage) => Some(usage),
+                // Somebody has removed it since.
+                Err(containerd::Error::Missing { .. }) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            let stored = Stored {
+                id,
+                kind: match kind {
+                    containerd::Kind::View => Kind::View,
+                    containerd::Kind::Active => Kind::Active,
+                    containerd::Kind::Committed => Kind::Committed,
+                },
+                parent: parent.clone(),
+                inodes: usage.and_then(|usage| i64::try_from(usage.inodes).ok()),
+                size: usage.and_then(|usage| i64::try_from(usage.size).ok()),
+            };
+            store.snapshots.insert(key.clone(), stored);
+            // The names that both have for it are containerd's own affair.
+            let name = Some(key.clone());
+            held.snapshots.insert(key, Snapshot { name, parent, labels, ..Snapshot::default() });
+        }
+        let parents: Vec<(String, String)> =
+            held.snapshots.iter().filter_map(|(key, s)| Some((s.parent.clone()?, key.clone()))).collect();
+        for (parent, child) in parents {
+            if let Some(parent) = held.snapshots.get_mut(&parent) {
+                parent.children.insert(child);
+            }
+        }
+        Ok((held, store))
+    }
+
+    fn namespace(&self) -> String {
+        self.0.namespace().to_owned()
+    }
+
+    /// Reads all of a blob; gives its bytes and their digest, and `None` where they are not there, whatever its metadata
+    /// says. `read` hears of bytes as they come.
+    ///
+    /// # Errors
+    /// containerd refuses.
+    pub(crate) fn hash(&self, digest: &Digest, read: impl Fn(u64)) -> Result<Option<(u64, Digest)>, Error> {
+        let name = digest.to_string();
+        let mut blob = match self.0.read(&name) {
+            Ok(blob) => blob,
+            Err(containerd::Error::Missing { .. }) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let (mut hasher, mut buffer, mut size) = (Hasher::new(), vec![0; BUFFER], 0);
+        loop {
+            match blob.read(&mut buffer) {
+                Ok(0) => return Ok(Some((size, Digest::from_bytes(hasher.finish())))),
+                Ok(n) => {
+                    hasher.update(&buffer[..n]);
+                    size += n as u64;
+                    read(n as u64);
+                }
+                Err(error) => match blob.failure() {
+                    Some(containerd::Error::Missing { .. }) => return Ok(None),
+                    Some(error) => return Err(error.into()),
+                    None => return Err(containerd::Error::Setup(error).into()),
+                },
+            }
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! Roots that are read: verify, inspect, forecast, diff and hydrate, of baked ones and of those that a daemon made.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::support::cases::Origin;
+use crate::support::command::{Ended, run};
+use crate::support::containerd::Containerd;
+use crate::support::daemon::DiskUsage;
+use crate::support::warmkit::warmkit;
+use crate::support::{Tools, World, tools};
+use crate::{bake, on};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+#[track_caller]
+fn json(command: &mut Command, code: i32) -> Value {
+    let ended = run(command.args(["--format", "json"]), LIMIT);
+    assert_eq!(ended.status.code(), Some(code), "{command:?}: {}{}", ended.stdout, ended.stderr);
+    serde_json::from_str(&ended.stdout).unwrap()
+}
+
+/// Asserts that every command that reads such a root finds it whole, and that each tells something of it.
+#[track_caller]
+pub(crate) fn assert_sound(containerd: &Containerd, root: &Path) {
+    let address = containerd.address();
+    let verified = json(&mut on(&address, root, &["verify"]), 0);
+    assert_eq!(verified["healthy"], true);
+    assert_eq!(verified["offline"]["findings"], Value::Array(Vec::new()));
+    let counts = &verified["offline"]["counts"];
+    for count in ["records", "layers", "leases", "snapshots", "blobs", "blob_bytes", "keys", "results"] {
+        assert!(counts[count].as_u64() > Some(0), "no {count}: {counts}");
+    }
+    assert_eq!(counts["layers_compared"], 0);
+    let forecast = json(&mut on(&address, root, &["forecast"]), 0);
+    assert!(forecast["bytes"].as_u64() > Some(0), "{forecast}");
+    assert!(forecast["gc"]["keep"].as_str().unwrap().starts_with("[worker.containerd]\n"), "{forecast}");
+    let hydrated = run(&mut on(&address, root, &["hydrate", "--only", "databases"]), LIMIT);
+    assert_eq!(hydrated.status.code(), Some(0), "{}", hydrated.stderr);
+    assert!(
+        hydrated.stderr.contains("in the directories of a containerd, and are not read"),
+        "{}",
+        hydrated.stderr
+    );
+}
+
+/// Bytes by record, as `warmkit inspect` tells them.
+#[track_caller]
+pub(crate) fn sizes(containerd: &Containerd, root: &Path) -> BTreeMap<String, i64> {
+    let report = json(&mut on(&containerd.address(), root, &["inspect"]), 0);
+    let records = report["records"].as_array().unwrap().iter();
+    records
+        .map(|record| (record["id"].as_str().unwrap().to_owned(), record["bytes"].as_i64().unwrap()))
+        .collect()
+}
+
+/// The same, as `buildctl du` tells them.
+pub(crate) fn told(usage: &[DiskUsage]) -> BTreeMap<String, i64> {
+    usage.iter().map(|usage| (usage.id.clone(), usage.size)).collect()
+}
+
+/// Asserts that a root that a daemon made has what the daemon said.
+#[track_caller]
+pub(crate) fn assert_sizes(containerd: &Containerd, root: &Path, usage: &[DiskUsage]) {
+    assert_eq!(sizes(containerd, root), told(usage));
+}
+
+/// Asserts that a root has what the cache has that it was baked from.
+#[track_caller]
+pub(crate) fn assert_same_as(containerd: &Containerd, root: &Path, origin: &Origin) {
+    let side = format!("type=root,src={},containerd={}", root.display(), containerd.address());
+    let mut diff = warmkit();
+    diff.args(["diff", &side, &origin.cache, "--keys-from", &origin.image, "--exit-code"]);
+    let report = json(&mut diff, 0);
+    assert_eq!(report["equal"], true);
+    assert!(report["same"]["records"].as_u64() > Some(0), "{report}");
+}
+
+/// What `warmkit verify` says of a root that is not whole.
+#[track_caller]
+fn found(containerd: &Containerd, root: &Path) -> Vec<String> {
+    let report = json(&mut on(&containerd.address(), root, &["verify"]), 8);
+    let findings = report["offline"]["findings"].as_array().unwrap().iter();
+    findings.map(|finding| finding["kind"].as_str().unwrap().to_owned()).collect()
+}
+
+#[track_caller]
+fn refused(command: &mut Command, code: i32, said: &str) {
+    let Ended { status, stderr, stdout } = run(command, LIMIT);
+    assert_eq!(status.code(), Some(code), "{command:?}: {stdout}{stderr}");
+    assert!(stderr.contains(said), "{command:?}: no {said:?} in {stderr}");
+    assert_eq!(stdout, "", "{command:?}");
+}
+
+/// Each way in which a containerd may have less than the records need.
+#[test]
+fn what_containerd_has_lost_is_found() {
+    let Some(tools) = Tools::find(tools::NEWEST) else { return };
+    let Some(containerd) = Containerd::start() else { return };
+    let world = World::start(tools);
+    let case = world.case("app");
+    let origin = world.export(&case);
+    let root = world.root(&case, "root");
+    bake(&origin, &containerd.address(), &root).expect_success("bake");
+    let client = containerd.client("buildkit");
+
+    // The bytes of a blob, then other bytes, then fewer.
+    let blob = client.blobs().unwrap().into_iter().max_by_key(|blob| blob.size).unwrap();
+    let file = containerd.blob(&blob.digest);
+    let bytes = fs::read(&file).unwrap();
+    fs::remove_file(&file).unwrap();
+    assert_eq!(found(&containerd, &root), ["blob-file-missing"]);
+    fs::write(&file, bytes.iter().map(|byte| !byte).collect::<Vec<u8>>()).unwrap();
+    assert_eq!(found(&containerd, &root), ["blob-digest"]);
+    fs::write(&file, &bytes[1..]).unwrap();
+    assert_eq!(found(&containerd, &root), ["blob-size"]);
+    fs::write(&file, &bytes).unwrap();
+    assert_sound(&containerd, &root);
+
+    // A lease is left that holds nothing.
+    let lease = client.leases().unwrap().into_iter().max_by_key(|lease| lease.id.clone()).unwrap();
+    client.delete_lease(&lease.id, false).unwrap();
+    client.lease_record(&lease.id, jiff::Timestamp::now()).unwrap();
+    let findings = found(&containerd, &root);
+    assert!(
+        findings.iter().all(|kind| kind.ends_with("-not-leased") || kind.ends_with("-missing")),
+        "{findings:?}"
+    );
+    client.delete_lease(&lease.id, true).unwrap();
+    assert!(found(&containerd, &root).contains(&"lease-missing".to_owned()));
+
+    // All of it, as where another containerd is asked.
+    for lease in client.leases().unwrap() {
+        client.delete_lease(&lease.id, true).unwrap();
+    }
+    let findings = found(&containerd, &root);
+    for kind in ["lease-missing", "snapshot-missing", "blob-missing"] {
+        assert!(findings.iter().any(|found| found == kind), "no {kind} in {findings:?}");
+    }
+}
+
+/// What cannot be done is refused, with what to do instead; and nothing is said of whether the root is good.
+#[test]
+fn what_cannot_be_read_is_refused() {
+    let Some(tools) = Tools::find(tools::NEWEST) else { return };
+    let Some(containerd) = Containerd::start() else { return };
+    let world = World::start(tools);
+    let case = world.case("app");
+    let origin = world.export(&case);
+    let root = world.root(&case, "root");
+    let address = containerd.address();
+    bake(&origin, &address, &root).expect_success("bake");
+
+    for command in ["verify", "inspect", "forecast"] {
+        refused(
+            warmkit().arg(command).arg("--root").arg(&root),
+            2,
+            "say in which one, with --for containerd",
+        );
+    }
+    refused(warmkit().arg("diff").arg(&root).arg(&root), 2, ",containerd=ADDRESS");
+    for (options, said) in [
+        (&["--read-data"][..], "--read-data is not for a containerd worker: "),
+        (&["--build", "."], "start buildkitd on the root itself"),
+        (&["--image"], "--image is not for a containerd worker: "),
+    ] {
+        refused(&mut on(&address, &root, &[&["verify"], options].concat()), 2, said);
+    }
+
+    let oci = world.root(&case, "oci");
+    let ended = run(
+        warmkit().args(["bake", &origin.cache, "--keys-from", &origin.image]).arg("--root").arg(&oci),
+        LIMIT,
+    );
+    ended.expect_success("bake");
+    refused(&mut on(&address, &oci, &["verify"]), 2, "is no root of a containerd worker");
+}
