@@ -432,6 +432,12 @@ fn targets_that_are_taken() {
     refused(&full, 7, "error: <dir>/root is not empty, nothing was changed: found cache.db");
     assert_eq!(fs::read(full.root().join("cache.db")).unwrap(), b"precious");
 
+    let foreign = Fixture::new();
+    fs::create_dir_all(foreign.root().join("runc-stargz")).unwrap();
+    refused(&foreign, 7, "error: <dir>/root is not empty, nothing was changed: found runc-stargz");
+    let said = String::from_utf8(foreign.bake().stderr).unwrap();
+    assert!(said.contains("help: runc-stargz is of a daemon with the snapshotter stargz, which"), "{said}");
+
     let left = Fixture::new();
     fs::create_dir_all(left.root().join(".warmkit-aB3dE6")).unwrap();
     refused(

@@ -33,8 +33,9 @@ fn assert_sound(root: &Path, state: &str) {
 /// A file with the owner that its layer names, where a rootless daemon needs the one of its namespace: it would be
 /// nobody's in a build.
 #[track_caller]
-fn assert_owners_count(root: &Path) {
-    let file = root.join("runc-overlayfs/snapshots/snapshots/1/fs/bin/busybox");
+fn assert_owners_count(root: &Path, snapshotter: &str) {
+    let upper = if snapshotter == "native" { "1" } else { "1/fs" };
+    let file = root.join(format!("runc-{snapshotter}/snapshots/snapshots/{upper}/bin/busybox"));
     let owner = fs::symlink_metadata(&file).unwrap();
     lchown(&file, Some(0), Some(0)).unwrap();
     let ended = verify(&["--read-data"], root);
@@ -80,6 +81,7 @@ fn stays_warm(
     start: &dyn Fn(&Path) -> Daemon,
 ) {
     let daemon = start(root);
+    assert_in_use(root);
     let (outcome, tar) = export_tar(&daemon, &case.request, &world.root(case, "root.tar"));
     assert_warm(&outcome, origin);
     // Each copy of a tree makes its directories anew, so those of a native snapshot tell when it was made.
@@ -100,10 +102,32 @@ fn stays_warm(
     daemon.stop();
 }
 
-/// The same of a daemon that a plain user runs, in the user's home; baked as root, and as the user.
+/// A root that a daemon runs on is neither baked into nor planned for, nor judged.
+#[track_caller]
+fn assert_in_use(root: &Path) {
+    let cache = "type=local,src=/nonexistent";
+    for (command, said) in [
+        (&["bake", cache][..], "is in use by a running buildkitd, nothing was changed"),
+        (&["plan", cache], "is in use by a running buildkitd"),
+        (&["verify"], "is in use: another process holds buildkitd.lock locked"),
+    ] {
+        let ended = run(warmkit().args(command).arg("--root").arg(root), Duration::from_secs(60));
+        assert_eq!(ended.status.code(), Some(7), "{command:?}: {}", ended.stderr);
+        assert!(ended.stderr.contains(said), "{command:?}: {}", ended.stderr);
+    }
+}
+
+/// The same of a daemon that a plain user runs, in the user's home; baked as root, and as the user, whose daemon then
+/// is told neither its root nor its configuration.
 fn warms_rootless(release: &str, snapshotter: &str, as_user: bool, name: &'static str) {
     let Some(tools) = Tools::find(release) else { return };
-    let Some(user) = User::make(&tools).map(User::with_more_ids) else { return };
+    if snapshotter == "fuse-overlayfs" && on_path(snapshotter).is_none() {
+        return skip("no fuse-overlayfs in $PATH");
+    }
+    let Some(mut user) = User::make(&tools).map(User::with_more_ids) else { return };
+    if snapshotter == "fuse-overlayfs" {
+        user = user.with_fuse();
+    }
     let world = World::start(tools);
     let case = world.case(name);
     let origin = world.export(&case);
@@ -116,23 +140,46 @@ fn warms_rootless(release: &str, snapshotter: &str, as_user: bool, name: &'stati
     daemon.stop();
     assert_sound(&imported, "imported and extracted");
 
-    let arguments = [&origin.cache, "--keys-from", &origin.image, "--snapshotter", snapshotter];
-    let target = if as_user { "rootless".to_owned() } else { format!("rootless:{}", user.name) };
-    let mut command = if as_user { user.in_namespace(&user.warmkit()) } else { warmkit() };
-    command.arg("bake").args(arguments).args(["--for", &target]);
-    run(&mut command, Duration::from_secs(120)).expect_success("bake");
-    let root = user.home.join(".local/share/buildkit");
-    assert_sound(&root, "baked");
-    assert_owners_count(&root);
-    if as_user {
-        // Where the owners are those of the namespace.
+    let (data, config) = (user.home.join("data"), user.home.join("config"));
+    // The first of several counts.
+    let (several, config) = (format!("{}:/nonexistent", data.display()), config.display().to_string());
+    let variables = [("XDG_DATA_HOME", several.as_str()), ("XDG_CONFIG_HOME", config.as_str())];
+    let in_namespace = |arguments: &[&str]| {
         let mut command = user.in_namespace(&user.warmkit());
-        command.args(["verify", "--read-data", "--for", "rootless"]);
-        let ended = run(&mut command, Duration::from_secs(120)).expect_success("verify in the namespace");
-        assert!(ended.stdout.contains(", 0 not comparable"), "{}", ended.stdout);
-    }
+        run(command.envs(variables).args(arguments), Duration::from_secs(120))
+    };
 
-    stays_warm(&world, &case, &origin, &root, (snapshotter != "native").then_some(native), &start);
+    let arguments = ["bake", &origin.cache, "--keys-from", &origin.image, "--snapshotter", snapshotter];
+    let root = if as_user {
+        in_namespace(&[&arguments[..], &["--for", "rootless"]].concat()).expect_success("bake");
+        data.join("buildkit")
+    } else {
+        let target = format!("rootless:{}", user.name);
+        let mut command = warmkit();
+        command.args(arguments).args(["--for", &target]);
+        run(&mut command, Duration::from_secs(120)).expect_success("bake");
+        user.home.join(".local/share/buildkit")
+    };
+    assert_sound(&root, "baked");
+    assert_owners_count(&root, snapshotter);
+    let native = (snapshotter != "native").then_some(native);
+    if !as_user {
+        return stays_warm(&world, &case, &origin, &root, native, &start);
+    }
+    // Where the owners are those of the namespace.
+    let ended = in_namespace(&["verify", "--read-data", "--root", root.to_str().unwrap()]);
+    let ended = ended.expect_success("verify in the namespace");
+    assert!(ended.stdout.contains(", 0 not comparable"), "{}", ended.stdout);
+
+    let start = |root: &Path| {
+        let (tools, registry) = (&world.tools, &world.registry);
+        let daemon = Daemon::start_untold(tools, root, registry, snapshotter, &user, &variables);
+        let ended = in_namespace(&["bake", "type=local,src=/nonexistent", "--for", "rootless"]);
+        assert_eq!(ended.status.code(), Some(7), "{}", ended.stderr);
+        assert!(ended.stderr.contains("is in use by a running buildkitd"), "{}", ended.stderr);
+        daemon
+    };
+    stays_warm(&world, &case, &origin, &root, native, &start);
 }
 
 /// Databases with the pages of an arm64 machine: a daemon here opens them, writes to them, and Go finds no fault.
@@ -173,6 +220,21 @@ fn rootless_baked_as_root() {
 #[test]
 fn rootless_baked_by_the_user() {
     warms_rootless(tools::NEWEST, "overlayfs", true, "app");
+}
+
+#[test]
+fn rootless_of_an_older_release() {
+    warms_rootless("v0.17.3", "overlayfs", true, "whiteouts");
+}
+
+#[test]
+fn rootless_with_fuse_overlayfs() {
+    warms_rootless(tools::NEWEST, "fuse-overlayfs", true, "whiteouts");
+}
+
+#[test]
+fn rootless_with_native_snapshots() {
+    warms_rootless(tools::NEWEST, "native", false, "app");
 }
 
 #[test]

@@ -166,6 +166,14 @@ fn what_cannot_be_read_is_told() {
     // Not even a cache.db makes one.
     fails(&["inspect", "--root", shared.dir.path().to_str().unwrap()], 5, "no worker's directory");
     fails(&["diff", path, "type=local,src=/nonexistent"], 3, "/nonexistent");
+    // A name that a registry of this machine would have, did it listen there, and that a directory here has.
+    let name = "localhost:1/r1";
+    fs::create_dir_all(shared.path(name)).unwrap();
+    let mut diff = Command::new(env!("CARGO_BIN_EXE_warmkit"));
+    let output = diff.current_dir(shared.dir.path()).args(["diff", name, path]).output().unwrap();
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(said.contains("a directory localhost:1/r1 is here: write ./localhost:1/r1"), "{said}");
     fails(&["inspect", "--root", path, &shared.cache], 2, "cannot be used with");
     fails(&["inspect"], 2, "required");
     fails(&["diff", path], 2, "required");

@@ -16,6 +16,12 @@ use std::process::Command;
 use serde_json::{Value, json};
 use skip::is_root;
 
+/// Runs a program where a directory is read-only.
+const READ_ONLY: &str = "\
+    /usr/bin/mount --bind \"$0\" \"$0\"\n\
+    /usr/bin/mount -o remount,bind,ro \"$0\"\n\
+    exec \"$@\"\n";
+
 /// A machine with a docker that says what a test wants.
 struct Machine {
     dir: tempfile::TempDir,
@@ -236,11 +242,23 @@ fn a_stopped_docker_is_where_its_unit_says() {
     // There, without docker's client: what is in the volume is found, and left.
     fs::create_dir_all(machine.path("data/volumes/buildx_buildkit_ci0_state/_data/used")).unwrap();
     start(&format!("--data-root={}", data.display()));
-    let (code, said) = machine.fails(&["bake", "--for", "buildx:ci", "type=local,src=/nonexistent"]);
-    assert_eq!(code, 7, "{said}");
-    for part in ["_data is not empty", "found used", "node ci0 of builder ci", "start docker"] {
-        assert!(said.contains(part), "no {part:?} in {said}");
+    let target = ["--for", "buildx:ci", "type=local,src=/nonexistent"];
+    for command in ["bake", "plan"] {
+        let (code, said) = machine.fails(&[&[command][..], &target].concat());
+        assert_eq!(code, 7, "{command}: {said}");
+        for part in ["_data is not empty", "found used", "node ci0 of builder ci", "start docker"] {
+            assert!(said.contains(part), "{command}: no {part:?} in {said}");
+        }
     }
+
+    // One on a disk that nothing can be written to.
+    let volume = machine.path("data/volumes/buildx_buildkit_ci0_state/_data");
+    fs::remove_dir(volume.join("used")).unwrap();
+    let mut command = Command::new("/usr/bin/unshare");
+    command.args(["--mount", "/bin/sh", "-euc", READ_ONLY]).arg(&volume);
+    let (code, said) = machine.runs(command.args([env!("CARGO_BIN_EXE_warmkit"), "bake"]).args(target));
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("_data is mounted read-only, nothing was changed"), "{said}");
 }
 
 #[test]
@@ -255,7 +273,7 @@ fn the_host_is_where_its_unit_and_its_configuration_say() {
         (
             "[worker.oci]\nsnapshotter = \"stargz\"",
             2,
-            "snapshotter \"stargz\"; roots are written for overlayfs",
+            "snapshotter \"stargz\", which keeps layers in a form of its own; roots are written for overlayfs",
         ),
         ("root = ", 1, "buildkitd.toml"),
     ];

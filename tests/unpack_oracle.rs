@@ -70,6 +70,8 @@ enum Way {
     Native,
     /// Upper directories of a daemon that a plain user runs, through a mount and seen through one.
     Rootless,
+    /// Whole trees of such a daemon.
+    RootlessNative,
 }
 
 impl Way {
@@ -77,8 +79,13 @@ impl Way {
         match self {
             Self::Overlayfs | Self::Rootless => Snapshotter::Overlayfs,
             Self::FuseOverlayfs => Snapshotter::FuseOverlayfs,
-            Self::Native => Snapshotter::Native,
+            Self::Native | Self::RootlessNative => Snapshotter::Native,
         }
+    }
+
+    /// Whether a plain user runs the daemon.
+    fn is_rootless(self) -> bool {
+        matches!(self, Self::Rootless | Self::RootlessNative)
     }
 }
 
@@ -102,6 +109,11 @@ fn unpacks_as_a_rootless_one() {
     agrees(Way::Rootless);
 }
 
+#[test]
+fn unpacks_as_a_rootless_one_with_native_snapshots() {
+    agrees(Way::RootlessNative);
+}
+
 /// Compares what becomes of each layer with what a daemon makes of it.
 fn agrees(way: Way) {
     let Some(tools) = Tools::find(support::tools::NEWEST) else { return };
@@ -112,7 +124,7 @@ fn agrees(way: Way) {
     assert!(corpus.len() >= 200, "{} cases", corpus.len());
     let scratch = Scratch::new();
     let root = scratch.join("root");
-    let user = if way == Way::Rootless {
+    let user = if way.is_rootless() {
         let Some(user) = User::make(&tools) else { return };
         Some(user.with_more_ids())
     } else {
@@ -163,9 +175,8 @@ fn agrees(way: Way) {
                 }
                 // A namespace may not set it, who writes from outside may.
                 (Outcome::Unpacked(_), Outcome::Refused(e))
-                    if way == Way::Rootless
-                        && e.contains("failed to setxattr")
-                        && e.contains("\"security.") => {}
+                    if way.is_rootless() && e.contains("failed to setxattr") && e.contains("\"security.") => {
+                }
                 (Outcome::Unpacked(_), Outcome::Refused(e)) => {
                     writeln!(faults, "{subject}: only the daemon refuses: {e}").unwrap();
                 }
@@ -322,7 +333,9 @@ fn unpack(
     let unpacked = match way {
         Way::Overlayfs => unpack(&Options::of_upper(n == 0), upper),
         _ if n == 0 => unpack(&onto, upper),
-        Way::Native => layer::copy_tree(&uppers[n - 1], upper).and_then(|()| unpack(&onto, upper)),
+        Way::Native | Way::RootlessNative => {
+            layer::copy_tree(&uppers[n - 1], upper).and_then(|()| unpack(&onto, upper))
+        }
         Way::FuseOverlayfs | Way::Rootless => {
             let (work, target) = (scratch.join("work"), scratch.join("target"));
             let _ = fs::remove_dir_all(&work);

@@ -165,8 +165,7 @@ pub enum Error {
     },
     /// A home that is not there, or not mounted.
     #[error(
-        "{}, the home of {user}, is not there: make it as its user's (`mkhomedir_helper {user}`) or mount it, nothing was \
-         changed",
+        "{}, the home of {user}, is not there: make it (`mkhomedir_helper {user}`), or mount it",
         home.display()
     )]
     HomeMissing {
@@ -176,7 +175,10 @@ pub enum Error {
         home: PathBuf,
     },
     /// A path that depends on where a daemon is started.
-    #[error("{what} is {path:?}, which is another directory wherever buildkitd is started: make it absolute")]
+    #[error(
+        "{what} is \"{}\", which is another directory wherever buildkitd is started: make it absolute",
+        path.display()
+    )]
     Relative {
         /// What says so.
         what: String,

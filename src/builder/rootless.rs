@@ -165,7 +165,7 @@ pub(super) fn way_in() -> String {
         String::new()
     } else {
         format!(
-            ", once {} is there, which $PATH lacks (Debian's packages rootlesskit and uidmap)",
+            "; $PATH has no {}: install them first (Debian's packages rootlesskit and uidmap)",
             missing.join(", ")
         )
     };

@@ -17,7 +17,10 @@ use crate::root::Root;
 const EXAMPLES: &str = "\
 Examples:
   # what would the daemon of this machine take of its root, if nothing is built?
-  warmkit forecast --buildkitd-config /etc/buildkit/buildkitd.toml
+  warmkit forecast
+
+  # and that of a user's rootless daemon, by the user's own configuration?
+  warmkit forecast --for rootless:ci
 
   # a root that is shipped to hosts with a disk of 50 GB
   warmkit forecast --root ./root --disk-size 50GB --buildkitd-release v0.31.2

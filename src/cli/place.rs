@@ -28,7 +28,7 @@ pub(super) struct Place {
 const TARGETS: [(&str, &str); 7] = [
     ("auto", "The only one of these that this machine shows anything of; with several, none is taken"),
     ("host", "This machine's buildkitd, run as root (/var/lib/buildkit)"),
-    ("rootless", "The buildkitd of who calls sudo, or whose user namespace this is"),
+    ("rootless", "The buildkitd of who calls this or sudo, or whose user namespace this is"),
     ("rootless:", "The buildkitd of a user: rootless:USER"),
     ("containerd", "This machine's buildkitd with a containerd worker; layers go to its containerd"),
     ("containerd:", "The same with the containerd that listens there: containerd:ADDRESS"),

@@ -31,6 +31,12 @@ const ELSEWHERE: &str = "\
     shift\n\
     exec \"$@\"\n";
 
+/// Runs a daemon without the argument `--config`: the file is where it looks by itself, without its root.
+const UNTOLD: &str = "\
+    mkdir -p \"$XDG_CONFIG_HOME/buildkit\"\n\
+    sed '/^root = /d' \"$2\" >\"$XDG_CONFIG_HOME/buildkit/buildkitd.toml\"\n\
+    exec buildkitd\n";
+
 /// The snapshotter that daemons have unless a test wants another.
 const OVERLAYFS: &str = "overlayfs";
 
@@ -99,6 +105,27 @@ impl Daemon {
         user: &User,
     ) -> Self {
         let program = user.in_namespace("buildkitd");
+        let registries = http_registries(&[registry]);
+        let scratch = Scratch::new();
+        user.owns(scratch.path());
+        let workers = oci_worker(snapshotter, "rootless = true\n  noProcessSandbox = true");
+        Self::launch_in(scratch, tools, program, root, &registries, &workers, true)
+            .unwrap_or_else(|said| panic!("{said}"))
+    }
+
+    /// As [`Daemon::start_rootless`], of a user who has these variables, among them `$XDG_CONFIG_HOME`, and tells it
+    /// nothing: its configuration is where it looks for it, and says no root.
+    #[track_caller]
+    pub fn start_untold(
+        tools: &Tools,
+        root: &Path,
+        registry: &Registry,
+        snapshotter: &str,
+        user: &User,
+        variables: &[(&str, &str)],
+    ) -> Self {
+        let mut program = user.in_namespace("sh");
+        program.args(["-euc", UNTOLD, "sh"]).envs(variables.iter().copied());
         let registries = http_registries(&[registry]);
         let scratch = Scratch::new();
         user.owns(scratch.path());

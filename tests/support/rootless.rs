@@ -1,12 +1,13 @@
 //! A plain user of this machine, who runs a daemon of its own.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use warmkit::userns::{IdMap, Owners, read_subordinate_ids};
 
 use super::command::run;
@@ -14,6 +15,9 @@ use super::{Scratch, Tools, files, skip};
 
 /// Enough for the owners of the base image.
 const MORE_IDS: &str = "100000000-105000000";
+
+/// Runs a program that has another `/dev/fuse`.
+const WITH_FUSE: &str = "mount --bind \"$0\" /dev/fuse\nexec \"$@\"\n";
 
 /// A user that was made for one test, with a home and subordinate ids; gone when dropped.
 #[derive(Debug)]
@@ -25,6 +29,8 @@ pub struct User {
     /// Its home, which it can reach.
     pub home: Scratch,
     programs: PathBuf,
+    /// What it has as `/dev/fuse`, if not what is there.
+    fuse: Option<PathBuf>,
 }
 
 impl User {
@@ -48,7 +54,7 @@ impl User {
         let fields = |line: &str| line.split(':').map(str::to_owned).collect::<Vec<_>>();
         let id = entry.lines().map(fields).find(|fields| fields[0] == name).unwrap()[2].parse().unwrap();
         let programs = home.join("bin");
-        let user = Self { name, id, home, programs };
+        let user = Self { name, id, home, programs, fuse: None };
         fs::set_permissions(user.home.path(), fs::Permissions::from_mode(0o755)).unwrap();
         for directory in [user.home.path(), &user.programs, &user.runtime()] {
             fs::create_dir_all(directory).unwrap();
@@ -66,6 +72,20 @@ impl User {
         let mut more = Command::new("usermod");
         more.args(["--add-subuids", MORE_IDS, "--add-subgids", MORE_IDS]);
         retry(more.arg(&self.name));
+        self
+    }
+
+    /// Lets its daemons mount file systems in user space, where udev has not.
+    #[must_use]
+    pub fn with_fuse(mut self) -> Self {
+        let device = fs::metadata("/dev/fuse").unwrap();
+        if device.mode() & 0o006 != 0o006 {
+            let node = self.home.join("fuse");
+            let mode = Mode::from_raw_mode(0o666);
+            mknodat(CWD, &node, FileType::CharacterDevice, mode, device.rdev()).unwrap();
+            fs::set_permissions(&node, fs::Permissions::from_mode(0o666)).unwrap();
+            self.fuse = Some(node);
+        }
         self
     }
 
@@ -89,7 +109,14 @@ impl User {
 
     /// A program that it runs as root of a user namespace, with its subordinate ids.
     pub fn in_namespace(&self, program: &str) -> Command {
-        let mut command = Command::new("setpriv");
+        let mut command = match &self.fuse {
+            None => Command::new("setpriv"),
+            Some(node) => {
+                let mut command = Command::new("unshare");
+                command.args(["--mount", "sh", "-euc", WITH_FUSE]).arg(node).arg("setpriv");
+                command
+            }
+        };
         command.args(["--reuid", &self.name, "--regid", &self.name, "--init-groups", "--"]);
         command.args(["rootlesskit", "--net=host", "--copy-up=/etc", "--copy-up=/run", program]);
         let path = std::env::var("PATH").unwrap_or_default();
@@ -124,7 +151,7 @@ impl Drop for User {
     }
 }
 
-/// Another test may have the files of the users locked.
+/// Another test may have the files of the users locked, and what the user ran may not be gone yet.
 #[track_caller]
 fn retry(command: &mut Command) {
     let deadline = Instant::now() + Duration::from_secs(60);
@@ -133,7 +160,8 @@ fn retry(command: &mut Command) {
         if ended.status.success() {
             return;
         }
-        assert!(ended.stderr.contains("lock") && Instant::now() < deadline, "{command:?}: {}", ended.stderr);
+        let passes = ended.stderr.contains("lock") || ended.stderr.contains("currently used");
+        assert!(passes && Instant::now() < deadline, "{command:?}: {}", ended.stderr);
         std::thread::sleep(Duration::from_millis(100));
     }
 }
