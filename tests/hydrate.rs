@@ -168,6 +168,35 @@ fn every_block_is_read_and_the_databases_first() {
     }
 }
 
+/// Other snapshotters keep layers in other places.
+#[test]
+fn every_block_is_read_whatever_the_snapshotter() {
+    let scratch = Scratch::new();
+    for snapshotter in ["fuse-overlayfs", "native"] {
+        let Some(mut volume) = Volume::make(&scratch, "ext4", &[]) else { return };
+        let root = volume.path().join("buildkit");
+        volume.mount("rw");
+        demo::bake(&["--snapshotter", snapshotter], &root);
+        volume.unmount();
+
+        volume.fetch_lazily(Slowness::counting(4096));
+        volume.mount("ro");
+        hydrate(&root, &["--only", "databases"]);
+        let after = volume.fetched();
+        for database in DATABASES {
+            read_all(&root.join(database.replace("overlayfs", snapshotter)));
+        }
+        assert_eq!(volume.fetched(), after, "{snapshotter}: of the databases, not all was read");
+        let first = hydrate(&root, &["--only", "first-build"]);
+        assert!(sum(&first, "files") > 0, "{snapshotter}: {first}");
+        hydrate(&root, &["--only", "rest"]);
+        let whole = volume.fetched();
+        read_all(&root);
+        assert_eq!(volume.fetched(), whole, "{snapshotter}: not all was read");
+        volume.unmount();
+    }
+}
+
 /// Bytes of a file that are in memory.
 fn in_memory(path: &Path) -> u64 {
     let mut fincore = Command::new("fincore");

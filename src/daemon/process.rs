@@ -63,6 +63,8 @@ pub struct Start<'a> {
     pub config: Option<&'a Path>,
     /// Its snapshotter.
     pub snapshotter: &'a str,
+    /// A program that runs it, with its arguments; empty where none does.
+    pub through: &'a [OsString],
     /// Further arguments of buildkitd.
     pub arguments: &'a [OsString],
     /// Asked while it is waited for, until its first answer: whether to give up.
@@ -107,7 +109,7 @@ impl Daemon {
         let logged = File::create(&log).map_err(io_error("make", &log))?;
         let errors = logged.try_clone().map_err(io_error("open", &log))?;
         let mut command = Command::new("sh");
-        command.args(["-c", GUARD, "sh"]).arg(run).arg(scratch).arg(&tools.buildkitd);
+        command.args(["-c", GUARD, "sh"]).arg(run).arg(scratch).args(start.through).arg(&tools.buildkitd);
         command.arg("--config").arg(&config).arg("--root").arg(root);
         command.arg("--addr").arg(format!("unix://{}", socket.display()));
         // From v0.13 on; before, that socket is there only where tracing was asked for.

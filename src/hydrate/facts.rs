@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::order::{Facts, Record, Snapshot};
+use crate::root::files::has_upper;
 use crate::root::{self, Root, Solver, State, Worker};
 
 /// How often databases are read that a commit has torn.
@@ -53,6 +54,7 @@ fn of_worker(worker: &Worker, steps: &BTreeMap<&str, usize>) -> Facts {
         })
     };
     Facts {
+        whole: !has_upper(&worker.snapshotter),
         snapshots: stored.map(|(name, stored)| (name.clone(), snapshot(stored))).collect(),
         records: worker.records.iter().flat_map(|records| &records.all).filter_map(record).collect(),
     }

@@ -36,6 +36,8 @@ pub(super) struct Facts {
     /// By name.
     pub(super) snapshots: BTreeMap<String, Snapshot>,
     pub(super) records: Vec<Record>,
+    /// Each snapshot is a whole tree, and needs none of those below it.
+    pub(super) whole: bool,
 }
 
 /// Numbers of directories of snapshots, those that are needed first in front.
@@ -67,7 +69,8 @@ impl Facts {
     pub(super) fn order(&self) -> Order {
         let mut needs: BTreeMap<&str, Need> = BTreeMap::new();
         let mut add = |chain: &str, need: Need| {
-            for (name, _) in self.chain(chain) {
+            let depth = if self.whole { 1 } else { usize::MAX };
+            for (name, _) in self.chain(chain).take(depth) {
                 let sum = needs.entry(name).or_default();
                 sum.frontend |= need.frontend;
                 sum.steps += need.steps;
@@ -155,9 +158,26 @@ mod tests {
             ("damaged", "s1<s0 s2<s3 s3<s2", "s9=1 s1=1 s2=1", &[1, 2, 3], &[]),
         ];
         for &(what, all, used, first, rest) in cases {
-            let order = Facts { snapshots: snapshots(all), records: records(used) }.order();
+            let facts = Facts { snapshots: snapshots(all), records: records(used), whole: false };
+            let order = facts.order();
             let expected = Order { first: first.to_vec(), rest: rest.to_vec() };
             assert_eq!(order, expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn whole_trees_need_nothing_below() {
+        let facts = |used| Facts {
+            snapshots: snapshots("s1 s2<s1 s3<s2 s4<s3"),
+            records: records(used),
+            whole: true,
+        };
+        for (used, first, rest) in [
+            ("s1=1 s2=0 s3=1 s4=0", vec![1, 3], vec![2, 4]),
+            ("s2=1 s3=3", vec![3, 2], vec![1, 4]),
+            ("", vec![1, 2, 3], vec![4]),
+        ] {
+            assert_eq!(facts(used).order(), Order { first, rest }, "{used}");
         }
     }
 }

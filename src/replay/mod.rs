@@ -200,6 +200,7 @@ pub fn replay(caches: &[&Cache], options: &Options) -> Result<Replay, Error> {
         snapshotter: "native",
         arguments: &arguments,
         is_stopped: &is_stopped,
+        through: &[],
         environment: &environment(std::env::vars_os()),
     };
     let daemon = Daemon::start(&tools, &start, || Ok::<(), Error>(()))?;

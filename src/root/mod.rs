@@ -436,6 +436,11 @@ fn found(tree: &Tree) -> Result<Found, Error> {
     Ok(Found::among(entries.iter().map(|(name, kind)| (name.0.as_os_str(), *kind == FileType::Directory))))
 }
 
+/// The snapshotter of the worker with this directory, as [`Found::among`] has found it.
+pub(crate) fn snapshotter_of(worker: &Path) -> &str {
+    worker.to_str().and_then(|name| name.strip_prefix("runc-")).unwrap_or_default()
+}
+
 /// Locks everything that a daemon would lock.
 fn locks(tree: &Tree, workers: &[PathBuf]) -> Result<Vec<OwnedFd>, Error> {
     let mut paths: Vec<PathBuf> = [LOCK, "cache.db", HISTORY].map(PathBuf::from).to_vec();
@@ -459,7 +464,7 @@ fn locks(tree: &Tree, workers: &[PathBuf]) -> Result<Vec<OwnedFd>, Error> {
 }
 
 fn worker(tree: &Tree, path: &Path, faults: &mut Faults) -> Result<Worker, Error> {
-    let snapshotter = path.to_string_lossy().trim_start_matches("runc-").to_owned();
+    let snapshotter = snapshotter_of(path).to_owned();
     let records = records(tree, path, faults)?;
     let containerd_path = path.join("containerdmeta.db");
     let containerd = database::open(tree, &containerd_path, faults);

@@ -43,6 +43,16 @@ fn needs_directory(snapshotter: &str, stored: &Stored, known: bool) -> bool {
     known && !is_mere_view
 }
 
+/// Whether something stands where a new snapshot's directory is to be, and is no empty directory: snapshotters make
+/// directories under another name and rename them, and remove what was in the way when they fail (containerd
+/// `plugins/snapshots/overlay/overlay.go`, `createSnapshot`, and those of the others).
+fn is_in_the_way(root: &Tree, path: &Path, store: &Snapshotter) -> bool {
+    let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
+    let number = name.parse::<u64>().ok().filter(|number| number.to_string() == name);
+    number.is_some_and(|number| number > store.sequence)
+        && !root.list(path).is_ok_and(|entries| entries.is_empty())
+}
+
 /// Checks every snapshot's directory, and counts the inodes of committed ones.
 pub(super) fn check_snapshots(
     look: &Look<'_>,
@@ -60,8 +70,14 @@ pub(super) fn check_snapshots(
     match look.root.list(&snapshots(worker)) {
         Ok(names) => {
             for (name, _) in names {
-                if !name.0.to_str().is_some_and(|name| ids.contains(name)) {
-                    let path = snapshots(worker).join(&name.0);
+                if name.0.to_str().is_some_and(|name| ids.contains(name)) {
+                    continue;
+                }
+                let path = snapshots(worker).join(&name.0);
+                if is_in_the_way(look.root, &path, store) {
+                    let detail = "a new snapshot is to have its number: the build that makes it fails, once";
+                    findings.add(FindingKind::SnapshotDirectoryTaken, Subject::file(&path), detail);
+                } else {
                     let detail = "no snapshot has this directory";
                     findings.add(FindingKind::SnapshotDirectoryOrphaned, Subject::file(&path), detail);
                 }

@@ -37,7 +37,7 @@ pub(super) fn of_root(tree: &Tree, text: impl Fn(&Path) -> Option<String>) -> Op
 
 /// What a machine's list of users has of one.
 pub(super) struct User {
-    name: String,
+    pub(super) name: String,
     pub(super) home: PathBuf,
 }
 

@@ -424,8 +424,16 @@ pub(super) fn names(
             if let Some(stored) = store.snapshots.get(name) {
                 stored_parent(key, stored, snapshot.parent.as_deref(), containerd, findings);
             } else {
-                let in_use = records.is_some_and(|records| is_committed(records, key));
-                let kind = if !in_use && was_being_committed(key, name, containerd, store) {
+                let in_use = |records| is_in_use(records, key);
+                let is_committed = |records| is_committed(records, key);
+                // A daemon that was stopped in the middle of a commit drops the record of it at its next start, and the
+                // snapshot only with the next collection: until then it may be stopped once more.
+                let unfinished = if was_being_committed(key, name, containerd, store) {
+                    !records.is_some_and(is_committed)
+                } else {
+                    records.is_some_and(|records| !in_use(records)) && !is_parent(key, containerd)
+                };
+                let kind = if unfinished {
                     FindingKind::SnapshotUnfinished
                 } else {
                     FindingKind::SnapshotNameMissing
@@ -447,6 +455,16 @@ pub(super) fn names(
 fn is_committed(records: &Records, key: &str) -> bool {
     let owns = |record: &Record| record.committed && record.equal_mutable.is_none() && record.snapshot == key;
     records.all.values().any(owns)
+}
+
+/// Whether any record, other than those that are being deleted, has its data in the snapshot `key`.
+fn is_in_use(records: &Records, key: &str) -> bool {
+    records.all.values().any(|record| !record.deleted && record.snapshot == key)
+}
+
+/// Whether a snapshot stands on the snapshot `key`.
+fn is_parent(key: &str, containerd: &Containerd) -> bool {
+    containerd.snapshots.values().any(|snapshot| snapshot.parent.as_deref() == Some(key))
 }
 
 /// Whether a daemon may have been stopped in the middle of committing the snapshot `key`: containerd

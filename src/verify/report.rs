@@ -169,6 +169,8 @@ kinds! {
     SnapshotParentsIndex = "snapshot-parents-index", Error;
     /// A snapshot's directory, or the `fs` or `work` in it, is not there.
     SnapshotDirectoryMissing = "snapshot-directory-missing", Error;
+    /// Something stands where a new snapshot's directory is to be: the build that makes it fails.
+    SnapshotDirectoryTaken = "snapshot-directory-taken", Error;
     /// A snapshot's directory holds another number of inodes than was recorded when it was committed.
     SnapshotInodes = "snapshot-inodes", Error;
     /// The daemon was stopped while it committed this snapshot: it makes it anew.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::command::{Ended, run};
-use super::warmkit::{bake, warmkit};
+use super::warmkit::warmkit;
 
 /// What a bake does exactly as planned.
 const EXACT: [&str; 13] = [
@@ -31,24 +31,36 @@ const EXACT: [&str; 13] = [
 /// Runs `warmkit plan <arguments> --root <root> --json`.
 #[track_caller]
 pub fn plan(arguments: &[&str], root: &Path) -> Ended {
-    let mut command = warmkit();
-    command.arg("plan").args(arguments).arg("--json").arg("--root").arg(root);
-    run(&mut command, Duration::from_secs(60))
+    of("plan", arguments, &["--root", root.to_str().unwrap()])
+}
+
+/// Runs `warmkit <command> <arguments> <place> --json`.
+#[track_caller]
+fn of(command: &str, arguments: &[&str], place: &[&str]) -> Ended {
+    let mut all = warmkit();
+    all.arg(command).args(arguments).arg("--json").args(place);
+    run(&mut all, Duration::from_secs(180))
 }
 
 /// Plans a bake for such hosts and bakes: checks that planning left everything beside the root as it was, and that it
 /// told what then happened; gives the plan.
 #[track_caller]
 pub fn bake_as_planned(arguments: &[&str], hosts: &[&str], root: &Path) -> Value {
+    bake_at_as_planned(arguments, hosts, &["--root", root.to_str().unwrap()], root)
+}
+
+/// As [`bake_as_planned`], where `place` says to both commands where the root is.
+#[track_caller]
+pub fn bake_at_as_planned(arguments: &[&str], hosts: &[&str], place: &[&str], root: &Path) -> Value {
     let around = root.ancestors().skip(1).find(|path| path.exists()).unwrap();
     let before = tree(around);
-    let planned = plan(&[arguments, hosts].concat(), root);
+    let planned = of("plan", &[arguments, hosts].concat(), place);
     assert_eq!(tree(around), before, "planning changed something");
     let code = planned.status.code();
     let planned: Value = planned.stdout.parse().unwrap_or_else(|e| panic!("{e}: {}", planned.stderr));
     assert_eq!((code, &planned["refusals"]), (Some(0), &Value::Array(Vec::new())), "{planned:#}");
 
-    let baked = bake(&[arguments, &["--json"]].concat(), root).expect_success("bake");
+    let baked = of("bake", arguments, place).expect_success("bake");
     let baked: Value = baked.stdout.parse().unwrap();
     for member in EXACT {
         assert_eq!(planned[member], baked[member], "{member}");

@@ -11,6 +11,7 @@
 
 pub mod agent;
 pub mod azurite;
+pub mod bolt_tree;
 pub mod build;
 pub mod buildx;
 pub mod cases;

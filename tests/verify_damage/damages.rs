@@ -369,6 +369,14 @@ pub const ALL: &[Damage] = &[
     ("directory of no snapshot", SnapshotDirectoryOrphaned, |r| {
         fs::create_dir(r.worker("snapshots/snapshots/new-123")).unwrap();
     }),
+    ("directory of a snapshot that is to come", SnapshotDirectoryTaken, |r| {
+        let next = r.read("snapshots").at(&STORED).sequence + 1;
+        fs::create_dir_all(r.worker(&format!("snapshots/snapshots/{next}/fs"))).unwrap();
+    }),
+    ("empty directory of a snapshot that is to come", SnapshotDirectoryOrphaned, |r| {
+        let next = r.read("snapshots").at(&STORED).sequence + 1;
+        fs::create_dir(r.worker(&format!("snapshots/snapshots/{next}"))).unwrap();
+    }),
     ("child that does not exist", SnapshotChildGone, |r| {
         r.edit("containerd", |t| {
             let snapshots = t.at(&SNAPSHOTS);

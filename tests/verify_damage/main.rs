@@ -11,7 +11,6 @@
     unreachable_pub
 )]
 
-mod bolt_tree;
 mod damages;
 mod hostile;
 mod parts;
@@ -23,7 +22,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::Command;
 
-use bolt_tree::Tree;
+use support::bolt_tree::{self, Tree};
 use support::{Scratch, demo};
 use warmkit::progress::Silent;
 use warmkit::verify::{self, FindingKind, Report, Severity};

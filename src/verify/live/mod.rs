@@ -9,13 +9,17 @@
 //!                                          copied ──►  active ones with a parent
 //! ```
 //!
+//! With the native snapshotter, whose directories are bound into builds as they are, overlays serve all active ones.
+//!
 //! The daemon runs in a mount namespace of its own, in which the root is mounted read-only: the kernel
 //! sees to it that the root stays as it is, whatever the build does and however the daemon ends, and no
-//! mount of the daemon outlives it. What the build writes goes to the scratch directory. A shell between us and the
+//! mount of the daemon outlives it. The daemon of a rootless root runs as its user, in a user namespace. What the build writes goes to the scratch directory. A shell between us and the
 //! daemon ends it, and removes the scratch directory, also when this process is killed.
 
+mod runner;
 mod view;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,7 +29,10 @@ use serde::Serialize;
 
 use crate::daemon::{self, Build, Daemon, Outcome, Search, Start};
 use crate::fsutil;
-use crate::root::Root;
+use crate::root::{self, Root, Worker};
+
+use runner::Runner;
+use view::View;
 
 pub use crate::daemon::{DEFAULT_IMAGE, Step, StepStatus};
 
@@ -105,16 +112,35 @@ pub enum LiveError {
     },
 }
 
+fn fail(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LiveError + use<> {
+    let path = path.to_owned();
+    move |source| LiveError::View { action, path, source }
+}
+
+/// The worker that a daemon of this root would have. Of several, which daemons with other snapshotters left beside each
+/// other, it is the last one's: at its start a daemon takes away the results of all others.
+fn worker(root: &Root) -> Result<PathBuf, LiveError> {
+    if let [worker] = root.workers.as_slice() {
+        return Ok(worker.clone());
+    }
+    let state = root.read().map_err(LiveError::Root)?;
+    let mut results: BTreeMap<&str, usize> = BTreeMap::new();
+    for (worker, _) in
+        state.solver.iter().flat_map(|solver| solver.results.values().flatten()).filter_map(|r| r.of.as_ref())
+    {
+        *results.entry(worker).or_default() += 1;
+    }
+    let results = |worker: &&Worker| worker.id.as_deref().and_then(|id| results.get(id)).copied();
+    let last = state.workers.iter().max_by_key(results);
+    Ok(last.map_or_else(|| PathBuf::from("runc-overlayfs"), |worker| worker.path.clone()))
+}
+
 /// Builds on a throwaway view of `root` and tells which steps were CACHED. The root stays untouched, byte
 /// for byte; neither layers nor blobs are copied.
 ///
 /// # Errors
 /// The build could not be run. A build that fails is a report, see [`LiveReport::failure`].
 pub fn live(root: &Path, options: &LiveOptions) -> Result<LiveReport, LiveError> {
-    let fail = |action, path: &Path| {
-        let path = path.to_owned();
-        move |source| LiveError::View { action, path, source }
-    };
     if !fsutil::is_root() {
         return Err(daemon::Error::NotRoot { purpose: "a live verification" }.into());
     }
@@ -131,15 +157,21 @@ pub fn live(root: &Path, options: &LiveOptions) -> Result<LiveReport, LiveError>
 
     let is_stopped = || options.interrupted.load(Ordering::Relaxed);
     let tools = daemon::find(&options.search, run.path(), &is_stopped)?;
-    let view = view::View::make(&opened.tree, &opened.workers, scratch.path())?;
+    let runner = Runner::of(&opened.tree, run.path())?;
+    for directory in [run.path(), scratch.path()] {
+        runner.own(directory)?;
+    }
+    let worker = worker(&opened)?;
+    let view = View::make(&opened.tree, &worker, &runner, scratch.path())?;
     let start = Start {
         root: &view.root,
         run: run.path(),
         scratch: scratch.path(),
         config: options.buildkitd_config.as_deref(),
-        snapshotter: "overlayfs",
+        snapshotter: root::snapshotter_of(&worker),
+        through: &runner.through,
         arguments: &[],
-        environment: &[],
+        environment: &runner.environment,
         is_stopped: &is_stopped,
     };
     let daemon = Daemon::start(&tools, &start, || view.enter())?;

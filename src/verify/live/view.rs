@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use rustix::fs::Mode;
+use rustix::fs::{Mode, StatVfsMountFlags};
 use rustix::mount::MountFlags;
 
-use super::LiveError;
+use super::runner::Runner;
+use super::{LiveError, fail};
 use crate::daemon::output;
 use crate::fsutil;
 use crate::root::fault::Faults;
@@ -19,11 +20,12 @@ use crate::root::{self, FaultKind, Kind, Snapshotter};
 
 /// A view under construction: what has to be mounted waits for the daemon's mount namespace.
 #[derive(Debug)]
-pub(super) struct View {
+pub(super) struct View<'a> {
     /// The daemon's root.
     pub(super) root: PathBuf,
     /// The real root, canonical.
     original: PathBuf,
+    runner: &'a Runner,
     overlays: Vec<Overlay>,
 }
 
@@ -36,31 +38,43 @@ struct Overlay {
     target: PathBuf,
 }
 
-fn fail(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LiveError + use<> {
-    let path = path.to_owned();
-    move |source| LiveError::View { action, path, source }
-}
-
-fn make_directory(path: &Path) -> Result<(), LiveError> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(fail("make", path))
-}
-
-impl View {
-    /// Makes the view in `scratch`.
-    pub(super) fn make(tree: &Tree, workers: &[PathBuf], scratch: &Path) -> Result<Self, LiveError> {
+impl<'a> View<'a> {
+    /// Makes the view of a worker in `scratch`, for who runs its daemon.
+    pub(super) fn make(
+        tree: &Tree,
+        worker: &Path,
+        runner: &'a Runner,
+        scratch: &Path,
+    ) -> Result<Self, LiveError> {
         let root = scratch.join("root");
-        make_directory(&root)?;
-        let mut view = Self { root, original: tree.path.clone(), overlays: Vec::new() };
+        let mut view = Self { root, original: tree.path.clone(), runner, overlays: Vec::new() };
+        view.make_directory(&view.root)?;
         view.copy(tree, Path::new("cache.db"))?;
-        for worker in workers {
-            make_directory(&view.root.join(worker))?;
-            for name in ["metadata_v2.db", "containerdmeta.db", "workerid"] {
-                view.copy(tree, &worker.join(name))?;
-            }
-            view.blobs(tree, worker)?;
-            view.snapshots(tree, worker, scratch)?;
+        view.make_directory(&view.root.join(worker))?;
+        for name in ["metadata_v2.db", "containerdmeta.db", "workerid"] {
+            view.copy(tree, &worker.join(name))?;
         }
+        view.blobs(tree, worker)?;
+        view.snapshots(tree, worker, scratch)?;
         Ok(view)
+    }
+
+    /// Makes a directory for the daemon, in one that is there.
+    fn make_directory(&self, path: &Path) -> Result<(), LiveError> {
+        fs::DirBuilder::new().mode(0o700).create(path).map_err(fail("make", path))?;
+        self.runner.own(path)
+    }
+
+    /// Makes all directories above one for the daemon, and it.
+    fn make_directories(&self, below: &Path, path: &Path) -> Result<(), LiveError> {
+        let mut at = below.to_owned();
+        for name in path {
+            at.push(name);
+            if !at.is_dir() {
+                self.make_directory(&at)?;
+            }
+        }
+        Ok(())
     }
 
     /// Copies a file; one that is missing stays missing, which is what the build is to see.
@@ -76,7 +90,10 @@ impl View {
         let target = self.root.join(path);
         fs::write(&target, bytes).map_err(fail("write", &target))?;
         let mode = Mode::from_raw_mode(0o600);
-        rustix::fs::chmod(&target, mode).map_err(io::Error::from).map_err(fail("change the mode of", &target))
+        rustix::fs::chmod(&target, mode)
+            .map_err(io::Error::from)
+            .map_err(fail("change the mode of", &target))?;
+        self.runner.own(&target)
     }
 
     fn link(&self, path: &Path) -> Result<(), LiveError> {
@@ -86,7 +103,7 @@ impl View {
 
     fn blobs(&self, tree: &Tree, worker: &Path) -> Result<(), LiveError> {
         let directory = files::blobs(worker);
-        make_directory(&self.root.join(&directory))?;
+        self.make_directories(&self.root, &directory)?;
         for (name, _) in tree.list(&directory).unwrap_or_default() {
             self.link(&directory.join(&name.0))?;
         }
@@ -95,7 +112,7 @@ impl View {
 
     fn snapshots(&mut self, tree: &Tree, worker: &Path, scratch: &Path) -> Result<(), LiveError> {
         let directory = files::snapshots(worker);
-        make_directory(&self.root.join(&directory))?;
+        self.make_directories(&self.root, &directory)?;
         let path = worker.join("snapshots/metadata.db");
         self.copy(tree, &path)?;
         let store = self.store(tree, &path)?;
@@ -105,10 +122,12 @@ impl View {
             .filter(|stored| stored.kind == Kind::Active)
             .map(|stored| (stored.id.to_string(), stored.parent.is_some()))
             .collect();
+        let has_upper = files::has_upper(root::snapshotter_of(worker));
         for (name, _) in tree.list(&directory).unwrap_or_default() {
             let path = directory.join(&name.0);
             match name.0.to_str().and_then(|name| Some((name, *active.get(name)?))) {
-                Some((id, has_parent)) => self.active(&path, id, has_parent, scratch)?,
+                Some((id, has_parent)) if has_upper => self.active(&path, id, has_parent, scratch)?,
+                Some((id, _)) => self.active_tree(&path, id, scratch)?,
                 None => self.link(&path)?,
             }
         }
@@ -130,9 +149,11 @@ impl View {
 
     /// A snapshot that the daemon may write to.
     fn active(&mut self, path: &Path, id: &str, has_parent: bool, scratch: &Path) -> Result<(), LiveError> {
-        let (lower, target) = (self.original.join(path).join("fs"), self.root.join(path).join("fs"));
-        make_directory(&target)?;
-        make_directory(&self.root.join(path).join("work"))?;
+        let (lower, at) = (self.original.join(path).join("fs"), self.root.join(path));
+        let target = at.join("fs");
+        for directory in [&at, &target, &at.join("work")] {
+            self.make_directory(directory)?;
+        }
         // Missing in the root: missing in the view, but for an empty directory.
         if !lower.is_dir() {
             return Ok(());
@@ -142,13 +163,43 @@ impl View {
             let mut command = Command::new("cp");
             command.args(["-a", "--reflink=auto", "--"]).arg(lower.join(".")).arg(&target);
             output(&mut command)?;
-        } else {
-            let over = scratch.join("active").join(id);
-            let (upper, work) = (over.join("upper"), over.join("work"));
-            make_directory(&upper)?;
-            make_directory(&work)?;
-            self.overlays.push(Overlay { lower, upper, work, target });
+            return Ok(());
         }
+        self.overlay(lower, target, id, scratch)
+    }
+
+    /// The same of a snapshotter whose snapshots are whole trees. Where it stands is a link, which the daemon can take
+    /// away, as it cannot a mount point.
+    fn active_tree(&mut self, path: &Path, id: &str, scratch: &Path) -> Result<(), LiveError> {
+        let lower = self.original.join(path);
+        if !lower.is_dir() {
+            return self.link(path);
+        }
+        let target = scratch.join("active").join(id).join("tree");
+        self.make_directories(scratch, &Path::new("active").join(id).join("tree"))?;
+        let link = self.root.join(path);
+        symlink(&target, &link).map_err(fail("make", &link))?;
+        self.overlay(lower, target, id, scratch)
+    }
+
+    /// Has a directory written to at `target`, not where it is.
+    fn overlay(
+        &mut self,
+        lower: PathBuf,
+        target: PathBuf,
+        id: &str,
+        scratch: &Path,
+    ) -> Result<(), LiveError> {
+        let over = Path::new("active").join(id);
+        for name in ["upper", "work"] {
+            self.make_directories(scratch, &over.join(name))?;
+        }
+        let (upper, work) = (scratch.join(&over).join("upper"), scratch.join(over).join("work"));
+        // Its own attributes are those that the mount shows.
+        let of = lower.metadata().map_err(fail("look at", &lower))?;
+        chown(&upper, Some(of.uid()), Some(of.gid())).map_err(fail("change the owner of", &upper))?;
+        fs::set_permissions(&upper, of.permissions()).map_err(fail("change the mode of", &upper))?;
+        self.overlays.push(Overlay { lower, upper, work, target });
         Ok(())
     }
 
@@ -163,7 +214,7 @@ impl View {
         let root = &self.original;
         rustix::mount::mount_bind_recursive(root, root).map_err(mount("bind", root))?;
         for point in mounts_at_or_below(root)? {
-            let read_only = MountFlags::BIND | MountFlags::RDONLY;
+            let read_only = MountFlags::BIND | MountFlags::RDONLY | kept(&point)?;
             rustix::mount::mount_remount(&point, read_only, c"").map_err(mount("make read-only", &point))?;
         }
         for overlay in &self.overlays {
@@ -174,6 +225,10 @@ impl View {
                 options.extend_from_slice(name.as_bytes());
                 fsutil::escape_overlay_option(path, &mut options);
             }
+            // In a namespace no other marks can be made.
+            if self.runner.in_namespace {
+                options.extend_from_slice(b",userxattr");
+            }
             let options = std::ffi::CString::new(options).map_err(io::Error::from);
             let options = options.map_err(fail("mount", &overlay.target))?;
             rustix::mount::mount("overlay", &overlay.target, "overlay", MountFlags::empty(), &*options)
@@ -181,6 +236,18 @@ impl View {
         }
         Ok(())
     }
+}
+
+/// What a user namespace may not take away from a mount that it was given.
+fn kept(point: &Path) -> Result<MountFlags, LiveError> {
+    let found = rustix::fs::statvfs(point).map_err(io::Error::from).map_err(fail("look at", point))?.f_flag;
+    let flags = [
+        (StatVfsMountFlags::NOSUID, MountFlags::NOSUID),
+        (StatVfsMountFlags::NODEV, MountFlags::NODEV),
+        (StatVfsMountFlags::NOEXEC, MountFlags::NOEXEC),
+    ];
+    let kept = flags.into_iter().filter(|(flag, _)| found.contains(*flag)).map(|(_, flag)| flag);
+    Ok(kept.fold(MountFlags::empty(), MountFlags::union))
 }
 
 /// Mount points at and below `root`, outermost first.

@@ -47,6 +47,14 @@ impl Tree {
         }
     }
 
+    /// Makes it a database with such pages, in place of one that is there.
+    #[track_caller]
+    pub fn save(&self, path: &Path, pages: PageSize) {
+        let mut bucket = Bucket::new();
+        self.write(&mut bucket);
+        fs::write(path, bucket.to_bytes(pages).unwrap()).unwrap();
+    }
+
     /// The bucket at the end of a path.
     #[track_caller]
     pub fn at(&mut self, path: &[&str]) -> &mut Tree {
@@ -117,11 +125,9 @@ impl Tree {
 /// Changes a database in place, its mode kept.
 #[track_caller]
 pub fn edit(path: &Path, change: impl FnOnce(&mut Tree)) {
-    let mut tree = Tree::read(Database::open(path).unwrap().root());
+    let mut tree = read(path);
     change(&mut tree);
-    let mut bucket = Bucket::new();
-    tree.write(&mut bucket);
-    fs::write(path, bucket.to_bytes(PageSize::DEFAULT).unwrap()).unwrap();
+    tree.save(path, PageSize::DEFAULT);
 }
 
 /// Reads a database.
