@@ -134,9 +134,9 @@ fn recovers(snapshotter: &'static str) {
     request.platform = Some("linux/amd64".into());
     let start = |root: &Path| Daemon::start_on(&tools, root, &registry, snapshotter);
 
-    let states: [(&str, fn(&Root)); 2] =
-        [("in-a-commit", in_a_commit), ("in-a-commit-and-again", in_a_commit_and_again)];
-    for (name, state) in states {
+    for (name, state) in
+        [("in-a-commit", in_a_commit as fn(&Root)), ("in-a-commit-and-again", in_a_commit_and_again)]
+    {
         let (root, report) = left(&good, &scratch, state, name);
         assert_eq!(report.findings, [], "{name}");
         assert!(

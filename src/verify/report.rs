@@ -169,11 +169,11 @@ kinds! {
     SnapshotParentsIndex = "snapshot-parents-index", Error;
     /// A snapshot's directory, or the `fs` or `work` in it, is not there.
     SnapshotDirectoryMissing = "snapshot-directory-missing", Error;
-    /// Something stands where a new snapshot's directory is to be: the build that makes it fails.
+    /// A killed daemon left what is in the way of a new snapshot: the build that makes it fails, and removes that.
     SnapshotDirectoryTaken = "snapshot-directory-taken", Error;
     /// A snapshot's directory holds another number of inodes than was recorded when it was committed.
     SnapshotInodes = "snapshot-inodes", Error;
-    /// The daemon was stopped while it committed this snapshot: it makes it anew.
+    /// A daemon was stopped while it committed this snapshot: the next one makes it anew, or collects what is left.
     SnapshotUnfinished = "snapshot-unfinished", Note;
     /// A snapshot that neither a lease nor another snapshot holds.
     SnapshotUnused = "snapshot-unused", Note;
