@@ -16,7 +16,7 @@ use tempfile::TempDir;
 /// File systems that may write fewer bytes than they are given: btrfs, ZFS, bcachefs.
 const COMPRESSING: [u32; 3] = [0x9123_683e, 0x2fc1_2fc1, 0xca45_1a4e];
 /// `TMPFS_MAGIC` of `linux/magic.h`.
-const TMPFS: i64 = 0x0102_1994;
+const TMPFS: u32 = 0x0102_1994;
 
 /// How much room a file system has, for root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,18 +34,18 @@ pub struct Room {
 /// How much room there is on the file system of `path`.
 pub fn room(path: &Path) -> io::Result<Room> {
     let stat = rustix::fs::statvfs(path)?;
-    let magic = rustix::fs::statfs(path)?.f_type;
     Ok(Room {
         bytes: stat.f_blocks.saturating_mul(stat.f_frsize),
         free_bytes: stat.f_bfree.saturating_mul(stat.f_frsize),
         inodes: (stat.f_files > 0).then_some((stat.f_files, stat.f_ffree)),
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "magic numbers have 32 bits"
-        )]
-        compresses: COMPRESSING.contains(&(magic as u32)),
+        compresses: COMPRESSING.contains(&magic(path)?),
     })
+}
+
+/// What kind of file system it is: `linux/magic.h`.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "magic numbers have 32 bits")]
+fn magic(path: &Path) -> io::Result<u32> {
+    Ok(rustix::fs::statfs(path)?.f_type as u32)
 }
 
 /// How much room there is where `path` is or would be made: on the file system of the nearest of its ancestors that
@@ -68,7 +68,7 @@ pub fn is_read_only(path: &Path) -> io::Result<bool> {
 
 /// Whether `path` is on a tmpfs.
 pub fn is_on_tmpfs(path: &Path) -> io::Result<bool> {
-    Ok(i64::try_from(rustix::fs::statfs(path)?.f_type) == Ok(TMPFS))
+    Ok(magic(path)? == TMPFS)
 }
 
 /// Whether files on the file system of `path`, which is one that can be read, may have `user.*` attributes.

@@ -41,11 +41,16 @@ fn offered(words: &[&str]) -> BTreeSet<String> {
 
 #[test]
 fn bash_completes_commands_flags_and_values() {
-    let cases: [(&[&str], &[&str]); 5] = [
+    let cases: [(&[&str], &[&str]); 7] = [
         (&["warmkit", "ba"], &["bake"]),
         (&["warmkit", "keys", "pu"], &["pull", "push"]),
         (&["warmkit", "bake", "--allow"], &["--allow-unkeyed"]),
         (&["warmkit", "bake", "--images", ""], &["auto", "none"]),
+        (&["warmkit", "bake", "--for", "bu"], &["buildx:"]),
+        (
+            &["warmkit", "hydrate", "--for", ""],
+            &["auto", "buildx:", "containerd", "containerd:", "host", "rootless", "rootless:"],
+        ),
         (&["warmkit", "completion", ""], &["bash", "fish", "zsh"]),
     ];
     for (words, expected) in cases {

@@ -18,6 +18,7 @@ use support::cases::{Case, Origin, assert_warm};
 use support::command::{Ended, run};
 use support::daemon::check_databases;
 use support::dockerd::Docker;
+use support::files::copy_tree;
 use support::packer::{TEMPLATES, list, packer, run_packer_with, tar_of};
 use support::{Tools, World, tools};
 
@@ -174,6 +175,7 @@ fn the_volume_of_a_builder_with_docker_running() {
     assert_eq!(host.volumes(), [""; 0]);
 
     packer_bakes(&host, &options);
+    refuses_the_state_of_dockers_own_builder(&host);
     refuses_what_it_cannot_write(&host, &options);
     host.docker.stop();
 }
@@ -211,6 +213,26 @@ fn packer_bakes(host: &Host, options: &str) {
     host.docker.shell(&format!("docker buildx create --name packed --driver docker-container {options}"));
     host.is_warm("packed");
     host.docker.shell("docker buildx rm packed");
+}
+
+/// As a real dockerd has made it: where it keeps it, below, and where it is a copy that only its files tell of.
+fn refuses_the_state_of_dockers_own_builder(host: &Host) {
+    let state = host.docker.data_root().join("buildkit");
+    let copy = host.world.scratch.join("kept");
+    copy_tree(&state, &copy);
+    for path in [state.join("mine"), state, copy.join("mine"), copy] {
+        let path = path.to_str().unwrap();
+        for command in [&["verify"][..], &["bake", &host.origin.cache]] {
+            let ended = host.warmkit(&[command, &["--root", path]].concat());
+            assert_eq!(ended.status.code(), Some(2), "{path}: {}", ended.stderr);
+            for said in
+                ["dockerd's image store", "`docker buildx create --name warm --driver docker-container`"]
+            {
+                assert!(ended.stderr.contains(said), "{path}: no {said:?} in {}", ended.stderr);
+            }
+        }
+        assert!(!Path::new(path).ends_with("mine") || !Path::new(path).exists());
+    }
 }
 
 /// Builders whose root is elsewhere, or of another kind.

@@ -157,18 +157,18 @@ impl Machine {
     fn refuses(&self, target: &str, code: i32, said: &[&str]) {
         let before = tree(self.scratch.path());
         for arguments in [self.bake(target), self.plan(target)] {
-            self.says(&self.as_root(&[], &arguments), code, said);
+            says(&self.as_root(&[], &arguments), code, said);
         }
         assert_eq!(tree(self.scratch.path()), before, "{target}: something changed");
     }
+}
 
-    #[track_caller]
-    fn says(&self, ended: &Ended, code: i32, said: &[&str]) {
-        let all = format!("{}{}", ended.stdout, ended.stderr);
-        assert_eq!(ended.status.code(), Some(code), "{all}");
-        for said in said {
-            assert!(all.contains(said), "no {said:?} in {all}");
-        }
+#[track_caller]
+fn says(ended: &Ended, code: i32, said: &[&str]) {
+    let all = format!("{}{}", ended.stdout, ended.stderr);
+    assert_eq!(ended.status.code(), Some(code), "{all}");
+    for said in said {
+        assert!(all.contains(said), "no {said:?} in {all}");
     }
 }
 
@@ -213,7 +213,7 @@ fn a_range_that_lacks_an_owner_is_told_with_the_line_that_is_missing() {
         "cannot give \"dir/owned\" to its owner: user 70000 is none of those that the user namespace has (0-65536)",
         "`ci:265536:4464` in /etc/subuid",
     ];
-    machine.says(&ended, 1, &said);
+    says(&ended, 1, &said);
     // It was found in the midst of a layer.
     assert_eq!(fs::read_dir(machine.home()).unwrap().count(), 0);
 
@@ -231,7 +231,7 @@ fn a_namespace_that_lacks_an_owner_is_told_so() {
         return;
     }
     let ended = machine.as_user(&[], &NAMESPACE, &machine.bake("rootless"));
-    machine.says(&ended, 1, &["user 70000 is none of those", "`ci:265536:4464` in /etc/subuid"]);
+    says(&ended, 1, &["user 70000 is none of those", "`ci:265536:4464` in /etc/subuid"]);
     assert_eq!(fs::read_dir(machine.home()).unwrap().count(), 0);
 }
 
@@ -265,7 +265,7 @@ fn a_plain_user_is_told_how_to_bake() {
     let root = machine.path("root").display().to_string();
     for target in ["rootless", "rootless:ci"] {
         let ended = machine.as_user(&[], &[], &machine.bake(target));
-        machine.says(&ended, 1, &["baking needs root", "`rootlesskit warmkit bake … --for rootless`"]);
+        says(&ended, 1, &["baking needs root", "`rootlesskit warmkit bake … --for rootless`"]);
         // What changes nothing needs no namespace.
         let planned = machine.as_user(&[], &[], &machine.plan(target)).expect_success("plan");
         assert!(
@@ -276,12 +276,12 @@ fn a_plain_user_is_told_how_to_bake() {
     }
     for arguments in [["--for", "host"], ["--root", &root]] {
         let ended = machine.as_user(&[], &[], &[&machine.bake("host")[..3], &arguments].concat());
-        machine.says(&ended, 1, &["baking needs root", "run it under sudo"]);
+        says(&ended, 1, &["baking needs root", "run it under sudo"]);
         assert!(!ended.stderr.contains("rootlesskit"), "{}", ended.stderr);
     }
     // Without what makes a namespace, that is named too.
     let ended = machine.as_user_with("/nonexistent", &[], &[], &machine.bake("rootless"));
-    machine.says(&ended, 1, &["$PATH has no rootlesskit, newuidmap, newgidmap: install", "uidmap"]);
+    says(&ended, 1, &["$PATH has no rootlesskit, newuidmap, newgidmap: install", "uidmap"]);
     assert_eq!(tree(machine.scratch.path()), before);
 }
 
@@ -312,14 +312,14 @@ fn a_namespace_has_one_user() {
     let before = tree(&machine.home());
     for user in ["root", ""] {
         let ended = machine.as_user(&[("USER", user)], &NAMESPACE, &machine.bake("rootless"));
-        machine.says(&ended, 2, &["set USER to the user's name"]);
+        says(&ended, 2, &["set USER to the user's name"]);
     }
     let ended = machine.as_user(&[], &NAMESPACE, &machine.bake("rootless:other"));
-    machine.says(&ended, 2, &["that of its owner: --for rootless"]);
+    says(&ended, 2, &["that of its owner: --for rootless"]);
     let ended = machine.as_user(&[("HOME", "")], &NAMESPACE, &machine.bake("rootless"));
-    machine.says(&ended, 1, &["$HOME says no directory"]);
+    says(&ended, 1, &["$HOME says no directory"]);
     let ended = machine.as_user(&[("XDG_DATA_HOME", "data")], &NAMESPACE, &machine.bake("rootless"));
-    machine.says(&ended, 1, &["$XDG_DATA_HOME is \"data\"", "make it absolute"]);
+    says(&ended, 1, &["$XDG_DATA_HOME is \"data\"", "make it absolute"]);
     assert_eq!(tree(&machine.home()), before);
     // Of several the first, as the daemon has it.
     let data = machine.home().join("data");
@@ -342,12 +342,12 @@ fn a_home_without_marks_is_refused() {
     ] {
         machine.setup = format!("mount -t {kind} {kind} '{data}' && chown {ID}:{ID} '{data}'");
         let ended = machine.as_root(&[], &[&machine.bake("rootless:ci")[..], more].concat());
-        machine.says(&ended, 1, &[said, "--snapshotter native"]);
+        says(&ended, 1, &[said, "--snapshotter native"]);
         let ended = machine.as_root(&[], &[&machine.plan("rootless:ci")[..], more].concat());
-        machine.says(&ended, 1, &[said, "--snapshotter native"]);
+        says(&ended, 1, &[said, "--snapshotter native"]);
         if has_rootlesskit() {
             let ended = machine.as_user(&[], &NAMESPACE, &[&machine.bake("rootless")[..], more].concat());
-            machine.says(&ended, 1, &[said]);
+            says(&ended, 1, &[said]);
         }
     }
     machine.setup = format!("mount -t tmpfs tmpfs '{data}' && chown {ID}:{ID} '{data}'");
@@ -367,7 +367,7 @@ fn a_read_only_directory_is_refused_for_every_kind_of_root() {
     let said = ["/home is mounted read-only, nothing was changed", "remount,rw"];
     machine.refuses("rootless:ci", 1, &said);
     if has_rootlesskit() {
-        machine.says(&machine.as_user(&[], &NAMESPACE, &machine.bake("rootless")), 1, &said);
+        says(&machine.as_user(&[], &NAMESPACE, &machine.bake("rootless")), 1, &said);
     }
     let root = machine.home().join("root").display().to_string();
     let elsewhere: [&[&str]; 5] = [
@@ -380,7 +380,7 @@ fn a_read_only_directory_is_refused_for_every_kind_of_root() {
     for more in elsewhere {
         for command in ["bake", "plan"] {
             let ended = machine.as_root(&[], &[&[command, &machine.cache, "--allow-unkeyed"], more].concat());
-            machine.says(&ended, 1, &said);
+            says(&ended, 1, &said);
         }
     }
 }
@@ -408,7 +408,7 @@ fn what_the_users_daemon_is_told_counts() {
     assert_eq!(limit(&gc(&[])), 3_000_000);
     machine.config(unit, &format!("{start} --oci-worker-gc-keepstorage much\n"));
     let said = ["buildkitd.toml: --oci-worker-gc-keepstorage = \"much\""];
-    machine.says(&machine.as_root(&[], &machine.plan("rootless:ci")), 1, &said);
+    says(&machine.as_root(&[], &machine.plan("rootless:ci")), 1, &said);
     machine.config(toml, "[worker.oci\n");
     machine.refuses("rootless:ci", 1, &[".config/buildkit/buildkitd.toml: TOML parse error"]);
 

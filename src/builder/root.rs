@@ -109,7 +109,7 @@ impl Root {
     /// The same in another directory, where it is in no volume.
     #[must_use]
     pub fn moved_to(self, path: &Path) -> Self {
-        Self::of(path.to_owned(), self.kind.clone())
+        Self::of(path.to_owned(), self.kind.clone()).told(self.told.clone())
     }
 
     /// What its daemon finds.

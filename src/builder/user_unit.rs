@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use super::Error;
 
 /// The units that start a user's daemon, where packages or their own setup bring one.
-const UNITS: [&str; 2] = ["buildkit.service", "buildkitd.service"];
+pub(super) const UNITS: [&str; 2] = ["buildkit.service", "buildkitd.service"];
 /// Where the units of all users are, below those of the user itself.
 const SHARED: [&str; 5] = [
     "/etc/systemd/user",

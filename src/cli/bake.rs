@@ -41,6 +41,10 @@ Examples:
   warmkit bake ghcr.io/acme/app:cache --keys-from ghcr.io/acme/app:main \\
     --for buildx:ci
 
+  # for the only builder that this host has, whichever it is
+  warmkit bake ghcr.io/acme/app:cache --keys-from ghcr.io/acme/app:main \\
+    --for auto
+
   # for a buildkitd with a containerd worker; its containerd has to run
   warmkit bake ghcr.io/acme/app:cache --keys-from ghcr.io/acme/app:main \\
     --for containerd

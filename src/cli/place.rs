@@ -20,7 +20,7 @@ pub(super) struct Place {
     root: Option<PathBuf>,
 
     /// The root, by whose it is [default: host]
-    #[arg(id = "for", long = "for", value_name = "TARGET", value_hint = ValueHint::Other, value_parser = Targets)]
+    #[arg(id = "for", long = "for", value_name = "TARGET", value_parser = Targets)]
     target: Option<Target>,
 }
 

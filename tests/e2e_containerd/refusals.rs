@@ -54,8 +54,11 @@ fn all_refused(address: &str, said: &[&str]) {
     }
 }
 
+/// What is done with a connection.
+type Answer = fn(UnixStream);
+
 /// Answers each connection, in a thread of its own, for as long as the test runs.
-fn listen(path: &Path, answer: fn(UnixStream)) {
+fn listen(path: &Path, answer: Answer) {
     let listener = UnixListener::bind(path).unwrap();
     thread::spawn(move || {
         for stream in listener.incoming().map_while(Result::ok) {
@@ -83,7 +86,7 @@ fn nobody_listens() {
 fn somebody_else_listens() {
     let scratch = Scratch::new();
     let said = "does not answer as containerd does";
-    let answers: [(&str, fn(UnixStream)); 2] = [
+    let answers: [(&str, Answer); 2] = [
         ("http", |mut stream| {
             let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n");
             let _ = stream.read_to_end(&mut Vec::new());

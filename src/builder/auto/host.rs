@@ -9,6 +9,8 @@ use crate::builder::{Error, Target, unit};
 
 /// Where it listens unless it is told otherwise.
 const SOCKET: &str = "/run/buildkit/buildkitd.sock";
+/// What a bake writes for where nothing is said.
+const DEFAULT_SNAPSHOTTER: &str = "overlayfs";
 const IN_CONTAINERD: Target = Target::Containerd { address: None };
 
 pub(super) fn look(look: &mut Look, daemons: &Processes) {
@@ -129,21 +131,24 @@ fn run_in_containerd(look: &mut Look, process: &Process, settings: &Settings) ->
         Way::For { target: named(address), root: moved },
     ];
     let found = ways.iter().find(|way| way.find().is_ok_and(|found| is_same(&found, &root)));
-    match found {
-        Some(way) => look.sign(way.clone(), shown),
-        None => {
-            let misfit = "is told a namespace or a snapshotter of containerd on its command line: a bake finds them in its \
-                          buildkitd.toml alone"
-                .to_owned();
-            let error = Error::Misfit { whose: shown.clone(), misfit };
-            look.sign_of(IN_CONTAINERD, shown, Err(error));
-        }
+    if let Some(way) = found {
+        look.sign(way.clone(), shown);
+    } else {
+        let misfit = "is told a namespace or a snapshotter of containerd on its command line: a bake finds them in its \
+                      buildkitd.toml alone";
+        let error = Error::Misfit { whose: shown.clone(), misfit: misfit.to_owned() };
+        look.sign_of(IN_CONTAINERD, shown, Err(error));
     }
     Ok(())
 }
 
+/// Whether a bake makes the same of them.
 fn is_same(one: &Root, other: &Root) -> bool {
-    one.path() == other.path() && one.kind() == other.kind()
+    let kind = |root: &Root| {
+        let snapshotter = root.kind().snapshotter.as_deref().unwrap_or(DEFAULT_SNAPSHOTTER).to_owned();
+        (snapshotter, root.kind().containerd.clone())
+    };
+    one.path() == other.path() && kind(one) == kind(other)
 }
 
 #[cfg(test)]

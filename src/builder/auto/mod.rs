@@ -114,8 +114,9 @@ impl Seen {
     /// That no root can be written for it, whatever else there is.
     pub fn is_refused(&self) -> bool {
         self.root.as_ref().is_err_and(|error| {
-            // A daemon of a user without subordinate ids does not start.
-            error.class() == ErrorClass::Choice || matches!(error, Error::NoSubordinateIds { .. })
+            // A daemon of a user without subordinate ids, or without a home, does not start.
+            error.class() == ErrorClass::Choice
+                || matches!(error, Error::NoSubordinateIds { .. } | Error::NoHomeOf { .. })
         })
     }
 }
@@ -357,7 +358,7 @@ mod tests {
         let mut look = Look::default();
         let mut state = || {
             let state = State::at(&mut look, dir.path()).unwrap();
-            let (_, what) = state.shown.rsplit_once("/").unwrap();
+            let (_, what) = state.shown.rsplit_once('/').unwrap();
             (what.split_once(", ").unwrap().1.to_owned(), state.has_oci, state.has_containerd)
         };
         assert_eq!(state(), ("empty".into(), false, false));

@@ -46,14 +46,13 @@ impl Processes {
             match read(&directory, id, &own_map) {
                 Ok(Some(process)) if process.name == "buildkitd" => found.buildkitd.push(process),
                 Ok(Some(process)) => found.dockerd.push(process),
-                Ok(None) => {}
                 // One such tells of all.
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                     look.unseen.push(hidden(directory));
                     break;
                 }
-                // It has ended.
-                Err(_) => {}
+                // Another program, or one that has ended.
+                Ok(None) | Err(_) => {}
             }
         }
         found
@@ -117,7 +116,7 @@ fn arguments(words: &[u8], name: &str) -> Vec<String> {
 impl Process {
     /// How it is called, for people.
     pub(super) fn shown(&self) -> String {
-        let words = [&[self.name.clone()], self.arguments.as_slice()].concat().join(" ");
+        let words = [std::slice::from_ref(&self.name), self.arguments.as_slice()].concat().join(" ");
         format!("process {}, {words}", self.id)
     }
 

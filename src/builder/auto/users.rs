@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::env;
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -9,13 +10,12 @@ use std::path::{Path, PathBuf};
 use super::{Look, Process, Processes, State};
 use crate::builder::rootless::{self, Account};
 use crate::builder::settings::{Settings, argument};
+use crate::builder::user_unit::UNITS;
 use crate::builder::{Error, Target};
 use crate::userns::Owners;
 
 /// Directories of each user who is logged in, by number.
 const RUNTIME: &str = "/run/user";
-/// What the daemon's own unit is called among those of a user.
-const UNIT: &str = "systemd/user/buildkit.service";
 
 /// Whether this process is in a user namespace, from where no other root can be written.
 pub(super) fn is_namespace(look: &mut Look) -> bool {
@@ -27,22 +27,19 @@ pub(super) fn is_namespace(look: &mut Look) -> bool {
 /// Looks for the daemon of who owns this user namespace.
 pub(super) fn look_at_own(look: &mut Look, daemons: &Processes) {
     let target = Target::Rootless { user: None };
-    let root = target.find();
-    let variable = |name: &str| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let home = variable("HOME");
-    let config = variable("XDG_CONFIG_HOME").or_else(|| Some(home.as_ref()?.join(".config")));
-    let mut places = Places::default();
-    if let Some(config) = config {
-        places.config = Some(config.join("buildkit/buildkitd.toml"));
-        places.unit = Some(config.join(UNIT));
-    }
-    places.root = root.ok().map(|root| root.path().to_owned());
-    places.socket = variable("XDG_RUNTIME_DIR").map(|directory| socket(&directory));
+    let home = own("HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+    let mut places = home.map(|home| Places::of(&home, &own)).unwrap_or_default();
+    places.socket = own("XDG_RUNTIME_DIR").map(|directory| socket(Path::new(&directory)));
     places.look(look, &target);
     // Who is root here is the user there.
     for process in daemons.buildkitd.iter().filter(|process| !process.is_contained && process.user == 0) {
         look.sign(target.clone(), process.shown());
     }
+}
+
+/// A variable of this process, where it says something.
+fn own(name: &str) -> Option<OsString> {
+    env::var_os(name).filter(|value| !value.is_empty())
 }
 
 /// Looks for the daemons of all users.
@@ -69,13 +66,14 @@ pub(super) fn look(look: &mut Look, daemons: &Processes) {
     for account in users.values() {
         let target = Target::Rootless { user: Some(account.name.clone()) };
         let mut places = Places::default();
-        // Many that are nobody's have a home that is not theirs.
-        if let Some(home) = &account.home
-            && look.read(home, fs::metadata(home)).is_some_and(|found| found.uid() == account.id)
-        {
-            places.config = Some(home.join(".config/buildkit"));
-            places.unit = Some(home.join(".config").join(UNIT));
-            places.root = Some(home.join(".local/share/buildkit"));
+        if let Some(home) = &account.home {
+            // Many that are nobody's have a home that is not theirs.
+            let is_theirs =
+                look.read(home, fs::metadata(home)).is_some_and(|found| found.uid() == account.id);
+            if is_theirs {
+                let is_caller = rustix::process::geteuid().as_raw() == account.id;
+                places = Places::of(home, &|name| own(name).filter(|_| is_caller));
+            }
         }
         let id = account.id.to_string();
         places.socket = logged_in.contains(&id).then(|| socket(&Path::new(RUNTIME).join(id)));
@@ -103,23 +101,55 @@ fn socket(directory: &Path) -> PathBuf {
 #[derive(Debug, Default)]
 struct Places {
     config: Option<PathBuf>,
-    unit: Option<PathBuf>,
+    units: Vec<PathBuf>,
     socket: Option<PathBuf>,
     root: Option<PathBuf>,
 }
 
 impl Places {
+    /// Those of a home, with these variables of its user.
+    fn of(home: &Path, variable: &dyn Fn(&str) -> Option<OsString>) -> Self {
+        let directory = |name, otherwise: &str| {
+            let value = variable(name).map(PathBuf::from).filter(|path| path.is_absolute());
+            value.unwrap_or_else(|| home.join(otherwise))
+        };
+        let config = directory("XDG_CONFIG_HOME", ".config");
+        Self {
+            units: UNITS.map(|unit| config.join("systemd/user").join(unit)).into(),
+            config: Some(config.join("buildkit")),
+            socket: None,
+            root: Some(directory("XDG_DATA_HOME", ".local/share").join("buildkit")),
+        }
+    }
+
     fn look(&self, look: &mut Look, target: &Target) {
-        let places = [("configuration", &self.config), ("unit", &self.unit), ("socket", &self.socket)];
-        for (what, path) in places {
+        let mut is_seen = false;
+        for (what, path) in [("configuration", &self.config), ("socket", &self.socket)] {
             if let Some(path) = path
                 && look.is_there(path)
             {
                 look.sign(target.clone(), format!("{what} {}", path.display()));
+                is_seen = true;
             }
         }
-        if let Some(state) = self.root.as_ref().and_then(|root| State::at(look, root)) {
-            look.sign(target.clone(), state.shown);
+        for path in &self.units {
+            // One that is empty, or a link to /dev/null, is masked.
+            let unit = look.read(path, fs::metadata(path));
+            if unit.is_some_and(|unit| unit.is_file() && unit.len() > 0) {
+                look.sign(target.clone(), format!("unit {}", path.display()));
+                is_seen = true;
+            }
+        }
+        let mut roots: Vec<PathBuf> = self.root.iter().cloned().collect();
+        if is_seen && let Ok(root) = target.find() {
+            // As its unit and its configuration say.
+            roots.push(root.path().to_owned());
+            roots.dedup();
+        }
+        for root in roots {
+            if let Some(state) = State::at(look, &root) {
+                look.sign(target.clone(), state.shown);
+            }
         }
     }
 }

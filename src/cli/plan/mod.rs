@@ -23,6 +23,9 @@ Examples:
   # what would this bake do here? nothing is written, and no layer pulled
   warmkit plan ghcr.io/acme/app:cache --keys-from ghcr.io/acme/app:main
 
+  # for which root? what this machine shows of its builders is listed
+  warmkit plan ghcr.io/acme/app:cache --for auto
+
   # is a volume of 50 GB enough, for the buildkitd of the image to keep it?
   warmkit plan @caches.txt --keys-from ghcr.io/acme/app:main \\
     --disk-size 50GB --buildkitd-release v0.31.2 \\

@@ -30,66 +30,30 @@ struct Line<'a> {
 #[derive(Serialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 enum Told<'a> {
-    Started {
-        phase: &'static str,
-    },
-    Finished {
-        phase: &'static str,
-        seconds: f64,
-    },
-    Planned {
-        layers: usize,
-        bytes: u64,
-        unpacks: usize,
-    },
-    Progress {
-        bytes: u64,
-        unpacked: usize,
-        bytes_per_second: Option<u64>,
-        seconds_left: Option<f64>,
-    },
-    ToRead {
-        files: usize,
-        bytes: u64,
-    },
-    Read {
-        bytes: u64,
-        bytes_per_second: Option<u64>,
-        seconds_left: Option<f64>,
-    },
-    Downloaded {
-        digest: &'a Digest,
-    },
-    Unpacked {
-        digest: &'a Digest,
-    },
-    Hashed {
-        digest: &'a Digest,
-    },
-    Compared {
-        digest: &'a Digest,
-    },
-    Retry {
-        what: &'a str,
-        failures: u32,
-        seconds: f64,
-        reason: &'a str,
-    },
-    Target {
-        name: Option<String>,
-        root: Option<String>,
-        evidence: &'a [String],
-        taken: bool,
-        reason: Option<String>,
-    },
-    Warning {
-        message: &'a str,
-    },
-    Error {
-        message: &'a str,
-        help: Option<Cow<'static, str>>,
-        exit_code: u8,
-    },
+    Started { phase: &'static str },
+    Finished { phase: &'static str, seconds: f64 },
+    Planned { layers: usize, bytes: u64, unpacks: usize },
+    Progress { bytes: u64, unpacked: usize, bytes_per_second: Option<u64>, seconds_left: Option<f64> },
+    ToRead { files: usize, bytes: u64 },
+    Read { bytes: u64, bytes_per_second: Option<u64>, seconds_left: Option<f64> },
+    Downloaded { digest: &'a Digest },
+    Unpacked { digest: &'a Digest },
+    Hashed { digest: &'a Digest },
+    Compared { digest: &'a Digest },
+    Retry { what: &'a str, failures: u32, seconds: f64, reason: &'a str },
+    Target(Sighted<'a>),
+    Warning { message: &'a str },
+    Error { message: &'a str, help: Option<Cow<'static, str>>, exit_code: u8 },
+}
+
+/// A target that was seen.
+#[derive(Serialize)]
+struct Sighted<'a> {
+    name: Option<String>,
+    root: Option<String>,
+    evidence: &'a [String],
+    taken: bool,
+    reason: Option<String>,
 }
 
 fn line(told: Told<'_>) -> String {
@@ -107,7 +71,7 @@ pub(super) fn target(seen: &Seen, taken: bool) -> String {
     let name = (!matches!(seen.way, Way::Engine(_))).then(|| seen.way.to_string());
     let root = seen.root.as_ref().ok().map(|root| root.path().display().to_string());
     let reason = seen.root.as_ref().err().map(|error| render::chain(error));
-    line(Told::Target { name, root, evidence: &seen.evidence, taken, reason })
+    line(Told::Target(Sighted { name, root, evidence: &seen.evidence, taken, reason }))
 }
 
 /// The line of a warning.
