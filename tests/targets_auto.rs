@@ -167,7 +167,7 @@ impl Machine {
             self.directory(&data(volume)[1..]);
             let said =
                 json!({"Name": volume, "Driver": "local", "Options": null, "Mountpoint": data(volume)});
-            inspect += &format!("    {volume}) echo '{said}' ;;\n");
+            inspect.extend(["    ", volume, ") echo '", &said.to_string(), "' ;;\n"]);
         }
         let info = json!({"DockerRootDir": "/var/lib/docker", "SecurityOptions": []});
         let script = format!(
