@@ -1,8 +1,9 @@
 //! The daemon, and the shell that sees to its end.
 
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -55,8 +56,10 @@ exit "$status"
 pub struct Start<'a> {
     /// Its root.
     pub root: &'a Path,
-    /// Where its socket and log go; removed with `scratch` when this process is killed.
+    /// Where its log goes; removed with `scratch` when this process is killed.
     pub run: &'a Path,
+    /// Where its sockets go: `run`, or a directory in it that is the daemon's own.
+    pub own: &'a Path,
     /// What has its root, and what is mounted for it.
     pub scratch: &'a Path,
     /// Its configuration; `None`: an empty one, not the machine's.
@@ -94,9 +97,9 @@ impl Daemon {
         start: &Start<'_>,
         prepare: impl FnOnce() -> Result<(), E> + Send,
     ) -> Result<Self, E> {
-        let Start { root, run, scratch, .. } = *start;
+        let Start { root, run, own, scratch, .. } = *start;
         let log = run.join("log");
-        let socket = run.join("sock");
+        let socket = own.join("sock");
         let config = if let Some(config) = start.config {
             // A daemon takes a file that is not there for an empty one.
             File::open(config).map_err(io_error("read", config))?;
@@ -104,6 +107,7 @@ impl Daemon {
         } else {
             let path = run.join("buildkitd.toml");
             fs::write(&path, "").map_err(io_error("write", &path))?;
+            fs::set_permissions(&path, Permissions::from_mode(0o644)).map_err(io_error("write", &path))?;
             path
         };
         let logged = File::create(&log).map_err(io_error("make", &log))?;
@@ -115,7 +119,7 @@ impl Daemon {
         // From v0.13 on; before, that socket is there only where tracing was asked for.
         let mut help = Command::new(&tools.buildkitd);
         if output_until(help.arg("--help"), start.is_stopped)?.contains(TRACES) {
-            command.arg(TRACES).arg(run.join("otel.sock"));
+            command.arg(TRACES).arg(own.join("otel.sock"));
         }
         // Nothing here lives long enough to be collected.
         command.args(["--oci-worker=true", "--containerd-worker=false", "--oci-worker-gc=false"]);

@@ -194,6 +194,7 @@ pub fn replay(caches: &[&Cache], options: &Options) -> Result<Replay, Error> {
     let start = Start {
         root: &root,
         run: run.path(),
+        own: run.path(),
         scratch: scratch.path(),
         config: Some(&config),
         // Serves on every file system; there is nothing to be fast with.

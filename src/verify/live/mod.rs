@@ -13,14 +13,17 @@
 //!
 //! The daemon runs in a mount namespace of its own, in which the root is mounted read-only: the kernel
 //! sees to it that the root stays as it is, whatever the build does and however the daemon ends, and no
-//! mount of the daemon outlives it. The daemon of a rootless root runs as its user, in a user namespace. What the build writes goes to the scratch directory. A shell between us and the
-//! daemon ends it, and removes the scratch directory, also when this process is killed.
+//! mount of the daemon outlives it. The daemon of a rootless root runs as its user, in a user namespace. What the build
+//! writes goes to the scratch directory. A shell between us and the daemon ends it, and removes the scratch directory,
+//! also when this process is killed.
 
 mod runner;
 mod view;
 
 use std::collections::BTreeMap;
+use std::fs::{self, Permissions};
 use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -157,15 +160,19 @@ pub fn live(root: &Path, options: &LiveOptions) -> Result<LiveReport, LiveError>
 
     let is_stopped = || options.interrupted.load(Ordering::Relaxed);
     let tools = daemon::find(&options.search, run.path(), &is_stopped)?;
-    let runner = Runner::of(&opened.tree, run.path())?;
-    for directory in [run.path(), scratch.path()] {
-        runner.own(directory)?;
-    }
+    // What is written here stays out of reach of who runs the daemon, who could put links in the way.
+    let own = run.path().join("daemon");
+    fs::create_dir(&own).map_err(fail("make", &own))?;
+    fs::set_permissions(run.path(), Permissions::from_mode(0o711))
+        .map_err(fail("change the mode of", run.path()))?;
+    let runner = Runner::of(&opened.tree, &own)?;
+    runner.own(&own)?;
     let worker = worker(&opened)?;
     let view = View::make(&opened.tree, &worker, &runner, scratch.path())?;
     let start = Start {
         root: &view.root,
         run: run.path(),
+        own: &own,
         scratch: scratch.path(),
         config: options.buildkitd_config.as_deref(),
         snapshotter: root::snapshotter_of(&worker),
@@ -174,7 +181,10 @@ pub fn live(root: &Path, options: &LiveOptions) -> Result<LiveReport, LiveError>
         environment: &runner.environment,
         is_stopped: &is_stopped,
     };
-    let daemon = Daemon::start(&tools, &start, || view.enter())?;
+    let daemon = Daemon::start(&tools, &start, || {
+        view.enter()?;
+        runner.own(scratch.path())
+    })?;
     let outcome = options.build.outcome(&tools, &daemon.address(), &is_stopped);
     daemon.stop();
     for directory in [scratch, run] {

@@ -5,7 +5,7 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::os::unix::fs::chown;
+use std::os::unix::fs::lchown;
 use std::path::Path;
 
 use super::{LiveError, fail};
@@ -31,8 +31,8 @@ pub(super) struct Runner {
 }
 
 impl Runner {
-    /// Who runs the daemon of the root at `tree`; `run` is a directory for its socket.
-    pub(super) fn of(tree: &Tree, run: &Path) -> Result<Self, LiveError> {
+    /// Who runs the daemon of the root at `tree`; `own` is a directory of its own.
+    pub(super) fn of(tree: &Tree, own: &Path) -> Result<Self, LiveError> {
         let proc = Path::new("/proc/self/uid_map");
         if Owners::of_this_process().map_err(fail("read", proc))?.is_namespace() {
             return Ok(Self { in_namespace: true, ..Self::default() });
@@ -53,9 +53,9 @@ impl Runner {
         let become_user = ["setpriv", &user, &group, "--clear-groups", "--"];
         let known = owners::user(stat.st_uid, |path| fs::read_to_string(path).ok());
         let name = known.map_or_else(|| stat.st_uid.to_string(), |user| user.name);
-        let run = run.as_os_str().to_owned();
+        let own = own.as_os_str().to_owned();
         let mut environment: Vec<_> =
-            ["HOME", "TMPDIR", "XDG_RUNTIME_DIR"].map(|name| (name.into(), Some(run.clone()))).into();
+            ["HOME", "TMPDIR", "XDG_RUNTIME_DIR"].map(|name| (name.into(), Some(own.clone()))).into();
         // Who is called root is taken for one.
         environment.push(("USER".into(), Some(name.into())));
         for name in ["XDG_CONFIG_HOME", "XDG_DATA_HOME"] {
@@ -73,7 +73,7 @@ impl Runner {
     pub(super) fn own(&self, path: &Path) -> Result<(), LiveError> {
         match self.owner {
             Some((user, group)) => {
-                chown(path, Some(user), Some(group)).map_err(fail("change the owner of", path))
+                lchown(path, Some(user), Some(group)).map_err(fail("change the owner of", path))
             }
             None => Ok(()),
         }

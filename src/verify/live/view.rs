@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown, symlink};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, lchown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -154,8 +154,8 @@ impl<'a> View<'a> {
         for directory in [&at, &target, &at.join("work")] {
             self.make_directory(directory)?;
         }
-        // Missing in the root: missing in the view, but for an empty directory.
-        if !lower.is_dir() {
+        // Missing in the root, or a link, which no daemon makes: missing in the view, but for an empty directory.
+        if !is_directory(&lower) {
             return Ok(());
         }
         if has_parent {
@@ -172,7 +172,7 @@ impl<'a> View<'a> {
     /// away, as it cannot a mount point.
     fn active_tree(&mut self, path: &Path, id: &str, scratch: &Path) -> Result<(), LiveError> {
         let lower = self.original.join(path);
-        if !lower.is_dir() {
+        if !is_directory(&lower) {
             return self.link(path);
         }
         let target = scratch.join("active").join(id).join("tree");
@@ -197,7 +197,7 @@ impl<'a> View<'a> {
         let (upper, work) = (scratch.join(&over).join("upper"), scratch.join(over).join("work"));
         // Its own attributes are those that the mount shows.
         let of = lower.metadata().map_err(fail("look at", &lower))?;
-        chown(&upper, Some(of.uid()), Some(of.gid())).map_err(fail("change the owner of", &upper))?;
+        lchown(&upper, Some(of.uid()), Some(of.gid())).map_err(fail("change the owner of", &upper))?;
         fs::set_permissions(&upper, of.permissions()).map_err(fail("change the mode of", &upper))?;
         self.overlays.push(Overlay { lower, upper, work, target });
         Ok(())
@@ -236,6 +236,11 @@ impl<'a> View<'a> {
         }
         Ok(())
     }
+}
+
+/// Whether it is a directory itself.
+fn is_directory(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|found| found.is_dir())
 }
 
 /// What a user namespace may not take away from a mount that it was given.
