@@ -105,6 +105,9 @@ fn foresee_watched(options: &Options, gc: &GcOptions, progress: &dyn Progress) -
         }
         checked => refusals.extend(checked.err()),
     }
+    if options.containerd.is_some() && cfg!(not(feature = "containerd")) {
+        refusals.push(Error::NoContainerd);
+    }
     // A bake looks at its target first.
     let Prepared { sources, images, plan, contents, .. } = match prepare(options, true, progress) {
         Err(_) if !refusals.is_empty() => return Err(refusals.swap_remove(0)),

@@ -250,7 +250,11 @@ impl Directories<'_> {
             overlay.settle(owner)?;
             Ok(unpacked)
         });
-        fs::remove_dir_all(&place.work).at("remove", &place.work)?;
+        let removed = fs::remove_dir_all(&place.work).at("remove", &place.work);
+        // Why a layer could not be unpacked says more than what stands in the way of cleaning up.
+        if unpacked.is_ok() {
+            removed?;
+        }
         Ok(unpacked)
     }
 

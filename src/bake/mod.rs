@@ -221,6 +221,10 @@ fn bake_watched(options: &Options, cancel: &Cancel, progress: &dyn Progress) -> 
     }
     match bake_into(staging.path(), options, cancel, progress) {
         Ok(Baked { mut report, committing, held }) => {
+            if held.is_some() {
+                // containerd's files are where it has them, and nobody has written them to a disk yet.
+                rustix::fs::sync();
+            }
             let root = staging
                 .commit(&[crate::store::state_dir::CACHE_DB])
                 .map_err(|error| error.or_full(&options.root, &options.root))?;

@@ -30,7 +30,10 @@ const TARGETS: [(&str, &str); 7] = [
     ("host", "This machine's buildkitd, run as root (/var/lib/buildkit)"),
     ("rootless", "The buildkitd of who calls this or sudo, or whose user namespace this is"),
     ("rootless:", "The buildkitd of a user: rootless:USER"),
-    ("containerd", "This machine's buildkitd with a containerd worker; layers go to its containerd"),
+    (
+        "containerd",
+        "This machine's buildkitd with a containerd worker; layers go to its containerd (in builds with that feature)",
+    ),
     ("containerd:", "The same with the containerd that listens there: containerd:ADDRESS"),
     (
         "buildx:",

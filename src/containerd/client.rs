@@ -116,12 +116,7 @@ impl Client {
         Q: Message + 'static,
         A: Message + Default + 'static,
     {
-        let request = self.request(message);
-        self.run(async {
-            let mut grpc = self.ready().await?;
-            let codec = ProstCodec::<Q, A>::default();
-            Ok(grpc.unary(request, PathAndQuery::from_static(path), codec).await?.into_inner())
-        })
+        self.run(self.unary(path, message))
     }
 
     /// A call with one answer, that takes no time unless something is wrong.
@@ -162,19 +157,24 @@ impl Client {
         self.runtime.block_on(self.in_time(path, message)).map_err(Failure::Status)
     }
 
-    async fn in_time<Q, A>(&self, path: &'static str, message: Q) -> std::result::Result<A, Status>
+    async fn unary<Q, A>(&self, path: &'static str, message: Q) -> std::result::Result<A, Status>
     where
         Q: Message + 'static,
         A: Message + Default + 'static,
     {
         let request = self.request(message);
-        let answer = async {
-            let mut grpc = self.ready().await?;
-            let codec = ProstCodec::<Q, A>::default();
-            Ok(grpc.unary(request, PathAndQuery::from_static(path), codec).await?.into_inner())
-        };
+        let mut grpc = self.ready().await?;
+        let codec = ProstCodec::<Q, A>::default();
+        Ok(grpc.unary(request, PathAndQuery::from_static(path), codec).await?.into_inner())
+    }
+
+    async fn in_time<Q, A>(&self, path: &'static str, message: Q) -> std::result::Result<A, Status>
+    where
+        Q: Message + 'static,
+        A: Message + Default + 'static,
+    {
         let late = |_| Status::deadline_exceeded(format!("no answer within {} s", PATIENCE.as_secs()));
-        tokio::time::timeout(PATIENCE, answer).await.map_err(late)?
+        tokio::time::timeout(PATIENCE, self.unary(path, message)).await.map_err(late)?
     }
 
     pub(super) async fn ready(&self) -> std::result::Result<Grpc<Channel>, Status> {

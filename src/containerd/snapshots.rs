@@ -72,7 +72,7 @@ impl Client {
         Ok(parts.into_iter().flat_map(|part| part.infos).map(snapshot).collect())
     }
 
-    /// Whether there is a snapshot with this key, and its parent.
+    /// Whether there is a committed snapshot with this key.
     ///
     /// # Errors
     /// There is no such snapshotter, or what has this key is still changing.

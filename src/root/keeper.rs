@@ -74,6 +74,14 @@ impl Keeper {
         self.0.namespace().to_owned()
     }
 
+    /// Whether its metadata has a blob of this digest.
+    ///
+    /// # Errors
+    /// containerd refuses.
+    pub(crate) fn is_known(&self, digest: &Digest) -> Result<bool, Error> {
+        Ok(self.0.labels(&digest.to_string())?.is_some())
+    }
+
     /// Reads all of a blob; gives its bytes and their digest, and `None` where they are not there, whatever its metadata
     /// says. `read` hears of bytes as they come.
     ///

@@ -19,6 +19,10 @@ impl Keeper {
         match self.0 {}
     }
 
+    pub(crate) fn is_known(&self, _: &Digest) -> Result<bool, Error> {
+        match self.0 {}
+    }
+
     pub(crate) fn hash(&self, _: &Digest, _: impl Fn(u64)) -> Result<Option<(u64, Digest)>, Error> {
         match self.0 {}
     }

@@ -49,10 +49,15 @@ pub(super) fn check_blobs(
                     progress.event(Event::BlobDone { digest: *digest });
                 }
             }
-            Ok(None) => {
-                let detail = "containerd has lost its bytes";
-                findings.add(FindingKind::BlobFileMissing, Subject::blob(digest), detail);
-            }
+            Ok(None) => match keeper.is_known(digest) {
+                Ok(true) => {
+                    let detail = "containerd has lost its bytes";
+                    findings.add(FindingKind::BlobFileMissing, Subject::blob(digest), detail);
+                }
+                // It was another's, and has been collected since it was listed.
+                Ok(false) => {}
+                Err(error) => read.failure = Some(error),
+            },
             Err(error) => read.failure = Some(error),
         }
     });
