@@ -1,9 +1,9 @@
 //! File-system facts and operations that the standard library lacks.
 
 use std::fs::{File, Permissions};
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, StatVfsMountFlags};
@@ -17,6 +17,10 @@ use tempfile::TempDir;
 const COMPRESSING: [u32; 3] = [0x9123_683e, 0x2fc1_2fc1, 0xca45_1a4e];
 /// `TMPFS_MAGIC` of `linux/magic.h`.
 const TMPFS: u32 = 0x0102_1994;
+/// The major and minor number of `/dev/null`.
+const NULL: (u32, u32) = (1, 3);
+/// Bytes of a configuration, far more than anybody writes.
+const MAX_CONFIG: u64 = 1 << 20;
 
 /// How much room a file system has, for root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,6 +82,29 @@ pub fn takes_user_xattrs(path: &Path) -> io::Result<bool> {
         Ok(_) | Err(Errno::NODATA) => Ok(true),
         Err(errno) => Err(errno.into()),
     }
+}
+
+/// The text of a file that somebody else may have put there; of `/dev/null`, none. Links are followed.
+///
+/// # Errors
+/// It cannot be read, has more than a mebibyte, or is no regular file: reading one of another kind may never end.
+pub fn read_config(path: &Path) -> io::Result<String> {
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
+    let metadata = file.metadata()?;
+    let device = metadata.rdev();
+    if metadata.file_type().is_char_device() && (rustix::fs::major(device), rustix::fs::minor(device)) == NULL
+    {
+        return Ok(String::new());
+    }
+    if !metadata.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "no regular file"));
+    }
+    let mut text = String::new();
+    file.take(MAX_CONFIG + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MAX_CONFIG {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "more than 1 MiB"));
+    }
+    Ok(text)
 }
 
 /// Writes everything of the file system of `path` to its disk, with one call.

@@ -258,6 +258,32 @@ fn who_calls_sudo_is_the_user() {
     assert_eq!(fs::metadata(machine.home().join(".local")).unwrap().uid(), ID);
 }
 
+/// Who bakes for a user may write anywhere, and read anything: what the user's files say is not done for the user.
+#[test]
+fn files_of_the_user_lead_root_nowhere_else() {
+    let Some(machine) = Machine::new() else { return };
+    let toml = ".config/buildkit/buildkitd.toml";
+    let others = machine.path("etc/made");
+    machine.config(toml, &format!("root = {:?}\n", others.display().to_string()));
+    machine.refuses("rootless:ci", 2, &["/etc, which is not that user's", "chown"]);
+    assert!(!others.exists());
+    machine.config(toml, "");
+    std::os::unix::fs::symlink(machine.path("etc"), machine.home().join(".local")).unwrap();
+    machine.refuses("rootless:ci", 2, &["/etc, which is not that user's"]);
+    fs::remove_file(machine.home().join(".local")).unwrap();
+
+    let config = machine.home().join(toml);
+    fs::remove_file(&config).unwrap();
+    let secret = machine.scratch.write("secret", "ok = 1\nroot:$y$secret:0\n");
+    std::os::unix::fs::symlink(secret, &config).unwrap();
+    let ended = machine.as_root(&[], &machine.bake("rootless:ci"));
+    says(&ended, 1, &["buildkitd.toml: TOML parse error at line 2"]);
+    assert!(!ended.stderr.contains("$y$"), "{}", ended.stderr);
+    fs::remove_file(&config).unwrap();
+    assert!(Command::new("mkfifo").arg(&config).status().unwrap().success());
+    says(&machine.as_root(&[], &machine.bake("rootless:ci")), 1, &["buildkitd.toml: no regular file"]);
+}
+
 #[test]
 fn a_plain_user_is_told_how_to_bake() {
     let Some(machine) = Machine::new() else { return };

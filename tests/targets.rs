@@ -83,7 +83,7 @@ impl Machine {
     fn unit(&self, unit: &str, arguments: &str) {
         let script = format!(
             "#!/bin/sh\nfor last; do :; done\n\
-             test \"$last\" = {unit} || exit 0\n\
+             test \"$last $2\" = '{unit} --property=ExecStart' || exit 0\n\
              echo '{{ path=/usr/sbin/x ; argv[]=/usr/sbin/x {arguments} ; ignore_errors=no ; pid=0 }}'\n"
         );
         self.program("systemctl", &script);

@@ -9,7 +9,7 @@ mod shipped;
 mod skip;
 
 use std::fs::{self, Permissions};
-use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -35,7 +35,8 @@ start() {
 as() {
     user=$1
     shift
-    start "$setpriv" "--reuid=$user" --clear-groups "$@"
+    HOME=$(sed -n "s|^[^:]*:x:$user:[^:]*:[^:]*:\\([^:]*\\):.*|\\1|p" /etc/passwd) \
+        start "$setpriv" "--reuid=$user" --clear-groups "$@"
 }
 contained() {
     start "$unshare" --pid --fork --kill-child "$@"
@@ -115,12 +116,25 @@ impl Machine {
         let path = self.path(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, text).unwrap();
+        self.give(name)
+    }
+
+    /// What is in a home is its owner's.
+    fn give(&self, name: &str) -> &Self {
+        if let Some((user, below)) = name.strip_prefix("home/").and_then(|name| name.split_once('/')) {
+            let mut at = self.path("home").join(user);
+            let id = fs::metadata(&at).unwrap().uid();
+            for name in Path::new(below) {
+                at.push(name);
+                chown(&at, Some(id), Some(id)).unwrap();
+            }
+        }
         self
     }
 
     fn directory(&self, name: &str) -> &Self {
         fs::create_dir_all(self.path(name)).unwrap();
-        self
+        self.give(name)
     }
 
     fn program(&self, name: &str, script: &str) -> &Self {
@@ -137,7 +151,7 @@ impl Machine {
         let script = format!(
             "#!/bin/sh\nfor last; do :; done\n[ \"$last\" = {unit} ] || exit 0\ncase $2 in\n\
              *ActiveState) echo active ;;\n\
-             *) echo '{{ path=/usr/sbin/x ; argv[]=/usr/sbin/x {arguments} ; ignore_errors=no ; pid=0 }}' ;;\n\
+             *ExecStart) echo '{{ path=/usr/sbin/x ; argv[]=/usr/sbin/x {arguments} ; ignore_errors=no ; pid=0 }}' ;;\n\
              esac\n"
         );
         self.program("systemctl", &script)

@@ -16,10 +16,15 @@ pub fn engine_around(path: &Path) -> Option<PathBuf> {
     // systemd is asked only where it matters.
     candidates.peek()?;
     let engines = [data_root::of_engine().ok(), Some(data_root::default_engine())];
-    let found = candidates.find(|candidate| {
-        engines.iter().flatten().any(|engine| engine.canonicalize().as_ref().unwrap_or(engine) == candidate)
-    });
+    let found =
+        candidates.find(|candidate| engines.iter().flatten().any(|engine| resolved(engine) == **candidate));
     found.map(Path::to_owned)
+}
+
+/// Without links, also where dockerd has not made it yet.
+fn resolved(engine: &Path) -> PathBuf {
+    let of_parent = || Some(engine.parent()?.canonicalize().ok()?.join(engine.file_name()?));
+    engine.canonicalize().ok().or_else(of_parent).unwrap_or_else(|| engine.to_owned())
 }
 
 #[cfg(test)]

@@ -149,16 +149,14 @@ pub enum Error {
     /// A daemon in a user namespace takes itself for that of root there.
     #[error(
         "$USER names no plain user in this user namespace, and a buildkitd that is started so has root's directories \
-         (/var/lib/buildkit, /etc/buildkit): set USER to the user's name, or name the root with --root"
+         (/var/lib/buildkit, /etc/buildkit): set USER to the user's name"
     )]
     RootOfNamespace,
     /// A user namespace without a home.
-    #[error("$HOME says no directory to look for the root in: set it, or name the root with --root")]
+    #[error("$HOME says no directory to look for the root in: set it")]
     NoHome,
     /// A user without one.
-    #[error(
-        "{user} has no home in passwd to look for the root in: give one (`usermod --home`), or name the root with --root"
-    )]
+    #[error("{user} has no home in passwd to look for the root in: give one (`usermod --home`)")]
     NoHomeOf {
         /// The user.
         user: String,
@@ -189,7 +187,7 @@ pub enum Error {
     #[error(
         "{user} has no range in {file}{}, without which no rootless daemon runs: give one, as `usermod --add-subuids \
          {first}-{} --add-subgids {first}-{} {user}` does",
-        if *is_there { "" } else { ", which is not there" }, first + USUAL - 1, first + USUAL - 1
+        if *is_there { "" } else { ", which is not there" }, first.saturating_add(USUAL - 1), first.saturating_add(USUAL - 1)
     )]
     NoSubordinateIds {
         /// The user.

@@ -282,6 +282,12 @@ const HOST: &str = "this machine's buildkitd";
 
 /// What its unit and its configuration say.
 pub(super) fn settings_of_host() -> Result<Settings, Error> {
+    for unit in UNITS {
+        if let Some(user) = unit::user(unit) {
+            let misfit = format!("is run by {user}: name whose it is, with --for rootless:{user}");
+            return Err(Error::Misfit { whose: unit.to_owned(), misfit });
+        }
+    }
     let arguments = UNITS.map(unit::arguments).concat();
     Settings::at(&arguments, &config_of(&arguments))
 }

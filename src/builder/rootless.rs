@@ -10,8 +10,9 @@
 //! root's directories.
 
 use std::env;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -21,6 +22,7 @@ use super::root::{Kind, Root};
 use super::settings::{Settings, argument};
 use super::user_unit::{self, Unit};
 use crate::daemon::{on_path, output_within};
+use crate::fsutil;
 use crate::userns::{IdMap, OutOfRange, Owners, first_free_id, read_subordinate_ids};
 
 /// Ranges of users that each user may have beside its own.
@@ -100,7 +102,33 @@ pub(super) fn find(user: Option<&str>) -> Result<Root, Error> {
         variables: &|name| own(name).filter(|_| is_caller),
         runtime: Some(format!("/run/user/{}", account.id).into()),
     };
-    at(&session, owners)
+    let root = at(&session, owners)?;
+    if caller.is_root() {
+        require_own(&root, &account)?;
+    }
+    Ok(root)
+}
+
+/// Refuses a root where its user could make none: who bakes for the user may write anywhere, and would give it away.
+fn require_own(root: &Root, account: &Account) -> Result<(), Error> {
+    let read = |source| Error::Read { path: root.path().to_owned(), source };
+    let place = fsutil::nearest(root.path()).and_then(|place| place.canonicalize()).map_err(read)?;
+    if fs::metadata(&place).map_err(read)?.uid() == account.id {
+        return Ok(());
+    }
+    let misfit = format!(
+        "has its root at {}, in {}, which is not that user's: give it to the user with chown, or have the daemon keep \
+         its root elsewhere",
+        root.path().display(),
+        place.display()
+    );
+    Err(Error::Misfit { whose: format!("{}'s buildkitd", account.name), misfit })
+}
+
+/// Whether `$USER` names a plain user: else a daemon in a user namespace takes root's directories, as where the whole
+/// machine is in one.
+pub(super) fn is_user_of_namespace() -> bool {
+    env::var("USER").is_ok_and(|name| !matches!(name.as_str(), "" | "root"))
 }
 
 /// The root of whose session this is.
@@ -128,7 +156,12 @@ fn at(session: &Session<'_>, owners: Owners) -> Result<Root, Error> {
     };
     let settings = Settings::at(&unit.arguments, &config)?;
     let snapshotter = settings.rootless().map_err(|misfit| {
-        let whose = if unit.arguments.is_empty() { config.display().to_string() } else { unit.name() };
+        let config = config.display();
+        let whose = if unit.arguments.is_empty() {
+            config.to_string()
+        } else {
+            format!("{} with {config}", unit.name())
+        };
         Error::Misfit { whose, misfit }
     })?;
     let root = match settings.named_root() {
@@ -146,7 +179,7 @@ fn at(session: &Session<'_>, owners: Owners) -> Result<Root, Error> {
 }
 
 /// As `BuildKit` reads a variable: the first directory of several, but where there is one only.
-fn first(name: &str, value: &OsString) -> PathBuf {
+pub(super) fn first(name: &str, value: &OsStr) -> PathBuf {
     match value.to_str() {
         Some(value) if name == "XDG_DATA_HOME" => value.split(':').next().unwrap_or_default().into(),
         _ => value.into(),
@@ -193,11 +226,15 @@ fn free_in(file: &str) -> u32 {
 /// What the directory of users has of a name or number: `getent` asks all of it, and its file is what is left without.
 pub(super) fn account(name: &str) -> Result<Account, Error> {
     let unknown = || Error::NoUser { name: name.to_owned() };
+    if name.starts_with('-') {
+        return Err(unknown());
+    }
     let entry = match on_path("getent") {
         Some(getent) => {
             let mut command = Command::new(getent);
-            command.args(["passwd", "--", name]);
-            output_within(&mut command, PATIENCE).map_err(|_| unknown())?
+            command.args(["passwd", name]);
+            // It fails for who is unknown, and where it cannot ask.
+            output_within(&mut command, PATIENCE).or_else(|_| passwd())?
         }
         None => passwd()?,
     };
@@ -304,7 +341,8 @@ mod tests {
         assert_eq!(path(home, &[]), home.join("there"));
         unit(&format!("[Service]\nExecStart={start} --oci-worker-snapshotter=stargz\n"));
         let error = root(home, &[]).unwrap_err().to_string();
-        assert!(error.contains("buildkit.service is told to use the snapshotter \"stargz\""), "{error}");
+        assert!(error.contains("buildkit.service with "), "{error}");
+        assert!(error.contains("is told to use the snapshotter \"stargz\""), "{error}");
     }
 
     #[test]

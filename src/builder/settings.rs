@@ -3,13 +3,13 @@
 //! Mirrors `BuildKit`'s `cmd/buildkitd/main.go`, `main_oci_worker.go` and `config/config.go` (v0.34.2): an argument
 //! wins over the file.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
 use super::Error;
+use crate::fsutil;
 
 /// The root of a daemon that is told none, run as root.
 pub(super) const DEFAULT_ROOT: &str = "/var/lib/buildkit";
@@ -106,14 +106,19 @@ impl Settings {
     /// # Errors
     /// The configuration cannot be read, or is no TOML.
     pub(super) fn at(arguments: &[String], config: &Path) -> Result<Self, Error> {
-        let text = match fs::read_to_string(config) {
+        let text = match fsutil::read_config(config) {
             Ok(text) => Some(text),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(source) => return Err(Error::Read { path: config.to_owned(), source }),
         };
-        let mut read = Self::read(arguments, text.as_deref()).map_err(|error| Error::Configuration {
-            file: config.display().to_string(),
-            detail: error.to_string(),
+        // Not the line at fault, which is for the eyes of whoever may read the file.
+        let mut read = Self::read(arguments, text.as_deref()).map_err(|error| {
+            let before = error.span().and_then(|span| text.as_deref()?.get(..span.start));
+            let line = before.map(|before| format!(" at line {}", before.matches('\n').count() + 1));
+            Error::Configuration {
+                file: config.display().to_string(),
+                detail: format!("TOML parse error{}: {}", line.unwrap_or_default(), error.message()),
+            }
         })?;
         config.clone_into(&mut read.told.file);
         Ok(read)

@@ -19,6 +19,12 @@ pub(super) fn find(unit: &str) -> Option<Vec<String>> {
     (!said.trim().is_empty()).then(|| words(&said))
 }
 
+/// The user that a unit names for its daemon; `None` where that is root, and where there is no such unit.
+pub(super) fn user(unit: &str) -> Option<String> {
+    let said = property(unit, "User")?;
+    Some(said.trim()).filter(|user| !matches!(*user, "" | "root" | "0")).map(str::to_owned)
+}
+
 /// Whether it runs.
 pub(super) fn is_active(unit: &str) -> bool {
     property(unit, "ActiveState").is_some_and(|said| said.trim() == "active")

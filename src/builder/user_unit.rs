@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Mirrors systemd.unit(5), systemd.syntax(7) and systemd.exec(5): where units are, what follows in `<unit>.d`, quotes,
-//! specifiers. Files of variables (`EnvironmentFile`) are not read.
+//! specifiers. What only a systemd that runs knows, such as its own variables or what a file of variables
+//! (`EnvironmentFile`) will have, is an error: a wrong root would be one that nobody finds.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,6 +16,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::Error;
+use super::settings::argument;
+use crate::fsutil;
 
 /// The units that start a user's daemon, where packages or their own setup bring one.
 pub(super) const UNITS: [&str; 2] = ["buildkit.service", "buildkitd.service"];
@@ -26,6 +29,9 @@ const SHARED: [&str; 5] = [
     "/usr/lib/systemd/user",
     "/lib/systemd/user",
 ];
+
+/// Variables that say where the root, or its daemon's configuration, is.
+const DIRECTORIES: [&str; 3] = ["HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"];
 
 /// What a unit tells its daemon.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -56,16 +62,9 @@ pub(super) fn find(home: &Path, config: &Path, runtime: Option<&Path>, user: &st
     let specifiers = Specifiers { home, config, runtime, user };
     for name in UNITS {
         let Some((path, texts)) = texts(&directories, name)? else { continue };
-        let mut unit = read(&texts, &specifiers);
-        unit.path = path;
-        let unknown = unit.arguments.iter().chain(unit.environment.values()).find(|text| text.contains("${"));
-        if let Some(unknown) = unknown {
-            let detail = format!(
-                "{unknown:?} has a variable that only systemd knows: write its value there, or name the root with --root"
-            );
-            return Err(Error::Configuration { file: unit.name(), detail });
-        }
-        return Ok(unit);
+        let unit = read(&texts, &specifiers)
+            .map_err(|detail| Error::Configuration { file: path.display().to_string(), detail })?;
+        return Ok(Unit { path, ..unit });
     }
     Ok(Unit::default())
 }
@@ -100,7 +99,7 @@ fn texts(directories: &[PathBuf], name: &str) -> Result<Option<(PathBuf, Vec<Str
 }
 
 fn text(path: &Path) -> Result<Option<String>, Error> {
-    match fs::read_to_string(path) {
+    match fsutil::read_config(path) {
         Ok(text) => Ok(Some(text)),
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
             Ok(None)
@@ -118,8 +117,11 @@ struct Specifiers<'a> {
 }
 
 impl Specifiers<'_> {
-    /// Puts in what they stand for; those that are not known stay.
-    fn expand(&self, text: &str) -> String {
+    /// Puts in what they stand for.
+    ///
+    /// # Errors
+    /// One is not known: what it is of no interest for, and what differs between releases of systemd, as `%S`.
+    fn expand(&self, text: &str) -> Result<String, String> {
         let mut expanded = String::new();
         let mut rest = text.chars();
         while let Some(char) = rest.next() {
@@ -128,30 +130,31 @@ impl Specifiers<'_> {
                 continue;
             }
             let path = |path: &Path| path.display().to_string();
-            let specifier = rest.next();
-            let value = match specifier {
+            let value = match rest.next() {
                 Some('%') => Some("%".to_owned()),
                 Some('h') => Some(path(self.home)),
                 Some('u') => Some(self.user.to_owned()),
                 Some('E') => Some(path(self.config)),
-                Some('S') => Some(path(&self.home.join(".local/state"))),
                 Some('C') => Some(path(&self.home.join(".cache"))),
                 Some('t') => self.runtime.map(path),
                 _ => None,
             };
-            match value {
-                Some(value) => expanded.push_str(&value),
-                None => expanded.extend(['%'].into_iter().chain(specifier)),
-            }
+            expanded.push_str(&value.ok_or_else(|| {
+                format!("{text:?} has a specifier that is not known here: write what it stands for there")
+            })?);
         }
-        expanded
+        Ok(expanded)
     }
 }
 
 /// What the texts of a unit say, in this order.
-fn read(texts: &[String], specifiers: &Specifiers<'_>) -> Unit {
+///
+/// # Errors
+/// Something that the root may depend on is not known here.
+fn read(texts: &[String], specifiers: &Specifiers<'_>) -> Result<Unit, String> {
     let mut unit = Unit::default();
     let mut start = Vec::new();
+    let mut file = None;
     for text in texts {
         let mut section = String::new();
         for line in lines(text) {
@@ -162,13 +165,17 @@ fn read(texts: &[String], specifiers: &Specifiers<'_>) -> Unit {
             let Some((key, value)) = line.split_once('=').filter(|_| section == "[Service]") else {
                 continue;
             };
-            let words = || words(value).into_iter().map(|word| specifiers.expand(&word));
             match key.trim_end() {
-                "ExecStart" => start = words().collect(),
+                "ExecStart" => start = words(value),
                 "Environment" if value.trim().is_empty() => unit.environment.clear(),
-                "Environment" => unit.environment.extend(words().filter_map(|word| {
-                    word.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()))
-                })),
+                "Environment" => {
+                    for word in words(value) {
+                        if let Some((name, value)) = word.split_once('=') {
+                            unit.environment.insert(name.to_owned(), value.to_owned());
+                        }
+                    }
+                }
+                "EnvironmentFile" => file = Some(value.trim().to_owned()).filter(|file| !file.is_empty()),
                 _ => {}
             }
         }
@@ -177,9 +184,34 @@ fn read(texts: &[String], specifiers: &Specifiers<'_>) -> Unit {
     let is_daemon = |word: &String| {
         word.trim_start_matches(['@', '-', ':', '+', '!']).rsplit('/').next() == Some("buildkitd")
     };
-    let arguments = start.iter().skip_while(|word| !is_daemon(word)).skip(1);
-    unit.arguments = arguments.map(|word| with_variables(word, &unit.environment)).collect();
-    unit
+    for (name, value) in &mut unit.environment {
+        match specifiers.expand(value) {
+            Ok(expanded) => *value = expanded,
+            Err(error) if DIRECTORIES.contains(&name.as_str()) => return Err(error),
+            // It is of no interest.
+            Err(_) => {}
+        }
+    }
+    for word in start.into_iter().skip_while(|word| !is_daemon(word)).skip(1) {
+        let word = specifiers.expand(&word)?;
+        // One that stands alone and without braces is as many words as it has.
+        if let Some(value) = word.strip_prefix('$').and_then(|name| unit.environment.get(name)) {
+            unit.arguments.extend(value.split_whitespace().map(str::to_owned));
+            continue;
+        }
+        let word = with_variables(&word, &unit.environment);
+        if word.contains("${") || word.starts_with('$') {
+            return Err(format!("{word:?} has a variable that only systemd knows: write its value there"));
+        }
+        unit.arguments.push(word);
+    }
+    let is_told = |name| argument(&unit.arguments, name).is_some();
+    match file {
+        Some(file) if !(is_told("root") && is_told("config")) => Err(format!(
+            "what EnvironmentFile={file} has may say where the root is: say it with Environment=, or with --root and --config"
+        )),
+        _ => Ok(unit),
+    }
 }
 
 /// Puts in the variables that the unit itself sets.
@@ -238,7 +270,7 @@ mod tests {
 
     #[test]
     fn the_arguments_of_the_daemon_are_read() {
-        let cases: [(&[&str], &[&str]); 8] = [
+        let cases: [(&[&str], &[&str]); 10] = [
             (&["[Service]\nExecStart=/usr/bin/buildkitd --root /r\n"], &["--root", "/r"]),
             // As upstream's example has it, and as nerdctl's setup writes it.
             (
@@ -263,6 +295,14 @@ mod tests {
                 &["[Service]\nEnvironment=\"D=/d e\"\nExecStart=buildkitd --root ${D}/x\n"],
                 &["--root", "/d e/x"],
             ),
+            (
+                &["[Service]\nEnvironment=\"F=--debug --root /r\" P=${HOME}/%j\nExecStart=buildkitd $F\n"],
+                &["--debug", "--root", "/r"],
+            ),
+            (
+                &["[Service]\nEnvironmentFile=-%h/e\nExecStart=buildkitd --root /r --config /c\n"],
+                &["--root", "/r", "--config", "/c"],
+            ),
             (&["[Unit]\nExecStart=buildkitd --a\n"], &[]),
             (&["[Service]\nExecStart=/usr/bin/other buildkitd-x --a\n"], &[]),
             (&["; [Service]\nExecStart=buildkitd --a\n"], &[]),
@@ -271,7 +311,17 @@ mod tests {
         let specifiers = Specifiers { home, config, runtime: None, user: "ci" };
         for (texts, expected) in cases {
             let texts: Vec<String> = texts.iter().map(|&text| text.to_owned()).collect();
-            assert_eq!(read(&texts, &specifiers).arguments, expected, "{texts:?}");
+            assert_eq!(read(&texts, &specifiers).unwrap().arguments, expected, "{texts:?}");
+        }
+        for (text, said) in [
+            ("ExecStart=buildkitd --root /srv/%U", "\"/srv/%U\" has a specifier"),
+            ("ExecStart=buildkitd --root ${R}", "\"${R}\" has a variable"),
+            ("ExecStart=buildkitd $FLAGS", "\"$FLAGS\" has a variable"),
+            ("Environment=XDG_DATA_HOME=%S\nExecStart=buildkitd", "\"%S\" has a specifier"),
+            ("EnvironmentFile=/e\nExecStart=buildkitd --root /r", "EnvironmentFile=/e"),
+        ] {
+            let error = read(&[format!("[Service]\n{text}\n")], &specifiers).unwrap_err();
+            assert!(error.contains(said), "{text}: {error}");
         }
     }
 

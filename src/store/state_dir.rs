@@ -26,7 +26,7 @@
 use std::fmt;
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown, fchown, lchown};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, fchown, lchown};
 use std::path::{Path, PathBuf};
 
 use crate::digest::Digest;
@@ -305,7 +305,8 @@ impl StateDir {
         };
         created
             .and_then(|()| match self.owner {
-                Some((user, group)) => chown(path, Some(user), Some(group)),
+                // In a user's own directory somebody may have put a link in the way.
+                Some((user, group)) => lchown(path, Some(user), Some(group)),
                 None => Ok(()),
             })
             .and_then(|()| fs::set_permissions(path, Permissions::from_mode(mode)))

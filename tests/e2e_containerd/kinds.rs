@@ -19,7 +19,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// A `systemctl` that says with which configuration this machine's daemon is started, in a directory of its own.
 fn unit(directory: &Path, config: &Path) {
     let script = format!(
-        "#!/bin/sh\nfor last; do :; done\ntest \"$last\" = buildkit.service || exit 0\n\
+        "#!/bin/sh\nfor last; do :; done\ntest \"$last $2\" = 'buildkit.service --property=ExecStart' || exit 0\n\
          echo '{{ path=/usr/sbin/x ; argv[]=/usr/sbin/x --config {} ; ignore_errors=no ; pid=0 }}'\n",
         config.display()
     );

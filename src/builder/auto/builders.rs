@@ -10,12 +10,18 @@ use crate::builder::root::DRIVER;
 use crate::builder::{Error, Target, data_root, rootless};
 use crate::daemon::on_path;
 
+/// What tells of a builder that buildx does not keep here begins so.
+const VOLUME: &str = "volume";
+
 pub(super) fn look(look: &mut Look, daemons: &Processes) {
     let directory = buildx::directory();
-    let mut known = Vec::new();
+    let (mut known, mut nodes) = (Vec::new(), 0);
     for name in look.kept(buildx::names(&directory)).unwrap_or_default() {
         let Some(Some(builder)) = look.kept(buildx::find(&name)) else { continue };
         known.extend(builder.nodes.iter().map(Node::volume));
+        if builder.driver == DRIVER {
+            nodes += builder.nodes.len();
+        }
         sign(look, &directory, name, &builder);
     }
     of_sudo(look, &directory);
@@ -28,12 +34,19 @@ pub(super) fn look(look: &mut Look, daemons: &Processes) {
             look.sign(Way::Engine(path.clone()), format!("directory {}", path.display()));
         }
     }
-    let is_buildx = |way: &Way| matches!(way, Way::For { target: Target::Buildx { .. }, .. });
-    if !look.signs.iter().any(|sign| is_buildx(&sign.way)) {
-        for process in daemons.buildkitd.iter().filter(|process| process.is_contained) {
+    // Which of them is whose is known inside of them only: as many as there are nodes may be those of builders.
+    let contained: Vec<_> = daemons.buildkitd.iter().filter(|process| process.is_contained).collect();
+    if contained.len() > nodes + volumes_of(look) {
+        for process in contained {
             look.unseen.push(Error::Contained { process: process.shown() });
         }
     }
+}
+
+/// How many volumes of builders are seen whose builder is not known here.
+fn volumes_of(look: &Look) -> usize {
+    let is_volume = |evidence: &String| evidence.starts_with(VOLUME);
+    look.signs.iter().flat_map(|sign| &sign.evidence).filter(|evidence| is_volume(evidence)).count()
 }
 
 /// A builder that buildx keeps, with a root for each of its nodes.
@@ -122,7 +135,7 @@ fn docker(look: &mut Look, known: &[String]) -> Option<PathBuf> {
 /// A volume of docker, which may be that of a builder whose user has it elsewhere.
 fn volume(look: &mut Look, known: &[String], name: &str, place: &str) {
     if let Some((builder, node)) = owner(name).filter(|_| !known.iter().any(|known| known == name)) {
-        look.sign(Target::Buildx { name: builder, node }, format!("volume {name} {place}"));
+        look.sign(Target::Buildx { name: builder, node }, format!("{VOLUME} {name} {place}"));
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::processes::telling;
 use super::{Look, Process, Processes, State, Way};
 use crate::builder::root::{self, Root, UNITS};
 use crate::builder::settings::{DEFAULT_ROOT, Settings};
@@ -19,8 +20,8 @@ pub(super) fn look(look: &mut Look, daemons: &Processes) {
     for unit in UNITS {
         if let Some(told) = unit::find(unit) {
             let runs = if unit::is_active(unit) { ", which runs" } else { "" };
-            let told_words = told.join(" ");
-            let with = if told.is_empty() { String::new() } else { format!(", with {told_words}") };
+            let telling = telling(&told).join(" ");
+            let with = if telling.is_empty() { telling } else { format!(", with {telling}") };
             evidence.push(format!("unit {unit}{runs}{with}"));
             arguments.extend(told);
         }

@@ -21,7 +21,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::root::Root;
-use super::{Error, ErrorClass, Target};
+use super::{Error, ErrorClass, Target, rootless};
 use processes::{Process, Processes};
 
 /// What was seen, and what could not be looked at.
@@ -126,7 +126,7 @@ impl Survey {
     pub fn of_this_machine() -> Self {
         let mut look = Look::default();
         let daemons = Processes::find(&mut look);
-        if users::is_namespace(&mut look) {
+        if users::is_namespace(&mut look) && rootless::is_user_of_namespace() {
             // No other root can be written from here.
             users::look_at_own(&mut look, &daemons);
         } else {

@@ -113,11 +113,36 @@ fn arguments(words: &[u8], name: &str) -> Vec<String> {
     words.into_iter().skip(program + 1).collect()
 }
 
+/// Of a daemon's arguments those that tell where its root is, and of what kind: others may have secrets in them.
+pub(super) fn telling(arguments: &[String]) -> Vec<String> {
+    let is_telling = |name: &str| {
+        matches!(name, "root" | "config" | "config-file" | "data-root" | "rootless")
+            || name.starts_with("oci-worker")
+            || name.starts_with("containerd-worker")
+    };
+    let mut told = Vec::new();
+    let mut arguments = arguments.iter().peekable();
+    while let Some(argument) = arguments.next() {
+        let Some(name) = argument.strip_prefix("--").or_else(|| argument.strip_prefix('-')) else { continue };
+        let has_value = name.contains('=');
+        if !is_telling(name.split('=').next().unwrap_or_default()) {
+            continue;
+        }
+        told.push(argument.clone());
+        if !has_value && let Some(value) = arguments.next_if(|next| !next.starts_with('-')) {
+            told.push(value.clone());
+        }
+    }
+    told
+}
+
 impl Process {
     /// How it is called, for people.
     pub(super) fn shown(&self) -> String {
-        let words = [std::slice::from_ref(&self.name), self.arguments.as_slice()].concat().join(" ");
-        format!("process {}, {words}", self.id)
+        let told = telling(&self.arguments);
+        let words = [std::slice::from_ref(&self.name), told.as_slice()].concat().join(" ");
+        // Whoever runs it has chosen them.
+        format!("process {}, {}", self.id, words.replace(char::is_control, " "))
     }
 
     /// A path that it was told, as seen from everywhere.

@@ -110,12 +110,16 @@ impl Places {
     /// Those of a home, with these variables of its user.
     fn of(home: &Path, variable: &dyn Fn(&str) -> Option<OsString>) -> Self {
         let directory = |name, otherwise: &str| {
-            let value = variable(name).map(PathBuf::from).filter(|path| path.is_absolute());
+            let value = variable(name).map(|value| rootless::first(name, &value));
+            let value = value.filter(|path| path.is_absolute());
             value.unwrap_or_else(|| home.join(otherwise))
         };
         let config = directory("XDG_CONFIG_HOME", ".config");
+        let own = config.join("systemd/user");
+        // One of all users runs for those who have enabled it.
+        let units = [own.clone(), home.join(".local/share/systemd/user"), own.join("default.target.wants")];
         Self {
-            units: UNITS.map(|unit| config.join("systemd/user").join(unit)).into(),
+            units: units.iter().flat_map(|units| UNITS.map(|unit| units.join(unit))).collect(),
             config: Some(config.join("buildkit")),
             socket: None,
             root: Some(directory("XDG_DATA_HOME", ".local/share").join("buildkit")),
@@ -157,11 +161,30 @@ impl Places {
 /// What a running daemon tells: it may have its root elsewhere than such a daemon has.
 fn run_by(look: &mut Look, process: &Process, account: &Account) {
     let target = Target::Rootless { user: Some(account.name.clone()) };
-    let root = root_of(process, account);
-    let (Some(root), Ok(found)) = (look.kept(root), target.find()) else {
+    let known = look.kept(root_of(process, account));
+    let (Some((root, settings)), Ok(found)) = (known, target.find()) else {
         look.sign(target, process.shown());
         return;
     };
+    let snapshotter = match settings.rootless() {
+        Ok(snapshotter) => snapshotter,
+        Err(misfit) => {
+            let error = Error::Misfit { whose: process.shown(), misfit };
+            look.sign_of(target, process.shown(), Err(error));
+            return;
+        }
+    };
+    let name = |snapshotter: Option<&String>| snapshotter.map_or("overlayfs", String::as_str).to_owned();
+    let (told, to_be) = (name(snapshotter.as_ref()), name(found.kind().snapshotter.as_ref()));
+    if root == found.path() && told != to_be {
+        let misfit = format!(
+            "uses the snapshotter {told}, and --for {target} would write for {to_be}: say `snapshotter = {told:?}` under \
+             [worker.oci] in its buildkitd.toml"
+        );
+        let error = Error::Misfit { whose: process.shown(), misfit };
+        look.sign_of(target, process.shown(), Err(error));
+        return;
+    }
     if root == found.path() {
         look.sign(target, process.shown());
         return;
@@ -176,25 +199,24 @@ fn run_by(look: &mut Look, process: &Process, account: &Account) {
     look.sign_of(target, process.shown(), Err(error));
 }
 
-/// The root that it has, by its arguments, its configuration and its environment.
-fn root_of(process: &Process, account: &Account) -> Result<PathBuf, Error> {
+/// The root that it has, by its arguments, its configuration and its environment, and what else it is told.
+fn root_of(process: &Process, account: &Account) -> Result<(PathBuf, Settings), Error> {
     let directory = |name: &str, otherwise: &str| -> Result<PathBuf, Error> {
-        // As `BuildKit` reads it: the first of several.
-        let value = process.variable(name)?;
-        let value = value.as_deref().and_then(|value| value.split(':').next());
-        match (value, &account.home) {
-            (Some(value), _) => Ok(value.into()),
-            (None, Some(home)) => Ok(home.join(otherwise)),
-            (None, None) => Err(Error::NoHomeOf { user: account.name.clone() }),
+        if let Some(value) = process.variable(name)? {
+            return Ok(rootless::first(name, value.as_ref()));
         }
+        let home = process.variable("HOME")?.map(PathBuf::from).or_else(|| account.home.clone());
+        let home = home.ok_or_else(|| Error::NoHomeOf { user: account.name.clone() })?;
+        Ok(home.join(otherwise))
     };
     let config = match argument(&process.arguments, "config") {
         Some(config) => process.absolute(config.into())?,
         None => directory("XDG_CONFIG_HOME", ".config")?.join("buildkit/buildkitd.toml"),
     };
     let settings = Settings::at(&process.arguments, &config)?;
-    match settings.named_root() {
-        Some(root) => process.absolute(root),
-        None => Ok(directory("XDG_DATA_HOME", ".local/share")?.join("buildkit")),
-    }
+    let root = match settings.named_root() {
+        Some(root) => process.absolute(root)?,
+        None => directory("XDG_DATA_HOME", ".local/share")?.join("buildkit"),
+    };
+    Ok((root, settings))
 }
