@@ -104,7 +104,18 @@ impl Daemon {
         snapshotter: &str,
         user: &User,
     ) -> Self {
-        let program = user.in_namespace("buildkitd");
+        Self::run_by(user, user.in_namespace("buildkitd"), tools, root, registry, snapshotter)
+    }
+
+    #[track_caller]
+    fn run_by(
+        user: &User,
+        program: Command,
+        tools: &Tools,
+        root: &Path,
+        registry: &Registry,
+        snapshotter: &str,
+    ) -> Self {
         let registries = http_registries(&[registry]);
         let scratch = Scratch::new();
         user.owns(scratch.path());
@@ -126,12 +137,7 @@ impl Daemon {
     ) -> Self {
         let mut program = user.in_namespace("sh");
         program.args(["-euc", UNTOLD, "sh"]).envs(variables.iter().copied());
-        let registries = http_registries(&[registry]);
-        let scratch = Scratch::new();
-        user.owns(scratch.path());
-        let workers = oci_worker(snapshotter, "rootless = true\n  noProcessSandbox = true");
-        Self::launch_in(scratch, tools, program, root, &registries, &workers, true)
-            .unwrap_or_else(|said| panic!("{said}"))
+        Self::run_by(user, program, tools, root, registry, snapshotter)
     }
 
     /// As [`Daemon::start`], with its layers in the containerd that `worker` says: lines of `[worker.containerd]`.

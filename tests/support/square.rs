@@ -199,6 +199,17 @@ impl Exporter {
             fs::remove_dir_all(&root).unwrap();
         }
         fs::remove_dir_all(path("native")).unwrap();
+        // Once in a great many runs a daemon's import misses a few steps that it finds in all others (v0.34.2 with a
+        // cache of v0.17.3: steps whose inputs it compares by content). What counts is what an import can find.
+        for again in ["again", "and again"] {
+            if cell.baked.values().all(|found| found.steps.is_subset(&cell.native.steps)) {
+                break;
+            }
+            let root = path(again);
+            let request = self.case.request.import_from(&self.cache);
+            cell.native.steps.extend(self.build(&tools, &root, &request).1.steps);
+            fs::remove_dir_all(&root).unwrap();
+        }
         Some(cell)
     }
 
