@@ -10,9 +10,6 @@ use crate::builder::root::DRIVER;
 use crate::builder::{Error, Target, data_root, rootless};
 use crate::daemon::on_path;
 
-/// What tells of a builder that buildx does not keep here begins so.
-const VOLUME: &str = "volume";
-
 pub(super) fn look(look: &mut Look, daemons: &Processes) {
     let directory = buildx::directory();
     let (mut known, mut nodes) = (Vec::new(), 0);
@@ -25,7 +22,8 @@ pub(super) fn look(look: &mut Look, daemons: &Processes) {
         sign(look, &directory, name, &builder);
     }
     of_sudo(look, &directory);
-    let engine = docker(look, &known);
+    let of_buildx = known.len();
+    let engine = docker(look, &mut known);
     if let Some(path) = engine.or_else(|| state_of_engine(daemons)) {
         for process in daemons.dockerd.iter().filter(|process| !process.is_contained) {
             look.sign(Way::Engine(path.clone()), process.shown());
@@ -36,17 +34,11 @@ pub(super) fn look(look: &mut Look, daemons: &Processes) {
     }
     // Which of them is whose is known inside of them only: as many as there are nodes may be those of builders.
     let contained: Vec<_> = daemons.buildkitd.iter().filter(|process| process.is_contained).collect();
-    if contained.len() > nodes + volumes_of(look) {
+    if contained.len() > nodes + known.len() - of_buildx {
         for process in contained {
             look.unseen.push(Error::Contained { process: process.shown() });
         }
     }
-}
-
-/// How many volumes of builders are seen whose builder is not known here.
-fn volumes_of(look: &Look) -> usize {
-    let is_volume = |evidence: &String| evidence.starts_with(VOLUME);
-    look.signs.iter().flat_map(|sign| &sign.evidence).filter(|evidence| is_volume(evidence)).count()
 }
 
 /// A builder that buildx keeps, with a root for each of its nodes.
@@ -79,8 +71,9 @@ fn of_sudo(look: &mut Look, looked_at: &Path) {
     }
 }
 
-/// Looks at docker itself, or at what it has left; gives where its own builder keeps its state, if it is there.
-fn docker(look: &mut Look, known: &[String]) -> Option<PathBuf> {
+/// Looks at docker itself, or at what it has left; gives where its own builder keeps its state, if it is there. Volumes of
+/// builders that are seen here first become known.
+fn docker(look: &mut Look, known: &mut Vec<String>) -> Option<PathBuf> {
     let docker = Docker::at("");
     let host = match docker.host() {
         Ok(host) => host,
@@ -133,9 +126,10 @@ fn docker(look: &mut Look, known: &[String]) -> Option<PathBuf> {
 }
 
 /// A volume of docker, which may be that of a builder whose user has it elsewhere.
-fn volume(look: &mut Look, known: &[String], name: &str, place: &str) {
+fn volume(look: &mut Look, known: &mut Vec<String>, name: &str, place: &str) {
     if let Some((builder, node)) = owner(name).filter(|_| !known.iter().any(|known| known == name)) {
-        look.sign(Target::Buildx { name: builder, node }, format!("{VOLUME} {name} {place}"));
+        look.sign(Target::Buildx { name: builder, node }, format!("volume {name} {place}"));
+        known.push(name.to_owned());
     }
 }
 
