@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::refusals::refused;
 use crate::support::cases::Origin;
-use crate::support::command::{Ended, run};
+use crate::support::command::run;
 use crate::support::containerd::Containerd;
 use crate::support::daemon::DiskUsage;
 use crate::support::warmkit::warmkit;
@@ -89,14 +90,6 @@ fn found(containerd: &Containerd, root: &Path) -> Vec<String> {
     findings.map(|finding| finding["kind"].as_str().unwrap().to_owned()).collect()
 }
 
-#[track_caller]
-fn refused(command: &mut Command, code: i32, said: &str) {
-    let Ended { status, stderr, stdout } = run(command, LIMIT);
-    assert_eq!(status.code(), Some(code), "{command:?}: {stdout}{stderr}");
-    assert!(stderr.contains(said), "{command:?}: no {said:?} in {stderr}");
-    assert_eq!(stdout, "", "{command:?}");
-}
-
 /// Each way in which a containerd may have less than the records need.
 #[test]
 fn what_containerd_has_lost_is_found() {
@@ -160,16 +153,16 @@ fn what_cannot_be_read_is_refused() {
         refused(
             warmkit().arg(command).arg("--root").arg(&root),
             2,
-            "say in which one, with --for containerd",
+            &["say in which one, with --for containerd"],
         );
     }
-    refused(warmkit().arg("diff").arg(&root).arg(&root), 2, ",containerd=ADDRESS");
+    refused(warmkit().arg("diff").arg(&root).arg(&root), 2, &[",containerd=ADDRESS"]);
     for (options, said) in [
         (&["--read-data"][..], "--read-data is not for a containerd worker: "),
         (&["--build", "."], "start buildkitd on the root itself"),
         (&["--image"], "--image is not for a containerd worker: "),
     ] {
-        refused(&mut on(&address, &root, &[&["verify"], options].concat()), 2, said);
+        refused(&mut on(&address, &root, &[&["verify"], options].concat()), 2, &[said]);
     }
 
     let oci = world.root(&case, "oci");
@@ -178,5 +171,5 @@ fn what_cannot_be_read_is_refused() {
         LIMIT,
     );
     ended.expect_success("bake");
-    refused(&mut on(&address, &oci, &["verify"]), 2, "is no root of a containerd worker");
+    refused(&mut on(&address, &oci, &["verify"]), 2, &["is no root of a containerd worker"]);
 }

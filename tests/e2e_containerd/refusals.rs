@@ -29,8 +29,9 @@ fn a_root(scratch: &Scratch) -> std::path::PathBuf {
     root
 }
 
+/// Asserts that a command ends with this code, says each of these, and prints nothing.
 #[track_caller]
-fn refused(command: &mut Command, code: i32, said: &[&str]) {
+pub(super) fn refused(command: &mut Command, code: i32, said: &[&str]) {
     let Ended { status, stderr, stdout } = run(command, LIMIT);
     assert_eq!(status.code(), Some(code), "{command:?}: {stdout}{stderr}");
     for said in said {
