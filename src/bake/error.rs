@@ -114,6 +114,32 @@ pub enum Error {
         /// The target.
         path: PathBuf,
     },
+    /// A link of a plain user leads root to what is not that user's.
+    #[error(
+        "{} leads to {} by what user {user} may link as it likes ({}), and what is there is not that user's, nothing was \
+         changed: name the directory itself, or give it to the user with chown",
+        path.display(), there.display(), by.display()
+    )]
+    TargetLedAway {
+        /// The target.
+        path: PathBuf,
+        /// Where it, or the nearest directory above it, leads.
+        there: PathBuf,
+        /// The link, or the directory in which links are.
+        by: PathBuf,
+        /// Whose that is.
+        user: u32,
+    },
+    /// The owner of a directory above the target has moved it, or what was made in it.
+    #[error(
+        "{} was moved away, or something else put in its place, while the bake was at work, and nothing was baked: \
+         bake while no process of its user changes the directories above it",
+        path.display()
+    )]
+    TargetMoved {
+        /// The target.
+        path: PathBuf,
+    },
     /// A cache or key source could not be read.
     #[error(transparent)]
     Gather(Box<gather::Error>),
@@ -213,7 +239,9 @@ impl Error {
             Self::TargetNotEmpty { .. }
             | Self::TargetBusy { .. }
             | Self::TargetBeingBaked { .. }
-            | Self::TargetNotDirectory { .. } => ErrorClass::Target,
+            | Self::TargetNotDirectory { .. }
+            | Self::TargetLedAway { .. }
+            | Self::TargetMoved { .. } => ErrorClass::Target,
             Self::NoSpace { .. } | Self::DiskFull { .. } => ErrorClass::Space,
             Self::Gc(_) | Self::NoContainerd => ErrorClass::Spec,
             #[cfg(feature = "containerd")]
@@ -289,7 +317,7 @@ fn list(found: &[String]) -> String {
 
 fn staging_hint(path: &Path, found: &[String]) -> String {
     match found {
-        [only] if only.starts_with(super::target::STAGING_PREFIX) => {
+        [only] if only.starts_with(super::place::STAGING_PREFIX) => {
             let left = path.join(only);
             format!(", left by a bake that was killed: remove it with `rm -rf {}`", left.display())
         }

@@ -8,7 +8,7 @@ use super::need::{self, Estimate, Need};
 use super::plan::Plan;
 use super::prepare::{Prepared, prepare};
 use super::report::Contents;
-use super::{Cancel, Error, IoContext, Options, stores, target, watched};
+use super::{Cancel, Error, IoContext, Options, place, stores, watched};
 use crate::fsutil::{self, Room};
 use crate::gather::{self, Image};
 use crate::gc::{self, Disk, Forecast};
@@ -97,7 +97,7 @@ fn foresee_watched(options: &Options, gc: &GcOptions, progress: &dyn Progress) -
     let started = Instant::now();
     let target = std::path::absolute(&options.root).at("resolve", &options.root)?;
     let mut refusals = Vec::new();
-    match target::check(&target, options.marks()) {
+    match place::check(&target, options.marks()) {
         // Who may not look there is not who will bake there.
         Err(error @ Error::Io { .. }) if !fsutil::is_root() => {
             progress
