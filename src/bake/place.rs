@@ -72,7 +72,7 @@ impl Place {
         let target = std::path::absolute(target).at("resolve", target)?;
         match fs::metadata(&target) {
             Ok(metadata) if metadata.is_dir() => {
-                let held = hold(&target.canonicalize().at("resolve", &target)?, &target)?;
+                let held = hold(&target, &target)?.resolved().at("resolve", &target)?;
                 require_empty(&held)?;
                 Ok(Self::Inside(held))
             }

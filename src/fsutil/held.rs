@@ -154,13 +154,30 @@ impl Held {
             return Ok(held);
         };
         // What is open stays what it is, and above what is foreign nobody moves anything.
-        let there = fs::read_link(descriptor(&held.file))
-            .map_err(|error| io::Error::new(error.kind(), format!("/proc/self/fd: {error}")))?;
+        let there = held.there()?;
         let is_theirs = foreign.owner != 0 && held.file.metadata()?.uid() == foreign.owner;
         if is_theirs || there.starts_with(&foreign.path) {
             return Ok(held);
         }
         Err(HoldError::LedAway { there, foreign })
+    }
+
+    /// Where it is at this moment, without links.
+    fn there(&self) -> io::Result<PathBuf> {
+        if !self.is_loose {
+            return self.name.canonicalize();
+        }
+        fs::read_link(descriptor(&self.file))
+            .map_err(|error| io::Error::new(error.kind(), format!("/proc/self/fd: {error}")))
+    }
+
+    /// The same, named without links.
+    ///
+    /// # Errors
+    /// It is not known where it is.
+    pub fn resolved(self) -> io::Result<Self> {
+        let name = self.there()?;
+        Ok(Self::of(self.file, name, self.is_loose))
     }
 
     fn of(file: File, name: PathBuf, is_loose: bool) -> Self {
