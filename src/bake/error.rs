@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::place::{STAGING_PREFIX, is_staging};
 use super::report::Unkeyed;
 use crate::digest::{DiffId, Digest};
 use crate::gather::ErrorClass;
@@ -226,6 +227,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether all that stands in the way is what a killed bake left.
+    pub fn is_left_by_a_bake(&self) -> bool {
+        matches!(self, Self::TargetNotEmpty { found, .. } if left_by_a_bake(found).is_some())
+    }
+
     /// What this means for whoever started the bake.
     pub fn class(&self) -> ErrorClass {
         use layer::Error as L;
@@ -316,11 +322,14 @@ fn list(found: &[String]) -> String {
 }
 
 fn staging_hint(path: &Path, found: &[String]) -> String {
+    let Some(left) = left_by_a_bake(found) else { return String::new() };
+    format!(", left by a bake that was killed: remove it with `rm -rf {}`", path.join(left).display())
+}
+
+/// The only thing that was found, if it is a staging directory.
+fn left_by_a_bake(found: &[String]) -> Option<&str> {
     match found {
-        [only] if only.starts_with(super::place::STAGING_PREFIX) => {
-            let left = path.join(only);
-            format!(", left by a bake that was killed: remove it with `rm -rf {}`", left.display())
-        }
-        _ => String::new(),
+        [only] => Some(only.as_str()).filter(|only| is_staging(only, STAGING_PREFIX)),
+        _ => None,
     }
 }

@@ -118,6 +118,12 @@ pub(super) fn prefix(name: &OsStr) -> String {
     format!("{STAGING_PREFIX}{}-", name.to_string_lossy())
 }
 
+/// Whether a bake gives such a name to a staging directory. What follows the prefix is random: more than that belongs to a
+/// target whose name goes on where this one ends, or is none of ours, and people are told to remove ours by a command.
+pub(super) fn is_staging(name: &str, prefix: &str) -> bool {
+    name.strip_prefix(prefix).is_some_and(|random| random.bytes().all(|byte| byte.is_ascii_alphanumeric()))
+}
+
 /// Checks that `target` may be baked into, by whoever may; touches nothing.
 ///
 /// # Errors
@@ -150,11 +156,7 @@ fn require_fit(at: &Held, marks: Marks) -> Result<(), Error> {
 pub(super) fn leftovers(target: &Path, parent: &Held, prefix: &str) -> Result<Vec<PathBuf>, Error> {
     let mut found = Vec::new();
     for name in names(parent)? {
-        // What follows is random. More than that belongs to a target whose name goes on where this one ends, or is none
-        // of ours: who reads it is told to remove it by a command.
-        let random = name.to_str().and_then(|name| name.strip_prefix(prefix));
-        let is_random = |random: &str| random.bytes().all(|byte| byte.is_ascii_alphanumeric());
-        if random.is_some_and(is_random) {
+        if name.to_str().is_some_and(|name| is_staging(name, prefix)) {
             require_unlocked(target, parent, &name)?;
             found.push(parent.name().join(name));
         }

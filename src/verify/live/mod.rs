@@ -171,6 +171,8 @@ pub fn live(root: &Path, options: &LiveOptions) -> Result<LiveReport, LiveError>
         None => beside(&root)?,
     };
     let scratch = temporary(".warmkit-verify-", &beside)?;
+    // Only dropped: whoever looks for what is left sees that this lives.
+    let _lock = fsutil::try_lock(scratch.path()).map_err(fail("lock", scratch.path()))?;
 
     let is_stopped = || options.interrupted.load(Ordering::Relaxed);
     let tools = daemon::find(&options.search, run.path(), &is_stopped)?;
@@ -210,4 +212,32 @@ pub fn live(root: &Path, options: &LiveOptions) -> Result<LiveReport, LiveError>
     }
     let Outcome { steps, imports, extractions, failure } = outcome?;
     Ok(LiveReport { buildkitd: tools.version, steps, imports, extractions, failure })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::mount::MountFlags;
+    use std::os::unix::fs::chown;
+
+    #[test]
+    fn the_scratch_directory_is_where_nobody_but_root_moves_it() {
+        if !fsutil::is_root() {
+            return;
+        }
+        let base = tempfile::tempdir().unwrap();
+        let path = |name: &str| base.path().join(name);
+        fs::create_dir_all(path("home/share/root")).unwrap();
+        assert_eq!(beside(&path("home/share/root")).unwrap(), path("home/share"));
+        chown(path("home"), Some(4242), None).unwrap();
+        assert_eq!(beside(&path("home/share/root")).unwrap(), base.path());
+        assert_eq!(beside(&path("home")).unwrap(), base.path());
+        let mounted = || {
+            fsutil::own_mount_namespace().unwrap();
+            rustix::mount::mount("tmpfs", path("home"), "tmpfs", MountFlags::empty(), c"uid=4242").unwrap();
+            fs::create_dir(path("home/root")).unwrap();
+            assert_eq!(beside(&path("home/root")).unwrap(), Path::new(ELSEWHERE));
+        };
+        std::thread::scope(|scope| scope.spawn(mounted).join()).unwrap();
+    }
 }
