@@ -149,3 +149,29 @@ fn a_container_without_privileges_takes_nothing_that_it_is_not_sure_of() {
         machine.looks(Err("there may be more targets than --for rootless:ci"), &["process …", cannot]);
     }
 }
+
+/// Where all other users are nobody.
+#[test]
+fn a_namespace_of_one_user_takes_nothing_that_may_be_others() {
+    if !is_root() {
+        return;
+    }
+    let config = "configuration /etc/buildkit/buildkitd.toml";
+    let several = Err("there may be more targets than --for host: say that one");
+    let machine = || {
+        let mut machine = Machine::new();
+        machine.write("etc/buildkit/buildkitd.toml", "");
+        machine.variables.push(("USER".into(), "root".into()));
+        machine.user = Some(4001);
+        machine.within = ["/usr/bin/unshare", "--map-root-user"].map(str::to_owned).into();
+        machine
+    };
+    machine().looks(Ok("--for host"), &[config]);
+    let homes = machine();
+    homes.directory("home/ann/.config/buildkit");
+    let warning = "warning: cannot read /home/ann: its owner has no id in this user namespace";
+    homes.looks(several, &[config, warning]);
+    let mut daemons = machine();
+    daemons.runs("as 4002 $bin/buildkitd");
+    daemons.looks(several, &[config, "warning: this machine has no user \"65534 (process …"]);
+}

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::env;
 use std::ffi::OsString;
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
@@ -17,6 +18,8 @@ use crate::userns::Owners;
 
 /// Directories of each user who is logged in, by number.
 const RUNTIME: &str = "/run/user";
+/// What the kernel calls a user who has no id in a user namespace.
+const UNMAPPED: u32 = 65534;
 
 /// Whether this process is in a user namespace, from where no other root can be written.
 pub(super) fn is_namespace(look: &mut Look) -> bool {
@@ -64,14 +67,21 @@ pub(super) fn look(look: &mut Look, daemons: &Processes) {
         }
     }
     users.remove(&0);
+    let ids = Owners::of_this_process().unwrap_or_default();
     for account in users.values() {
         let target = Target::Rootless { user: Some(account.name.clone()) };
         let mut places = Places::default();
         if let Some(home) = &account.home {
             // Many that are nobody's have a home that is not theirs.
-            let is_theirs =
-                look.read(home, fs::metadata(home)).is_some_and(|found| found.uid() == account.id);
-            if is_theirs {
+            let owner = look.read(home, fs::metadata(home)).map(|found| found.uid());
+            if owner == Some(UNMAPPED) && ids.user(account.id).is_err() {
+                // Perhaps theirs: of other users it would be no trace.
+                let places = Places::of(home, &|_| None);
+                if [places.config, places.root].iter().flatten().any(|path| look.is_there(path)) {
+                    let why = io::Error::other("its owner has no id in this user namespace");
+                    look.unseen.push(Error::Read { path: home.clone(), source: why });
+                }
+            } else if owner == Some(account.id) {
                 let is_caller = rustix::process::geteuid().as_raw() == account.id;
                 places = Places::of(home, &|name| own(name).filter(|_| is_caller));
             }
@@ -81,7 +91,8 @@ pub(super) fn look(look: &mut Look, daemons: &Processes) {
         places.look(look, &target);
     }
     for process in running {
-        let Some(account) = users.get(&process.user) else {
+        let account = users.get(&process.user).filter(|_| ids.user(process.user).is_ok());
+        let Some(account) = account else {
             look.unseen.push(Error::NoUser { name: format!("{} ({})", process.user, process.shown()) });
             continue;
         };
