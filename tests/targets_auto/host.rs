@@ -90,6 +90,31 @@ fn a_daemon_that_runs_with_another_root_is_named_by_that() {
 }
 
 #[test]
+fn a_root_that_its_daemon_cannot_mount_is_refused() {
+    if !is_root() {
+        return;
+    }
+    let machine = Machine::new();
+    machine.write("etc/buildkit/buildkitd.toml", "root = \"/srv/a,b\"\n");
+    let plan = ["plan", "type=local,src=/nonexistent", "--for"];
+    for (arguments, code, said) in [
+        (
+            &["auto"][..],
+            2,
+            "/srv/a,b cannot be the root of a daemon with overlayfs, whose mounts take the ','",
+        ),
+        (&["host", "--snapshotter=fuse-overlayfs"], 2, "of a daemon with fuse-overlayfs"),
+        // The cache is what is wrong then.
+        (&["host", "--snapshotter=native"], 3, "/nonexistent"),
+    ] {
+        let output = machine.warmkit(&[&plan[..], arguments].concat());
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {errors}");
+        assert!(errors.contains(said), "{errors}");
+    }
+}
+
+#[test]
 fn a_containerd_worker_is_seen_where_a_configuration_has_it() {
     if !is_root() {
         return;
