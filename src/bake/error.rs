@@ -63,7 +63,10 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A user namespace without a root.
-    #[error("files cannot belong to the root of the user namespace: {0}")]
+    #[error(
+        "the root's files cannot belong to the root of the user namespace: {0}; run it where user and group 0 are mapped, as \
+         `rootlesskit` and `unshare --user --map-root-user --map-auto` do"
+    )]
     Owners(#[source] crate::userns::OutOfRange),
     /// A file, or a link that points nowhere.
     #[error("{path} is not a directory: name a directory that is empty or does not exist yet")]
