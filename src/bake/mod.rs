@@ -184,7 +184,7 @@ impl Cancel {
 
 /// Bakes.
 ///
-/// On any error the target is as it was, and so is everything beside it.
+/// On any error but [`Error::NotSynced`] the target is as it was, and so is everything beside it.
 pub fn bake(options: &Options, cancel: &Cancel, progress: &dyn Progress) -> Result<Report, Error> {
     watched(options, cancel, |options| bake_watched(options, cancel, progress))
 }
@@ -225,12 +225,15 @@ fn bake_watched(options: &Options, cancel: &Cancel, progress: &dyn Progress) -> 
                 // containerd's files are where it has them, and nobody has written them to a disk yet.
                 rustix::fs::sync();
             }
-            let root = staging
+            let committed = staging
                 .commit(&[crate::store::state_dir::CACHE_DB])
-                .map_err(|error| error.or_full(&options.root, &options.root))?;
-            if let Some(error) = held.and_then(containerd::Held::settle) {
+                .map_err(|error| error.or_full(&options.root, &options.root));
+            // A root that is there needs what is held for it, durable or not.
+            let is_there = matches!(committed, Ok(_) | Err(Error::NotSynced { .. }));
+            if let Some(error) = held.filter(|_| is_there).and_then(containerd::Held::settle) {
                 progress.event(Event::Warning(error.to_string()));
             }
+            let root = committed?;
             report.seconds.set(Phase::Commit, committing.finish());
             report.trimmed = options.trim.then(|| trim(&root, progress)).flatten();
             report.root = root.display().to_string();

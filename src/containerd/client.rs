@@ -235,7 +235,7 @@ impl Failure {
             Self::Status(status) => Error::Call {
                 action,
                 what: what.into(),
-                code: status.code().to_string(),
+                code: status.code(),
                 message: status.message().to_owned(),
             },
         }
