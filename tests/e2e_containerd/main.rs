@@ -5,6 +5,7 @@
 mod api;
 mod killed;
 mod kinds;
+mod planned;
 mod reads;
 mod refusals;
 #[path = "../support/mod.rs"]
@@ -17,6 +18,7 @@ use std::time::Duration;
 use support::cases::{Origin, assert_warm, export_tar};
 use support::command::{Ended, run};
 use support::containerd::{Containerd, Release};
+use support::foreseen::bake_at_as_planned;
 use support::warmkit::warmkit;
 use support::{Daemon, Tools, World, tools};
 
@@ -42,7 +44,7 @@ fn left(kept: &Kept, containerd: &Containerd) -> Kept {
     (both(&kept.0, &containerd.blobs()), both(&kept.1, &containerd.snapshots()))
 }
 
-/// First build, changed source, containerd's collection and restart, another start, prune: as on any other root.
+/// A plan and the bake as planned, first build, changed source, containerd's collection and restart, another start, prune: as on any other root.
 fn warms(release: &str, kept_by: Release, name: &'static str) {
     let Some(tools) = Tools::find(release) else { return };
     let Some(mut containerd) = Containerd::start_of(kept_by) else { return };
@@ -66,7 +68,10 @@ fn warms(release: &str, kept_by: Release, name: &'static str) {
     drop(beside);
 
     let root = world.root(&case, "root");
-    bake(&origin, &containerd.address(), &root).expect_success("bake");
+    let target = format!("containerd:{}", containerd.address());
+    let place = ["--for", &target, "--root", root.to_str().unwrap()];
+    let planned = bake_at_as_planned(&[&origin.cache, "--keys-from", &origin.image], &[], &place, &root);
+    assert_eq!(planned["containerd"]["namespace"], "buildkit");
     let kept = (containerd.blobs(), containerd.snapshots());
     assert!(!kept.0.is_empty() && !kept.1.is_empty(), "{kept:?}");
     reads::assert_sound(&containerd, &root);
