@@ -31,6 +31,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use jiff::Timestamp;
+use serde::Serialize;
 
 pub(crate) use error::IoContext;
 pub use error::{Error, Resource, Shortage};
@@ -97,7 +98,7 @@ pub struct Options {
 }
 
 /// A running containerd, and where in it a `buildkitd` keeps its layers.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Containerd {
     /// Path of its socket, with or without `unix://`.
     pub address: String,
@@ -286,12 +287,10 @@ fn bake_into<'a>(
     let client = kept_by.map(|containerd| containerd::connect(containerd, options, cancel)).transpose()?;
     let Prepared { sources, images, plan, contents, mut seconds } =
         prepare(options, options.allow_unkeyed, progress)?;
-    if client.is_none() {
-        check_room(&plan, &images, staged, options, progress)?;
-    }
+    let root = options.state_dir(staged)?;
+    check_room(&plan, &images, staged, &root, options, progress)?;
 
     let running = Running::start(progress, Phase::Layers);
-    let root = options.state_dir(staged)?;
     root.create()?;
     let (usage, held) = match client {
         None => (layers::fetch_and_unpack(&plan, &sources, &root, &options.owners, cancel, progress)?, None),
@@ -329,18 +328,20 @@ fn check_room(
     plan: &Plan,
     images: &[Image],
     staged: &Path,
+    root: &StateDir,
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<(), Error> {
-    let (target, snapshotter) = (&options.root, options.snapshotter);
+    let target = &options.root;
     let room = fsutil::room(staged).at("look at the file system of", staged)?;
     let tars: Vec<Option<TarSize>> =
         plan.blobs.iter().map(|blob| gather::tar_size_said(&blob.layer)).collect();
-    let need = need::of(plan, images, &tars, snapshotter);
+    let need = need::of(plan, images, &tars, root);
     if let Some(shortage) = need.shortage(&room) {
         return Err(Error::NoSpace { path: target.clone(), shortage });
     }
-    if let Some((_, free)) = room.bytes
+    if need.layers == Layers::InRoot
+        && let Some((_, free)) = room.bytes
         && need.bytes.estimate > free
     {
         progress.event(Event::Warning(format!(

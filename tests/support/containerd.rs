@@ -180,6 +180,20 @@ impl Containerd {
         names(&self.root.join(format!("io.containerd.snapshotter.v1.{snapshotter}/snapshots")))
     }
 
+    /// Names of what was begun to be ingested and not finished, of all namespaces.
+    pub fn ingests(&self) -> Vec<String> {
+        names(&self.scratch.join("root/io.containerd.content.v1.content/ingest"))
+    }
+
+    /// Asserts that it has nothing: no blob, none that is half there, no snapshot, and no lease in namespace `buildkit`.
+    #[track_caller]
+    pub fn assert_empty(&self) {
+        assert_eq!(self.client("buildkit").leases().unwrap(), []);
+        assert_eq!(self.blobs(), [""; 0], "blobs");
+        assert_eq!(self.ingests(), [""; 0], "ingests");
+        assert_eq!(self.snapshots(), [""; 0], "snapshots");
+    }
+
     /// Stops it and starts it again.
     #[track_caller]
     pub fn restart(&mut self) {
