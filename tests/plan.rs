@@ -24,7 +24,7 @@ use support::handmade::{Handmade, blob_path, write_keys};
 use support::skip::is_root;
 use support::tar::{Entry, Kind, Tar};
 use support::tmpfs::Tmpfs;
-use support::warmkit::bake;
+use support::warmkit::{bake, warmkit};
 use warmkit::digest::DiffId;
 
 const MIB: usize = 1 << 20;
@@ -244,6 +244,25 @@ fn what_just_fits_is_not_refused() {
         let baked = bake(arguments, &disk.0).expect_success("bake into what it takes");
         assert_eq!(baked.stderr.contains("may not have enough space"), *warned, "{}", baked.stderr);
     }
+}
+
+/// A tmpfs without a limit says that it has no bytes at all.
+#[test]
+fn a_disk_that_does_not_tell_its_size_is_baked_on() {
+    if !is_root() {
+        return;
+    }
+    let fixture = Fixture::of_layer(&noise(1, MIB));
+    let disk = fixture.disk("size=0");
+    let planned = parsed(&plan(&fixture.arguments(), &disk.0));
+    assert_eq!((&planned["target"]["bytes"], &planned["target"]["bytes_free"]), (&Value::Null, &Value::Null));
+    assert_eq!(planned["refusals"], Value::Array(Vec::new()));
+    let mut command = warmkit();
+    command.arg("plan").args(fixture.arguments()).arg("--root").arg(&disk.0);
+    let said = run(&mut command, Duration::from_secs(60)).expect_success("plan").stdout;
+    assert!(said.contains("free there  the file system does not tell bytes"), "{said}");
+    let baked = bake(&fixture.arguments(), &disk.0).expect_success("bake");
+    assert!(!baked.stderr.contains("enough space"), "{}", baked.stderr);
 }
 
 #[test]

@@ -160,7 +160,7 @@ pub enum Error {
     Containerd(#[from] crate::containerd::Error),
     /// A program that lacks a part.
     #[error(
-        "this warmkit was built without the feature `containerd`: build it with `cargo build --release --features containerd`"
+        "this warmkit was built without the feature `containerd`: install a package of `scripts/package`, or build with `--features containerd`"
     )]
     NoContainerd,
     /// A database or directory of the root could not be written.

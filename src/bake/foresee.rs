@@ -57,10 +57,10 @@ pub struct Foreseen {
 /// How much room there is for a root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct TargetRoom {
-    /// Bytes of the file system.
-    pub bytes: u64,
+    /// Bytes of the file system; `None` where it does not tell.
+    pub bytes: Option<u64>,
     /// Those that are free, those that are reserved for root included.
-    pub bytes_free: u64,
+    pub bytes_free: Option<u64>,
     /// Inodes of the file system; `None` where it makes them as it needs them.
     pub inodes: Option<u64>,
     /// Those that are free.
@@ -69,9 +69,10 @@ pub struct TargetRoom {
 
 impl From<Room> for TargetRoom {
     fn from(room: Room) -> Self {
-        let Room { bytes, free_bytes, inodes, .. } = room;
+        let Room { bytes, inodes, .. } = room;
+        let (bytes, bytes_free) = bytes.unzip();
         let (inodes, inodes_free) = inodes.unzip();
-        Self { bytes, bytes_free: free_bytes, inodes, inodes_free }
+        Self { bytes, bytes_free, inodes, inodes_free }
     }
 }
 
@@ -175,10 +176,8 @@ fn collected(
             ..gc::Record::default()
         })
         .collect();
-    let (total, free) = match gc.disk_size {
-        Some(size) => (size, size),
-        None => (room.bytes, room.free_bytes),
-    };
+    // The daemon takes what it is told.
+    let (total, free) = gc.disk_size.map(|size| (size, size)).or(room.bytes).unwrap_or_default();
     let disk = Disk { total, free: free.saturating_sub(need.bytes.estimate) };
     Ok(gc::foretell(&gc::Question {
         records: &records,

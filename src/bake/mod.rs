@@ -340,13 +340,15 @@ fn check_room(
     if let Some(shortage) = need.shortage(&room) {
         return Err(Error::NoSpace { path: target.clone(), shortage });
     }
-    if need.bytes.estimate > room.free_bytes {
+    if let Some((_, free)) = room.bytes
+        && need.bytes.estimate > free
+    {
         progress.event(Event::Warning(format!(
             "{} may not have enough space: the root takes about {} bytes, and {} are free; `warmkit plan` \
              tells more exactly",
             target.display(),
             need.bytes.estimate,
-            room.free_bytes,
+            free,
         )));
     }
     Ok(())

@@ -114,7 +114,7 @@ impl Need {
     /// What `room` lacks in any case.
     pub(super) fn shortage(&self, room: &Room) -> Option<Shortage> {
         let lacks = |what, needed, free| (needed > free).then_some(Shortage { what, needed, free });
-        let bytes = || lacks(Resource::Bytes, self.bytes.at_least, room.free_bytes);
+        let bytes = || room.bytes.and_then(|(_, free)| lacks(Resource::Bytes, self.bytes.at_least, free));
         let inodes = || room.inodes.and_then(|(_, free)| lacks(Resource::Inodes, self.inodes.at_least, free));
         let bytes = if room.compresses { None } else { bytes() };
         bytes.or_else(inodes)
@@ -168,7 +168,7 @@ fn within(at_least: u64, estimate: u64, up_to: u64) -> Estimate {
 mod tests {
     use super::*;
 
-    const ROOM: Room = Room { bytes: 100, free_bytes: 50, inodes: Some((20, 10)), compresses: false };
+    const ROOM: Room = Room { bytes: Some((100, 50)), inodes: Some((20, 10)), compresses: false };
 
     fn need(bytes: u64, inodes: u64) -> Need {
         let (bytes, inodes) = (Estimate::exactly(bytes), Estimate::exactly(inodes));
@@ -179,6 +179,7 @@ mod tests {
     fn lacks_what_is_not_free() {
         let compresses = Room { compresses: true, ..ROOM };
         let endless = Room { inodes: None, ..ROOM };
+        let unknown = Room { bytes: None, ..ROOM };
         for (need, room, expected) in [
             (need(50, 10), ROOM, None),
             (need(51, 10), ROOM, Some((Resource::Bytes, 51, 50))),
@@ -187,6 +188,8 @@ mod tests {
             (need(51, 10), compresses, None),
             (need(51, 11), compresses, Some((Resource::Inodes, 11, 10))),
             (need(50, 11), endless, None),
+            (need(u64::MAX, 10), unknown, None),
+            (need(51, 11), unknown, Some((Resource::Inodes, 11, 10))),
         ] {
             let found = need.shortage(&room).map(|shortage| (shortage.what, shortage.needed, shortage.free));
             assert_eq!(found, expected, "{need:?} {room:?}");

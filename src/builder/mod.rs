@@ -21,6 +21,7 @@ mod error;
 mod root;
 mod rootless;
 mod settings;
+mod start;
 mod unit;
 mod user_unit;
 

@@ -69,7 +69,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let GcOptions { configuration, release, disk_size, room: adds } = gc;
     let disk = match disk_size {
         Some(total) => Disk { total, free: total.saturating_sub(bytes) },
-        None => Disk { total: around.bytes, free: around.free_bytes },
+        None => {
+            let (total, free) = around.bytes.unwrap_or_default();
+            Disk { total, free }
+        }
     };
     let gc = gc::foretell(&Question {
         records: &records,

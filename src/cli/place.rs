@@ -74,6 +74,11 @@ impl Place {
         self.root.is_some() || self.target.is_some()
     }
 
+    /// Whether it is named by its directory alone, which its daemon may have elsewhere.
+    pub(super) fn is_directory(&self) -> bool {
+        self.root.is_some() && self.target.is_none()
+    }
+
     /// Whether it is to be found by looking at this machine.
     pub(super) fn is_auto(&self) -> bool {
         self.target == Some(Target::Auto)

@@ -55,7 +55,7 @@ pub(crate) use snapshotter::read as read_snapshotter;
 
 use fault::Faults;
 use files::Tree;
-use found::IN_CONTAINERD;
+use found::{IN_CONTAINERD, OCI};
 use keeper::Keeper;
 
 /// The file that a running daemon holds locked.
@@ -119,7 +119,7 @@ pub enum Error {
     },
     /// A program that lacks a part.
     #[error(
-        "this warmkit was built without the feature `containerd`: build it with `cargo build --release --features containerd`"
+        "this warmkit was built without the feature `containerd`: install a package of `scripts/package`, or build with `--features containerd`"
     )]
     NoContainerd,
     /// The containerd that keeps its layers cannot be asked.
@@ -128,10 +128,11 @@ pub enum Error {
     Containerd(#[from] crate::containerd::Error),
     /// A worker whose snapshotter keeps layers in a form of its own.
     #[error(
-        "{} is the root of an OCI worker with the snapshotter {snapshotter} ({}), which keeps layers in a form of its \
-         own; roots of overlayfs, fuse-overlayfs and native are read and written: give the daemon one of these as \
-         --oci-worker-snapshotter, and it makes a worker beside this one",
-        path.display(), worker.display()
+        "{} is the root of {} worker with the snapshotter {snapshotter} ({}), which keeps layers in a form of its own; \
+         roots of overlayfs, fuse-overlayfs and native are read and written: give the daemon one of these as {}, and it \
+         makes a worker beside this one",
+        path.display(), if in_containerd(worker) { "a containerd" } else { "an OCI" }, worker.display(),
+        snapshotter_option(worker)
     )]
     OtherSnapshotter {
         /// The root.
@@ -242,7 +243,8 @@ pub struct Worker {
 pub struct State {
     /// The workers; a daemon has one.
     pub workers: Vec<Worker>,
-    /// Ids of those that were not read: of containerd workers, or beside these of OCI workers.
+    /// Ids of those that were not read: of containerd workers, or beside these of OCI workers, and of those with a
+    /// snapshotter that is not read.
     pub other_workers: Vec<String>,
     /// The solver's keys; `None` where they cannot be read.
     pub solver: Option<Solver>,
@@ -258,7 +260,7 @@ pub struct Root {
     pub(crate) workers: Vec<PathBuf>,
     /// Who has the layers of these.
     pub(crate) keeper: Option<Keeper>,
-    /// Those of workers of the other kind: a daemon may have one of each.
+    /// Those of all other workers: a daemon may have one of each kind, and keeps what it had with another snapshotter.
     others: Vec<PathBuf>,
     _locks: Vec<OwnedFd>,
 }
@@ -283,11 +285,13 @@ impl Root {
             return Err(error);
         }
         if found.in_containerd.is_empty() {
-            return Err(Error::NotInContainerd { path: path.to_owned() });
+            let none = || Error::NotInContainerd { path: path.to_owned() };
+            return Err(found.other(path, IN_CONTAINERD).unwrap_or_else(none));
         }
         let locks = locks(&root.tree, &found.in_containerd)?;
         let keeper = Some(Keeper::connect(containerd)?);
-        Ok(Self { workers: found.in_containerd, others: found.workers, keeper, _locks: locks, ..root })
+        let others = [found.workers, found.others].concat();
+        Ok(Self { workers: found.in_containerd, others, keeper, _locks: locks, ..root })
     }
 
     /// [`Root::open_in`] where a containerd is given, else [`Root::open`].
@@ -317,7 +321,8 @@ impl Root {
     fn unlocked(path: &Path, tree: io::Result<Tree>) -> Result<Self, Error> {
         let root = Self::readable(path, tree)?;
         let found = worker_directories(&root.tree)?;
-        Ok(Self { workers: found.workers, others: found.in_containerd, ..root })
+        let others = [found.in_containerd, found.others].concat();
+        Ok(Self { workers: found.workers, others, ..root })
     }
 
     /// A directory that may be read, whatever it has.
@@ -471,9 +476,18 @@ fn found(tree: &Tree) -> Result<Found, Error> {
     Ok(Found::among(entries.iter().map(|(name, kind)| (name.0.as_os_str(), *kind == FileType::Directory))))
 }
 
+fn in_containerd(worker: &Path) -> bool {
+    worker.to_string_lossy().starts_with(IN_CONTAINERD)
+}
+
+/// What tells a daemon the snapshotter of the worker with this directory.
+pub(crate) fn snapshotter_option(worker: &Path) -> &'static str {
+    if in_containerd(worker) { "--containerd-worker-snapshotter" } else { "--oci-worker-snapshotter" }
+}
+
 /// The snapshotter of the worker with this directory, as [`Found::among`] has found it.
 pub(crate) fn snapshotter_of(worker: &Path) -> &str {
-    worker.to_str().and_then(|name| name.strip_prefix("runc-")).unwrap_or_default()
+    worker.to_str().and_then(|name| name.strip_prefix(OCI)).unwrap_or_default()
 }
 
 /// Locks everything that a daemon would lock.

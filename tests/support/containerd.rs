@@ -35,7 +35,7 @@ impl Release {
 
 /// Where a program of a release is. `None` when it is missing, after it said so.
 #[track_caller]
-fn program(release: Release, name: &str) -> Option<PathBuf> {
+pub fn program(release: Release, name: &str) -> Option<PathBuf> {
     let program = directory().unwrap_or_default().join(release.programs()).join(name);
     if program.is_file() {
         return Some(program);

@@ -8,7 +8,7 @@ use super::super::escape::one_line;
 use super::super::render::{LISTED, contents, counted, row, unkeyed};
 use super::super::text::{Style, Text};
 use super::Outcome;
-use crate::bake::Estimate;
+use crate::bake::{Estimate, TargetRoom};
 use crate::gc::{Forecast, Origin, PassReport};
 
 /// What goes into the root, what it takes, and what becomes of it.
@@ -24,9 +24,7 @@ pub(super) fn plan(outcome: &Outcome<'_>) -> Text {
         row(&mut text, "", &format!("what {guessed} layers unpack to is guessed from their compressed size"));
     }
     let target = &plan.target;
-    let inodes = target.inodes_free.map(|free| format!(" and {free} inodes")).unwrap_or_default();
-    let free = format!("{}{inodes}, of {}", HumanBytes(target.bytes_free), HumanBytes(target.bytes));
-    row(&mut text, "free there", &free);
+    row(&mut text, "free there", &free(target));
     for refusal in &outcome.refusals {
         text.push_styled(Style::Bad, format!("{:<12}", "refused"));
         let _ = writeln!(text, "{}", refusal.message);
@@ -40,6 +38,14 @@ pub(super) fn plan(outcome: &Outcome<'_>) -> Text {
     text.push("\n");
     forecast(&mut text, &plan.gc);
     text
+}
+
+fn free(target: &TargetRoom) -> String {
+    let inodes = target.inodes_free.map(|free| format!(" and {free} inodes")).unwrap_or_default();
+    match (target.bytes, target.bytes_free) {
+        (Some(all), Some(free)) => format!("{}{inodes}, of {}", HumanBytes(free), HumanBytes(all)),
+        _ => format!("the file system does not tell bytes{inodes}"),
+    }
 }
 
 /// What becomes of a root that is there.
