@@ -25,7 +25,7 @@ pub(super) struct Place {
 }
 
 /// What can stand after `--for`, for help and completion; what follows a colon is read by [`Target`].
-const TARGETS: [(&str, &str); 7] = [
+pub(super) const TARGETS: [(&str, &str); 7] = [
     ("auto", "The only one of these that this machine shows anything of; with several, none is taken"),
     ("host", "This machine's buildkitd, run as root (/var/lib/buildkit)"),
     ("rootless", "The buildkitd of who calls this or sudo, or whose user namespace this is"),
