@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::need::{self, Estimate, Need};
+use super::need::{self, Estimate, Need, WholeTrees};
 use super::plan::Plan;
 use super::prepare::{Prepared, prepare};
 use super::report::Contents;
@@ -41,6 +41,8 @@ pub struct Foreseen {
     pub bytes_on_disk: Estimate,
     /// Files and directories of the root.
     pub inodes: Estimate,
+    /// Of the bytes, those of trees; `None` where each layer is kept by itself.
+    pub whole_trees: Option<WholeTrees>,
     /// Layers of which the size of the tar is known; what the other ones unpack to is known less well.
     pub tars_known: usize,
     /// The disk that the root would be on.
@@ -132,6 +134,7 @@ fn foresee_watched(options: &Options, gc: &GcOptions, progress: &dyn Progress) -
         contents,
         bytes_on_disk: need.bytes,
         inodes: need.inodes,
+        whole_trees: need.whole_trees,
         tars_known: tars.iter().flatten().filter(|tar| tar.is_known()).count(),
         target: room.into(),
         refusals,

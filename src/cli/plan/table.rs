@@ -8,7 +8,7 @@ use super::super::escape::one_line;
 use super::super::render::{LISTED, contents, counted, row, unkeyed};
 use super::super::text::{Style, Text};
 use super::Outcome;
-use crate::bake::Estimate;
+use crate::bake::{Estimate, WholeTrees};
 use crate::gc::{Forecast, Origin, PassReport};
 
 /// What goes into the root, what it takes, and what becomes of it.
@@ -18,6 +18,9 @@ pub(super) fn plan(outcome: &Outcome<'_>) -> Text {
     contents(&mut text, &plan.contents);
     row(&mut text, "to pull", &HumanBytes(plan.contents.bytes_down).to_string());
     row(&mut text, "on disk", &range(plan.bytes_on_disk, |bytes| HumanBytes(bytes).to_string()));
+    if let Some(whole) = &plan.whole_trees {
+        row(&mut text, "  of trees", &trees(whole));
+    }
     row(&mut text, "  inodes", &range(plan.inodes, |inodes| inodes.to_string()));
     if plan.tars_known < plan.contents.layers {
         let guessed = plan.contents.layers - plan.tars_known;
@@ -56,6 +59,16 @@ fn range(estimate: Estimate, show: impl Fn(u64) -> String) -> String {
         return show(estimate);
     }
     format!("about {} (at least {}, up to {})", show(estimate), show(at_least), show(up_to))
+}
+
+/// What a snapshotter with whole trees costs.
+fn trees(whole: &WholeTrees) -> String {
+    let probably = |bytes: Estimate| {
+        let about = if bytes.at_least == bytes.up_to { "" } else { "about " };
+        format!("{about}{}", HumanBytes(bytes.estimate))
+    };
+    let (trees, layers) = (probably(whole.trees), probably(whole.layers));
+    format!("{trees}, as native keeps a whole tree for each layer, and layers alone are {layers}")
 }
 
 fn forecast(text: &mut Text, forecast: &Forecast) {
