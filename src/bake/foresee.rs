@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::need::{self, Estimate, Need};
+use super::need::{self, Estimate, Need, WholeTrees};
 use super::plan::Plan;
 use super::prepare::{Prepared, prepare};
 use super::report::Contents;
@@ -44,6 +44,8 @@ pub struct Foreseen {
     /// Who keeps its layers, where that is not the root: all of `bytes_on_disk` is there, on a disk that nothing is known
     /// of, and `inodes` has none of it.
     pub containerd: Option<Containerd>,
+    /// Of the bytes, those of trees; `None` where each layer is kept by itself.
+    pub whole_trees: Option<WholeTrees>,
     /// Layers of which the size of the tar is known; what the other ones unpack to is known less well.
     pub tars_known: usize,
     /// The disk that the root would be on.
@@ -140,6 +142,7 @@ fn foresee_watched(
         bytes_on_disk: need.bytes,
         inodes: need.inodes,
         containerd: options.containerd.clone(),
+        whole_trees: need.whole_trees,
         tars_known: tars.iter().flatten().filter(|tar| tar.is_known()).count(),
         target: room.into(),
         refusals,

@@ -36,7 +36,7 @@ use serde::Serialize;
 pub(crate) use error::IoContext;
 pub use error::{Error, Resource, Shortage};
 pub use foresee::{Foreseen, GcOptions, TargetRoom, foresee};
-pub use need::Estimate;
+pub use need::{Estimate, WholeTrees};
 pub use report::{Contents, Report, Unkeyed};
 
 pub use crate::gather::ErrorClass;

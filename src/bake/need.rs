@@ -50,6 +50,16 @@ impl AddAssign for Estimate {
     }
 }
 
+/// What it costs that a snapshotter keeps a whole tree for each layer. Where the file system lets files share blocks,
+/// they do, and take less.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct WholeTrees {
+    /// Bytes of all trees.
+    pub trees: Estimate,
+    /// What the layers have of them by themselves, as overlayfs would keep them.
+    pub layers: Estimate,
+}
+
 /// What a root takes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Need {
@@ -59,6 +69,8 @@ pub(super) struct Need {
     pub(super) inodes: Estimate,
     /// Who has the bytes.
     pub(super) layers: Layers,
+    /// Of a snapshotter with whole trees.
+    pub(super) whole_trees: Option<WholeTrees>,
     /// Of the bytes, those of each snapshot of the plan.
     pub(super) snapshots: Vec<Estimate>,
 }
@@ -94,6 +106,7 @@ pub(super) fn of(plan: &Plan, images: &[Image], tars: &[Option<TarSize>], root: 
             tars[snapshot.blob].map_or_else(|| unpacked_of_blob(compressed), unpacked)
         })
         .collect();
+    let alone = sum(&snapshots);
     if !snapshotter.has_upper() {
         // Each is a whole tree. A parent stands before what stands on it.
         for (at, snapshot) in plan.snapshots.iter().enumerate() {
@@ -117,8 +130,17 @@ pub(super) fn of(plan: &Plan, images: &[Image], tars: &[Option<TarSize>], root: 
             inodes += Estimate::exactly(around);
         }
     }
+    let whole_trees =
+        (!snapshotter.has_upper()).then(|| WholeTrees { trees: sum(&snapshots), layers: alone });
     let snapshots = snapshots.into_iter().map(|snapshot| snapshot.bytes).collect();
-    Need { bytes, inodes, layers, snapshots }
+    Need { bytes, inodes, layers, whole_trees, snapshots }
+}
+
+fn sum(snapshots: &[Unpacked]) -> Estimate {
+    snapshots.iter().fold(Estimate::default(), |mut sum, snapshot| {
+        sum += snapshot.bytes;
+        sum
+    })
 }
 
 impl Need {
@@ -184,7 +206,7 @@ mod tests {
 
     fn need(bytes: u64, inodes: u64) -> Need {
         let (bytes, inodes) = (Estimate::exactly(bytes), Estimate::exactly(inodes));
-        Need { bytes, inodes, layers: Layers::InRoot, snapshots: Vec::new() }
+        Need { bytes, inodes, layers: Layers::InRoot, whole_trees: None, snapshots: Vec::new() }
     }
 
     #[test]
