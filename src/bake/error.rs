@@ -63,7 +63,10 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A user namespace without a root.
-    #[error("files cannot belong to the root of the user namespace: {0}")]
+    #[error(
+        "the root's files cannot belong to the root of the user namespace: {0}; run it where user and group 0 are mapped, as \
+         `rootlesskit` and `unshare --user --map-root-user --map-auto` do"
+    )]
     Owners(#[source] crate::userns::OutOfRange),
     /// A file, or a link that points nowhere.
     #[error("{path} is not a directory: name a directory that is empty or does not exist yet")]
@@ -155,6 +158,13 @@ pub enum Error {
     #[cfg(feature = "containerd")]
     #[error(transparent)]
     Containerd(#[from] crate::containerd::Error),
+    /// Another bake has removed what containerd was to hold for the root.
+    #[error(
+        "another bake in this namespace of containerd took this one for killed and removed its leases, nothing was \
+         changed: bake again, and where bakes do not see each other, as from containers that have the socket alone, \
+         one after the other"
+    )]
+    TakenForKilled,
     /// A program that lacks a part.
     #[error(
         "this warmkit was built without the feature `containerd`: build it with `cargo build --release --features containerd`"
@@ -244,6 +254,7 @@ impl Error {
             | Self::NoMarks { .. }
             | Self::NotSynced { .. }
             | Self::Io { .. }
+            | Self::TakenForKilled
             | Self::Interrupted => ErrorClass::Other,
         }
     }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::report::{FindingKind, Findings, Subject};
 use crate::digest::{BlobChainId, ChainId, DiffId, Digest};
+use crate::oci::Compression;
 use crate::root::decode;
 use crate::root::{Containerd, Kind, Lease, Record, Records, Snapshotter, Solver, Stored};
 
@@ -278,8 +279,16 @@ fn record_blob(id: &str, record: &Record, digest: Digest, containerd: &Container
     let diff_id = record.diff_id.map(|diff_id| diff_id.to_string());
     for (label, expected) in [(LABEL_DIFF_ID, &diff_id), (LABEL_MEDIA_TYPE, &record.media_type)] {
         let Some(expected) = expected else { continue };
+        let is_same = |found: &String| {
+            // Two records may have the same bytes by media types of Docker and of OCI; the label is of one of them.
+            let compression = |media_type: &str| Compression::of_layer(media_type);
+            found == expected
+                || label == LABEL_MEDIA_TYPE
+                    && compression(found).is_some()
+                    && compression(found) == compression(expected)
+        };
         let (kind, found) = match blob.labels.get(label) {
-            Some(found) if found == expected => continue,
+            Some(found) if is_same(found) => continue,
             Some(found) => (FindingKind::BlobLabel, found.as_str()),
             // So daemons themselves leave blobs of rarer media types.
             None => (FindingKind::BlobLabelMissing, "missing"),

@@ -195,7 +195,7 @@ kinds! {
     BlobDigest = "blob-digest", Error;
     /// A record gives another size for its blob than containerd's metadata.
     RecordBlobSize = "record-blob-size", Error;
-    /// A blob's label names another diff ID or media type than its record.
+    /// A blob's label names another diff ID or compression than its record.
     BlobLabel = "blob-label", Error;
     /// A blob has no label of its diff ID or media type, so what is exported from it is made anew.
     BlobLabelMissing = "blob-label-missing", Note;

@@ -13,8 +13,7 @@ use std::time::Duration;
 
 use crate::support::cases::assert_warm;
 use crate::support::containerd::Containerd;
-use crate::support::{Daemon, Tools, World, tools};
-use crate::{bake, left, on, reads};
+use crate::{Bed, bake, left, on, reads};
 
 const LIMIT: Duration = Duration::from_secs(60);
 /// What a request has in it that has a lease keep a snapshot, and no other.
@@ -89,51 +88,46 @@ fn and_back(mut from: UnixStream, mut to: UnixStream, is_closed: &AtomicBool) {
 
 #[test]
 fn a_killed_bake_is_taken_up_by_the_next() {
-    let Some(tools) = Tools::find(tools::NEWEST) else { return };
-    let (Some(beside), Some(mut containerd)) = (Containerd::start(), Containerd::start()) else { return };
-    let world = World::start(tools);
-    let case = world.case("app");
-    let origin = world.export(&case);
-
+    let (Some(beside), Some(mut bed)) = (Containerd::start(), Bed::new()) else { return };
     // How often snapshots are leased in a bake of this cache.
-    let gate = Gate::before(&beside, &world.scratch.join("counting"), usize::MAX);
-    bake(&origin, gate.path.to_str().unwrap(), &world.root(&case, "counted")).expect_success("bake");
+    let gate = Gate::before(&beside, &bed.world.scratch.join("counting"), usize::MAX);
+    bake(&bed.origin, gate.path.to_str().unwrap(), &bed.root("counted")).expect_success("bake");
     let last = gate.requests.load(Ordering::Acquire);
     assert!(last > 0);
     drop(beside);
 
-    let root = world.root(&case, "root");
-    let gate = Gate::before(&containerd, &world.scratch.join("gate"), last);
-    let arguments = ["bake", &origin.cache, "--keys-from", &origin.image];
+    let root = bed.root("root");
+    let gate = Gate::before(&bed.containerd, &bed.world.scratch.join("gate"), last);
+    let arguments = ["bake", &bed.origin.cache, "--keys-from", &bed.origin.image];
     let mut killed = on(gate.path.to_str().unwrap(), &root, &arguments);
     let mut killed = killed.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     gate.closed.recv_timeout(LIMIT).unwrap();
     killed.kill().unwrap();
     killed.wait().unwrap();
     assert!(!root.exists());
-    let leases = containerd.client("buildkit").leases().unwrap();
+    let leases = bed.containerd.client("buildkit").leases().unwrap();
     assert_eq!(leases.iter().filter(|lease| lease.temporary).count(), 1, "{leases:?}");
     assert!(leases.len() > 1, "{leases:?}");
-    containerd.collect();
-    let kept = (containerd.blobs(), containerd.snapshots());
+    bed.containerd.collect();
+    let kept = bed.kept();
 
-    let next = bake(&origin, &containerd.address(), &root).expect_success("the next bake");
+    let next = bed.bake(&root).expect_success("the next bake");
     assert!(next.stderr.contains("a bake of this root that was killed left"), "{}", next.stderr);
-    assert_eq!((containerd.blobs(), containerd.snapshots()), kept, "nothing is made again");
-    reads::assert_sound(&containerd, &root);
+    assert_eq!(bed.kept(), kept, "nothing is made again");
+    reads::assert_sound(&bed.containerd, &root);
     // Before and after that of the killed one goes.
-    let Some(_) = containerd.ctr("buildkit", &["content", "prune", "references"]) else { return };
-    containerd.restart();
-    containerd.collect();
-    assert_eq!(left(&kept, &containerd), kept);
-    let daemon = Daemon::start_on_containerd(&world.tools, &root, &world.registry, &containerd.worker());
-    containerd.collect();
-    assert_warm(&daemon.build(&case.request), &origin);
-    assert_eq!(left(&kept, &containerd), kept);
+    let Some(_) = bed.containerd.ctr("buildkit", &["content", "prune", "references"]) else { return };
+    bed.containerd.restart();
+    bed.containerd.collect();
+    assert_eq!(left(&kept, &bed.containerd), kept);
+    let daemon = bed.start(&root);
+    bed.containerd.collect();
+    assert_warm(&daemon.build(&bed.case.request), &bed.origin);
+    assert_eq!(left(&kept, &bed.containerd), kept);
     daemon.prune_all();
     daemon.stop();
-    containerd.collect();
-    assert_eq!(containerd.client("buildkit").leases().unwrap(), []);
-    assert_eq!(left(&kept, &containerd).0, [""; 0]);
-    assert_eq!(containerd.snapshots(), [""; 0]);
+    bed.containerd.collect();
+    assert_eq!(bed.containerd.client("buildkit").leases().unwrap(), []);
+    assert_eq!(left(&kept, &bed.containerd).0, [""; 0]);
+    assert_eq!(bed.containerd.snapshots(), [""; 0]);
 }
