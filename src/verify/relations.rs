@@ -329,43 +329,6 @@ fn leases(id: &str, record: &Record, containerd: &Containerd, findings: &mut Fin
     }
 }
 
-/// Leases whose record is gone, and what no lease holds.
-pub(super) fn unused(records: &Records, containerd: &Containerd, findings: &mut Findings) {
-    let mut snapshots: BTreeSet<&str> = BTreeSet::new();
-    let mut content: BTreeSet<&str> = BTreeSet::new();
-    for (id, lease) in &containerd.leases {
-        snapshots.extend(lease.snapshots.iter().map(String::as_str));
-        content.extend(lease.content.iter().map(String::as_str));
-        let record = id.strip_suffix("-variants").unwrap_or(id);
-        if !lease.temporary && !records.all.contains_key(record) {
-            let subject = Subject::Lease { id: id.clone() };
-            findings.add(FindingKind::LeaseOrphaned, subject, format!("there is no record {record}"));
-        }
-    }
-    let parents = containerd.snapshots.values().filter_map(|snapshot| snapshot.parent.as_deref());
-    snapshots.extend(parents);
-    for key in containerd.snapshots.keys().filter(|key| !snapshots.contains(key.as_str())) {
-        let detail = "no lease and no other snapshot holds it";
-        findings.add(FindingKind::SnapshotUnused, Subject::snapshot(key), detail);
-    }
-    for blob in containerd.blobs.values() {
-        let references =
-            blob.labels.iter().filter(|(label, _)| label.starts_with("containerd.io/gc.ref.content"));
-        content.extend(
-            references.filter(|(label, to)| !label.ends_with(to.as_str())).map(|(_, to)| to.as_str()),
-        );
-    }
-    for digest in containerd.blobs.keys() {
-        if !content.contains(digest.to_string().as_str()) {
-            findings.add(
-                FindingKind::BlobUnused,
-                Subject::blob(digest),
-                "no lease and no other blob holds it",
-            );
-        }
-    }
-}
-
 /// Containerd's snapshots among themselves.
 pub(super) fn ancestry(containerd: &Containerd, findings: &mut Findings) {
     for (key, snapshot) in &containerd.snapshots {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::refusals::refused;
+use crate::support::Daemon;
 use crate::support::cases::Origin;
 use crate::support::command::run;
 use crate::support::containerd::Containerd;
@@ -160,4 +161,56 @@ fn what_cannot_be_read_is_refused() {
     );
     ended.expect_success("bake");
     refused(&mut on(&address, &oci, &["verify"]), 2, &["is no root of a containerd worker"]);
+}
+
+/// A daemon that was given another snapshotter has made a worker beside the first: both are read, what they share once.
+/// When containerd has that snapshotter no more, what can be read is.
+#[test]
+fn several_workers_of_a_root() {
+    let Some(bed) = Bed::new() else { return };
+    let (containerd, root) = (&bed.containerd, bed.baked("root"));
+    let address = containerd.address();
+    let worker = format!("{}\n  snapshotter = \"native\"", containerd.worker());
+    let daemon = Daemon::start_on_containerd(&bed.world.tools, &root, &bed.world.registry, &worker);
+    daemon.build(&bed.case.changed);
+    daemon.stop();
+    let notes = |report: &Value| -> Vec<(String, String)> {
+        let notes = report["offline"]["notes"].as_array().unwrap().iter();
+        notes.map(|n| (n["kind"].as_str().unwrap().to_owned(), n["subject"].to_string())).collect()
+    };
+    let counts = |report: &Value| {
+        let client = containerd.client("buildkit");
+        let bytes: i64 = client.blobs().unwrap().iter().map(|blob| blob.size).sum();
+        let counts = &report["offline"]["counts"];
+        assert_eq!(counts["blobs"].as_u64(), Some(client.blobs().unwrap().len() as u64));
+        assert_eq!(counts["leases"].as_u64(), Some(client.leases().unwrap().len() as u64));
+        assert_eq!(counts["blob_bytes"].as_i64(), Some(bytes));
+    };
+
+    assert_sound(containerd, &root);
+    let both = json(&mut on(&address, &root, &["verify"]), 0);
+    counts(&both);
+    let garbage = ["lease-orphaned", "blob-unused", "snapshot-unused", "worker-unread"];
+    let found = notes(&both);
+    assert!(!found.iter().any(|(kind, _)| garbage.contains(&kind.as_str())), "{found:?}");
+
+    fs::rename(root.join("containerd-native"), root.join("containerd-gone")).unwrap();
+    assert_sound(containerd, &root);
+    let one = json(&mut on(&address, &root, &["verify"]), 0);
+    counts(&one);
+    let unread = notes(&one).into_iter().filter(|(kind, _)| garbage.contains(&kind.as_str()));
+    let unread: Vec<_> = unread.collect();
+    assert!(
+        matches!(&unread[..], [(kind, subject)] if kind == "worker-unread" && subject.contains("containerd-gone")),
+        "{unread:?}"
+    );
+    let inspected = json(&mut on(&address, &root, &["inspect"]), 0);
+    let fault = inspected["faults"][0].as_str().unwrap();
+    assert!(fault.starts_with("containerd-gone: containerd has no snapshotter \"gone\" any more"), "{fault}");
+
+    fs::remove_dir_all(root.join("containerd-overlayfs")).unwrap();
+    for command in ["verify", "inspect", "forecast"] {
+        let said = ["no snapshotter \"gone\"", "containerd-gone has its layers", "--for containerd:ADDRESS"];
+        refused(&mut on(&address, &root, &[command]), 2, &said);
+    }
 }
