@@ -222,10 +222,6 @@ fn bake_watched(options: &Options, cancel: &Cancel, progress: &dyn Progress) -> 
     }
     match bake_into(staging.path(), options, cancel, progress) {
         Ok(Baked { mut report, committing, held }) => {
-            if held.is_some() {
-                // containerd's files are where it has them, and nobody has written them to a disk yet.
-                rustix::fs::sync();
-            }
             let committed = staging
                 .commit(&[crate::store::state_dir::CACHE_DB])
                 .map_err(|error| error.or_full(&options.root, &options.root));
@@ -320,6 +316,12 @@ fn bake_into<'a>(
         trimmed: None,
         leftovers: Vec::new(),
     };
+    if let Some(held) = &held {
+        // containerd's files are where it has them, and nobody has written them to a disk yet.
+        rustix::fs::sync();
+        cancel.check()?;
+        held.commit()?;
+    }
     Ok(Baked { report, committing, held })
 }
 
@@ -328,7 +330,7 @@ fn check_room(
     plan: &Plan,
     images: &[Image],
     staged: &Path,
-    root: &StateDir,
+    state: &StateDir,
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<(), Error> {
@@ -336,7 +338,7 @@ fn check_room(
     let room = fsutil::room(staged).at("look at the file system of", staged)?;
     let tars: Vec<Option<TarSize>> =
         plan.blobs.iter().map(|blob| gather::tar_size_said(&blob.layer)).collect();
-    let need = need::of(plan, images, &tars, root);
+    let need = need::of(plan, images, &tars, state);
     if let Some(shortage) = need.shortage(&room) {
         return Err(Error::NoSpace { path: target.clone(), shortage });
     }

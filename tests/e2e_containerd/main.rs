@@ -6,6 +6,7 @@ mod api;
 mod disk;
 mod killed;
 mod kinds;
+mod pending;
 mod planned;
 mod reads;
 mod refusals;
@@ -122,9 +123,7 @@ fn warms(release: &str, kept_by: Release, name: &'static str) {
     let root = bed.root("root");
     let target = format!("containerd:{}", bed.containerd.address());
     let place = ["--for", &target, "--root", root.to_str().unwrap()];
-    let planned =
-        bake_at_as_planned(&[&bed.origin.cache, "--keys-from", &bed.origin.image], &[], &place, &root);
-    assert_eq!(planned["containerd"]["namespace"], "buildkit");
+    bake_at_as_planned(&[&bed.origin.cache, "--keys-from", &bed.origin.image], &[], &place, &root);
     let kept = bed.kept();
     assert!(!kept.0.is_empty() && !kept.1.is_empty(), "{kept:?}");
     reads::assert_sound(&bed.containerd, &root);

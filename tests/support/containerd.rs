@@ -161,7 +161,7 @@ impl Containerd {
     /// Has it collect what nothing holds, as `ctr leases delete --sync` does; it has when this returns.
     pub fn collect(&self) {
         let client = self.client("test");
-        client.lease_record("for-nothing", jiff::Timestamp::now()).unwrap();
+        client.lease_record("for-nothing", "test", jiff::Timestamp::now()).unwrap();
         client.delete_lease("for-nothing", true).unwrap();
     }
 
@@ -182,7 +182,7 @@ impl Containerd {
 
     /// Names of what was begun to be ingested and not finished, of all namespaces.
     pub fn ingests(&self) -> Vec<String> {
-        names(&self.scratch.join("root/io.containerd.content.v1.content/ingest"))
+        names(&self.root.join("io.containerd.content.v1.content/ingest"))
     }
 
     /// Asserts that it has nothing: no blob, none that is half there, no snapshot, and no lease in namespace `buildkit`.
