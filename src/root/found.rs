@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::Error;
 
 /// The snapshotters whose workers are read: each layer is a directory of plain files.
-const SNAPSHOTTERS: [&str; 3] = ["overlayfs", "fuse-overlayfs", "native"];
+pub(super) const SNAPSHOTTERS: [&str; 3] = ["overlayfs", "fuse-overlayfs", "native"];
 /// Before the snapshotter's name, the directory of an OCI worker.
 pub(super) const OCI: &str = "runc-";
 /// The same of a containerd worker.

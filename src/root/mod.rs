@@ -55,7 +55,7 @@ pub(crate) use snapshotter::read as read_snapshotter;
 
 use fault::Faults;
 use files::Tree;
-use found::{IN_CONTAINERD, OCI};
+use found::{IN_CONTAINERD, OCI, SNAPSHOTTERS};
 use keeper::Keeper;
 
 /// The file that a running daemon holds locked.
@@ -215,8 +215,7 @@ pub struct KeptIn {
     pub namespace: String,
 }
 
-/// A worker's directory and what was read in it; `None` where a database cannot be read, or where the containerd has no such
-/// snapshotter.
+/// A worker's directory and what was read in it; `None` where a database cannot be read, or is not.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct Worker {
@@ -235,6 +234,13 @@ pub struct Worker {
     pub containerd: Option<Containerd>,
     /// The snapshotter's own database.
     pub store: Option<Snapshotter>,
+}
+
+impl Worker {
+    /// Whether its layers were looked for: in a containerd they are only where that has the snapshotter.
+    pub fn is_read(&self) -> bool {
+        !self.in_containerd || self.store.is_some()
+    }
 }
 
 /// What a root holds.
@@ -288,10 +294,12 @@ impl Root {
             let none = || Error::NotInContainerd { path: path.to_owned() };
             return Err(found.other(path, IN_CONTAINERD).unwrap_or_else(none));
         }
-        let locks = locks(&root.tree, &found.in_containerd)?;
+        let is_there = |path: &PathBuf| in_containerd(path);
+        let (unread, others): (Vec<_>, Vec<_>) = found.others.into_iter().partition(is_there);
+        let workers = [found.in_containerd, unread].concat();
+        let locks = locks(&root.tree, &workers)?;
         let keeper = Some(Keeper::connect(containerd)?);
-        let others = [found.workers, found.others].concat();
-        Ok(Self { workers: found.in_containerd, others, keeper, _locks: locks, ..root })
+        Ok(Self { workers, others: [found.workers, others].concat(), keeper, _locks: locks, ..root })
     }
 
     /// [`Root::open_in`] where a containerd is given, else [`Root::open`].
@@ -374,32 +382,39 @@ impl Root {
         Ok(State { workers, other_workers, solver, faults: faults.0 })
     }
 
-    /// The workers whose layers `keeper` has. Of one with a snapshotter that it has no more there are records alone, and
-    /// a fault; where that is so of all of them, it is an error.
+    /// The workers whose layers `keeper` has. Of one with a snapshotter that it does not have, or that is not read, there
+    /// are records at most, and a fault that names it; where that is so of all of them, it is an error.
     fn kept(&self, keeper: &Keeper, faults: &mut Faults) -> Result<Vec<Worker>, Error> {
         let namespace = keeper.held()?;
         let mut workers = Vec::new();
         for path in &self.workers {
             let snapshotter = path.to_string_lossy().trim_start_matches(IN_CONTAINERD).to_owned();
-            let (containerd, store) = keeper.read(&snapshotter, &namespace)?.unzip();
-            let records = records(&self.tree, path, faults)?;
-            let id = worker_id(&self.tree, path, faults);
+            let is_known = SNAPSHOTTERS.contains(&&*snapshotter);
+            let kept = if is_known { keeper.read(&snapshotter, &namespace)? } else { None };
+            let (containerd, store) = kept.unzip();
+            let (records, id) = if store.is_some() {
+                (records(&self.tree, path, faults)?, worker_id(&self.tree, path, faults))
+            } else {
+                let why = if is_known { "containerd does not have" } else { "is not read" };
+                let detail = format!(
+                    "of the snapshotter {snapshotter}, which {why}: its layers are not looked at; if no daemon is to use it \
+                     again, remove the directory"
+                );
+                faults.add(FaultKind::WorkerUnread, Place::file(path), detail);
+                // What is wrong with it is not asked.
+                let unasked = &mut Faults::default();
+                (records(&self.tree, path, unasked).ok().flatten(), worker_id(&self.tree, path, unasked))
+            };
             let path = path.clone();
             workers.push(Worker { path, in_containerd: true, snapshotter, id, records, containerd, store });
         }
-        let is_read = workers.iter().any(|worker| worker.store.is_some());
-        if let Some(first) = workers.first().filter(|_| !is_read) {
-            let worker = self.tree.path.join(&first.path);
-            return Err(Error::NoSnapshotter { worker, snapshotter: first.snapshotter.clone() });
+        match workers.first() {
+            Some(Worker { path, snapshotter, .. }) if !workers.iter().any(Worker::is_read) => {
+                let (worker, snapshotter) = (self.tree.path.join(path), snapshotter.clone());
+                Err(Error::NoSnapshotter { worker, snapshotter })
+            }
+            _ => Ok(workers),
         }
-        for Worker { path, snapshotter, .. } in workers.iter().filter(|worker| worker.store.is_none()) {
-            let detail = format!(
-                "containerd has no snapshotter {snapshotter:?} any more: this worker is not read, but for its records; if no \
-                 daemon is to use it again, remove the directory"
-            );
-            faults.add(FaultKind::WorkerUnread, Place::file(path), detail);
-        }
-        Ok(workers)
     }
 
     /// Reads what a daemon keeps of builds; nothing where there is no `history.db`. What is wrong in it is a fault.
@@ -422,10 +437,11 @@ impl Root {
     pub fn read_whole(&self) -> Result<State, Error> {
         let state = self.read()?;
         let is_whole = |worker: &Worker| {
-            worker.id.is_some()
-                && worker.records.is_some()
-                // Of one in a containerd it was asked whether there is anything to read.
-                && (worker.in_containerd || worker.containerd.is_some() && worker.store.is_some())
+            !worker.is_read()
+                || worker.id.is_some()
+                    && worker.records.is_some()
+                    && worker.containerd.is_some()
+                    && worker.store.is_some()
         };
         let whole = state.solver.is_some() && !state.workers.is_empty() && state.workers.iter().all(is_whole);
         match state.faults.first() {
