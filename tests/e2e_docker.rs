@@ -204,6 +204,11 @@ fn the_volume_of_a_builder_with_docker_running() {
         host.warmkit(&["hydrate", "--for", "buildx:ci", "--json"]).expect_success("hydrate").stdout;
     is_hydrated(&hydrated.parse().unwrap(), &volume);
 
+    let engine = host.docker.data_root().join("buildkit");
+    let builder = "builder of the driver docker-container in";
+    sees_only(&host, 7, &["taken: --for buildx:ci", builder, "dockerd's own builder  not to be had"]);
+    sees_only(&host, 7, &["process 1, dockerd", &format!("directory {}", engine.display())]);
+
     // It is stopped, and its root has been used: what the message says makes room, and the builder stays.
     host.docker.shell("docker buildx stop ci");
     host.warmkit(&["verify", "--for", "buildx:ci"]).expect_success("verify of a used root");
@@ -217,9 +222,12 @@ fn the_volume_of_a_builder_with_docker_running() {
     for command in way_out {
         host.docker.shell(command);
     }
-    let report = host.bake("buildx:ci/ci0");
+    let report = bake_for_auto(&host);
+    assert_eq!(report["root"].as_str(), volume.to_str());
     assert_eq!(report["next_step"], "the next build of builder ci starts on it");
     host.is_warm("ci");
+    host.docker.shell("docker buildx stop ci");
+    sees_only(&host, 0, &["taken: --for buildx:ci"]);
     host.docker.shell("docker buildx rm ci");
     assert_eq!(host.volumes(), [""; 0]);
 
@@ -227,6 +235,29 @@ fn the_volume_of_a_builder_with_docker_running() {
     refuses_the_state_of_dockers_own_builder(&host);
     refuses_what_it_cannot_write(&host, &options);
     host.docker.stop();
+}
+
+/// `verify --for auto` on a machine that has nothing but this docker ends with this code, and has lines with these
+/// beginnings; there is one target, beside the builder that dockerd itself is.
+#[track_caller]
+fn sees_only(host: &Host, code: i32, said: &[&str]) {
+    let ended = run(host.docker.warmkit_alone().args(["verify", "--for", "auto"]), LIMIT);
+    assert_eq!(ended.status.code(), Some(code), "{}", ended.stderr);
+    let lines: Vec<&str> = ended.stderr.lines().map(str::trim_start).collect();
+    for said in said {
+        assert!(lines.iter().any(|line| line.starts_with(said)), "no line {said:?} in {}", ended.stderr);
+    }
+    let targets = lines.iter().filter(|line| line.starts_with("--for ")).count();
+    assert_eq!((targets, ended.stderr.contains("warning: ")), (1, false), "{}", ended.stderr);
+}
+
+/// Bakes there; gives the report.
+#[track_caller]
+fn bake_for_auto(host: &Host) -> Value {
+    let (cache, keys) = (host.origin.cache.as_str(), host.origin.image.as_str());
+    let mut command = host.docker.warmkit_alone();
+    let ended = run(command.args(["bake", cache, "--keys-from", keys, "--for", "auto", "--json"]), LIMIT);
+    serde_json::from_str(&ended.expect_success("bake --for auto").stdout).unwrap()
 }
 
 /// Packer, for a builder that is made afterwards; the build on a view of the volume is warm, too.

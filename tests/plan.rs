@@ -279,6 +279,25 @@ fn what_just_fits_is_not_refused() {
     }
 }
 
+/// A tmpfs without a limit says that it has no bytes at all.
+#[test]
+fn a_disk_that_does_not_tell_its_size_is_baked_on() {
+    if !is_root() {
+        return;
+    }
+    let fixture = Fixture::of_layer(&noise(1, MIB));
+    let disk = fixture.disk("size=0");
+    let planned = parsed(&plan(&fixture.arguments(), &disk.0));
+    assert_eq!((&planned["target"]["bytes"], &planned["target"]["bytes_free"]), (&Value::Null, &Value::Null));
+    assert_eq!(planned["refusals"], Value::Array(Vec::new()));
+    let mut command = warmkit();
+    command.arg("plan").args(fixture.arguments()).arg("--root").arg(&disk.0);
+    let said = run(&mut command, Duration::from_secs(60)).expect_success("plan").stdout;
+    assert!(said.contains("free there  the file system does not tell bytes"), "{said}");
+    let baked = bake(&fixture.arguments(), &disk.0).expect_success("bake");
+    assert!(!baked.stderr.contains("enough space"), "{}", baked.stderr);
+}
+
 #[test]
 fn a_disk_that_fills_up_leaves_the_target_as_it_was() {
     if !is_root() {

@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! work lease        expires by itself; in every request, so that it holds all that they make
-//!   blobs           looked up, else ingested with their labels; one of another namespace is shared
+//!   blobs           looked up, else ingested; one of another namespace is shared
 //!   snapshots       looked up, else prepared on the parent, applied to, diff ID compared, committed
+//!   labels          of blobs whose diff ID is proven
 //! record leases     one per record, flat: blob, documents, snapshot
 //! databases         written and put in place, by others
 //! work lease        deleted; before that, a bake that fails deletes what leases it made
@@ -15,7 +16,8 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufReader, Write};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -29,7 +31,7 @@ use crate::store::{self, Contents};
 
 use super::layers::{Cancellable, compression};
 use super::plan::Plan;
-use super::schedule::{self, Job, Keeper, from_first};
+use super::schedule::{self, Job, Keeper, from_first, lock};
 use super::{Cancel, Containerd, Error, Options, stores};
 
 /// How long what a killed bake left is held.
@@ -104,7 +106,7 @@ pub(super) fn keep(
         sources,
         contents: &contents,
         labels: store::labels(&contents),
-        proven: plan.blobs.iter().map(|_| AtomicBool::new(false)).collect(),
+        has: plan.blobs.iter().map(|_| Mutex::default()).collect(),
         prepared: AtomicUsize::new(0),
         cancel,
         progress,
@@ -152,9 +154,10 @@ struct Kept<'a> {
     plan: &'a Plan,
     sources: &'a [Box<dyn Source>],
     contents: &'a Contents,
+    /// What blobs are to have, as from a daemon.
     labels: BTreeMap<Digest, Labels>,
-    /// Per blob: whether somebody has proven its diff ID before.
-    proven: Vec<AtomicBool>,
+    /// What each blob has of that; all of it once its diff ID is proven.
+    has: Vec<Mutex<Labels>>,
     prepared: AtomicUsize,
     cancel: &'a Cancel,
     progress: &'a dyn Progress,
@@ -179,23 +182,22 @@ impl Kept<'_> {
     /// Takes a document in.
     fn put(&self, document: &ImageDocument) -> Result<(), Error> {
         let ImageDocument { digest, bytes } = document;
-        self.take(digest, bytes.len() as u64, |ingest| {
+        let mut has = self.take(digest, bytes.len() as u64, |ingest| {
             // What failed is told by the ingest.
             let _ = ingest.write_all(bytes);
             Ok(())
-        })
-        .map(drop)
+        })?;
+        self.label(digest, &mut has)
     }
 
-    /// Takes a blob in that `write` writes, unless it is there; gives the labels that it had before, if it was.
+    /// Takes a blob in that `write` writes, unless it is there; gives the labels that it has.
     fn take(
         &self,
         digest: &Digest,
         size: u64,
         write: impl FnOnce(&mut Ingest<'_>) -> Result<(), Error>,
-    ) -> Result<Option<Labels>, Error> {
-        let (name, none) = (digest.to_string(), Labels::new());
-        let labels = self.labels.get(digest).unwrap_or(&none);
+    ) -> Result<Labels, Error> {
+        let name = digest.to_string();
         let mut found = self.client.labels(&name)?;
         if found.is_none() {
             if let Some(mut ingest) = self.client.write(&name, size)? {
@@ -206,22 +208,35 @@ impl Kept<'_> {
                     }
                     written?;
                 }
-                ingest.finish(labels)?;
-                return Ok(None);
+                ingest.finish()?;
+                return Ok(Labels::new());
             }
             found = self.client.labels(&name)?;
         }
-        let found = found.unwrap_or_default();
-        let lacks: Labels = labels.iter().filter(|(name, _)| !found.contains_key(*name)).map(owned).collect();
-        if !lacks.is_empty() {
-            self.client.label(&name, &lacks)?;
-        }
-        Ok(Some(found))
+        Ok(found.unwrap_or_default())
     }
-}
 
-fn owned((name, value): (&String, &String)) -> (String, String) {
-    (name.clone(), value.clone())
+    /// Gives a blob the labels that it lacks. One whose diff ID is not proven gets none: it would pass for proven.
+    fn label(&self, digest: &Digest, has: &mut Labels) -> Result<(), Error> {
+        let lacks: Labels = (self.labels.get(digest).into_iter().flatten())
+            .filter(|&(name, value)| !has.get(name).is_some_and(|has| store::is_same_label(name, has, value)))
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect();
+        if !lacks.is_empty() {
+            self.client.label(&digest.to_string(), &lacks)?;
+            has.extend(lacks);
+        }
+        Ok(())
+    }
+
+    /// Whether somebody has proven the diff ID of a blob before, and said so by its label.
+    fn is_proven(&self, blob: usize) -> bool {
+        let layer = &self.plan.blobs[blob].layer;
+        let diff_id = layer.diff_id.to_string();
+        let has = lock(&self.has[blob]);
+        let labels = self.labels.get(&layer.descriptor.digest).into_iter().flatten();
+        labels.filter(|&(_, value)| *value == diff_id).any(|(name, value)| has.get(name) == Some(value))
+    }
 }
 
 impl Keeper for Kept<'_> {
@@ -234,7 +249,7 @@ impl Keeper for Kept<'_> {
     fn fetch(&self, at: usize) -> Result<(), Error> {
         let blob = &self.plan.blobs[at];
         let descriptor = &blob.layer.descriptor;
-        let found = self.take(&descriptor.digest, descriptor.size, |ingest| {
+        let has = self.take(&descriptor.digest, descriptor.size, |ingest| {
             let mut is_first = true;
             from_first(blob, self.sources, self.progress, |source| {
                 if !std::mem::take(&mut is_first) {
@@ -250,13 +265,7 @@ impl Keeper for Kept<'_> {
                 }
             })
         })?;
-        // Who gave it this label had unpacked it.
-        let diff_id = blob.layer.diff_id.to_string();
-        let labels = self.labels.get(&descriptor.digest).into_iter().flatten();
-        let is_proven = |found: Labels| {
-            labels.into_iter().any(|(name, value)| *value == diff_id && found.get(name) == Some(value))
-        };
-        self.proven[at].store(found.is_some_and(is_proven), Ordering::Release);
+        *lock(&self.has[at]) = has;
         self.progress.event(Event::BlobDone { digest: descriptor.digest });
         Ok(())
     }
@@ -292,7 +301,7 @@ impl Keeper for Kept<'_> {
                 client.commit(snapshotter, key(snapshot), &temporary)?;
             }
             applied
-        } else if self.proven[at].load(Ordering::Acquire) {
+        } else if self.is_proven(at) {
             expected.diff_id
         } else {
             let blob = Cancellable { inner: client.read(&digest.to_string())?, cancel: self.cancel };
@@ -302,6 +311,7 @@ impl Keeper for Kept<'_> {
         if found != expected.diff_id {
             return Err(Error::DiffIdMismatch { digest, expected: expected.diff_id, found });
         }
+        self.label(&digest, &mut lock(&self.has[at]))?;
         self.progress.event(Event::LayerDone { digest });
         Ok(())
     }

@@ -67,9 +67,15 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// The overlay that the layer was unpacked through stays mounted.
-    #[error("cannot unmount the overlay that the layer was unpacked through")]
+    /// The overlay that the layer was unpacked through stays mounted, until this process ends.
+    #[error(
+        "cannot unmount the overlay at {} that the layer was unpacked through; a process that was started meanwhile, such as \
+         a credential helper, may hold it: end that one, and do the same again",
+        path.display()
+    )]
     Unmount {
+        /// Where it is mounted, in a mount namespace of this process.
+        path: PathBuf,
         /// The system's answer.
         #[source]
         source: io::Error,

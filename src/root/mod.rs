@@ -105,9 +105,21 @@ pub enum Error {
         /// The root.
         path: PathBuf,
     },
+    /// A containerd worker with a snapshotter that its containerd does not have.
+    #[error(
+        "the containerd has no snapshotter {snapshotter:?}, in which {} has its layers: name the containerd that has it, with \
+         --for containerd:ADDRESS; `ctr plugins ls` lists the snapshotters of one",
+        worker.display()
+    )]
+    NoSnapshotter {
+        /// The worker's directory.
+        worker: PathBuf,
+        /// The snapshotter's name.
+        snapshotter: String,
+    },
     /// A program that lacks a part.
     #[error(
-        "this warmkit was built without the feature `containerd`: build it with `cargo build --release --features containerd`"
+        "this warmkit was built without the feature `containerd`: install a package of `scripts/package`, or build with `--features containerd`"
     )]
     NoContainerd,
     /// The containerd that keeps its layers cannot be asked.
@@ -203,7 +215,8 @@ pub struct KeptIn {
     pub namespace: String,
 }
 
-/// A worker's directory and what was read in it; `None` where a database cannot be read.
+/// A worker's directory and what was read in it; `None` where a database cannot be read, or where the containerd has no such
+/// snapshotter.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct Worker {
@@ -336,9 +349,13 @@ impl Root {
     /// One has an unknown schema. Whatever is wrong in them is a fault.
     pub fn read(&self) -> Result<State, Error> {
         let mut faults = Faults::default();
-        let workers: Result<_, Error> =
-            self.workers.iter().map(|name| self.worker(name, &mut faults)).collect();
-        let workers = workers?;
+        let workers = match &self.keeper {
+            Some(keeper) => self.kept(keeper, &mut faults)?,
+            None => {
+                let read = |name: &PathBuf| worker(&self.tree, name, &mut faults);
+                self.workers.iter().map(read).collect::<Result<_, Error>>()?
+            }
+        };
         if self.workers.is_empty() {
             let place = Place::file(Path::new("runc-overlayfs"));
             faults.add(FaultKind::FileMissing, place, "no worker's directory");
@@ -357,14 +374,32 @@ impl Root {
         Ok(State { workers, other_workers, solver, faults: faults.0 })
     }
 
-    fn worker(&self, path: &Path, faults: &mut Faults) -> Result<Worker, Error> {
-        let Some(keeper) = &self.keeper else { return worker(&self.tree, path, faults) };
-        let snapshotter = path.to_string_lossy().trim_start_matches(IN_CONTAINERD).to_owned();
-        let records = records(&self.tree, path, faults)?;
-        let id = worker_id(&self.tree, path, faults);
-        let (containerd, store) = keeper.read(&snapshotter)?;
-        let (containerd, store) = (Some(containerd), Some(store));
-        Ok(Worker { path: path.to_owned(), in_containerd: true, snapshotter, id, records, containerd, store })
+    /// The workers whose layers `keeper` has. Of one with a snapshotter that it has no more there are records alone, and
+    /// a fault; where that is so of all of them, it is an error.
+    fn kept(&self, keeper: &Keeper, faults: &mut Faults) -> Result<Vec<Worker>, Error> {
+        let namespace = keeper.held()?;
+        let mut workers = Vec::new();
+        for path in &self.workers {
+            let snapshotter = path.to_string_lossy().trim_start_matches(IN_CONTAINERD).to_owned();
+            let (containerd, store) = keeper.read(&snapshotter, &namespace)?.unzip();
+            let records = records(&self.tree, path, faults)?;
+            let id = worker_id(&self.tree, path, faults);
+            let path = path.clone();
+            workers.push(Worker { path, in_containerd: true, snapshotter, id, records, containerd, store });
+        }
+        let is_read = workers.iter().any(|worker| worker.store.is_some());
+        if let Some(first) = workers.first().filter(|_| !is_read) {
+            let worker = self.tree.path.join(&first.path);
+            return Err(Error::NoSnapshotter { worker, snapshotter: first.snapshotter.clone() });
+        }
+        for Worker { path, snapshotter, .. } in workers.iter().filter(|worker| worker.store.is_none()) {
+            let detail = format!(
+                "containerd has no snapshotter {snapshotter:?} any more: this worker is not read, but for its records; if no \
+                 daemon is to use it again, remove the directory"
+            );
+            faults.add(FaultKind::WorkerUnread, Place::file(path), detail);
+        }
+        Ok(workers)
     }
 
     /// Reads what a daemon keeps of builds; nothing where there is no `history.db`. What is wrong in it is a fault.
@@ -389,8 +424,8 @@ impl Root {
         let is_whole = |worker: &Worker| {
             worker.id.is_some()
                 && worker.records.is_some()
-                && worker.containerd.is_some()
-                && worker.store.is_some()
+                // Of one in a containerd it was asked whether there is anything to read.
+                && (worker.in_containerd || worker.containerd.is_some() && worker.store.is_some())
         };
         let whole = state.solver.is_some() && !state.workers.is_empty() && state.workers.iter().all(is_whole);
         match state.faults.first() {
