@@ -227,6 +227,10 @@ impl Error {
         use layer::Error as L;
         match self {
             Self::Gather(error) => error.class(),
+            // A good layer, for other daemons.
+            Self::Layer { source: L::Refused { refusal: layer::Refusal::SecurityAttribute, .. }, .. } => {
+                ErrorClass::Other
+            }
             Self::DiffIdMismatch { .. }
             | Self::Layer { source: L::Decompress { .. } | L::Archive { .. } | L::Refused { .. }, .. } => {
                 ErrorClass::Content
