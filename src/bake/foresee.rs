@@ -4,11 +4,11 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::need::{self, Estimate, Need};
+use super::need::{self, Estimate, Need, WholeTrees};
 use super::plan::Plan;
 use super::prepare::{Prepared, prepare};
 use super::report::Contents;
-use super::{Cancel, Error, IoContext, Options, place, stores, watched};
+use super::{Cancel, Containerd, Error, IoContext, Options, containerd, place, stores, watched};
 use crate::fsutil::{self, Room};
 use crate::gather::{self, Image};
 use crate::gc::{self, Disk, Forecast};
@@ -41,6 +41,11 @@ pub struct Foreseen {
     pub bytes_on_disk: Estimate,
     /// Files and directories of the root.
     pub inodes: Estimate,
+    /// Who keeps its layers, where that is not the root: all of `bytes_on_disk` is there, on a disk that nothing is known
+    /// of, and `inodes` has none of it.
+    pub containerd: Option<Containerd>,
+    /// Of the bytes, those of trees; `None` where each layer is kept by itself.
+    pub whole_trees: Option<WholeTrees>,
     /// Layers of which the size of the tar is known; what the other ones unpack to is known less well.
     pub tars_known: usize,
     /// The disk that the root would be on.
@@ -57,10 +62,10 @@ pub struct Foreseen {
 /// How much room there is for a root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct TargetRoom {
-    /// Bytes of the file system.
-    pub bytes: u64,
+    /// Bytes of the file system; `None` where it does not tell.
+    pub bytes: Option<u64>,
     /// Those that are free, those that are reserved for root included.
-    pub bytes_free: u64,
+    pub bytes_free: Option<u64>,
     /// Inodes of the file system; `None` where it makes them as it needs them.
     pub inodes: Option<u64>,
     /// Those that are free.
@@ -69,9 +74,10 @@ pub struct TargetRoom {
 
 impl From<Room> for TargetRoom {
     fn from(room: Room) -> Self {
-        let Room { bytes, free_bytes, inodes, .. } = room;
+        let Room { bytes, inodes, .. } = room;
+        let (bytes, bytes_free) = bytes.unzip();
         let (inodes, inodes_free) = inodes.unzip();
-        Self { bytes, bytes_free: free_bytes, inodes, inodes_free }
+        Self { bytes, bytes_free, inodes, inodes_free }
     }
 }
 
@@ -88,25 +94,31 @@ pub fn foresee(
     progress: &dyn Progress,
 ) -> Result<Foreseen, Error> {
     watched(options, cancel, |options| {
-        let foreseen = foresee_watched(options, gc, progress);
+        let foreseen = foresee_watched(options, gc, cancel, progress);
         foreseen.map_err(|error| cancel.check().err().unwrap_or(error))
     })
 }
 
-fn foresee_watched(options: &Options, gc: &GcOptions, progress: &dyn Progress) -> Result<Foreseen, Error> {
+fn foresee_watched(
+    options: &Options,
+    gc: &GcOptions,
+    cancel: &Cancel,
+    progress: &dyn Progress,
+) -> Result<Foreseen, Error> {
     let started = Instant::now();
     let target = std::path::absolute(&options.root).at("resolve", &options.root)?;
     let mut refusals = Vec::new();
-    match place::check(&target, options.marks()) {
+    let connected =
+        options.containerd.as_ref().map(|to| containerd::connect(to, options, cancel).map(drop)).transpose();
+    // In the order in which a bake looks.
+    for refused in [place::check(&target, options.marks()).err(), connected.err()].into_iter().flatten() {
         // Who may not look there is not who will bake there.
-        Err(error @ Error::Io { .. }) if !fsutil::is_root() => {
+        if !fsutil::is_root() && is_kept_out(&refused) {
             progress
-                .event(Event::Warning(format!("{error}; a bake, as root, may find more to refuse there")));
+                .event(Event::Warning(format!("{refused}; a bake, as root, may find more to refuse there")));
+        } else {
+            refusals.push(refused);
         }
-        checked => refusals.extend(checked.err()),
-    }
-    if options.containerd.is_some() && cfg!(not(feature = "containerd")) {
-        refusals.push(Error::NoContainerd);
     }
     // A bake looks at its target first.
     let Prepared { sources, images, plan, contents, .. } = match prepare(options, true, progress) {
@@ -117,12 +129,9 @@ fn foresee_watched(options: &Options, gc: &GcOptions, progress: &dyn Progress) -
         refusals.push(Error::Unkeyed { records: contents.unkeyed.clone(), total: contents.records });
     }
     let tars = gather::tar_sizes(&plan.blobs, &sources, progress)?;
-    let need = need::of(&plan, &images, &tars, options.snapshotter);
+    let need = need::of(&plan, &images, &tars, &options.state_dir(&target)?);
     let room = fsutil::room_at(&target).at("look at the file system of", &target)?;
-    // containerd's own file system is not known.
-    if options.containerd.is_none()
-        && let Some(shortage) = need.shortage(&room)
-    {
+    if let Some(shortage) = need.shortage(&room) {
         refusals.push(Error::NoSpace { path: options.root.clone(), shortage });
     }
     let gc = collected(&plan, &images, &need, &room, options, gc, sources.len() - images.len())?;
@@ -132,12 +141,26 @@ fn foresee_watched(options: &Options, gc: &GcOptions, progress: &dyn Progress) -
         contents,
         bytes_on_disk: need.bytes,
         inodes: need.inodes,
+        containerd: options.containerd.clone(),
+        whole_trees: need.whole_trees,
         tars_known: tars.iter().flatten().filter(|tar| tar.is_known()).count(),
         target: room.into(),
         refusals,
         gc,
         seconds: started.elapsed().as_secs_f64(),
     })
+}
+
+/// Whether it may be that only this user cannot look.
+fn is_kept_out(error: &Error) -> bool {
+    match error {
+        Error::Io { .. } => true,
+        #[cfg(feature = "containerd")]
+        Error::Containerd(crate::containerd::Error::Connect { source, .. }) => {
+            source.kind() == std::io::ErrorKind::PermissionDenied
+        }
+        _ => false,
+    }
 }
 
 /// What a daemon's garbage collection will do to the root; the blobs of caches come from the first `caches` sources.
@@ -175,10 +198,8 @@ fn collected(
             ..gc::Record::default()
         })
         .collect();
-    let (total, free) = match gc.disk_size {
-        Some(size) => (size, size),
-        None => (room.bytes, room.free_bytes),
-    };
+    // The daemon takes what it is told.
+    let (total, free) = gc.disk_size.map(|size| (size, size)).or(room.bytes).unwrap_or_default();
     let disk = Disk { total, free: free.saturating_sub(need.bytes.estimate) };
     Ok(gc::foretell(&gc::Question {
         records: &records,

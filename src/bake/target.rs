@@ -155,7 +155,19 @@ impl Staging {
     /// Syncs once and puts the root in place. Returns the target's path.
     ///
     /// `last` names the entries of the root, relative to it, that must come after all others.
-    pub(crate) fn commit(mut self, last: &[&str]) -> Result<PathBuf, Error> {
+    ///
+    /// # Errors
+    /// With [`Error::NotSynced`] the root is in its place; with any other the target is as it was.
+    pub(crate) fn commit(self, last: &[&str]) -> Result<PathBuf, Error> {
+        self.commit_synced_by(last, |directory| directory.file().sync_all())
+    }
+
+    /// The same, with a way to make the entries of a directory durable.
+    fn commit_synced_by(
+        mut self,
+        last: &[&str],
+        sync: impl FnMut(&Held) -> io::Result<()>,
+    ) -> Result<PathBuf, Error> {
         let staged = &self.dir.held;
         fsutil::sync_file_system(staged.path()).at("sync", staged.name())?;
         // Somebody may have been busy here while the layers came in.
@@ -163,17 +175,20 @@ impl Staging {
             return Err(Error::TargetMoved { path: self.target });
         }
         match self.name.clone() {
-            Some(name) => self.rename(&name)?,
-            None => self.move_up(last)?,
+            Some(name) => self.rename(&name, sync)?,
+            None => self.move_up(last, sync)?,
         }
         Ok(self.target)
     }
 
     /// Makes it the target, which is absent.
-    fn rename(&mut self, name: &OsStr) -> Result<(), Error> {
+    fn rename(&mut self, name: &OsStr, mut sync: impl FnMut(&Held) -> io::Result<()>) -> Result<(), Error> {
         let path = &self.target;
         match self.dir.rename(name) {
-            Ok(true) => self.dir.parent.file().sync_all().at("sync", self.dir.parent.name()),
+            Ok(true) => {
+                let synced = sync(&self.dir.parent).at("sync", self.dir.parent.name());
+                synced.map_err(|error| error.of_root_in_place(path))
+            }
             Ok(false) => Err(Error::TargetMoved { path: path.clone() }),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 Err(Error::TargetNotEmpty { path: path.clone(), found: vec!["the directory itself".into()] })
@@ -183,21 +198,28 @@ impl Staging {
     }
 
     /// Moves what is in it into the target, which is empty but for it.
-    fn move_up(&mut self, last: &[&str]) -> Result<(), Error> {
+    fn move_up(&mut self, last: &[&str], mut sync: impl FnMut(&Held) -> io::Result<()>) -> Result<(), Error> {
         let Directory { parent: target, name: own, held: staged, .. } = &self.dir;
         place::require_empty_but(target, own)?;
         let names = place::names(staged)?;
         let mut moved: Vec<OsString> = Vec::new();
+        let count = names.len();
         for name in in_order(names, last) {
-            if let Err(error) = staged.move_to(&name, target, &name) {
-                for back in moved.iter().rev() {
-                    // Nothing better can be done for one that will not go back.
-                    let _ = target.move_to(back, staged, back);
-                }
-                return Err(error).at("move into place", &self.target.join(name));
+            let renamed =
+                staged.move_to(&name, target, &name).at("move into place", &self.target.join(&name));
+            if renamed.is_ok() {
+                moved.push(name);
             }
-            moved.push(name);
-            target.file().sync_all().at("sync", &self.target)?;
+            let synced = renamed.and_then(|()| sync(target).at("sync", &self.target));
+            let Err(error) = synced else { continue };
+            if moved.len() == count {
+                return Err(error.of_root_in_place(&self.target));
+            }
+            for back in moved.iter().rev() {
+                // Nothing better can be done for one that will not go back.
+                let _ = target.move_to(back, staged, back);
+            }
+            return Err(error);
         }
         // A directory that is left, and empty, does no harm; the root is there.
         let _ = self.dir.remove();
@@ -229,6 +251,43 @@ mod tests {
         let names = |names: &[&str]| names.iter().map(OsString::from).collect::<Vec<_>>();
         let ordered = in_order(names(&["cache.db", "runc-overlayfs", "a", "b"]), &["b", "cache.db"]);
         assert_eq!(ordered, names(&["a", "runc-overlayfs", "b", "cache.db"]));
+    }
+
+    /// Needs root, as a bake does.
+    #[test]
+    fn a_disk_that_fails_to_sync_leaves_the_root_or_nothing() {
+        if !fsutil::is_root() {
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        // Which sync fails, and whether the root is there then.
+        for (name, exists, failing, is_there) in [
+            ("absent", false, 0, true),
+            ("first", true, 0, false),
+            ("second", true, 1, false),
+            ("last", true, 2, true),
+        ] {
+            let target = directory.path().join(name);
+            if exists {
+                fs::create_dir(&target).unwrap();
+            }
+            let staging = Staging::new(&target, Marks::Any).unwrap();
+            for file in ["a", "b", "cache.db"] {
+                fs::write(staging.path().join(file), "").unwrap();
+            }
+            let mut syncs = 0..;
+            let error = staging
+                .commit_synced_by(&["cache.db"], |_| match syncs.next() {
+                    Some(sync) if sync == failing => Err(io::Error::from(io::ErrorKind::StorageFull)),
+                    _ => Ok(()),
+                })
+                .unwrap_err()
+                .or_full(&target, directory.path());
+            assert_eq!(matches!(error, Error::NotSynced { .. }), is_there, "{name}: {error}");
+            let mut found: Vec<_> = fs::read_dir(&target).unwrap().map(|e| e.unwrap().file_name()).collect();
+            found.sort();
+            assert_eq!(found, if is_there { &["a", "b", "cache.db"][..] } else { &[] }, "{name}");
+        }
     }
 
     /// Needs root, as a bake does.
