@@ -8,7 +8,7 @@ use super::need::{self, Estimate, Need};
 use super::plan::Plan;
 use super::prepare::{Prepared, prepare};
 use super::report::Contents;
-use super::{Cancel, Error, IoContext, Options, stores, target, watched};
+use super::{Cancel, Error, IoContext, Options, containerd, stores, target, watched};
 use crate::fsutil::{self, Room};
 use crate::gather::{self, Image};
 use crate::gc::{self, Disk, Forecast};
@@ -106,9 +106,7 @@ fn foresee_watched(options: &Options, gc: &GcOptions, progress: &dyn Progress) -
         }
         checked => refusals.extend(checked.err()),
     }
-    if options.containerd.is_some() && cfg!(not(feature = "containerd")) {
-        refusals.push(Error::NoContainerd);
-    }
+    refusals.extend(options.containerd.as_ref().and_then(|_| containerd::refusal()));
     // A bake looks at its target first.
     let Prepared { sources, images, plan, contents, .. } = match prepare(options, true, progress) {
         Err(_) if !refusals.is_empty() => return Err(refusals.swap_remove(0)),

@@ -16,6 +16,10 @@ mod error;
 mod foresee;
 mod layers;
 mod need;
+// What a build without the feature has instead of `containerd`, for its tests: they run with all features.
+#[cfg(all(test, feature = "containerd"))]
+#[allow(dead_code)]
+mod no_containerd;
 pub(crate) mod plan;
 mod prepare;
 pub mod report;

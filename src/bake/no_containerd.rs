@@ -19,6 +19,11 @@ impl Held {
     }
 }
 
+/// Why nothing is kept in one.
+pub(super) fn refusal() -> Option<Error> {
+    Some(Error::NoContainerd)
+}
+
 /// Refuses.
 pub(super) fn connect(_: &Containerd, _: &Options, _: &Cancel) -> Result<Infallible, Error> {
     Err(Error::NoContainerd)
@@ -35,4 +40,16 @@ pub(super) fn keep(
     _: &dyn Progress,
 ) -> Result<(Vec<Usage>, Held), Error> {
     match client {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_build_without_it_says_how_to_get_one() {
+        let error = refusal().unwrap();
+        assert_eq!(error.class(), crate::bake::ErrorClass::Spec);
+        assert!(error.to_string().contains("--features containerd"), "{error}");
+    }
 }
