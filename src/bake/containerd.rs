@@ -5,14 +5,16 @@
 //!   blobs           looked up, else ingested; one of another namespace is shared
 //!   snapshots       looked up, else prepared on the parent, applied to, diff ID compared, committed
 //!   labels          of blobs whose diff ID is proven
-//! record leases     one per record, flat: blob, documents, snapshot
+//! record leases     one per record, flat: blob, documents, snapshot; noted as pending, until the root is whole
 //! databases         written and put in place, by others
 //! work lease        deleted; before that, a bake that fails deletes what leases it made
 //! ```
 //!
 //! What a bake leaves that is killed is held by a lease that ends in a day, or when a `buildkitd` starts: containerd
-//! collects it. Until then the next bake takes it up, since nothing here has a name that depends on the bake but the
-//! lease and snapshots that are not committed.
+//! collects it. Until then the next bake of the same caches takes it up, since nothing here has a name that depends on the
+//! bake but the lease and snapshots that are not committed. Leases of records that no root took any next bake removes.
+
+mod pending;
 
 use std::collections::BTreeMap;
 use std::io::{BufReader, Write};
@@ -37,12 +39,9 @@ use super::{Cancel, Containerd, Error, Options, stores};
 /// How long what a killed bake left is held.
 const HELD_FOR: SignedDuration = SignedDuration::from_hours(24);
 
-type Labels = BTreeMap<String, String>;
+use pending::Turn;
 
-/// Why nothing is kept in one: there is no reason.
-pub(super) fn refusal() -> Option<Error> {
-    None
-}
+type Labels = BTreeMap<String, String>;
 
 /// Connects to it, and looks whether it has the snapshotter.
 pub(super) fn connect(containerd: &Containerd, options: &Options, cancel: &Cancel) -> Result<Client, Error> {
@@ -57,11 +56,21 @@ pub(super) fn connect(containerd: &Containerd, options: &Options, cancel: &Cance
 pub(super) struct Held {
     client: Client,
     work: String,
-    records: Vec<String>,
+    /// From the first record lease on.
+    turn: Option<Turn>,
     is_settled: bool,
 }
 
 impl Held {
+    /// The root is whole, and the next thing is to put it in its place: what is leased for its records stays if this is
+    /// killed.
+    ///
+    /// # Errors
+    /// containerd refuses, or another bake has taken this one for killed.
+    pub(super) fn commit(&self) -> Result<(), Error> {
+        self.turn.as_ref().map_or(Ok(()), |turn| pending::commit(turn, &self.client, &self.work))
+    }
+
     /// The root is in its place: records have their own leases. Says what could not be done.
     pub(super) fn settle(mut self) -> Option<Error> {
         self.is_settled = true;
@@ -74,12 +83,9 @@ impl Drop for Held {
         if self.is_settled {
             return;
         }
-        for record in &self.records {
-            // One that cannot be deleted is taken up by the next bake of these caches, as are those after it: a
-            // containerd that does not answer is not asked for each.
-            if self.client.delete_lease(record, false).is_err() {
-                return;
-            }
+        // What cannot be removed is for the next bake to remove; and a containerd that does not answer is not asked again.
+        if self.turn.is_some() && pending::give_up(&self.client, &self.work).is_err() {
+            return;
         }
         // And this one ends by itself.
         let _ = self.client.delete_lease(&self.work, true);
@@ -102,7 +108,7 @@ pub(super) fn keep(
     let contents = stores::contents(plan, sources, images, &nothing, options.written_at);
     let work = format!("warmkit-{}-{}", std::process::id(), Timestamp::now().as_nanosecond());
     client.work_under(&work, Timestamp::now() + HELD_FOR)?;
-    let mut held = Held { client, work, records: Vec::new(), is_settled: false };
+    let mut held = Held { client, work, turn: None, is_settled: false };
     let layers = Kept {
         client: &held.client,
         lease: &held.work,
@@ -117,6 +123,10 @@ pub(super) fn keep(
         progress,
     };
     layers.hold()?;
+    if let Some(turn) = Turn::take(&held.client)? {
+        // Of those, this bake holds what it needs.
+        pending::clear(&turn, &held.client)?;
+    }
     for document in images.iter().flat_map(|image| &image.documents) {
         layers.put(document)?;
     }
@@ -129,17 +139,18 @@ pub(super) fn keep(
             Ok(Usage { size: usage.size, inodes: usage.inodes })
         })
         .collect::<Result<Vec<Usage>, Error>>()?;
-    lease(&mut held, &contents, snapshotter)?;
+    let turn = held.turn.insert(Turn::wait(&held.client, cancel, progress)?);
+    pending::clear(turn, &held.client)?;
+    pending::begin(turn, &held.client, &held.work)?;
+    lease(&held, &contents, snapshotter)?;
     Ok((usage, held))
 }
 
 /// Gives each record a lease of its own.
-fn lease(held: &mut Held, contents: &Contents, snapshotter: &str) -> Result<(), Error> {
+fn lease(held: &Held, contents: &Contents, snapshotter: &str) -> Result<(), Error> {
     for record in &contents.records {
         let id = record.id.as_str();
-        if held.client.lease_record(id, contents.written_at)? {
-            held.records.push(id.to_owned());
-        }
+        held.client.lease_record(id, &held.work, contents.written_at)?;
         let blob = contents.blobs[record.blob].descriptor.digest;
         let documents = record.documents.iter().map(|&document| contents.documents[document].digest);
         for digest in std::iter::once(blob).chain(documents) {

@@ -158,6 +158,13 @@ pub enum Error {
     #[cfg(feature = "containerd")]
     #[error(transparent)]
     Containerd(#[from] crate::containerd::Error),
+    /// Another bake has removed what containerd was to hold for the root.
+    #[error(
+        "another bake in this namespace of containerd took this one for killed and removed its leases, nothing was \
+         changed: bake again, and where bakes do not see each other, as from containers that have the socket alone, \
+         one after the other"
+    )]
+    TakenForKilled,
     /// A program that lacks a part.
     #[error(
         "this warmkit was built without the feature `containerd`: install a package of `scripts/package`, or build with `--features containerd`"
@@ -220,6 +227,10 @@ impl Error {
         use layer::Error as L;
         match self {
             Self::Gather(error) => error.class(),
+            // A good layer, for other daemons.
+            Self::Layer { source: L::Refused { refusal: layer::Refusal::SecurityAttribute, .. }, .. } => {
+                ErrorClass::Other
+            }
             Self::DiffIdMismatch { .. }
             | Self::Layer { source: L::Decompress { .. } | L::Archive { .. } | L::Refused { .. }, .. } => {
                 ErrorClass::Content
@@ -247,6 +258,7 @@ impl Error {
             | Self::NoMarks { .. }
             | Self::NotSynced { .. }
             | Self::Io { .. }
+            | Self::TakenForKilled
             | Self::Interrupted => ErrorClass::Other,
         }
     }

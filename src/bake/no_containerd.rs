@@ -14,14 +14,13 @@ use super::{Cancel, Containerd, Error, Options};
 pub(super) struct Held(Infallible);
 
 impl Held {
+    pub(super) fn commit(&self) -> Result<(), Error> {
+        match self.0 {}
+    }
+
     pub(super) fn settle(self) -> Option<Error> {
         match self.0 {}
     }
-}
-
-/// Why nothing is kept in one.
-pub(super) fn refusal() -> Option<Error> {
-    Some(Error::NoContainerd)
 }
 
 /// Refuses.
@@ -40,16 +39,4 @@ pub(super) fn keep(
     _: &dyn Progress,
 ) -> Result<(Vec<Usage>, Held), Error> {
     match client {}
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_build_without_it_says_how_to_get_one() {
-        let error = refusal().unwrap();
-        assert_eq!(error.class(), crate::bake::ErrorClass::Spec);
-        assert!(error.to_string().contains("--features containerd"), "{error}");
-    }
 }

@@ -39,6 +39,7 @@ pub type Stopped = Box<dyn Fn() -> bool + Send + Sync>;
 pub struct Client {
     runtime: Runtime,
     channel: Channel,
+    socket: PathBuf,
     namespace: MetadataValue<Ascii>,
     lease: Option<MetadataValue<Ascii>>,
     stopped: Stopped,
@@ -80,7 +81,8 @@ impl Client {
             let _inside = runtime.enter();
             endpoint.connect_timeout(patience).connect_lazy()
         };
-        let client = Self { runtime, channel, namespace, lease: None, stopped, patience };
+        let client =
+            Self { runtime, channel, socket: path_of_socket, namespace, lease: None, stopped, patience };
         let version: wire::Version = match client.short(wire::VERSION, Empty {}) {
             Ok(version) => version,
             Err(Failure::Stopped) => return Err(Error::Stopped),
@@ -95,6 +97,11 @@ impl Client {
     /// From here on each request carries this lease, which then holds what they make.
     pub(super) fn carry(&mut self, lease: &str) {
         self.lease = ascii(lease);
+    }
+
+    /// Where it listens: an absolute path.
+    pub fn socket(&self) -> &Path {
+        &self.socket
     }
 
     /// The namespace.

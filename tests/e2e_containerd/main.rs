@@ -6,6 +6,8 @@ mod api;
 mod disk;
 mod killed;
 mod kinds;
+mod pending;
+mod planned;
 mod reads;
 mod refusals;
 #[path = "../support/mod.rs"]
@@ -19,6 +21,7 @@ use std::time::Duration;
 use support::cases::{Case, Origin, assert_warm, export_tar};
 use support::command::{Ended, run};
 use support::containerd::{Containerd, Release};
+use support::foreseen::bake_at_as_planned;
 use support::warmkit::warmkit;
 use support::{Daemon, Tools, World, tools};
 
@@ -101,7 +104,7 @@ fn left(kept: &Kept, containerd: &Containerd) -> Kept {
     (both(&kept.0, &containerd.blobs()), both(&kept.1, &containerd.snapshots()))
 }
 
-/// First build, changed source, containerd's collection and restart, another start, prune: as on any other root.
+/// A plan and the bake as planned, first build, changed source, containerd's collection and restart, another start, prune: as on any other root.
 fn warms(release: &str, kept_by: Release, name: &'static str) {
     let Some(mut bed) = Bed::of(release, kept_by, name) else { return };
     // What the same daemon makes of the cache by itself.
@@ -117,7 +120,10 @@ fn warms(release: &str, kept_by: Release, name: &'static str) {
     reads::assert_sizes(&beside, &imported, &told);
     drop(beside);
 
-    let root = bed.baked("root");
+    let root = bed.root("root");
+    let target = format!("containerd:{}", bed.containerd.address());
+    let place = ["--for", &target, "--root", root.to_str().unwrap()];
+    bake_at_as_planned(&[&bed.origin.cache, "--keys-from", &bed.origin.image], &[], &place, &root);
     let kept = bed.kept();
     assert!(!kept.0.is_empty() && !kept.1.is_empty(), "{kept:?}");
     reads::assert_sound(&bed.containerd, &root);

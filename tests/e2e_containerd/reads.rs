@@ -113,7 +113,7 @@ fn what_containerd_has_lost_is_found() {
     // A lease is left that holds nothing.
     let lease = client.leases().unwrap().into_iter().max_by_key(|lease| lease.id.clone()).unwrap();
     client.delete_lease(&lease.id, false).unwrap();
-    client.lease_record(&lease.id, jiff::Timestamp::now()).unwrap();
+    client.lease_record(&lease.id, "test", jiff::Timestamp::now()).unwrap();
     let findings = found(containerd, &root);
     assert!(
         findings.iter().all(|kind| kind.ends_with("-not-leased") || kind.ends_with("-missing")),

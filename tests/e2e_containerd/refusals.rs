@@ -37,7 +37,7 @@ pub(super) fn refused(command: &mut Command, code: i32, said: &[&str]) {
     assert_eq!(stdout, "", "{command:?}");
 }
 
-/// Asserts that whoever writes to what is at an address, or reads it, is refused.
+/// Asserts that whoever writes to what is at an address, or would, or reads it, is refused.
 #[track_caller]
 fn all_refused(address: &str, said: &[&str]) {
     let scratch = Scratch::new();
@@ -47,7 +47,9 @@ fn all_refused(address: &str, said: &[&str]) {
     }
     if is_root() {
         let absent = scratch.join("absent");
-        refused(&mut on(address, &absent, &["bake", "type=local,src=/nonexistent"]), 1, said);
+        for command in ["plan", "bake"] {
+            refused(&mut on(address, &absent, &[command, "type=local,src=/nonexistent"]), 1, said);
+        }
         assert!(!absent.exists());
     }
 }

@@ -202,7 +202,7 @@ impl Containerd {
     /// Has it collect what nothing holds, as `ctr leases delete --sync` does; it has when this returns.
     pub fn collect(&self) {
         let client = self.client("test");
-        client.lease_record("for-nothing", jiff::Timestamp::now()).unwrap();
+        client.lease_record("for-nothing", "test", jiff::Timestamp::now()).unwrap();
         client.delete_lease("for-nothing", true).unwrap();
     }
 
@@ -219,6 +219,20 @@ impl Containerd {
     /// The same of another snapshotter.
     pub fn snapshots_of(&self, snapshotter: &str) -> Vec<String> {
         names(&self.root.join(format!("io.containerd.snapshotter.v1.{snapshotter}/snapshots")))
+    }
+
+    /// Names of what was begun to be ingested and not finished, of all namespaces.
+    pub fn ingests(&self) -> Vec<String> {
+        names(&self.root.join("io.containerd.content.v1.content/ingest"))
+    }
+
+    /// Asserts that it has nothing: no blob, none that is half there, no snapshot, and no lease in namespace `buildkit`.
+    #[track_caller]
+    pub fn assert_empty(&self) {
+        assert_eq!(self.client("buildkit").leases().unwrap(), []);
+        assert_eq!(self.blobs(), [""; 0], "blobs");
+        assert_eq!(self.ingests(), [""; 0], "ingests");
+        assert_eq!(self.snapshots(), [""; 0], "snapshots");
     }
 
     /// Stops it and starts it again.

@@ -86,16 +86,33 @@ fn dockers_own_builder_is_named_and_refused() {
         "/var/lib/link",
         "/var/lib/told/buildkit/mine",
     ] {
+        let nothing = "type=local,src=/nonexistent";
+        let mut commands = vec![vec!["diff", path, nothing], vec!["diff", nothing, path]];
         for command in ["bake", "plan", "verify", "inspect", "hydrate", "forecast"] {
-            let mut arguments = vec![command, "--root", path];
-            if matches!(command, "bake" | "plan") {
-                arguments.push("type=local,src=/nonexistent");
-            }
+            let cache = matches!(command, "bake" | "plan").then_some(nothing);
+            commands.push([command, "--root", path].into_iter().chain(cache).collect());
+        }
+        for arguments in commands {
             let output = machine.warmkit(&arguments);
             let errors = String::from_utf8(output.stderr).unwrap();
             assert_eq!(output.status.code(), Some(2), "{arguments:?}: {errors}");
             assert!(errors.contains(way_out) && errors.contains("dockerd's image store"), "{errors}");
         }
+    }
+    // In an image it is looked at what the image has.
+    machine
+        .write("var/lib/image/srv/buildkit/history_c8d.db", "")
+        .directory("var/lib/image/var/lib/told/buildkit");
+    for (path, code) in [
+        ("/srv/buildkit/mine", 2),
+        ("/var/lib/docker/buildkit", 2),
+        // Where this machine's dockerd has it.
+        ("/var/lib/told/buildkit", 8),
+    ] {
+        let output = machine.warmkit(&["verify", "--image", "--sysroot", "/var/lib/image", "--root", path]);
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{path}: {errors}");
+        assert_eq!(errors.contains(way_out), code == 2, "{path}: {errors}");
     }
     assert!(!machine.path("var/lib/told").exists() && !machine.path("var/lib/docker/buildkit/mine").exists());
 }

@@ -9,6 +9,8 @@ use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 
+use super::support::shipped::demo;
+
 /// Lays the machine out ($1: its files, among them a list of programs that are real; $2: warmkit), starts daemons ($3),
 /// and becomes warmkit ($4 …).
 const INIT: &str = r#"
@@ -243,6 +245,17 @@ impl Machine {
         }
         command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         command.output().unwrap()
+    }
+
+    /// Copies the cache that ships to it: where the repository is may be hidden there.
+    pub(super) fn shipped(&self) {
+        let mut copy = Command::new("cp");
+        assert!(copy.arg("-r").arg(demo("")).arg(self.path("demo")).status().unwrap().success());
+    }
+
+    /// Where an argument says a path of that cache, with that of its copy.
+    pub(super) fn moved(&self, argument: &str) -> String {
+        argument.replace(demo("").to_str().unwrap(), &format!("{}/", self.path("demo").display()))
     }
 
     /// Asserts that this is said, and nothing else of targets: what is taken, or why nothing is.

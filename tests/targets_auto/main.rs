@@ -9,9 +9,6 @@ mod machine;
 mod support;
 mod users;
 
-use std::path::Path;
-use std::process::Command;
-
 use machine::Machine;
 use serde_json::{Value, json};
 use support::shipped::{cache, keys};
@@ -34,14 +31,8 @@ fn the_root_that_was_found_is_baked_and_read() {
     }
     let machine = Machine::new();
     machine.write("etc/buildkit/buildkitd.toml", "");
-    // Where the repository is may be hidden there.
-    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/demo");
-    let mut copy = Command::new("cp");
-    assert!(copy.arg("-r").arg(&fixture).arg(machine.path("demo")).status().unwrap().success());
-    let moved = |argument: String| {
-        argument.replace(fixture.to_str().unwrap(), machine.path("demo").to_str().unwrap())
-    };
-    let (cache, keys) = (moved(cache()), moved(keys()));
+    machine.shipped();
+    let (cache, keys) = (machine.moved(&cache()), machine.moved(&keys()));
     let report = |arguments: &[&str]| {
         let output = machine.warmkit(&[arguments, &["--for", "auto", "--json"]].concat());
         let errors = String::from_utf8(output.stderr).unwrap();
@@ -61,6 +52,36 @@ fn the_root_that_was_found_is_baked_and_read() {
     }
     // Said where nothing but warnings is wanted, it would be too much.
     assert_eq!(report(&["verify", "--progress", "quiet"]), "");
+}
+
+/// What an image ships with is judged by the configuration that its daemon is told, wherever that is.
+#[test]
+fn an_image_is_judged_by_the_configuration_of_its_daemon() {
+    if !is_root() {
+        return;
+    }
+    let machine = Machine::new();
+    machine.unit("buildkit.service", "--config /etc/own.toml").write("etc/own.toml", "debug = true\n");
+    let unit = "[Service]\nEnvironment=XDG_CONFIG_HOME=%h/conf\nExecStart=buildkitd\n";
+    machine.write("home/ci/.config/systemd/user/buildkit.service", unit);
+    machine.write("home/ci/.config/buildkit/buildkitd.toml", "");
+    machine.write("home/ci/conf/buildkit/buildkitd.toml", "");
+    machine.shipped();
+    let (cache, keys) = (machine.moved(&cache()), machine.moved(&keys()));
+    for (target, root, config) in [
+        ("host", "/var/lib/buildkit", "/etc/own.toml"),
+        ("rootless:ci", "/home/ci/.local/share/buildkit", "/home/ci/conf/buildkit/buildkitd.toml"),
+    ] {
+        let baked = machine.warmkit(&["bake", &cache, "--keys-from", &keys, "--for", target]);
+        assert!(baked.status.success(), "{}", String::from_utf8_lossy(&baked.stderr));
+        let by_directory = (target != "host").then_some(["--root", root]);
+        for place in [Some(["--for", target]), by_directory].into_iter().flatten() {
+            let output = machine.warmkit(&[&["verify", "--image", "--json"][..], &place].concat());
+            let report: Value = serde_json::from_slice(&output.stdout)
+                .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)));
+            assert_eq!(report["offline"]["image"]["buildkitd_config"], config, "{place:?}: {report:#}");
+        }
+    }
 }
 
 #[test]
