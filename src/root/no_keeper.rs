@@ -35,3 +35,16 @@ impl Keeper {
         match self.0 {}
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_build_without_it_says_how_to_get_one() {
+        let kept = KeptIn { address: "/run/containerd/containerd.sock".into(), namespace: "buildkit".into() };
+        let error = Keeper::connect(&kept).unwrap_err();
+        assert!(matches!(error, Error::NoContainerd), "{error}");
+        assert!(error.to_string().contains("--features containerd"), "{error}");
+    }
+}
