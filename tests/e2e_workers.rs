@@ -170,13 +170,18 @@ fn warms_rootless(release: &str, snapshotter: &str, as_user: bool, name: &'stati
     let ended = in_namespace(&["verify", "--read-data", "--root", root.to_str().unwrap()]);
     let ended = ended.expect_success("verify in the namespace");
     assert!(ended.stdout.contains(", 0 not comparable"), "{}", ended.stdout);
+    // It is all that is to be seen from there.
+    let ended = in_namespace(&["verify", "--for", "auto"]).expect_success("verify --for auto");
+    assert!(ended.stderr.contains("taken: --for rootless\n"), "{}", ended.stderr);
 
     let start = |root: &Path| {
         let (tools, registry) = (&world.tools, &world.registry);
         let daemon = Daemon::start_untold(tools, root, registry, snapshotter, &user, &variables);
-        let ended = in_namespace(&["bake", "type=local,src=/nonexistent", "--for", "rootless"]);
-        assert_eq!(ended.status.code(), Some(7), "{}", ended.stderr);
-        assert!(ended.stderr.contains("is in use by a running buildkitd"), "{}", ended.stderr);
+        for target in ["rootless", "auto"] {
+            let ended = in_namespace(&["bake", "type=local,src=/nonexistent", "--for", target]);
+            assert_eq!(ended.status.code(), Some(7), "{target}: {}", ended.stderr);
+            assert!(ended.stderr.contains("is in use by a running buildkitd"), "{target}: {}", ended.stderr);
+        }
         daemon
     };
     stays_warm(&world, &case, &origin, &root, native, &start);
@@ -230,6 +235,16 @@ fn rootless_of_an_older_release() {
 #[test]
 fn rootless_with_fuse_overlayfs() {
     warms_rootless(tools::NEWEST, "fuse-overlayfs", true, "whiteouts");
+}
+
+#[test]
+fn rootless_with_fuse_overlayfs_of_an_older_release() {
+    warms_rootless("v0.17.3", "fuse-overlayfs", false, "app");
+}
+
+#[test]
+fn rootless_with_native_snapshots_of_an_older_release() {
+    warms_rootless("v0.17.3", "native", true, "whiteouts");
 }
 
 #[test]
