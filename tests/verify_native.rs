@@ -16,7 +16,7 @@ use support::skip::skip;
 use support::tools::on_path;
 use support::warmkit::judge;
 use support::{BuildRequest, Daemon, Tools, World};
-use warmkit::verify::{self, Error, FindingKind, Report};
+use warmkit::verify::{Error, FindingKind, Report};
 
 /// A daemon that is killed, not stopped.
 struct Victim<'a> {
