@@ -116,6 +116,39 @@ fn the_shipped_cache_is_baked_as_planned() {
 }
 
 #[test]
+fn a_plan_says_what_whole_trees_cost() {
+    if !is_root() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let (cache, keys) = (demo::cache(), demo::keys());
+    let arguments = [&cache, "--keys-from", &keys];
+    let native = [&arguments[..], &["--snapshotter", "native"]].concat();
+    let planned = bake_as_planned(&native, &[], &scratch.join("root"));
+    let layered = parsed(&plan(&arguments, &scratch.join("other")).expect_success("plan"));
+    assert!(layered["whole_trees"].is_null(), "{layered:#}");
+    // All that such a root has more than one of overlayfs is trees.
+    let whole = &planned["whole_trees"];
+    for which in ["estimate", "up_to"] {
+        let [trees, layers, all, without] =
+            [&whole["trees"], &whole["layers"], &planned["bytes_on_disk"], &layered["bytes_on_disk"]]
+                .map(|bytes| bytes[which].as_u64().unwrap());
+        assert!(trees > 2 * layers, "{which}: {whole:#}");
+        assert_eq!(all - trees, without - layers, "{which}");
+    }
+
+    let mut command = warmkit();
+    command.arg("plan").args(&native).arg("--root").arg(scratch.join("other"));
+    let said = run(&mut command, Duration::from_secs(60)).expect_success("plan").stdout;
+    let line =
+        said.lines().find(|line| line.starts_with("  of trees  about ")).unwrap_or_else(|| panic!("{said}"));
+    assert!(
+        line.contains(" MiB, as native keeps a whole tree for each layer, and layers alone are about "),
+        "{line}"
+    );
+}
+
+#[test]
 fn what_is_written_into_a_mount_or_below_missing_directories_is_planned() {
     if !is_root() {
         return;

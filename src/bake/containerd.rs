@@ -2,20 +2,24 @@
 //!
 //! ```text
 //! work lease        expires by itself; in every request, so that it holds all that they make
-//!   blobs           looked up, else ingested with their labels; one of another namespace is shared
+//!   blobs           looked up, else ingested; one of another namespace is shared
 //!   snapshots       looked up, else prepared on the parent, applied to, diff ID compared, committed
-//! record leases     one per record, flat: blob, documents, snapshot
+//!   labels          of blobs whose diff ID is proven
+//! record leases     one per record, flat: blob, documents, snapshot; noted as pending, until the root is whole
 //! databases         written and put in place, by others
 //! work lease        deleted; before that, a bake that fails deletes what leases it made
 //! ```
 //!
 //! What a bake leaves that is killed is held by a lease that ends in a day, or when a `buildkitd` starts: containerd
-//! collects it. Until then the next bake takes it up, since nothing here has a name that depends on the bake but the
-//! lease and snapshots that are not committed.
+//! collects it. Until then the next bake of the same caches takes it up, since nothing here has a name that depends on the
+//! bake but the lease and snapshots that are not committed. Leases of records that no root took any next bake removes.
+
+mod pending;
 
 use std::collections::BTreeMap;
 use std::io::{BufReader, Write};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -29,11 +33,13 @@ use crate::store::{self, Contents};
 
 use super::layers::{Cancellable, compression};
 use super::plan::Plan;
-use super::schedule::{self, Job, Keeper, from_first};
+use super::schedule::{self, Job, Keeper, from_first, lock};
 use super::{Cancel, Containerd, Error, Options, stores};
 
 /// How long what a killed bake left is held.
 const HELD_FOR: SignedDuration = SignedDuration::from_hours(24);
+
+use pending::Turn;
 
 type Labels = BTreeMap<String, String>;
 
@@ -50,11 +56,21 @@ pub(super) fn connect(containerd: &Containerd, options: &Options, cancel: &Cance
 pub(super) struct Held {
     client: Client,
     work: String,
-    records: Vec<String>,
+    /// From the first record lease on.
+    turn: Option<Turn>,
     is_settled: bool,
 }
 
 impl Held {
+    /// The root is whole, and the next thing is to put it in its place: what is leased for its records stays if this is
+    /// killed.
+    ///
+    /// # Errors
+    /// containerd refuses, or another bake has taken this one for killed.
+    pub(super) fn commit(&self) -> Result<(), Error> {
+        self.turn.as_ref().map_or(Ok(()), |turn| pending::commit(turn, &self.client, &self.work))
+    }
+
     /// The root is in its place: records have their own leases. Says what could not be done.
     pub(super) fn settle(mut self) -> Option<Error> {
         self.is_settled = true;
@@ -67,12 +83,9 @@ impl Drop for Held {
         if self.is_settled {
             return;
         }
-        for record in &self.records {
-            // One that cannot be deleted is taken up by the next bake of these caches, as are those after it: a
-            // containerd that does not answer is not asked for each.
-            if self.client.delete_lease(record, false).is_err() {
-                return;
-            }
+        // What cannot be removed is for the next bake to remove; and a containerd that does not answer is not asked again.
+        if self.turn.is_some() && pending::give_up(&self.client, &self.work).is_err() {
+            return;
         }
         // And this one ends by itself.
         let _ = self.client.delete_lease(&self.work, true);
@@ -95,7 +108,7 @@ pub(super) fn keep(
     let contents = stores::contents(plan, sources, images, &nothing, options.written_at);
     let work = format!("warmkit-{}-{}", std::process::id(), Timestamp::now().as_nanosecond());
     client.work_under(&work, Timestamp::now() + HELD_FOR)?;
-    let mut held = Held { client, work, records: Vec::new(), is_settled: false };
+    let mut held = Held { client, work, turn: None, is_settled: false };
     let layers = Kept {
         client: &held.client,
         lease: &held.work,
@@ -104,12 +117,16 @@ pub(super) fn keep(
         sources,
         contents: &contents,
         labels: store::labels(&contents),
-        proven: plan.blobs.iter().map(|_| AtomicBool::new(false)).collect(),
+        has: plan.blobs.iter().map(|_| Mutex::default()).collect(),
         prepared: AtomicUsize::new(0),
         cancel,
         progress,
     };
     layers.hold()?;
+    if let Some(turn) = Turn::take(&held.client)? {
+        // Of those, this bake holds what it needs.
+        pending::clear(&turn, &held.client)?;
+    }
     for document in images.iter().flat_map(|image| &image.documents) {
         layers.put(document)?;
     }
@@ -122,17 +139,18 @@ pub(super) fn keep(
             Ok(Usage { size: usage.size, inodes: usage.inodes })
         })
         .collect::<Result<Vec<Usage>, Error>>()?;
-    lease(&mut held, &contents, snapshotter)?;
+    let turn = held.turn.insert(Turn::wait(&held.client, cancel, progress)?);
+    pending::clear(turn, &held.client)?;
+    pending::begin(turn, &held.client, &held.work)?;
+    lease(&held, &contents, snapshotter)?;
     Ok((usage, held))
 }
 
 /// Gives each record a lease of its own.
-fn lease(held: &mut Held, contents: &Contents, snapshotter: &str) -> Result<(), Error> {
+fn lease(held: &Held, contents: &Contents, snapshotter: &str) -> Result<(), Error> {
     for record in &contents.records {
         let id = record.id.as_str();
-        if held.client.lease_record(id, contents.written_at)? {
-            held.records.push(id.to_owned());
-        }
+        held.client.lease_record(id, &held.work, contents.written_at)?;
         let blob = contents.blobs[record.blob].descriptor.digest;
         let documents = record.documents.iter().map(|&document| contents.documents[document].digest);
         for digest in std::iter::once(blob).chain(documents) {
@@ -152,9 +170,10 @@ struct Kept<'a> {
     plan: &'a Plan,
     sources: &'a [Box<dyn Source>],
     contents: &'a Contents,
+    /// What blobs are to have, as from a daemon.
     labels: BTreeMap<Digest, Labels>,
-    /// Per blob: whether somebody has proven its diff ID before.
-    proven: Vec<AtomicBool>,
+    /// What each blob has of that; all of it once its diff ID is proven.
+    has: Vec<Mutex<Labels>>,
     prepared: AtomicUsize,
     cancel: &'a Cancel,
     progress: &'a dyn Progress,
@@ -179,23 +198,22 @@ impl Kept<'_> {
     /// Takes a document in.
     fn put(&self, document: &ImageDocument) -> Result<(), Error> {
         let ImageDocument { digest, bytes } = document;
-        self.take(digest, bytes.len() as u64, |ingest| {
+        let mut has = self.take(digest, bytes.len() as u64, |ingest| {
             // What failed is told by the ingest.
             let _ = ingest.write_all(bytes);
             Ok(())
-        })
-        .map(drop)
+        })?;
+        self.label(digest, &mut has)
     }
 
-    /// Takes a blob in that `write` writes, unless it is there; gives the labels that it had before, if it was.
+    /// Takes a blob in that `write` writes, unless it is there; gives the labels that it has.
     fn take(
         &self,
         digest: &Digest,
         size: u64,
         write: impl FnOnce(&mut Ingest<'_>) -> Result<(), Error>,
-    ) -> Result<Option<Labels>, Error> {
-        let (name, none) = (digest.to_string(), Labels::new());
-        let labels = self.labels.get(digest).unwrap_or(&none);
+    ) -> Result<Labels, Error> {
+        let name = digest.to_string();
         let mut found = self.client.labels(&name)?;
         if found.is_none() {
             if let Some(mut ingest) = self.client.write(&name, size)? {
@@ -206,22 +224,35 @@ impl Kept<'_> {
                     }
                     written?;
                 }
-                ingest.finish(labels)?;
-                return Ok(None);
+                ingest.finish()?;
+                return Ok(Labels::new());
             }
             found = self.client.labels(&name)?;
         }
-        let found = found.unwrap_or_default();
-        let lacks: Labels = labels.iter().filter(|(name, _)| !found.contains_key(*name)).map(owned).collect();
-        if !lacks.is_empty() {
-            self.client.label(&name, &lacks)?;
-        }
-        Ok(Some(found))
+        Ok(found.unwrap_or_default())
     }
-}
 
-fn owned((name, value): (&String, &String)) -> (String, String) {
-    (name.clone(), value.clone())
+    /// Gives a blob the labels that it lacks. One whose diff ID is not proven gets none: it would pass for proven.
+    fn label(&self, digest: &Digest, has: &mut Labels) -> Result<(), Error> {
+        let lacks: Labels = (self.labels.get(digest).into_iter().flatten())
+            .filter(|&(name, value)| !has.get(name).is_some_and(|has| store::is_same_label(name, has, value)))
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect();
+        if !lacks.is_empty() {
+            self.client.label(&digest.to_string(), &lacks)?;
+            has.extend(lacks);
+        }
+        Ok(())
+    }
+
+    /// Whether somebody has proven the diff ID of a blob before, and said so by its label.
+    fn is_proven(&self, blob: usize) -> bool {
+        let layer = &self.plan.blobs[blob].layer;
+        let diff_id = layer.diff_id.to_string();
+        let has = lock(&self.has[blob]);
+        let labels = self.labels.get(&layer.descriptor.digest).into_iter().flatten();
+        labels.filter(|&(_, value)| *value == diff_id).any(|(name, value)| has.get(name) == Some(value))
+    }
 }
 
 impl Keeper for Kept<'_> {
@@ -234,7 +265,7 @@ impl Keeper for Kept<'_> {
     fn fetch(&self, at: usize) -> Result<(), Error> {
         let blob = &self.plan.blobs[at];
         let descriptor = &blob.layer.descriptor;
-        let found = self.take(&descriptor.digest, descriptor.size, |ingest| {
+        let has = self.take(&descriptor.digest, descriptor.size, |ingest| {
             let mut is_first = true;
             from_first(blob, self.sources, self.progress, |source| {
                 if !std::mem::take(&mut is_first) {
@@ -250,13 +281,7 @@ impl Keeper for Kept<'_> {
                 }
             })
         })?;
-        // Who gave it this label had unpacked it.
-        let diff_id = blob.layer.diff_id.to_string();
-        let labels = self.labels.get(&descriptor.digest).into_iter().flatten();
-        let is_proven = |found: Labels| {
-            labels.into_iter().any(|(name, value)| *value == diff_id && found.get(name) == Some(value))
-        };
-        self.proven[at].store(found.is_some_and(is_proven), Ordering::Release);
+        *lock(&self.has[at]) = has;
         self.progress.event(Event::BlobDone { digest: descriptor.digest });
         Ok(())
     }
@@ -292,7 +317,7 @@ impl Keeper for Kept<'_> {
                 client.commit(snapshotter, key(snapshot), &temporary)?;
             }
             applied
-        } else if self.proven[at].load(Ordering::Acquire) {
+        } else if self.is_proven(at) {
             expected.diff_id
         } else {
             let blob = Cancellable { inner: client.read(&digest.to_string())?, cancel: self.cancel };
@@ -302,6 +327,7 @@ impl Keeper for Kept<'_> {
         if found != expected.diff_id {
             return Err(Error::DiffIdMismatch { digest, expected: expected.diff_id, found });
         }
+        self.label(&digest, &mut lock(&self.has[at]))?;
         self.progress.event(Event::LayerDone { digest });
         Ok(())
     }

@@ -45,7 +45,7 @@ pub struct Shortage {
     pub free: u64,
 }
 
-/// A bake that failed; the target is as it was.
+/// A bake that failed; the target is as it was, but for [`Error::NotSynced`].
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -63,7 +63,10 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A user namespace without a root.
-    #[error("files cannot belong to the root of the user namespace: {0}")]
+    #[error(
+        "the root's files cannot belong to the root of the user namespace: {0}; run it where user and group 0 are mapped, as \
+         `rootlesskit` and `unshare --user --map-root-user --map-auto` do"
+    )]
     Owners(#[source] crate::userns::OutOfRange),
     /// A file, or a link that points nowhere.
     #[error("{path} is not a directory: name a directory that is empty or does not exist yet")]
@@ -155,9 +158,16 @@ pub enum Error {
     #[cfg(feature = "containerd")]
     #[error(transparent)]
     Containerd(#[from] crate::containerd::Error),
+    /// Another bake has removed what containerd was to hold for the root.
+    #[error(
+        "another bake in this namespace of containerd took this one for killed and removed its leases, nothing was \
+         changed: bake again, and where bakes do not see each other, as from containers that have the socket alone, \
+         one after the other"
+    )]
+    TakenForKilled,
     /// A program that lacks a part.
     #[error(
-        "this warmkit was built without the feature `containerd`: build it with `cargo build --release --features containerd`"
+        "this warmkit was built without the feature `containerd`: install a package of `scripts/package`, or build with `--features containerd`"
     )]
     NoContainerd,
     /// A database or directory of the root could not be written.
@@ -178,6 +188,18 @@ pub enum Error {
         path: PathBuf,
         /// Of what.
         what: Resource,
+        /// What could not be done.
+        source: Box<Error>,
+    },
+    /// The root is whole and in its place, and may be gone if the machine loses power now.
+    #[error(
+        "the root is in place at {}, but is not known to be on the disk: {source}; if `sync` fails too, bake on another \
+         disk, else `warmkit verify` tells that it is whole",
+        path.display()
+    )]
+    NotSynced {
+        /// The target.
+        path: PathBuf,
         /// What could not be done.
         source: Box<Error>,
     },
@@ -205,6 +227,10 @@ impl Error {
         use layer::Error as L;
         match self {
             Self::Gather(error) => error.class(),
+            // A good layer, for other daemons.
+            Self::Layer { source: L::Refused { refusal: layer::Refusal::SecurityAttribute, .. }, .. } => {
+                ErrorClass::Other
+            }
             Self::DiffIdMismatch { .. }
             | Self::Layer { source: L::Decompress { .. } | L::Archive { .. } | L::Refused { .. }, .. } => {
                 ErrorClass::Content
@@ -230,18 +256,25 @@ impl Error {
             | Self::Store(_)
             | Self::TargetReadOnly { .. }
             | Self::NoMarks { .. }
+            | Self::NotSynced { .. }
             | Self::Io { .. }
+            | Self::TakenForKilled
             | Self::Interrupted => ErrorClass::Other,
         }
     }
 }
 
 impl Error {
+    /// The same, of a root that stands at `path` already.
+    pub(super) fn of_root_in_place(self, path: &Path) -> Self {
+        Self::NotSynced { path: path.to_owned(), source: Box::new(self) }
+    }
+
     /// The same, or [`Error::DiskFull`] where that is the cause: the disk that `staged` is on.
     pub(super) fn or_full(self, target: &Path, staged: &Path) -> Self {
-        // A replay writes elsewhere.
-        let is_elsewhere = matches!(self, Self::Replay(_) | Self::DiskFull { .. });
-        let Some(kind) = full(&self).filter(|_| !is_elsewhere) else { return self };
+        // A replay writes elsewhere, and something was changed by a bake that is done.
+        let is_other = matches!(self, Self::Replay(_) | Self::DiskFull { .. } | Self::NotSynced { .. });
+        let Some(kind) = full(&self).filter(|_| !is_other) else { return self };
         let what = match fsutil::room_at(staged) {
             _ if kind == io::ErrorKind::QuotaExceeded => Resource::Quota,
             Ok(fsutil::Room { inodes: Some((_, 0)), .. }) => Resource::Inodes,

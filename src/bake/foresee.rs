@@ -4,11 +4,11 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::need::{self, Estimate, Need};
+use super::need::{self, Estimate, Need, WholeTrees};
 use super::plan::Plan;
 use super::prepare::{Prepared, prepare};
 use super::report::Contents;
-use super::{Cancel, Error, IoContext, Options, stores, target, watched};
+use super::{Cancel, Containerd, Error, IoContext, Options, containerd, stores, target, watched};
 use crate::fsutil::{self, Room};
 use crate::gather::{self, Image};
 use crate::gc::{self, Disk, Forecast};
@@ -41,6 +41,11 @@ pub struct Foreseen {
     pub bytes_on_disk: Estimate,
     /// Files and directories of the root.
     pub inodes: Estimate,
+    /// Who keeps its layers, where that is not the root: all of `bytes_on_disk` is there, on a disk that nothing is known
+    /// of, and `inodes` has none of it.
+    pub containerd: Option<Containerd>,
+    /// Of the bytes, those of trees; `None` where each layer is kept by itself.
+    pub whole_trees: Option<WholeTrees>,
     /// Layers of which the size of the tar is known; what the other ones unpack to is known less well.
     pub tars_known: usize,
     /// The disk that the root would be on.
@@ -89,25 +94,31 @@ pub fn foresee(
     progress: &dyn Progress,
 ) -> Result<Foreseen, Error> {
     watched(options, cancel, |options| {
-        let foreseen = foresee_watched(options, gc, progress);
+        let foreseen = foresee_watched(options, gc, cancel, progress);
         foreseen.map_err(|error| cancel.check().err().unwrap_or(error))
     })
 }
 
-fn foresee_watched(options: &Options, gc: &GcOptions, progress: &dyn Progress) -> Result<Foreseen, Error> {
+fn foresee_watched(
+    options: &Options,
+    gc: &GcOptions,
+    cancel: &Cancel,
+    progress: &dyn Progress,
+) -> Result<Foreseen, Error> {
     let started = Instant::now();
     let target = std::path::absolute(&options.root).at("resolve", &options.root)?;
     let mut refusals = Vec::new();
-    match target::check(&target, options.marks()) {
+    let connected =
+        options.containerd.as_ref().map(|to| containerd::connect(to, options, cancel).map(drop)).transpose();
+    // In the order in which a bake looks.
+    for refused in [target::check(&target, options.marks()).err(), connected.err()].into_iter().flatten() {
         // Who may not look there is not who will bake there.
-        Err(error @ Error::Io { .. }) if !fsutil::is_root() => {
+        if !fsutil::is_root() && is_kept_out(&refused) {
             progress
-                .event(Event::Warning(format!("{error}; a bake, as root, may find more to refuse there")));
+                .event(Event::Warning(format!("{refused}; a bake, as root, may find more to refuse there")));
+        } else {
+            refusals.push(refused);
         }
-        checked => refusals.extend(checked.err()),
-    }
-    if options.containerd.is_some() && cfg!(not(feature = "containerd")) {
-        refusals.push(Error::NoContainerd);
     }
     // A bake looks at its target first.
     let Prepared { sources, images, plan, contents, .. } = match prepare(options, true, progress) {
@@ -118,12 +129,9 @@ fn foresee_watched(options: &Options, gc: &GcOptions, progress: &dyn Progress) -
         refusals.push(Error::Unkeyed { records: contents.unkeyed.clone(), total: contents.records });
     }
     let tars = gather::tar_sizes(&plan.blobs, &sources, progress)?;
-    let need = need::of(&plan, &images, &tars, options.snapshotter);
+    let need = need::of(&plan, &images, &tars, &options.state_dir(&target)?);
     let room = fsutil::room_at(&target).at("look at the file system of", &target)?;
-    // containerd's own file system is not known.
-    if options.containerd.is_none()
-        && let Some(shortage) = need.shortage(&room)
-    {
+    if let Some(shortage) = need.shortage(&room) {
         refusals.push(Error::NoSpace { path: options.root.clone(), shortage });
     }
     let gc = collected(&plan, &images, &need, &room, options, gc, sources.len() - images.len())?;
@@ -133,12 +141,26 @@ fn foresee_watched(options: &Options, gc: &GcOptions, progress: &dyn Progress) -
         contents,
         bytes_on_disk: need.bytes,
         inodes: need.inodes,
+        containerd: options.containerd.clone(),
+        whole_trees: need.whole_trees,
         tars_known: tars.iter().flatten().filter(|tar| tar.is_known()).count(),
         target: room.into(),
         refusals,
         gc,
         seconds: started.elapsed().as_secs_f64(),
     })
+}
+
+/// Whether it may be that only this user cannot look.
+fn is_kept_out(error: &Error) -> bool {
+    match error {
+        Error::Io { .. } => true,
+        #[cfg(feature = "containerd")]
+        Error::Containerd(crate::containerd::Error::Connect { source, .. }) => {
+            source.kind() == std::io::ErrorKind::PermissionDenied
+        }
+        _ => false,
+    }
 }
 
 /// What a daemon's garbage collection will do to the root; the blobs of caches come from the first `caches` sources.

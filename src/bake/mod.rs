@@ -31,11 +31,12 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use jiff::Timestamp;
+use serde::Serialize;
 
 pub(crate) use error::IoContext;
 pub use error::{Error, Resource, Shortage};
 pub use foresee::{Foreseen, GcOptions, TargetRoom, foresee};
-pub use need::Estimate;
+pub use need::{Estimate, WholeTrees};
 pub use report::{Contents, Report, Unkeyed};
 
 pub use crate::gather::ErrorClass;
@@ -97,7 +98,7 @@ pub struct Options {
 }
 
 /// A running containerd, and where in it a `buildkitd` keeps its layers.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Containerd {
     /// Path of its socket, with or without `unix://`.
     pub address: String,
@@ -184,7 +185,7 @@ impl Cancel {
 
 /// Bakes.
 ///
-/// On any error the target is as it was, and so is everything beside it.
+/// On any error but [`Error::NotSynced`] the target is as it was, and so is everything beside it.
 pub fn bake(options: &Options, cancel: &Cancel, progress: &dyn Progress) -> Result<Report, Error> {
     watched(options, cancel, |options| bake_watched(options, cancel, progress))
 }
@@ -221,16 +222,15 @@ fn bake_watched(options: &Options, cancel: &Cancel, progress: &dyn Progress) -> 
     }
     match bake_into(staging.path(), options, cancel, progress) {
         Ok(Baked { mut report, committing, held }) => {
-            if held.is_some() {
-                // containerd's files are where it has them, and nobody has written them to a disk yet.
-                rustix::fs::sync();
-            }
-            let root = staging
+            let committed = staging
                 .commit(&[crate::store::state_dir::CACHE_DB])
-                .map_err(|error| error.or_full(&options.root, &options.root))?;
-            if let Some(error) = held.and_then(containerd::Held::settle) {
+                .map_err(|error| error.or_full(&options.root, &options.root));
+            // A root that is there needs what is held for it, durable or not.
+            let is_there = matches!(committed, Ok(_) | Err(Error::NotSynced { .. }));
+            if let Some(error) = held.filter(|_| is_there).and_then(containerd::Held::settle) {
                 progress.event(Event::Warning(error.to_string()));
             }
+            let root = committed?;
             report.seconds.set(Phase::Commit, committing.finish());
             report.trimmed = options.trim.then(|| trim(&root, progress)).flatten();
             report.root = root.display().to_string();
@@ -283,12 +283,10 @@ fn bake_into<'a>(
     let client = kept_by.map(|containerd| containerd::connect(containerd, options, cancel)).transpose()?;
     let Prepared { sources, images, plan, contents, mut seconds } =
         prepare(options, options.allow_unkeyed, progress)?;
-    if client.is_none() {
-        check_room(&plan, &images, staged, options, progress)?;
-    }
+    let root = options.state_dir(staged)?;
+    check_room(&plan, &images, staged, &root, options, progress)?;
 
     let running = Running::start(progress, Phase::Layers);
-    let root = options.state_dir(staged)?;
     root.create()?;
     let (usage, held) = match client {
         None => (layers::fetch_and_unpack(&plan, &sources, &root, &options.owners, cancel, progress)?, None),
@@ -318,6 +316,12 @@ fn bake_into<'a>(
         trimmed: None,
         leftovers: Vec::new(),
     };
+    if let Some(held) = &held {
+        // containerd's files are where it has them, and nobody has written them to a disk yet.
+        rustix::fs::sync();
+        cancel.check()?;
+        held.commit()?;
+    }
     Ok(Baked { report, committing, held })
 }
 
@@ -326,18 +330,20 @@ fn check_room(
     plan: &Plan,
     images: &[Image],
     staged: &Path,
+    state: &StateDir,
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<(), Error> {
-    let (target, snapshotter) = (&options.root, options.snapshotter);
+    let target = &options.root;
     let room = fsutil::room(staged).at("look at the file system of", staged)?;
     let tars: Vec<Option<TarSize>> =
         plan.blobs.iter().map(|blob| gather::tar_size_said(&blob.layer)).collect();
-    let need = need::of(plan, images, &tars, snapshotter);
+    let need = need::of(plan, images, &tars, state);
     if let Some(shortage) = need.shortage(&room) {
         return Err(Error::NoSpace { path: target.clone(), shortage });
     }
-    if let Some((_, free)) = room.bytes
+    if need.layers == Layers::InRoot
+        && let Some((_, free)) = room.bytes
         && need.bytes.estimate > free
     {
         progress.event(Event::Warning(format!(

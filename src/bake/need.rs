@@ -10,6 +10,9 @@
 //! constants here follow, measured on thirty trees of files (docs/decisions/plan.md), from whole systems to manual
 //! pages: a tree takes 1.0 to 1.9 times the bytes of its tar, 1.1 times where it is one that
 //! images have, and has an inode for each 1.7 KiB to 1.4 MiB of it.
+//!
+//! Where a containerd keeps the layers, the bytes are on its disk and the inodes are those of the root: databases, and the
+//! directories around them.
 
 use std::collections::BTreeMap;
 use std::ops::AddAssign;
@@ -20,8 +23,7 @@ use super::error::{Resource, Shortage};
 use super::plan::Plan;
 use crate::fsutil::Room;
 use crate::gather::{Image, TarSize};
-use crate::store::state_dir::WORKER_DIRECTORIES;
-use crate::store::{Snapshotter, StateFile};
+use crate::store::{Layers, StateDir};
 
 /// A number that is known within limits only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
@@ -48,12 +50,27 @@ impl AddAssign for Estimate {
     }
 }
 
+/// What it costs that a snapshotter keeps a whole tree for each layer. Where the file system lets files share blocks,
+/// they do, and take less.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct WholeTrees {
+    /// Bytes of all trees.
+    pub trees: Estimate,
+    /// What the layers have of them by themselves, as overlayfs would keep them.
+    pub layers: Estimate,
+}
+
 /// What a root takes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Need {
     /// As [`super::Report::bytes_on_disk`] counts them.
     pub(super) bytes: Estimate,
+    /// Of the root itself.
     pub(super) inodes: Estimate,
+    /// Who has the bytes.
+    pub(super) layers: Layers,
+    /// Of a snapshotter with whole trees.
+    pub(super) whole_trees: Option<WholeTrees>,
     /// Of the bytes, those of each snapshot of the plan.
     pub(super) snapshots: Vec<Estimate>,
 }
@@ -78,9 +95,9 @@ pub(super) fn documents(images: &[Image]) -> Documents {
 /// The directories around a snapshot's `fs`: `<n>` and `<n>/work`.
 const AROUND: u64 = 2;
 
-/// What the root of a plan takes; `tars` has the size of each blob's tar, where it is known.
-pub(super) fn of(plan: &Plan, images: &[Image], tars: &[Option<TarSize>], snapshotter: Snapshotter) -> Need {
-    let documents = documents(images);
+/// What `root`, that of a plan, takes; `tars` has the size of each blob's tar, where it is known.
+pub(super) fn of(plan: &Plan, images: &[Image], tars: &[Option<TarSize>], root: &StateDir) -> Need {
+    let (documents, snapshotter, layers) = (documents(images), root.snapshotter(), root.layers());
     let mut snapshots: Vec<Unpacked> = plan
         .snapshots
         .iter()
@@ -89,6 +106,7 @@ pub(super) fn of(plan: &Plan, images: &[Image], tars: &[Option<TarSize>], snapsh
             tars[snapshot.blob].map_or_else(|| unpacked_of_blob(compressed), unpacked)
         })
         .collect();
+    let alone = sum(&snapshots);
     if !snapshotter.has_upper() {
         // Each is a whole tree. A parent stands before what stands on it.
         for (at, snapshot) in plan.snapshots.iter().enumerate() {
@@ -100,23 +118,39 @@ pub(super) fn of(plan: &Plan, images: &[Image], tars: &[Option<TarSize>], snapsh
     let around = if snapshotter.has_upper() { AROUND } else { 0 };
     let mut bytes = Estimate::exactly(plan.bytes().saturating_add(documents.bytes));
     // The root's own directory may be there.
-    let fixed = WORKER_DIRECTORIES.len() + StateFile::COMMIT_ORDER.len() + plan.blobs.len();
-    let mut inodes = Estimate::exactly(fixed as u64 + documents.count);
+    let fixed = (root.directories().len() + root.files().len()) as u64;
+    let mut inodes = Estimate { at_least: fixed, estimate: fixed + 1, up_to: fixed + 1 };
+    if layers == Layers::InRoot {
+        inodes += Estimate::exactly(plan.blobs.len() as u64 + documents.count);
+    }
     for snapshot in &snapshots {
         bytes += snapshot.bytes;
-        inodes += snapshot.inodes;
-        inodes += Estimate::exactly(around);
+        if layers == Layers::InRoot {
+            inodes += snapshot.inodes;
+            inodes += Estimate::exactly(around);
+        }
     }
-    Need { bytes, inodes, snapshots: snapshots.into_iter().map(|snapshot| snapshot.bytes).collect() }
+    let whole_trees =
+        (!snapshotter.has_upper()).then(|| WholeTrees { trees: sum(&snapshots), layers: alone });
+    let snapshots = snapshots.into_iter().map(|snapshot| snapshot.bytes).collect();
+    Need { bytes, inodes, layers, whole_trees, snapshots }
+}
+
+fn sum(snapshots: &[Unpacked]) -> Estimate {
+    snapshots.iter().fold(Estimate::default(), |mut sum, snapshot| {
+        sum += snapshot.bytes;
+        sum
+    })
 }
 
 impl Need {
-    /// What `room` lacks in any case.
+    /// What `room`, that of the root, lacks in any case.
     pub(super) fn shortage(&self, room: &Room) -> Option<Shortage> {
         let lacks = |what, needed, free| (needed > free).then_some(Shortage { what, needed, free });
         let bytes = || room.bytes.and_then(|(_, free)| lacks(Resource::Bytes, self.bytes.at_least, free));
         let inodes = || room.inodes.and_then(|(_, free)| lacks(Resource::Inodes, self.inodes.at_least, free));
-        let bytes = if room.compresses { None } else { bytes() };
+        let is_known = !room.compresses && self.layers == Layers::InRoot;
+        let bytes = is_known.then(bytes).flatten();
         bytes.or_else(inodes)
     }
 }
@@ -172,7 +206,7 @@ mod tests {
 
     fn need(bytes: u64, inodes: u64) -> Need {
         let (bytes, inodes) = (Estimate::exactly(bytes), Estimate::exactly(inodes));
-        Need { bytes, inodes, snapshots: Vec::new() }
+        Need { bytes, inodes, layers: Layers::InRoot, whole_trees: None, snapshots: Vec::new() }
     }
 
     #[test]
@@ -180,6 +214,7 @@ mod tests {
         let compresses = Room { compresses: true, ..ROOM };
         let endless = Room { inodes: None, ..ROOM };
         let unknown = Room { bytes: None, ..ROOM };
+        let elsewhere = |need: Need| Need { layers: Layers::InContainerd, ..need };
         for (need, room, expected) in [
             (need(50, 10), ROOM, None),
             (need(51, 10), ROOM, Some((Resource::Bytes, 51, 50))),
@@ -190,6 +225,8 @@ mod tests {
             (need(50, 11), endless, None),
             (need(u64::MAX, 10), unknown, None),
             (need(51, 11), unknown, Some((Resource::Inodes, 11, 10))),
+            (elsewhere(need(51, 10)), ROOM, None),
+            (elsewhere(need(51, 11)), ROOM, Some((Resource::Inodes, 11, 10))),
         ] {
             let found = need.shortage(&room).map(|shortage| (shortage.what, shortage.needed, shortage.free));
             assert_eq!(found, expected, "{need:?} {room:?}");

@@ -14,6 +14,10 @@ use super::{Cancel, Containerd, Error, Options};
 pub(super) struct Held(Infallible);
 
 impl Held {
+    pub(super) fn commit(&self) -> Result<(), Error> {
+        match self.0 {}
+    }
+
     pub(super) fn settle(self) -> Option<Error> {
         match self.0 {}
     }

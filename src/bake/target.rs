@@ -185,29 +185,47 @@ impl Staging {
     /// Syncs once and puts the root in place. Returns the target's path.
     ///
     /// `last` names the entries of the root, relative to it, that must come after all others.
+    ///
+    /// # Errors
+    /// With [`Error::NotSynced`] the root is in its place; with any other the target is as it was.
     pub(crate) fn commit(self, last: &[&str]) -> Result<PathBuf, Error> {
+        self.commit_synced_by(last, fsutil::sync_directory)
+    }
+
+    /// The same, with a way to make the entries of a directory durable.
+    fn commit_synced_by(
+        self,
+        last: &[&str],
+        mut sync: impl FnMut(&Path) -> io::Result<()>,
+    ) -> Result<PathBuf, Error> {
         let staged = self.dir.path();
         fsutil::sync_file_system(staged).at("sync", staged)?;
         // Somebody may have been busy here while the layers came in.
         if self.in_place {
             require_empty_but(&self.target, staged)?;
-            let names = fs::read_dir(staged)
+            let names: Vec<_> = fs::read_dir(staged)
                 .and_then(|entries| entries.map(|e| e.map(|e| e.file_name())).collect::<io::Result<_>>())
                 .at("list", staged)?;
             let mut moved: Vec<PathBuf> = Vec::new();
+            let count = names.len();
             for name in in_order(names, last) {
                 let to = self.target.join(&name);
-                if let Err(error) = fs::rename(staged.join(&name), &to) {
-                    for back in moved.iter().rev() {
-                        if let Some(name) = back.file_name() {
-                            // Nothing better can be done for one that will not go back.
-                            let _ = fs::rename(back, staged.join(name));
-                        }
-                    }
-                    return Err(error).at("move into place", &to);
+                let renamed = fs::rename(staged.join(&name), &to).at("move into place", &to);
+                if renamed.is_ok() {
+                    moved.push(to);
                 }
-                moved.push(to);
-                fsutil::sync_directory(&self.target).at("sync", &self.target)?;
+                let synced = renamed.and_then(|()| sync(&self.target).at("sync", &self.target));
+                let Err(error) = synced else { continue };
+                if moved.len() == count {
+                    return Err(error.of_root_in_place(&self.target));
+                }
+                for back in moved.iter().rev() {
+                    if let Some(name) = back.file_name() {
+                        // Nothing better can be done for one that will not go back.
+                        let _ = fs::rename(back, staged.join(name));
+                    }
+                }
+                return Err(error);
             }
             drop(self.dir);
         } else {
@@ -223,7 +241,8 @@ impl Staging {
                 return Err(error).at("move into place", &self.target);
             }
             if let Some(parent) = self.target.parent() {
-                fsutil::sync_directory(parent).at("sync", parent)?;
+                let synced = sync(parent).at("sync", parent);
+                synced.map_err(|error| error.of_root_in_place(&self.target))?;
             }
         }
         Ok(self.target)
@@ -322,6 +341,43 @@ mod tests {
         let names = |names: &[&str]| names.iter().map(OsString::from).collect::<Vec<_>>();
         let ordered = in_order(names(&["cache.db", "runc-overlayfs", "a", "b"]), &["b", "cache.db"]);
         assert_eq!(ordered, names(&["a", "runc-overlayfs", "b", "cache.db"]));
+    }
+
+    /// Needs root, as a bake does.
+    #[test]
+    fn a_disk_that_fails_to_sync_leaves_the_root_or_nothing() {
+        if !fsutil::is_root() {
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        // Which sync fails, and whether the root is there then.
+        for (name, exists, failing, is_there) in [
+            ("absent", false, 0, true),
+            ("first", true, 0, false),
+            ("second", true, 1, false),
+            ("last", true, 2, true),
+        ] {
+            let target = directory.path().join(name);
+            if exists {
+                fs::create_dir(&target).unwrap();
+            }
+            let staging = Staging::new(&target, Marks::Any).unwrap();
+            for file in ["a", "b", "cache.db"] {
+                fs::write(staging.path().join(file), "").unwrap();
+            }
+            let mut syncs = 0..;
+            let error = staging
+                .commit_synced_by(&["cache.db"], |_| match syncs.next() {
+                    Some(sync) if sync == failing => Err(io::Error::from(io::ErrorKind::StorageFull)),
+                    _ => Ok(()),
+                })
+                .unwrap_err()
+                .or_full(&target, directory.path());
+            assert_eq!(matches!(error, Error::NotSynced { .. }), is_there, "{name}: {error}");
+            let mut found: Vec<_> = fs::read_dir(&target).unwrap().map(|e| e.unwrap().file_name()).collect();
+            found.sort();
+            assert_eq!(found, if is_there { &["a", "b", "cache.db"][..] } else { &[] }, "{name}");
+        }
     }
 
     /// Needs root, as a bake does.

@@ -170,6 +170,7 @@ pub(super) fn of_verify(error: &root::Error) -> u8 {
         // What is wrong is how it was named.
         root::Error::ContainerdWorker { .. }
         | root::Error::NotInContainerd { .. }
+        | root::Error::NoSnapshotter { .. }
         | root::Error::NoContainerd => USAGE,
         #[cfg(feature = "containerd")]
         root::Error::Containerd(_) => FAILURE,

@@ -59,20 +59,16 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let path = place.path();
     let root = Root::open_with(path, kept_in(&place).as_ref())?;
     let workers = root.read_whole()?.workers;
-    let records: Vec<Record> =
-        workers.iter().flat_map(|worker| root.usage(worker)).map(Record::from).collect();
+    let read = workers.iter().filter(|worker| worker.is_read());
+    let records: Vec<Record> = read.flat_map(|worker| root.usage(worker)).map(Record::from).collect();
     let bytes = records.iter().fold(0_u64, |sum, record| sum.saturating_add(record.size));
     let around = fsutil::room_at(path).map_err(|error| {
         Failure::new(format!("cannot look at {}: {error}", path.display()), exit::FAILURE)
     })?;
     let GcOptions { configuration, release, disk_size, room: adds } = gc;
-    let disk = match disk_size {
-        Some(total) => Disk { total, free: total.saturating_sub(bytes) },
-        None => {
-            let (total, free) = around.bytes.unwrap_or_default();
-            Disk { total, free }
-        }
-    };
+    let free = |total: u64| (total, total.saturating_sub(bytes));
+    let (total, free) = disk_size.map(free).or(around.bytes).unwrap_or_default();
+    let disk = Disk { total, free };
     let gc = gc::foretell(&Question {
         records: &records,
         largest: &[],

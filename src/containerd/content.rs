@@ -85,6 +85,10 @@ impl Client {
     /// # Errors
     /// containerd refuses, as where there is no such blob.
     pub fn label(&self, digest: &str, labels: &BTreeMap<String, String>) -> Result<()> {
+        if labels.is_empty() {
+            // containerd takes no names for all of them, and would remove those that it has.
+            return Ok(());
+        }
         let paths = labels.keys().map(|name| format!("labels.{name}")).collect();
         let info = wire::Info { digest: digest.to_owned(), labels: owned(labels), ..wire::Info::default() };
         let update = wire::InfoUpdate { info: Some(info), mask: Some(wire::Mask { paths }) };
@@ -197,24 +201,23 @@ impl Ingest<'_> {
         self.failure.take()
     }
 
-    /// Puts the blob in its place, with its labels. containerd proves size and digest.
+    /// Puts the blob in its place, without labels. containerd proves size and digest.
     ///
     /// # Errors
     /// containerd refuses, as where it is another blob; the next one then begins anew.
-    pub fn finish(mut self, labels: &BTreeMap<String, String>) -> Result<()> {
+    pub fn finish(mut self) -> Result<()> {
         self.send_buffer()?;
         let commit = wire::Write {
             action: Action::Commit.into(),
             total: signed(self.total),
             expected: self.digest.clone(),
             offset: signed(self.offset),
-            labels: owned(labels),
             ..wire::Write::default()
         };
         match self.exchange(commit) {
             Ok(_) => Ok(()),
             // Another client was faster.
-            Err(failure) if failure.is(Code::AlreadyExists) => self.client.label(&self.digest, labels),
+            Err(failure) if failure.is(Code::AlreadyExists) => Ok(()),
             Err(failure) => {
                 if matches!(failure, Failure::Status(_)) {
                     let abort = wire::Ref { name: self.name.clone() };

@@ -16,7 +16,10 @@ pub enum Error {
         source: io::Error,
     },
     /// Somebody listens who is no containerd.
-    #[error("what listens at {address} does not answer as containerd does: {detail}")]
+    #[error(
+        "what listens at {address} does not answer as containerd does: {detail}; if it is one, start it again, else say where \
+         containerd listens, as --for containerd:ADDRESS"
+    )]
     NotContainerd {
         /// Path of its socket.
         address: String,
@@ -24,7 +27,10 @@ pub enum Error {
         detail: String,
     },
     /// A release that nothing was tried with.
-    #[error("the containerd at {address} is of version {version}; roots are written for 1.6 and later")]
+    #[error(
+        "the containerd at {address} is of version {version}; roots are written for 1.6 and later: update it, or say where a \
+         later one listens, as --for containerd:ADDRESS"
+    )]
     Version {
         /// Path of its socket.
         address: String,
@@ -52,19 +58,22 @@ pub enum Error {
         message: String,
     },
     /// It refused, or failed.
-    #[error("containerd could not {action} {what}: {message} ({code})")]
+    #[error("containerd could not {action} {what}: {message} ({code}); {}", advice(message, *code))]
     Call {
         /// What was tried.
         action: &'static str,
         /// On what.
         what: String,
-        /// The kind of failure, in the words of gRPC.
-        code: String,
+        /// The kind of failure.
+        code: tonic::Code,
         /// What it said.
         message: String,
     },
     /// It does not have what that needs.
-    #[error("containerd could not {action} {what}: {message}")]
+    #[error(
+        "containerd could not {action} {what}: {message}; it was collected or removed meanwhile: stop whoever does so in \
+         this namespace, and do the same again"
+    )]
     Missing {
         /// What was tried.
         action: &'static str,
@@ -74,7 +83,10 @@ pub enum Error {
         message: String,
     },
     /// It did as told, and the outcome is another.
-    #[error("containerd has {what} with {found} where {expected} was expected")]
+    #[error(
+        "containerd has {what} with {found} where {expected} was expected; if doing the same again does not help, its log \
+         may tell why (`journalctl -u containerd`)"
+    )]
     Unexpected {
         /// On what.
         what: String,
@@ -89,6 +101,27 @@ pub enum Error {
     /// Whoever asked wants it no more.
     #[error("stopped while containerd was at work")]
     Stopped,
+}
+
+/// What it says where its disk takes no more: the words of the system, for which gRPC has no code.
+const READ_ONLY: &str = "read-only file system";
+
+/// What to do about a call that failed.
+fn advice(message: &str, code: tonic::Code) -> &'static str {
+    match code {
+        _ if message.contains(READ_ONLY) => {
+            "the file system where its `root` is is mounted read-only: `dmesg` may tell why; mount it for writing, and start \
+             containerd again"
+        }
+        tonic::Code::Unavailable => {
+            "has it stopped? Start it, and do the same again: what it has by now is used"
+        }
+        tonic::Code::DeadlineExceeded => {
+            "it hangs or is busy: do the same again when it answers `ctr version`"
+        }
+        tonic::Code::PermissionDenied => "run warmkit as root",
+        _ => "its log may tell more (`journalctl -u containerd`)",
+    }
 }
 
 /// What to do about a socket that cannot be connected to.

@@ -1,13 +1,13 @@
 //! Leases: what keeps blobs and snapshots. What no lease has is collected.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use tonic::Code;
 
+use super::Result;
 use super::client::{Client, Failure};
 use super::wire::{self, Empty};
-use super::{Error, Result};
 
 /// Label of a lease: it keeps what it names, and not what that refers to.
 const FLAT: &str = "containerd.io/gc.flat";
@@ -15,6 +15,10 @@ const FLAT: &str = "containerd.io/gc.flat";
 const EXPIRE: &str = "containerd.io/gc.expire";
 /// Label of a lease that `buildkitd` deletes when it starts.
 const TEMPORARY: &str = "buildkit/lease.temporary";
+/// Label of the lease of a record: the bake that made it.
+const BAKE: &str = "warmkit/bake";
+/// Label of a lease that has nothing: a bake whose root is not in its place.
+const PENDING: &str = "warmkit/pending";
 
 /// Something that a lease keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +32,15 @@ pub enum Resource<'a> {
         /// Its key.
         key: &'a str,
     },
+}
+
+/// A bake whose root is not in its place, as far as containerd was told.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pending {
+    /// The bake.
+    pub bake: String,
+    /// The leases that it made for records.
+    pub records: Vec<String>,
 }
 
 /// A lease that is there.
@@ -67,16 +80,46 @@ impl Client {
         Ok(())
     }
 
-    /// Makes the lease of a record, which keeps what is added to it and nothing else; tells whether it is new.
+    /// Makes the lease of a record for a bake, which keeps what is added to it and nothing else; tells whether it is new.
     ///
     /// # Errors
     /// containerd refuses.
-    pub fn lease_record(&self, lease: &str, at: Timestamp) -> Result<bool> {
-        match self.create_lease(lease, &[(FLAT, at.to_string())]) {
-            Ok(()) => Ok(true),
-            Err(failure) if failure.is(Code::AlreadyExists) => Ok(false),
-            Err(failure) => Err(failure.at("make the lease", lease)),
+    pub fn lease_record(&self, lease: &str, bake: &str, at: Timestamp) -> Result<bool> {
+        let labels = [(FLAT, at.to_string()), (BAKE, bake.to_owned())];
+        is_new(lease, self.create_lease(lease, &labels))
+    }
+
+    /// Notes under `lease`, which keeps nothing and does not end by itself, that the root of a bake is not in its place;
+    /// tells whether that is new. Also when this client was stopped.
+    ///
+    /// # Errors
+    /// containerd refuses.
+    pub fn note_pending(&self, lease: &str, bake: &str) -> Result<bool> {
+        let created = self.after_all(wire::LEASE_CREATE, create(lease, &[(PENDING, bake.to_owned())]));
+        is_new(lease, created.map(|Empty {}| ()))
+    }
+
+    /// The bakes that are [noted so](Self::note_pending). Also when this client was stopped.
+    ///
+    /// # Errors
+    /// containerd refuses.
+    pub fn pending(&self) -> Result<Vec<Pending>> {
+        let listed: wire::Leases = self
+            .after_all(wire::LEASE_LIST, Empty {})
+            .map_err(|failure| failure.at("list leases of", self.what()))?;
+        let mut bakes: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+        for lease in &listed.leases {
+            if let Some(bake) = lease.labels.get(PENDING) {
+                bakes.entry(bake).or_default();
+            }
         }
+        for lease in &listed.leases {
+            if let Some(records) = lease.labels.get(BAKE).and_then(|bake| bakes.get_mut(&**bake)) {
+                records.push(lease.id.clone());
+            }
+        }
+        let pending = |(bake, records): (&str, _)| Pending { bake: bake.to_owned(), records };
+        Ok(bakes.into_iter().map(pending).collect())
     }
 
     /// The leases of this namespace. One that ends meanwhile may be absent.
@@ -110,9 +153,7 @@ impl Client {
     }
 
     fn create_lease(&self, id: &str, labels: &[(&str, String)]) -> std::result::Result<(), Failure> {
-        let labels: HashMap<_, _> =
-            labels.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
-        let Empty {} = self.short(wire::LEASE_CREATE, wire::LeaseCreate { id: id.to_owned(), labels })?;
+        let Empty {} = self.short(wire::LEASE_CREATE, create(id, labels))?;
         Ok(())
     }
 
@@ -131,20 +172,33 @@ impl Client {
         }
     }
 
-    /// Ends a lease, also when this client was stopped; one that is gone is no error. What nothing else keeps is
-    /// collected before this returns where `collect` says so, else when containerd sees fit.
+    /// Ends a lease, also when this client was stopped; tells whether it was there. What nothing else keeps is collected
+    /// before this returns where `collect` says so, else when containerd sees fit.
     ///
     /// # Errors
     /// containerd refuses.
-    pub fn delete_lease(&self, lease: &str, collect: bool) -> Result<()> {
+    pub fn delete_lease(&self, lease: &str, collect: bool) -> Result<bool> {
         let delete = wire::LeaseDelete { id: lease.to_owned(), sync: collect };
         let deleted: std::result::Result<Empty, Failure> = self.after_all(wire::LEASE_DELETE, delete);
         match deleted {
-            Err(failure) if !failure.is(Code::NotFound) => {
-                Err::<(), Error>(failure.at("delete the lease", lease))
-            }
-            _ => Ok(()),
+            Ok(Empty {}) => Ok(true),
+            Err(failure) if failure.is(Code::NotFound) => Ok(false),
+            Err(failure) => Err(failure.at("delete the lease", lease)),
         }
+    }
+}
+
+fn create(id: &str, labels: &[(&str, String)]) -> wire::LeaseCreate {
+    let labels = labels.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+    wire::LeaseCreate { id: id.to_owned(), labels }
+}
+
+/// Whether a lease is new that was asked for.
+fn is_new(lease: &str, created: std::result::Result<(), Failure>) -> Result<bool> {
+    match created {
+        Ok(()) => Ok(true),
+        Err(failure) if failure.is(Code::AlreadyExists) => Ok(false),
+        Err(failure) => Err(failure.at("make the lease", lease)),
     }
 }
 

@@ -172,8 +172,6 @@ pub(super) struct Write {
     pub(super) offset: i64,
     #[prost(bytes = "vec", tag = "6")]
     pub(super) data: Vec<u8>,
-    #[prost(map = "string, string", tag = "7")]
-    pub(super) labels: HashMap<String, String>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -315,9 +313,8 @@ mod tests {
             expected: "d".into(),
             offset: 2,
             data: vec![7],
-            labels: HashMap::from([("k".into(), "v".into())]),
         };
-        let bytes = b"\x08\x02\x12\x01r\x18\xac\x02\x22\x01d\x28\x02\x32\x01\x07\x3a\x06\x0a\x01k\x12\x01v";
+        let bytes = b"\x08\x02\x12\x01r\x18\xac\x02\x22\x01d\x28\x02\x32\x01\x07";
         assert_eq!(write.encode_to_vec(), bytes);
         let add =
             LeaseAdd { id: "l".into(), resource: Some(Resource { id: "c".into(), kind: "content".into() }) };

@@ -67,9 +67,15 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// The overlay that the layer was unpacked through stays mounted.
-    #[error("cannot unmount the overlay that the layer was unpacked through")]
+    /// The overlay that the layer was unpacked through stays mounted, until this process ends.
+    #[error(
+        "cannot unmount the overlay at {} that the layer was unpacked through; a process that was started meanwhile, such as \
+         a credential helper, may hold it: end that one, and do the same again",
+        path.display()
+    )]
     Unmount {
+        /// Where it is mounted, in a mount namespace of this process.
+        path: PathBuf,
         /// The system's answer.
         #[source]
         source: io::Error,
@@ -157,4 +163,10 @@ pub enum Refusal {
     /// More than 255 symlinks on one path.
     #[error("too many symlinks on the path")]
     Loop,
+    /// An extended attribute of the kernel's security modules, which only root of the host may set.
+    #[error(
+        "it has an extended attribute \"security.…\" that a rootless daemon may not set: file capabilities and SELinux's \
+         labels alone"
+    )]
+    SecurityAttribute,
 }

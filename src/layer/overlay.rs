@@ -61,7 +61,7 @@ impl Overlay<'_> {
         let done = work(self.target);
         let unmounted = self.unmount();
         let done = done?;
-        unmounted.map_err(|source| Error::Unmount { source: source.into() })?;
+        unmounted.map_err(|source| Error::Unmount { path: self.target.to_owned(), source: source.into() })?;
         Ok(done)
     }
 

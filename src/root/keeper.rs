@@ -16,27 +16,51 @@ const BUFFER: usize = 1 << 18;
 #[derive(Debug)]
 pub(crate) struct Keeper(Client);
 
+/// What a namespace holds.
+#[derive(Debug)]
+pub(super) struct Held {
+    /// With blobs alone.
+    blobs: Containerd,
+    leases: Vec<containerd::Lease>,
+}
+
 impl Keeper {
     pub(super) fn connect(to: &KeptIn) -> Result<Self, Error> {
         Ok(Self(Client::connect(&to.address, &to.namespace, Box::new(|| false))?))
     }
 
-    /// Blobs, leases, and the snapshots of `snapshotter`: as containerd's metadata has them, and as the snapshotter.
-    pub(super) fn read(&self, snapshotter: &str) -> Result<(Containerd, Snapshotter), Error> {
-        let Self(client) = self;
-        let (mut held, mut store) = (Containerd::default(), Snapshotter::default());
-        for containerd::Blob { digest, size, labels } in client.blobs()? {
+    /// What the namespace holds, whichever snapshotter is asked about.
+    pub(super) fn held(&self) -> Result<Held, Error> {
+        let mut held = Containerd::default();
+        for containerd::Blob { digest, size, labels } in self.0.blobs()? {
             // Others may keep blobs under digests of another kind, which no record names.
             let Ok(digest) = digest.parse::<Digest>() else { continue };
             held.sizes.insert(digest, vec![(self.namespace(), Some(size))]);
             held.blobs.insert(digest, Blob { size: Some(size), labels });
         }
-        for containerd::Lease { id, temporary, content, snapshots } in client.leases()? {
-            let own = snapshots.into_iter().filter(|(whose, _)| whose == snapshotter);
-            let snapshots = own.map(|(_, key)| key).collect();
-            held.leases.insert(id, Lease { temporary, content: content.into_iter().collect(), snapshots });
+        Ok(Held { blobs: held, leases: self.0.leases()? })
+    }
+
+    /// That with the snapshots of `snapshotter`: as containerd's metadata has them, and as the snapshotter. `None` where
+    /// there is no such snapshotter.
+    pub(super) fn read(
+        &self,
+        snapshotter: &str,
+        namespace: &Held,
+    ) -> Result<Option<(Containerd, Snapshotter)>, Error> {
+        let Self(client) = self;
+        let snapshots = match client.snapshots(snapshotter) {
+            Err(containerd::Error::NoSnapshotter { .. }) => return Ok(None),
+            snapshots => snapshots?,
+        };
+        let (mut held, mut store) = (namespace.blobs.clone(), Snapshotter::default());
+        for containerd::Lease { id, temporary, content, snapshots } in &namespace.leases {
+            let own = snapshots.iter().filter(|(whose, _)| whose == snapshotter);
+            let snapshots = own.map(|(_, key)| key.clone()).collect();
+            let content = content.iter().cloned().collect();
+            held.leases.insert(id.clone(), Lease { temporary: *temporary, content, snapshots });
         }
-        for (id, found) in (1..).zip(client.snapshots(snapshotter)?) {
+        for (id, found) in (1..).zip(snapshots) {
             let containerd::Snapshot { key, parent, kind, labels } = found;
             let usage = match client.usage(snapshotter, &key) {
                 Ok(usage) => Some(usage),
@@ -67,7 +91,7 @@ impl Keeper {
                 parent.children.insert(child);
             }
         }
-        Ok((held, store))
+        Ok(Some((held, store)))
     }
 
     fn namespace(&self) -> String {

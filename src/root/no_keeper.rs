@@ -15,8 +15,16 @@ impl Keeper {
         Err(Error::NoContainerd)
     }
 
-    pub(super) fn read(&self, _: &str) -> Result<(Containerd, Snapshotter), Error> {
+    pub(super) fn held(&self) -> Result<Infallible, Error> {
         match self.0 {}
+    }
+
+    pub(super) fn read(
+        &self,
+        _: &str,
+        held: &Infallible,
+    ) -> Result<Option<(Containerd, Snapshotter)>, Error> {
+        match *held {}
     }
 
     pub(crate) fn is_known(&self, _: &Digest) -> Result<bool, Error> {

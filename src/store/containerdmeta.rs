@@ -39,6 +39,7 @@ use super::schema::containerd::{
 use super::{Blob, Contents, Error, Snapshotter, at, encode, snapshots};
 use crate::bolt::Bucket;
 use crate::digest::Digest;
+use crate::oci::Compression;
 use crate::oci::cacheconfig::UNCOMPRESSED;
 
 /// Annotations that `BuildKit` keeps beside the diff ID; `compression.EStargzAnnotations`.
@@ -108,6 +109,20 @@ pub fn labels(contents: &Contents) -> BTreeMap<Digest, BTreeMap<String, String>>
         }
     }
     labels
+}
+
+/// Whether a blob that has a label of [`labels`], but with the value `has`, may keep it.
+///
+/// Of two media types for the same bytes a daemon writes that of who fetched them (`linkBlob` of `cache/refs.go`), and
+/// leaves it to whoever finds them there. Nobody is served by another diff ID, or by a compression that is not the blob's.
+pub fn is_same_label(name: &str, has: &str, wanted: &str) -> bool {
+    let is_diff_id = || name.strip_prefix(ANNOTATION) == Some(UNCOMPRESSED);
+    let compression = Compression::of_layer;
+    match name {
+        _ if has == wanted => true,
+        MEDIA_TYPE => compression(has).is_some() && compression(has) == compression(wanted),
+        _ => !is_diff_id(),
+    }
 }
 
 fn labels_of(blob: &Blob) -> BTreeMap<String, String> {

@@ -38,7 +38,7 @@ use crate::digest::{BlobChainId, ChainId, DiffId, Digest, OpDigest};
 use crate::oci::Descriptor;
 
 pub use crate::bolt::PageSize;
-pub use containerdmeta::labels;
+pub use containerdmeta::{is_same_label, labels};
 pub use content::BlobWriter;
 pub use ids::{KeyId, RecordId, SnapshotKey, WorkerId};
 pub use state_dir::{Layers, Snapshotter, StateDir, StateFile};

@@ -205,6 +205,19 @@ impl StateDir {
         Self { layers, ..self }
     }
 
+    /// Who keeps its layers.
+    pub fn layers(&self) -> Layers {
+        self.layers
+    }
+
+    /// The directories of its worker before there is a layer, parents first, with their modes.
+    pub fn directories(&self) -> &'static [(&'static str, u32)] {
+        match self.layers {
+            Layers::InRoot => WORKER_DIRECTORIES,
+            Layers::InContainerd => CONTAINERD_WORKER_DIRECTORIES,
+        }
+    }
+
     /// Its files, in the order in which they must appear.
     pub fn files(&self) -> &'static [StateFile] {
         match self.layers {
@@ -266,11 +279,7 @@ impl StateDir {
     /// A directory cannot be made, or something else stands there.
     pub fn create(&self) -> Result<(), Error> {
         Self { owner: None, ..self.clone() }.make_dir(&self.root, PRIVATE_DIR_MODE)?;
-        let directories = match self.layers {
-            Layers::InRoot => WORKER_DIRECTORIES,
-            Layers::InContainerd => CONTAINERD_WORKER_DIRECTORIES,
-        };
-        directories.iter().try_for_each(|(path, mode)| self.make_dir(&self.in_worker(path), *mode))
+        self.directories().iter().try_for_each(|(path, mode)| self.make_dir(&self.in_worker(path), *mode))
     }
 
     /// Gives the root itself to its owner, who could have put links in the way of what is written there before.

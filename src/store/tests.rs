@@ -292,6 +292,24 @@ fn estargz_annotations_are_kept_and_others_are_not() {
 }
 
 #[test]
+fn labels_of_others_are_kept_where_they_serve() {
+    const DOCKER: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
+    const DIFF_ID: &str = "buildkit.io/blob/annotation.containerd.io/uncompressed";
+    for (name, has, wanted, expected) in [
+        ("buildkit.io/blob/mediatype", GZIP, GZIP, true),
+        ("buildkit.io/blob/mediatype", DOCKER, GZIP, true),
+        ("buildkit.io/blob/mediatype", ZSTD, GZIP, false),
+        ("buildkit.io/blob/mediatype", "text/plain", GZIP, false),
+        ("buildkit.io/blob/mediatype", "text/plain", "text/html", false),
+        (DIFF_ID, "sha256:a", "sha256:a", true),
+        (DIFF_ID, "sha256:b", "sha256:a", false),
+        ("containerd.io/distribution.source.127.0.0.1", "theirs", "ours", true),
+    ] {
+        assert_eq!(is_same_label(name, has, wanted), expected, "{name}: {has}, {wanted}");
+    }
+}
+
+#[test]
 fn inconsistent_contents_make_no_root() {
     type Damage = fn(&mut Contents);
     let cases: [(&str, Damage); 7] = [

@@ -5,7 +5,7 @@ use super::report::{FindingKind, Findings, Subject};
 use crate::digest::Digest;
 use crate::progress::{Event, Progress};
 use crate::root::keeper::Keeper;
-use crate::root::{Error, Worker};
+use crate::root::{Containerd, Error};
 
 /// What one thread has read, and why it read no more.
 #[derive(Default)]
@@ -21,12 +21,11 @@ struct Read {
 /// containerd does not answer any more.
 pub(super) fn check_blobs(
     keeper: &Keeper,
-    worker: &Worker,
+    containerd: &Containerd,
     jobs: usize,
     progress: &dyn Progress,
     findings: &mut Findings,
 ) -> Result<u64, Error> {
-    let Some(containerd) = &worker.containerd else { return Ok(0) };
     let all: Vec<Digest> = containerd.blobs.keys().copied().collect();
     let bytes = containerd.blobs.values().filter_map(|blob| u64::try_from(blob.size?).ok()).sum();
     progress.event(Event::Planned { layers: all.len(), bytes, unpacks: 0 });

@@ -36,6 +36,7 @@ mod report;
 mod snapshotter;
 mod solver;
 mod tree;
+mod unused;
 mod view;
 
 use std::collections::BTreeMap;
@@ -100,8 +101,10 @@ pub fn offline(root: &Path, options: &Options, progress: &dyn Progress) -> Resul
         if let Some(version) = worker.containerd.as_ref().and_then(|containerd| containerd.version) {
             schema_versions.insert(worker.path.join("containerdmeta.db").display().to_string(), version);
         }
-        worker_files(tree, worker, owner, &mut findings);
-        within(worker, &mut findings);
+        if worker.is_read() {
+            worker_files(tree, worker, owner, &mut findings);
+            within(worker, &mut findings);
+        }
     }
     let path = Path::new(HISTORY);
     let mut history = History::default();
@@ -112,9 +115,10 @@ pub fn offline(root: &Path, options: &Options, progress: &dyn Progress) -> Resul
     }
     files::check_rights(tree, Path::new(CACHE), 0o600, owner, &mut findings);
     solver(tree, &state, &mut counts, &mut findings);
-    for worker in &state.workers {
+    for worker in state.workers.iter().filter(|worker| worker.is_read()) {
         relate(worker, &mut counts, &mut findings);
     }
+    held(&state.workers, &mut counts, &mut findings);
     running.finish();
 
     let running = Running::start(progress, Phase::Blobs);
@@ -124,12 +128,15 @@ pub fn offline(root: &Path, options: &Options, progress: &dyn Progress) -> Resul
         None => std::fs::read_to_string(path).ok(),
     });
     let look = Look { root: tree, owner, jobs, progress };
-    for worker in &state.workers {
-        if let Some(keeper) = &root.keeper {
-            counts.layers_not_comparable += not_comparable(worker, options);
-            counts.blob_bytes += kept::check_blobs(keeper, worker, jobs, progress, &mut findings)?;
-            continue;
+    if let Some(keeper) = &root.keeper {
+        counts.layers_not_comparable +=
+            state.workers.iter().map(|worker| not_comparable(worker, options)).sum::<usize>();
+        // One namespace has those of all workers.
+        if let Some(containerd) = state.workers.iter().find_map(|worker| worker.containerd.as_ref()) {
+            counts.blob_bytes += kept::check_blobs(keeper, containerd, jobs, progress, &mut findings)?;
         }
+    }
+    for worker in state.workers.iter().filter(|worker| !worker.in_containerd) {
         let manner = owners.clone().and_then(|owners| Manner::of(&worker.snapshotter, owners));
         on_disk(&look, worker, options, manner.as_ref(), &mut counts, &mut findings);
     }
@@ -219,16 +226,28 @@ fn relate(worker: &Worker, counts: &mut Counts, findings: &mut Findings) {
         relations::records(records, findings);
     }
     if let Some(containerd) = &worker.containerd {
-        counts.leases += containerd.leases.len();
         counts.snapshots += containerd.snapshots.len();
-        counts.blobs += containerd.sizes.len();
         relations::ancestry(containerd, findings);
         if !worker.in_containerd {
             relations::names(containerd, worker.store.as_ref(), worker.records.as_ref(), findings);
         }
         if let Some(records) = &worker.records {
             relations::data(records, containerd, worker.store.as_ref(), findings);
-            relations::unused(records, containerd, findings);
+            unused::snapshots(containerd, findings);
+        }
+    }
+}
+
+/// Leases, and what they hold beside snapshots. Workers in a containerd share these.
+fn held(workers: &[Worker], counts: &mut Counts, findings: &mut Findings) {
+    let (shared, own): (Vec<&Worker>, Vec<&Worker>) = workers.iter().partition(|worker| worker.in_containerd);
+    for sharing in own.chunks(1).chain([&*shared]) {
+        let Some(containerd) = sharing.iter().find_map(|worker| worker.containerd.as_ref()) else { continue };
+        counts.leases += containerd.leases.len();
+        counts.blobs += containerd.sizes.len();
+        let records: Option<Vec<&Records>> = sharing.iter().map(|worker| worker.records.as_ref()).collect();
+        if let Some(records) = records {
+            unused::leases_and_blobs(&records, containerd, findings);
         }
     }
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::report::{FindingKind, Findings, Subject};
 use crate::digest::{BlobChainId, ChainId, DiffId, Digest};
+use crate::oci::Compression;
 use crate::root::decode;
 use crate::root::{Containerd, Kind, Lease, Record, Records, Snapshotter, Solver, Stored};
 
@@ -278,8 +279,16 @@ fn record_blob(id: &str, record: &Record, digest: Digest, containerd: &Container
     let diff_id = record.diff_id.map(|diff_id| diff_id.to_string());
     for (label, expected) in [(LABEL_DIFF_ID, &diff_id), (LABEL_MEDIA_TYPE, &record.media_type)] {
         let Some(expected) = expected else { continue };
+        let is_same = |found: &String| {
+            // Two records may have the same bytes by media types of Docker and of OCI; the label is of one of them.
+            let compression = |media_type: &str| Compression::of_layer(media_type);
+            found == expected
+                || label == LABEL_MEDIA_TYPE
+                    && compression(found).is_some()
+                    && compression(found) == compression(expected)
+        };
         let (kind, found) = match blob.labels.get(label) {
-            Some(found) if found == expected => continue,
+            Some(found) if is_same(found) => continue,
             Some(found) => (FindingKind::BlobLabel, found.as_str()),
             // So daemons themselves leave blobs of rarer media types.
             None => (FindingKind::BlobLabelMissing, "missing"),
@@ -317,43 +326,6 @@ fn leases(id: &str, record: &Record, containerd: &Containerd, findings: &mut Fin
     {
         let detail = format!("its lease does not hold blob {blob}");
         findings.add(FindingKind::BlobNotLeased, Subject::record(id), detail);
-    }
-}
-
-/// Leases whose record is gone, and what no lease holds.
-pub(super) fn unused(records: &Records, containerd: &Containerd, findings: &mut Findings) {
-    let mut snapshots: BTreeSet<&str> = BTreeSet::new();
-    let mut content: BTreeSet<&str> = BTreeSet::new();
-    for (id, lease) in &containerd.leases {
-        snapshots.extend(lease.snapshots.iter().map(String::as_str));
-        content.extend(lease.content.iter().map(String::as_str));
-        let record = id.strip_suffix("-variants").unwrap_or(id);
-        if !lease.temporary && !records.all.contains_key(record) {
-            let subject = Subject::Lease { id: id.clone() };
-            findings.add(FindingKind::LeaseOrphaned, subject, format!("there is no record {record}"));
-        }
-    }
-    let parents = containerd.snapshots.values().filter_map(|snapshot| snapshot.parent.as_deref());
-    snapshots.extend(parents);
-    for key in containerd.snapshots.keys().filter(|key| !snapshots.contains(key.as_str())) {
-        let detail = "no lease and no other snapshot holds it";
-        findings.add(FindingKind::SnapshotUnused, Subject::snapshot(key), detail);
-    }
-    for blob in containerd.blobs.values() {
-        let references =
-            blob.labels.iter().filter(|(label, _)| label.starts_with("containerd.io/gc.ref.content"));
-        content.extend(
-            references.filter(|(label, to)| !label.ends_with(to.as_str())).map(|(_, to)| to.as_str()),
-        );
-    }
-    for digest in containerd.blobs.keys() {
-        if !content.contains(digest.to_string().as_str()) {
-            findings.add(
-                FindingKind::BlobUnused,
-                Subject::blob(digest),
-                "no lease and no other blob holds it",
-            );
-        }
     }
 }
 

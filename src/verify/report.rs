@@ -85,6 +85,8 @@ kinds! {
     StateFileOwner = "state-file-owner", Warning;
     /// The worker id is not 25 characters of `[a-z0-9]`.
     WorkerIdInvalid = "worker-id-invalid", Error;
+    /// A worker's directory of a snapshotter that is not read, or that the containerd does not have.
+    WorkerUnread = "worker-unread", Note;
 
     // Bolt files.
     /// No bolt file at all, or both meta pages are damaged.
@@ -195,7 +197,7 @@ kinds! {
     BlobDigest = "blob-digest", Error;
     /// A record gives another size for its blob than containerd's metadata.
     RecordBlobSize = "record-blob-size", Error;
-    /// A blob's label names another diff ID or media type than its record.
+    /// A blob's label names another diff ID or compression than its record.
     BlobLabel = "blob-label", Error;
     /// A blob has no label of its diff ID or media type, so what is exported from it is made anew.
     BlobLabelMissing = "blob-label-missing", Note;
@@ -300,6 +302,7 @@ impl From<FaultKind> for FindingKind {
             FaultKind::FileType => Self::StateFileType,
             FaultKind::FileUnreadable => Self::StateFileUnreadable,
             FaultKind::WorkerId => Self::WorkerIdInvalid,
+            FaultKind::WorkerUnread => Self::WorkerUnread,
             FaultKind::Database => Self::DatabaseUnreadable,
             FaultKind::MetaPage => Self::DatabaseMetaPage,
             FaultKind::Page => Self::DatabasePage,

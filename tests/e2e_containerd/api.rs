@@ -29,9 +29,13 @@ fn blobs_are_ingested_once() {
     let mut rest = bytes.clone();
     rest[..2 << 20].fill(0);
     ingest.write_all(&rest).unwrap();
-    ingest.finish(&labels("one")).unwrap();
+    ingest.finish().unwrap();
+    assert_eq!(one.labels(&digest).unwrap(), Some(BTreeMap::new()));
+    one.label(&digest, &labels("one")).unwrap();
     assert!(one.write(&digest, size).unwrap().is_none());
     one.label(&digest, &labels("more")).unwrap();
+    // None is not all of them.
+    one.label(&digest, &BTreeMap::new()).unwrap();
     let mut read = Vec::new();
     one.read(&digest).unwrap().read_to_end(&mut read).unwrap();
     assert!(read == bytes);
@@ -41,7 +45,8 @@ fn blobs_are_ingested_once() {
     assert_eq!(two.labels(&digest).unwrap(), None);
     let ingest = two.write(&digest, size).unwrap().unwrap();
     assert!(ingest.is_whole());
-    ingest.finish(&labels("two")).unwrap();
+    ingest.finish().unwrap();
+    two.label(&digest, &labels("two")).unwrap();
     assert_eq!(two.labels(&digest).unwrap(), Some(labels("two")));
     let both: BTreeMap<_, _> = labels("one").into_iter().chain(labels("more")).collect();
     assert_eq!(one.labels(&digest).unwrap(), Some(both));
@@ -49,13 +54,13 @@ fn blobs_are_ingested_once() {
     let wrong = Digest::of(b"right").to_string();
     let mut ingest = one.write(&wrong, 5).unwrap().unwrap();
     ingest.write_all(b"wrong").unwrap();
-    let refused = ingest.finish(&BTreeMap::new()).unwrap_err();
+    let refused = ingest.finish().unwrap_err();
     assert!(matches!(refused, Error::Call { action: "commit blob", .. }), "{refused}");
     let mut ingest = one.write(&wrong, 5).unwrap().unwrap();
     ingest.write_all(b"wro").unwrap();
     ingest.again();
     ingest.write_all(b"right").unwrap();
-    ingest.finish(&BTreeMap::new()).unwrap();
+    ingest.finish().unwrap();
 
     // Each namespace by itself: what only one of them held goes with its lease.
     assert_eq!(containerd.blobs().len(), 2);
@@ -78,7 +83,7 @@ fn what_a_killed_bake_left_is_collected() {
         client.work_under(&lease, until).unwrap();
         let mut ingest = client.write(&Digest::of(b"layer").to_string(), 5).unwrap().unwrap();
         ingest.write_all(b"layer").unwrap();
-        ingest.finish(&BTreeMap::new()).unwrap();
+        ingest.finish().unwrap();
         drop(client);
         containerd.collect();
         assert_eq!(containerd.blobs().len(), left, "{hours} h");

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use warmkit::digest::Digest;
 
+use crate::Bed;
+use crate::support::Daemon;
 use crate::support::cases::{assert_warm, export_tar};
 use crate::support::command::run;
-use crate::support::containerd::Containerd;
 use crate::support::warmkit::warmkit;
-use crate::support::{Daemon, Tools, World, tools};
 
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -38,11 +38,7 @@ fn unit(directory: &Path, config: &Path) {
 #[test]
 fn native_in_another_namespace() {
     const NAMESPACE: &str = "elsewhere";
-    let Some(tools) = Tools::find(tools::NEWEST) else { return };
-    let Some(mut containerd) = Containerd::start() else { return };
-    let world = World::start(tools);
-    let case = world.case("app");
-    let origin = world.export(&case);
+    let Some(Bed { mut containerd, world, case, origin }) = Bed::new() else { return };
     let root = world.root(&case, "root");
     let worker = format!("{}\n  namespace = {NAMESPACE:?}\n  snapshotter = \"native\"", containerd.worker());
     let text = format!("root = {root:?}\n[worker.containerd]\n{worker}\n");

@@ -9,13 +9,13 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::refusals::refused;
+use crate::support::Daemon;
 use crate::support::cases::Origin;
 use crate::support::command::run;
 use crate::support::containerd::Containerd;
 use crate::support::daemon::DiskUsage;
 use crate::support::warmkit::warmkit;
-use crate::support::{Tools, World, tools};
-use crate::{bake, on};
+use crate::{Bed, on};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -84,7 +84,7 @@ pub(crate) fn assert_same_as(containerd: &Containerd, root: &Path, origin: &Orig
 
 /// What `warmkit verify` says of a root that is not whole.
 #[track_caller]
-fn found(containerd: &Containerd, root: &Path) -> Vec<String> {
+pub(crate) fn found(containerd: &Containerd, root: &Path) -> Vec<String> {
     let report = json(&mut on(&containerd.address(), root, &["verify"]), 8);
     let findings = report["offline"]["findings"].as_array().unwrap().iter();
     findings.map(|finding| finding["kind"].as_str().unwrap().to_owned()).collect()
@@ -93,13 +93,8 @@ fn found(containerd: &Containerd, root: &Path) -> Vec<String> {
 /// Each way in which a containerd may have less than the records need.
 #[test]
 fn what_containerd_has_lost_is_found() {
-    let Some(tools) = Tools::find(tools::NEWEST) else { return };
-    let Some(containerd) = Containerd::start() else { return };
-    let world = World::start(tools);
-    let case = world.case("app");
-    let origin = world.export(&case);
-    let root = world.root(&case, "root");
-    bake(&origin, &containerd.address(), &root).expect_success("bake");
+    let Some(bed) = Bed::new() else { return };
+    let (containerd, root) = (&bed.containerd, bed.baked("root"));
     let client = containerd.client("buildkit");
 
     // The bytes of a blob, then other bytes, then fewer.
@@ -107,31 +102,31 @@ fn what_containerd_has_lost_is_found() {
     let file = containerd.blob(&blob.digest);
     let bytes = fs::read(&file).unwrap();
     fs::remove_file(&file).unwrap();
-    assert_eq!(found(&containerd, &root), ["blob-file-missing"]);
+    assert_eq!(found(containerd, &root), ["blob-file-missing"]);
     fs::write(&file, bytes.iter().map(|byte| !byte).collect::<Vec<u8>>()).unwrap();
-    assert_eq!(found(&containerd, &root), ["blob-digest"]);
+    assert_eq!(found(containerd, &root), ["blob-digest"]);
     fs::write(&file, &bytes[1..]).unwrap();
-    assert_eq!(found(&containerd, &root), ["blob-size"]);
+    assert_eq!(found(containerd, &root), ["blob-size"]);
     fs::write(&file, &bytes).unwrap();
-    assert_sound(&containerd, &root);
+    assert_sound(containerd, &root);
 
     // A lease is left that holds nothing.
     let lease = client.leases().unwrap().into_iter().max_by_key(|lease| lease.id.clone()).unwrap();
     client.delete_lease(&lease.id, false).unwrap();
-    client.lease_record(&lease.id, jiff::Timestamp::now()).unwrap();
-    let findings = found(&containerd, &root);
+    client.lease_record(&lease.id, "test", jiff::Timestamp::now()).unwrap();
+    let findings = found(containerd, &root);
     assert!(
         findings.iter().all(|kind| kind.ends_with("-not-leased") || kind.ends_with("-missing")),
         "{findings:?}"
     );
     client.delete_lease(&lease.id, true).unwrap();
-    assert!(found(&containerd, &root).contains(&"lease-missing".to_owned()));
+    assert!(found(containerd, &root).contains(&"lease-missing".to_owned()));
 
     // All of it, as where another containerd is asked.
     for lease in client.leases().unwrap() {
         client.delete_lease(&lease.id, true).unwrap();
     }
-    let findings = found(&containerd, &root);
+    let findings = found(containerd, &root);
     for kind in ["lease-missing", "snapshot-missing", "blob-missing"] {
         assert!(findings.iter().any(|found| found == kind), "no {kind} in {findings:?}");
     }
@@ -140,14 +135,8 @@ fn what_containerd_has_lost_is_found() {
 /// What cannot be done is refused, with what to do instead; and nothing is said of whether the root is good.
 #[test]
 fn what_cannot_be_read_is_refused() {
-    let Some(tools) = Tools::find(tools::NEWEST) else { return };
-    let Some(containerd) = Containerd::start() else { return };
-    let world = World::start(tools);
-    let case = world.case("app");
-    let origin = world.export(&case);
-    let root = world.root(&case, "root");
-    let address = containerd.address();
-    bake(&origin, &address, &root).expect_success("bake");
+    let Some(bed) = Bed::new() else { return };
+    let (root, address) = (bed.baked("root"), bed.containerd.address());
 
     for command in ["verify", "inspect", "forecast"] {
         refused(
@@ -165,11 +154,77 @@ fn what_cannot_be_read_is_refused() {
         refused(&mut on(&address, &root, &[&["verify"], options].concat()), 2, &[said]);
     }
 
-    let oci = world.root(&case, "oci");
+    let oci = bed.root("oci");
     let ended = run(
-        warmkit().args(["bake", &origin.cache, "--keys-from", &origin.image]).arg("--root").arg(&oci),
+        warmkit().args(["bake", &bed.origin.cache, "--keys-from", &bed.origin.image]).arg("--root").arg(&oci),
         LIMIT,
     );
     ended.expect_success("bake");
     refused(&mut on(&address, &oci, &["verify"]), 2, &["is no root of a containerd worker"]);
+}
+
+/// A daemon that was given another snapshotter has made a worker beside the first: both are read, what they share once.
+/// When containerd has that snapshotter no more, what can be read is.
+#[test]
+fn several_workers_of_a_root() {
+    let Some(bed) = Bed::new() else { return };
+    let (containerd, root) = (&bed.containerd, bed.baked("root"));
+    let address = containerd.address();
+    let worker = format!("{}\n  snapshotter = \"native\"", containerd.worker());
+    let daemon = Daemon::start_on_containerd(&bed.world.tools, &root, &bed.world.registry, &worker);
+    daemon.build(&bed.case.changed);
+    daemon.stop();
+    let notes = |report: &Value| -> Vec<(String, String)> {
+        let notes = report["offline"]["notes"].as_array().unwrap().iter();
+        notes.map(|n| (n["kind"].as_str().unwrap().to_owned(), n["subject"].to_string())).collect()
+    };
+    let counts = |report: &Value| {
+        let client = containerd.client("buildkit");
+        let bytes: i64 = client.blobs().unwrap().iter().map(|blob| blob.size).sum();
+        let counts = &report["offline"]["counts"];
+        assert_eq!(counts["blobs"].as_u64(), Some(client.blobs().unwrap().len() as u64));
+        assert_eq!(counts["leases"].as_u64(), Some(client.leases().unwrap().len() as u64));
+        assert_eq!(counts["blob_bytes"].as_i64(), Some(bytes));
+    };
+
+    assert_sound(containerd, &root);
+    let both = json(&mut on(&address, &root, &["verify"]), 0);
+    counts(&both);
+    let garbage = ["lease-orphaned", "blob-unused", "snapshot-unused", "worker-unread"];
+    let found = notes(&both);
+    assert!(!found.iter().any(|(kind, _)| garbage.contains(&kind.as_str())), "{found:?}");
+
+    // One that this containerd does not have, and one that is not read.
+    let (mut name, overlayfs) = ("native", root.join("containerd-overlayfs"));
+    for (gone, said) in [("fuse-overlayfs", "which containerd does not have"), ("gone", "which is not read")]
+    {
+        fs::rename(root.join(format!("containerd-{name}")), root.join(format!("containerd-{gone}"))).unwrap();
+        name = gone;
+        assert_sound(containerd, &root);
+        let one = json(&mut on(&address, &root, &["verify"]), 0);
+        counts(&one);
+        let unread: Vec<_> =
+            notes(&one).into_iter().filter(|(kind, _)| garbage.contains(&kind.as_str())).collect();
+        let [(kind, subject)] = &unread[..] else { panic!("{unread:?}") };
+        assert!(kind == "worker-unread" && subject.contains(&format!("containerd-{gone}")), "{unread:?}");
+        let inspected = json(&mut on(&address, &root, &["inspect"]), 0);
+        let fault = inspected["faults"][0].as_str().unwrap();
+        let expected = format!("containerd-{gone}: of the snapshotter {gone}, {said}: ");
+        assert!(fault.starts_with(&expected), "{fault}");
+    }
+    // Whatever is left in it.
+    fs::remove_file(root.join("containerd-gone/metadata_v2.db")).unwrap();
+    fs::remove_file(root.join("containerd-gone/workerid")).unwrap();
+    assert_sound(containerd, &root);
+
+    fs::remove_dir_all(root.join("containerd-gone")).unwrap();
+    fs::rename(&overlayfs, root.join("containerd-fuse-overlayfs")).unwrap();
+    for command in ["verify", "inspect", "forecast"] {
+        let said = [
+            "no snapshotter \"fuse-overlayfs\"",
+            "containerd-fuse-overlayfs has its layers",
+            "--for containerd:ADDRESS",
+        ];
+        refused(&mut on(&address, &root, &[command]), 2, &said);
+    }
 }

@@ -10,13 +10,10 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use rustix::fs::statvfs;
-
+use crate::support::Scratch;
 use crate::support::command::{Ended, run};
-use crate::support::containerd::Containerd;
 use crate::support::skip::is_root;
-use crate::support::{Daemon, Scratch, Tools, World, tools};
-use crate::{bake, on, reads};
+use crate::{Bed, on};
 
 const LIMIT: Duration = Duration::from_secs(60);
 /// Nobody.
@@ -40,7 +37,7 @@ pub(super) fn refused(command: &mut Command, code: i32, said: &[&str]) {
     assert_eq!(stdout, "", "{command:?}");
 }
 
-/// Asserts that whoever writes to what is at an address, or reads it, is refused.
+/// Asserts that whoever writes to what is at an address, or would, or reads it, is refused.
 #[track_caller]
 fn all_refused(address: &str, said: &[&str]) {
     let scratch = Scratch::new();
@@ -50,7 +47,9 @@ fn all_refused(address: &str, said: &[&str]) {
     }
     if is_root() {
         let absent = scratch.join("absent");
-        refused(&mut on(address, &absent, &["bake", "type=local,src=/nonexistent"]), 1, said);
+        for command in ["plan", "bake"] {
+            refused(&mut on(address, &absent, &[command, "type=local,src=/nonexistent"]), 1, said);
+        }
         assert!(!absent.exists());
     }
 }
@@ -172,51 +171,22 @@ fn one_that_a_user_may_not_talk_to() {
 
 #[test]
 fn a_daemon_runs_on_the_root() {
-    let Some(tools) = Tools::find(tools::NEWEST) else { return };
-    let Some(containerd) = Containerd::start() else { return };
-    let world = World::start(tools);
-    let case = world.case("app");
-    let origin = world.export(&case);
-    let (root, address) = (world.root(&case, "root"), containerd.address());
-    let daemon = Daemon::start_on_containerd(&world.tools, &root, &world.registry, &containerd.worker());
-    let refused_bake = bake(&origin, &address, &root);
+    let Some(bed) = Bed::new() else { return };
+    let (root, address) = (bed.root("root"), bed.containerd.address());
+    let daemon = bed.start(&root);
+    let refused_bake = bed.bake(&root);
     assert_eq!(refused_bake.status.code(), Some(7), "{}", refused_bake.stderr);
     assert!(refused_bake.stderr.contains("in use by a running buildkitd"), "{}", refused_bake.stderr);
     for command in ["verify", "inspect", "forecast"] {
         refused(&mut on(&address, &root, &[command]), 7, &["is in use"]);
     }
     daemon.stop();
-    assert_eq!(containerd.client("buildkit").leases().unwrap(), []);
+    assert_eq!(bed.containerd.client("buildkit").leases().unwrap(), []);
 
     // A snapshotter that this containerd does not have.
-    let absent = world.root(&case, "absent");
-    let arguments = ["bake", &origin.cache, "--keys-from", &origin.image, "--snapshotter", "fuse-overlayfs"];
+    let absent = bed.root("absent");
+    let arguments =
+        ["bake", &bed.origin.cache, "--keys-from", &bed.origin.image, "--snapshotter", "fuse-overlayfs"];
     refused(&mut on(&address, &absent, &arguments), 2, &["has no snapshotter \"fuse-overlayfs\""]);
     assert!(!absent.exists());
-}
-
-/// A disk that fills up: what was written is collected, and when there is room the same bake is made.
-#[test]
-fn its_disk_is_full() {
-    let Some(tools) = Tools::find(tools::NEWEST) else { return };
-    let Some(containerd) = Containerd::start_on_small_disk("32m") else { return };
-    let world = World::start(tools);
-    let case = world.case("app");
-    let origin = world.export(&case);
-    let (root, disk) = (world.root(&case, "root"), containerd.disk().unwrap().to_owned());
-    let filler = disk.join("filler");
-    let free = statvfs(&disk).map(|stat| stat.f_bavail * stat.f_frsize).unwrap();
-    // Room for what containerd notes, not for a layer.
-    fs::write(&filler, vec![1; usize::try_from(free - (256 << 10)).unwrap()]).unwrap();
-    let full = bake(&origin, &containerd.address(), &root);
-    assert_eq!(full.status.code(), Some(11), "{}", full.stderr);
-    assert!(full.stderr.contains("no space left on device"), "{}", full.stderr);
-    assert!(!root.exists());
-    fs::remove_file(&filler).unwrap();
-    containerd.collect();
-    assert_eq!(containerd.client("buildkit").leases().unwrap(), []);
-    let nothing = (containerd.blobs(), containerd.snapshots());
-    assert_eq!(nothing, (Vec::new(), Vec::new()));
-    bake(&origin, &containerd.address(), &root).expect_success("with room");
-    reads::assert_sound(&containerd, &root);
 }

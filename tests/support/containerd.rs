@@ -10,7 +10,6 @@ use rustix::process::{Pid, Signal, kill_process};
 use warmkit::containerd::Client;
 
 use super::command;
-use super::tmpfs::Tmpfs;
 use super::tools::directory;
 use super::{Scratch, skip};
 
@@ -49,9 +48,8 @@ pub fn program(release: Release, name: &str) -> Option<PathBuf> {
 /// something.
 #[derive(Debug)]
 pub struct Containerd {
-    /// Dropped before the directory that it is in.
-    disk: Option<Tmpfs>,
     scratch: Scratch,
+    root: PathBuf,
     program: PathBuf,
     child: Option<Child>,
 }
@@ -70,22 +68,22 @@ impl Containerd {
     /// As [`Self::start`], one of a release.
     #[track_caller]
     pub fn start_of(release: Release) -> Option<Self> {
-        let program = program(release, "containerd")?;
-        Some(Self { disk: None, scratch: Scratch::new(), program, child: None }.running())
+        Self::with(release, Scratch::new(), None)
     }
 
-    /// As [`Self::start`], with its data on a tmpfs of so many bytes, as `mount` takes them.
+    /// As [`Self::start`], with its data in a directory.
     #[track_caller]
-    pub fn start_on_small_disk(size: &str) -> Option<Self> {
-        let program = program(Release::Debian, "containerd")?;
-        let scratch = Scratch::new();
-        let disk = Some(Tmpfs::new(scratch.join("root"), &format!("size={size}")));
-        Some(Self { disk, scratch, program, child: None }.running())
+    pub fn start_in(root: &Path) -> Option<Self> {
+        Self::with(Release::Debian, Scratch::new(), Some(root))
     }
 
-    fn running(mut self) -> Self {
-        self.run();
-        self
+    #[track_caller]
+    fn with(release: Release, scratch: Scratch, root: Option<&Path>) -> Option<Self> {
+        let program = program(release, "containerd")?;
+        let root = root.map_or_else(|| scratch.join("root"), Path::to_owned);
+        let mut containerd = Self { scratch, root, program, child: None };
+        containerd.run();
+        Some(containerd)
     }
 
     /// Runs `ctr` on a namespace; gives what it prints. `None` when it is missing, after it said so.
@@ -104,7 +102,7 @@ impl Containerd {
     /// The file of a blob.
     pub fn blob(&self, digest: &str) -> PathBuf {
         let hex = digest.strip_prefix("sha256:").unwrap();
-        self.scratch.join("root/io.containerd.content.v1.content/blobs/sha256").join(hex)
+        self.root.join("io.containerd.content.v1.content/blobs/sha256").join(hex)
     }
 
     fn run(&mut self) {
@@ -116,7 +114,7 @@ impl Containerd {
              [grpc]\n  address = {:?}\n\
              [ttrpc]\n  address = {:?}\n\
              [plugins.\"io.containerd.internal.v1.opt\"]\n  path = {:?}\n",
-            path("root"),
+            self.root.display().to_string(),
             path("state"),
             self.address(),
             path("ttrpc"),
@@ -145,11 +143,6 @@ impl Containerd {
         }
     }
 
-    /// The small disk that its data is on, if that is so.
-    pub fn disk(&self) -> Option<&Path> {
-        self.disk.as_ref().map(|disk| disk.0.as_path())
-    }
-
     /// Where it listens.
     pub fn address(&self) -> String {
         self.scratch.join("sock").display().to_string()
@@ -168,13 +161,13 @@ impl Containerd {
     /// Has it collect what nothing holds, as `ctr leases delete --sync` does; it has when this returns.
     pub fn collect(&self) {
         let client = self.client("test");
-        client.lease_record("for-nothing", jiff::Timestamp::now()).unwrap();
+        client.lease_record("for-nothing", "test", jiff::Timestamp::now()).unwrap();
         client.delete_lease("for-nothing", true).unwrap();
     }
 
     /// Names of the blobs in its content store, of all namespaces.
     pub fn blobs(&self) -> Vec<String> {
-        names(&self.scratch.join("root/io.containerd.content.v1.content/blobs/sha256"))
+        names(&self.root.join("io.containerd.content.v1.content/blobs/sha256"))
     }
 
     /// Ids of the snapshots that its overlayfs has, of all namespaces.
@@ -184,13 +177,34 @@ impl Containerd {
 
     /// The same of another snapshotter.
     pub fn snapshots_of(&self, snapshotter: &str) -> Vec<String> {
-        names(&self.scratch.join(format!("root/io.containerd.snapshotter.v1.{snapshotter}/snapshots")))
+        names(&self.root.join(format!("io.containerd.snapshotter.v1.{snapshotter}/snapshots")))
+    }
+
+    /// Names of what was begun to be ingested and not finished, of all namespaces.
+    pub fn ingests(&self) -> Vec<String> {
+        names(&self.root.join("io.containerd.content.v1.content/ingest"))
+    }
+
+    /// Asserts that it has nothing: no blob, none that is half there, no snapshot, and no lease in namespace `buildkit`.
+    #[track_caller]
+    pub fn assert_empty(&self) {
+        assert_eq!(self.client("buildkit").leases().unwrap(), []);
+        assert_eq!(self.blobs(), [""; 0], "blobs");
+        assert_eq!(self.ingests(), [""; 0], "ingests");
+        assert_eq!(self.snapshots(), [""; 0], "snapshots");
     }
 
     /// Stops it and starts it again.
     #[track_caller]
     pub fn restart(&mut self) {
+        self.restart_after(|| ());
+    }
+
+    /// The same, and does something in between.
+    #[track_caller]
+    pub fn restart_after(&mut self, between: impl FnOnce()) {
         self.stop();
+        between();
         self.run();
     }
 

@@ -98,8 +98,8 @@ pub fn listing(directory: &Path) -> BTreeMap<PathBuf, String> {
         let (owner, device) = ((found.uid(), found.gid()), found.rdev());
         let times = (found.mtime(), found.mtime_nsec(), found.ctime(), found.ctime_nsec());
         let facts = (found.ino(), found.nlink(), found.mode(), owner, device, found.size(), times);
-        let content = found.is_file().then(|| digest_of(&path).to_string()).unwrap_or_default();
-        all.insert(path, format!("{facts:?} {content}"));
+        let content = found.is_file().then(|| digest_of(&path));
+        all.insert(path, format!("{facts:?} {content:?}"));
     }
     all
 }

@@ -40,7 +40,7 @@ pub(super) fn inventory(report: &Report<'_>, limit: usize, columns: Option<usize
     }
     if !report.faults.is_empty() {
         let title = format!(
-            "\n\n{} of the databases' entries could not be read; `warmkit verify` judges them",
+            "\n\n{} of its parts could not be read; `warmkit verify` judges them",
             report.faults.len()
         );
         text.push_styled(Style::Warning, title);
@@ -228,7 +228,7 @@ mod tests {
         snapshots   3
         keys        5: 2 roots, 2 keyed, 1 unkeyed; 1 without a record
 
-        1 of the databases' entries could not be read; `warmkit verify` judges them
+        1 of its parts could not be read; `warmkit verify` judges them
           cache.db _links: a value where a bucket is needed
         ");
     }

@@ -8,7 +8,7 @@ use super::super::escape::one_line;
 use super::super::render::{LISTED, contents, counted, row, unkeyed};
 use super::super::text::{Style, Text};
 use super::Outcome;
-use crate::bake::{Estimate, TargetRoom};
+use crate::bake::{Containerd, Estimate, TargetRoom, WholeTrees};
 use crate::gc::{Forecast, Origin, PassReport};
 
 /// What goes into the root, what it takes, and what becomes of it.
@@ -17,8 +17,23 @@ pub(super) fn plan(outcome: &Outcome<'_>) -> Text {
     let mut text = Text::from(format!("plan for {}: nothing was written\n\n", plan.root));
     contents(&mut text, &plan.contents);
     row(&mut text, "to pull", &HumanBytes(plan.contents.bytes_down).to_string());
-    row(&mut text, "on disk", &range(plan.bytes_on_disk, |bytes| HumanBytes(bytes).to_string()));
-    row(&mut text, "  inodes", &range(plan.inodes, |inodes| inodes.to_string()));
+    let bytes = range(plan.bytes_on_disk, |bytes| HumanBytes(bytes).to_string());
+    let inodes = range(plan.inodes, |inodes| inodes.to_string());
+    if let Some(Containerd { address, namespace }) = &plan.containerd {
+        row(&mut text, "containerd", &format!("{bytes}, less what is there"));
+        row(&mut text, "", &format!("in namespace {namespace} at {address}"));
+        row(&mut text, "", "on its disk, which the forecast takes to be that of the root");
+        if let Some(whole) = &plan.whole_trees {
+            row(&mut text, "  of trees", &trees(whole));
+        }
+        row(&mut text, "on disk", &format!("databases, up to {} inodes", plan.inodes.up_to));
+    } else {
+        row(&mut text, "on disk", &bytes);
+        if let Some(whole) = &plan.whole_trees {
+            row(&mut text, "  of trees", &trees(whole));
+        }
+        row(&mut text, "  inodes", &inodes);
+    }
     if plan.tars_known < plan.contents.layers {
         let guessed = plan.contents.layers - plan.tars_known;
         row(&mut text, "", &format!("what {guessed} layers unpack to is guessed from their compressed size"));
@@ -62,6 +77,16 @@ fn range(estimate: Estimate, show: impl Fn(u64) -> String) -> String {
         return show(estimate);
     }
     format!("about {} (at least {}, up to {})", show(estimate), show(at_least), show(up_to))
+}
+
+/// What a snapshotter with whole trees costs.
+fn trees(whole: &WholeTrees) -> String {
+    let probably = |bytes: Estimate| {
+        let about = if bytes.at_least == bytes.up_to { "" } else { "about " };
+        format!("{about}{}", HumanBytes(bytes.estimate))
+    };
+    let (trees, layers) = (probably(whole.trees), probably(whole.layers));
+    format!("{trees}, as native keeps a whole tree for each layer, and layers alone are {layers}")
 }
 
 fn forecast(text: &mut Text, forecast: &Forecast) {

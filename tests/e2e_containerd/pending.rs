@@ -1,0 +1,248 @@
+//! Leases of records that no root has taken: a bake was killed, or failed, between them and its root.
+
+use std::fs::{self, File};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use rustix::fs::{FlockOperation, flock};
+use warmkit::containerd::{Client, Lease};
+
+use crate::planned::cache;
+use crate::support::Scratch;
+use crate::support::command::{Ended, run};
+use crate::support::containerd::Containerd;
+use crate::support::skip::is_root;
+use crate::support::tmpfs::Tmpfs;
+use crate::{on, reads};
+
+const LIMIT: Duration = Duration::from_secs(60);
+/// What requests have in them of a kind, and no others, and which of them is meant.
+type Request = (&'static [u8], usize);
+/// That has the last snapshot leased: for [`cache`], two are by the work lease, and one by that of each record.
+const LAST_LEASED: Request = (b"snapshots/overlayfs", 4);
+/// That says that the root is about to be put in its place: it takes back the first.
+const ABOUT_TO_COMMIT: Request = (b"-pending", 2);
+
+/// A containerd, and two caches that have nothing in common.
+struct Place {
+    containerd: Containerd,
+    scratch: Scratch,
+    first: [String; 3],
+    other: [String; 3],
+}
+
+impl Place {
+    /// `None` when something is missing, after it said so.
+    #[track_caller]
+    fn new() -> Option<Self> {
+        let containerd = Containerd::start().filter(|_| is_root())?;
+        let scratch = Scratch::new();
+        let [first, other] = ["first", "other"].map(|name| cache(&scratch, name));
+        Some(Self { containerd, scratch, first, other })
+    }
+
+    fn client(&self) -> Client {
+        self.containerd.client("buildkit")
+    }
+
+    fn bake(&self, cache: &[String], root: &Path) -> Ended {
+        run(&mut on(&self.containerd.address(), root, &arguments(cache)), LIMIT)
+    }
+
+    /// Kills a bake of the first cache when it is about to have the last snapshot leased.
+    #[track_caller]
+    fn kill(&self, root: &Path) {
+        let (tell, there) = channel();
+        let socket = self.scratch.join("socket");
+        stand_before(&self.containerd, &socket, LAST_LEASED, move || {
+            tell.send(()).unwrap();
+            loop {
+                thread::park();
+            }
+        });
+        let mut bake = on(socket.to_str().unwrap(), root, &arguments(&self.first));
+        let mut bake = bake.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        there.recv_timeout(LIMIT).unwrap();
+        bake.kill().unwrap();
+        bake.wait().unwrap();
+        fs::remove_file(socket).unwrap();
+        assert!(!root.exists());
+    }
+
+    /// Ends what a killed bake holds until tomorrow.
+    #[track_caller]
+    fn expire(&self) {
+        let client = self.client();
+        let temporary = client.leases().unwrap().into_iter().filter(|lease| lease.temporary);
+        assert_eq!(temporary.map(|lease| client.delete_lease(&lease.id, true).unwrap()).count(), 1);
+    }
+}
+
+fn arguments(cache: &[String]) -> Vec<&str> {
+    ["bake"].into_iter().chain(cache.iter().map(String::as_str)).collect()
+}
+
+/// Listens at `path` for a containerd, and does something before a request goes on.
+fn stand_before(containerd: &Containerd, path: &Path, at: Request, act: impl FnOnce() + Send + 'static) {
+    let listener = UnixListener::bind(path).unwrap();
+    let to = containerd.address();
+    let state = Arc::new(Mutex::new((0, Some(act))));
+    thread::spawn(move || {
+        for client in listener.incoming().map_while(Result::ok) {
+            let Ok(server) = UnixStream::connect(&to) else { return };
+            let (mut back, mut out) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+            thread::spawn(move || io::copy(&mut back, &mut out));
+            let state = Arc::clone(&state);
+            thread::spawn(move || there(client, server, at, &state));
+        }
+    });
+}
+
+fn there<F: FnOnce()>(
+    mut from: UnixStream,
+    mut to: UnixStream,
+    (of_kind, last): Request,
+    state: &Mutex<(usize, Option<F>)>,
+) {
+    let (mut buffer, mut tail) = (vec![0; 1 << 16], Vec::new());
+    while let Ok(n @ 1..) = from.read(&mut buffer) {
+        tail.extend_from_slice(&buffer[..n]);
+        let found = tail.windows(of_kind.len()).filter(|bytes| *bytes == of_kind).count();
+        // As much of it as may be the beginning of one more.
+        tail.drain(..(tail.len() + 1).saturating_sub(of_kind.len()));
+        let act = {
+            let mut state = state.lock().unwrap();
+            state.0 += found;
+            if state.0 >= last { state.1.take() } else { None }
+        };
+        if let Some(act) = act {
+            act();
+        }
+        if to.write_all(&buffer[..n]).is_err() {
+            break;
+        }
+    }
+    let _ = to.shutdown(Shutdown::Both);
+}
+
+/// Leases that a root has.
+fn of_roots(client: &Client) -> Vec<Lease> {
+    let mut leases = client.leases().unwrap();
+    leases.retain(|lease| !lease.temporary);
+    leases.sort_by(|a, b| a.id.cmp(&b.id));
+    leases
+}
+
+/// The next bake, whatever it is of, removes them: nothing is left when the work lease ends.
+#[test]
+fn another_bake_removes_what_a_killed_one_leased() {
+    let Some(place) = Place::new() else { return };
+    let (root, client) = (place.scratch.join("root"), place.client());
+    place.kill(&root);
+    assert_eq!(client.pending().unwrap().len(), 1);
+    assert_eq!(client.pending().unwrap()[0].records.len(), 2);
+    // They do not end by themselves.
+    place.expire();
+    place.containerd.collect();
+    assert_eq!(place.containerd.blobs().len(), 2);
+
+    let other = place.scratch.join("other-root");
+    place.bake(&place.other, &other).expect_success("bake");
+    assert_eq!(client.pending().unwrap(), []);
+    assert_eq!(of_roots(&client).len(), 2);
+    place.containerd.collect();
+    assert_eq!((place.containerd.blobs().len(), place.containerd.snapshots().len()), (2, 2));
+    assert_eq!(place.containerd.ingests(), [""; 0]);
+    reads::assert_sound(&place.containerd, &other);
+}
+
+/// A bake of the same caches that fails leaves none either, though it had found them there.
+#[test]
+fn one_that_takes_up_and_fails_leaves_nothing() {
+    let Some(place) = Place::new() else { return };
+    place.kill(&place.scratch.join("root"));
+    let full = Tmpfs::new(place.scratch.join("full"), "size=8k");
+    let failed = place.bake(&place.first, &full.0.join("root"));
+    assert_eq!(failed.status.code(), Some(11), "{}", failed.stderr);
+    place.expire();
+    place.containerd.collect();
+    place.containerd.assert_empty();
+}
+
+/// Leases of a root that is there are nobody's to remove: not when a killed bake of the same caches had found them there,
+/// and not when its root is the next one's.
+#[test]
+fn leases_of_roots_stay() {
+    let Some(place) = Place::new() else { return };
+    let (root, client) = (place.scratch.join("root"), place.client());
+    let [second, third] = ["second", "third"].map(|name| place.scratch.join(name));
+    place.kill(&root);
+    place.bake(&place.first, &root).expect_success("the next bake");
+    let leased = of_roots(&client);
+    assert_eq!(leased.len(), 2);
+
+    // It has found all there.
+    place.kill(&second);
+    assert_eq!(client.pending().unwrap()[0].records, [""; 0]);
+    place.bake(&place.other, &third).expect_success("bake of another cache");
+    assert_eq!(client.pending().unwrap(), []);
+    for lease in &leased {
+        assert!(of_roots(&client).contains(lease), "{lease:?}");
+    }
+    for left in client.leases().unwrap().iter().filter(|lease| lease.temporary) {
+        client.delete_lease(&left.id, true).unwrap();
+    }
+    place.containerd.collect();
+    reads::assert_sound(&place.containerd, &root);
+    reads::assert_sound(&place.containerd, &third);
+}
+
+/// A bake that goes on though another has taken it for killed, since it sees the containerd by another socket: it ends,
+/// and its root is not put in place.
+#[test]
+fn one_that_was_taken_for_killed_ends() {
+    let Some(place) = Place::new() else { return };
+    let (root, other) = (place.scratch.join("root"), place.scratch.join("other-root"));
+    let socket = place.scratch.join("socket");
+    let (tell, ended) = channel();
+    let (address, cache, at) = (place.containerd.address(), place.other.clone(), other.clone());
+    stand_before(&place.containerd, &socket, ABOUT_TO_COMMIT, move || {
+        tell.send(run(&mut on(&address, &at, &arguments(&cache)), LIMIT)).unwrap();
+    });
+    let late = run(&mut on(socket.to_str().unwrap(), &root, &arguments(&place.first)), LIMIT);
+    ended.recv_timeout(LIMIT).unwrap().expect_success("the bake meanwhile");
+    assert_eq!(late.status.code(), Some(1), "{}", late.stderr);
+    assert!(late.stderr.contains("took this one for killed"), "{}", late.stderr);
+    assert!(!root.exists());
+
+    place.containerd.collect();
+    assert_eq!(place.client().leases().unwrap().len(), 2);
+    assert_eq!((place.containerd.blobs().len(), place.containerd.snapshots().len()), (2, 2));
+    reads::assert_sound(&place.containerd, &other);
+}
+
+/// Where they see the same socket they wait for each other.
+#[test]
+fn bakes_take_turns() {
+    let Some(place) = Place::new() else { return };
+    let root = place.scratch.join("root");
+    let address = place.containerd.address();
+    let theirs = File::open(Path::new(&address).parent().unwrap()).unwrap();
+    flock(&theirs, FlockOperation::LockExclusive).unwrap();
+    let mut bake = on(&address, &root, &arguments(&place.first));
+    let mut bake = bake.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut said = BufReader::new(bake.stderr.take().unwrap()).lines().map_while(Result::ok);
+    assert!(said.any(|line| line.contains("waiting for another bake into the containerd at")));
+    assert_eq!(of_roots(&place.client()), []);
+    drop(theirs);
+    let rest: Vec<String> = said.collect();
+    assert!(bake.wait().unwrap().success(), "{rest:?}");
+    reads::assert_sound(&place.containerd, &root);
+}
