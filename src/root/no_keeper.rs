@@ -9,22 +9,22 @@ use crate::digest::Digest;
 #[derive(Debug)]
 pub(crate) struct Keeper(Infallible);
 
+/// There is none.
+#[derive(Debug)]
+pub(super) struct Held;
+
 impl Keeper {
     /// Refuses.
     pub(super) fn connect(_: &KeptIn) -> Result<Self, Error> {
         Err(Error::NoContainerd)
     }
 
-    pub(super) fn held(&self) -> Result<Infallible, Error> {
+    pub(super) fn held(&self) -> Result<Held, Error> {
         match self.0 {}
     }
 
-    pub(super) fn read(
-        &self,
-        _: &str,
-        held: &Infallible,
-    ) -> Result<Option<(Containerd, Snapshotter)>, Error> {
-        match *held {}
+    pub(super) fn read(&self, _: &str, _: &Held) -> Result<Option<(Containerd, Snapshotter)>, Error> {
+        match self.0 {}
     }
 
     pub(crate) fn is_known(&self, _: &Digest) -> Result<bool, Error> {

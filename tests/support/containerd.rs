@@ -148,6 +148,7 @@ impl Containerd {
         let scratch = &self.scratch;
         let path = |name| scratch.join(name).display().to_string();
         let proxy = self.proxy.as_ref().map_or_else(String::new, |(_, socket)| {
+            let socket = socket.display().to_string();
             format!("[proxy_plugins.fuse-overlayfs]\n  type = \"snapshot\"\n  address = {socket:?}\n")
         });
         let config = format!(
