@@ -92,9 +92,9 @@ impl Registry {
 
 /// A machine with one plain user, and a directory that is none of that user's business.
 struct Machine {
-    scratch: TempDir,
-    /// The home, where it is on a file system of its own.
+    /// The home, where it is on a file system of its own. Unmounted before the directory goes that it is in.
     _mounted: Option<Tmpfs>,
+    scratch: TempDir,
 }
 
 impl Machine {
@@ -122,7 +122,7 @@ impl Machine {
         {
             fs::write(path("etc").join(name), text).unwrap();
         }
-        Self { scratch, _mounted: mounted }
+        Self { _mounted: mounted, scratch }
     }
 
     fn path(&self, name: &str) -> PathBuf {
