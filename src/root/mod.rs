@@ -27,6 +27,10 @@ mod found;
 mod history;
 #[cfg_attr(not(feature = "containerd"), path = "no_keeper.rs")]
 pub(crate) mod keeper;
+// What a build without the feature has instead of `keeper`, for its tests: they run with all features.
+#[cfg(all(test, feature = "containerd"))]
+#[allow(dead_code)]
+mod no_keeper;
 mod records;
 mod schema;
 mod snapshotter;
@@ -357,12 +361,11 @@ impl Root {
     /// One has an unknown schema. Whatever is wrong in them is a fault.
     pub fn read(&self) -> Result<State, Error> {
         let mut faults = Faults::default();
-        let workers = match &self.keeper {
-            Some(keeper) => self.kept(keeper, &mut faults)?,
-            None => {
-                let read = |name: &PathBuf| worker(&self.tree, name, &mut faults);
-                self.workers.iter().map(read).collect::<Result<_, Error>>()?
-            }
+        let workers = if let Some(keeper) = &self.keeper {
+            self.kept(keeper, &mut faults)?
+        } else {
+            let read = |name: &PathBuf| worker(&self.tree, name, &mut faults);
+            self.workers.iter().map(read).collect::<Result<_, Error>>()?
         };
         if self.workers.is_empty() {
             let place = Place::file(Path::new("runc-overlayfs"));
