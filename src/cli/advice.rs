@@ -65,7 +65,7 @@ fn of_keys(error: &keys::Error) -> Option<&'static str> {
 fn of_bake(error: &bake::Error) -> Option<&'static str> {
     match error {
         // What a bake left has its own advice.
-        bake::Error::TargetNotEmpty { found, .. } if !matches!(&found[..], [only] if only.starts_with(".warmkit-")) => {
+        bake::Error::TargetNotEmpty { .. } if !error.is_left_by_a_bake() => {
             Some("move away what is there, or name a directory by --root that is empty or absent")
         }
         bake::Error::NoSpace { .. } => Some(SPACE),
