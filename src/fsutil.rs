@@ -25,10 +25,9 @@ const MAX_CONFIG: u64 = 1 << 20;
 /// How much room a file system has, for root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Room {
-    /// Bytes that it has.
-    pub bytes: u64,
-    /// Bytes that root may still write.
-    pub free_bytes: u64,
+    /// Bytes that it has, and those that root may still write; `None` where it does not tell, as some in user space and
+    /// a tmpfs without a limit.
+    pub bytes: Option<(u64, u64)>,
     /// Inodes that it has, and those that are free; `None` where it makes them as it needs them.
     pub inodes: Option<(u64, u64)>,
     /// Whether files may take fewer bytes than they have.
@@ -38,9 +37,9 @@ pub struct Room {
 /// How much room there is on the file system of `path`.
 pub fn room(path: &Path) -> io::Result<Room> {
     let stat = rustix::fs::statvfs(path)?;
+    let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
     Ok(Room {
-        bytes: stat.f_blocks.saturating_mul(stat.f_frsize),
-        free_bytes: stat.f_bfree.saturating_mul(stat.f_frsize),
+        bytes: (stat.f_blocks > 0).then(|| (bytes(stat.f_blocks), bytes(stat.f_bfree))),
         inodes: (stat.f_files > 0).then_some((stat.f_files, stat.f_ffree)),
         compresses: COMPRESSING.contains(&magic(path)?),
     })
@@ -215,9 +214,10 @@ mod tests {
     #[test]
     fn there_is_room_where_something_would_be_made() {
         let dir = tempfile::tempdir().unwrap();
-        let of = |room: Room| (room.bytes, room.inodes.map(|(all, _)| all), room.compresses);
+        let all = |(all, _free)| all;
+        let of = |room: Room| (room.bytes.map(all), room.inodes.map(all), room.compresses);
         let here = of(room(dir.path()).unwrap());
-        assert!(here.0 > 0);
+        assert!(here.0 > Some(0));
         assert_eq!(of(room_at(&dir.path().join("not/there/yet")).unwrap()), here);
         assert!(room(&dir.path().join("not")).is_err());
     }

@@ -28,6 +28,8 @@ fn offered(words: &[&str]) -> BTreeSet<String> {
         source "$1"; shift
         COMP_WORDS=("$@") COMP_CWORD=$(($# - 1)) COMP_LINE="$*" COMP_POINT=${#COMP_LINE}
         function=$(complete -p warmkit); function=${function#*-F }; function=${function%% *}
+        # Of bash itself only where it completes.
+        compopt() { printf '%s\n' "$*"; } 2>/dev/null
         "$function" warmkit "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD-1]}"
         printf '%s\n' "${COMPREPLY[@]}"
     "#;
@@ -41,12 +43,13 @@ fn offered(words: &[&str]) -> BTreeSet<String> {
 
 #[test]
 fn bash_completes_commands_flags_and_values() {
-    let cases: [(&[&str], &[&str]); 7] = [
+    let cases: [(&[&str], &[&str]); 8] = [
         (&["warmkit", "ba"], &["bake"]),
         (&["warmkit", "keys", "pu"], &["pull", "push"]),
         (&["warmkit", "bake", "--allow"], &["--allow-unkeyed"]),
         (&["warmkit", "bake", "--images", ""], &["auto", "none"]),
-        (&["warmkit", "bake", "--for", "bu"], &["buildx:"]),
+        (&["warmkit", "bake", "--for", "bu"], &["-o nospace", "buildx:"]),
+        (&["warmkit", "bake", "--for", "ho"], &["host"]),
         (
             &["warmkit", "hydrate", "--for", ""],
             &["auto", "buildx:", "containerd", "containerd:", "host", "rootless", "rootless:"],
@@ -110,6 +113,39 @@ fn fish_and_zsh_take_their_completions() {
             assert!(offered.contains(expected), "{shell}: {output:?}");
         }
     }
+}
+
+/// A word that ends in a colon goes on. zsh completes in a terminal only, which its own module gives it.
+#[test]
+fn zsh_puts_no_space_behind_a_target_that_is_to_be_named() {
+    let script = r#"
+        zmodload zsh/zpty
+        zpty shell zsh -f -i
+        setup="autoload -U compinit; compinit -u -D; source $1; show() { print -r -- \"<\$BUFFER>\"; BUFFER= }"
+        zpty -w shell "$setup; zle -N show; bindkey '^X' show; PS1="
+        for word in bu ho containerd; do
+            zpty -w -n shell "warmkit bake --for $word"$'\t\x18'
+            zpty -r shell line '*<warmkit bake --for *>*'
+            print -r -- "<${line##*<}"
+        done
+    "#;
+    if Command::new("zsh").arg("--version").output().is_err() {
+        skip::skip("there is no zsh");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("_warmkit");
+    fs::write(&file, completion("zsh")).unwrap();
+    let mut zsh = Command::new("timeout");
+    zsh.args(["100", "zsh", "-f", "-c", script, "zsh"])
+        .arg(&file)
+        .env("HOME", dir.path())
+        .env("TERM", "dumb");
+    let output = zsh.output().unwrap();
+    let found: Vec<&str> = printed(&output).lines().map(str::trim_end).collect();
+    // Two begin with the last word.
+    let expected = ["buildx:>", "host >", "containerd>"].map(|end| format!("<warmkit bake --for {end}"));
+    assert_eq!(found, expected, "{output:?}");
 }
 
 /// Titles of the pages that the commands, read from their own help, should have.

@@ -19,6 +19,7 @@ use support::command::{Ended, run};
 use support::daemon::check_databases;
 use support::dockerd::Docker;
 use support::files::copy_tree;
+use support::foreseen::tree;
 use support::packer::{TEMPLATES, list, packer, run_packer_with, tar_of};
 use support::{Tools, World, tools};
 
@@ -53,6 +54,32 @@ impl Host {
         let (cache, keys) = (self.origin.cache.as_str(), self.origin.image.as_str());
         let ended = self.warmkit(&["bake", cache, "--keys-from", keys, "--for", target, "--json"]);
         serde_json::from_str(&ended.expect_success("bake").stdout).unwrap()
+    }
+
+    /// Plans a bake for a target, which ends with this exit code and leaves all volumes as they are; gives the plan.
+    #[track_caller]
+    fn plan(&self, target: &str, code: i32) -> Value {
+        let (cache, keys) = (self.origin.cache.as_str(), self.origin.image.as_str());
+        let before = (self.volumes(), tree(&self.docker.data_root().join("volumes")));
+        let ended = self.warmkit(&["plan", cache, "--keys-from", keys, "--for", target, "--json"]);
+        assert_eq!(ended.status.code(), Some(code), "{target}: {}{}", ended.stdout, ended.stderr);
+        assert_eq!((self.volumes(), tree(&self.docker.data_root().join("volumes"))), before, "{target}");
+        serde_json::from_str(&ended.stdout).unwrap()
+    }
+
+    /// Looks at and reads the root of a target that no daemon uses: it is there, has so many records, and is read
+    /// whole.
+    #[track_caller]
+    fn reads(&self, target: &str, root: &Path, records: usize) {
+        let report = |command| -> Value {
+            let ended = self.warmkit(&[command, "--for", target, "--json"]).expect_success(command);
+            serde_json::from_str(&ended.stdout).unwrap()
+        };
+        let inspected = report("inspect");
+        assert_eq!(inspected["root"].as_str(), root.to_str());
+        assert_eq!(inspected["records"].as_array().unwrap().len(), records, "{inspected:#}");
+        assert_eq!(inspected["faults"], Value::Array(Vec::new()));
+        is_hydrated(&report("hydrate"), root);
     }
 
     /// Asserts that a bake for a target ends with this exit code, having said these things; gives all that it said.
@@ -115,6 +142,16 @@ impl Host {
     }
 }
 
+/// All of a root was read, the files of layers with it.
+#[track_caller]
+fn is_hydrated(report: &Value, root: &Path) {
+    assert_eq!(report["root"].as_str(), root.to_str());
+    assert_eq!(report["failed"], Value::Array(Vec::new()));
+    let stages = report["stages"].as_array().unwrap();
+    assert_eq!(stages.len(), 3, "{report:#}");
+    assert!(stages.iter().all(|stage| stage["files"].as_u64() > Some(0)), "{report:#}");
+}
+
 /// The commands in backquotes.
 fn commands(text: &str) -> Vec<&str> {
     text.split('`').skip(1).step_by(2).collect()
@@ -138,11 +175,16 @@ fn the_volume_of_a_builder_with_docker_running() {
     assert!(nothing.stderr.contains("no volume buildx_buildkit_ci0_state"), "{}", nothing.stderr);
 
     // The builder does not exist yet.
+    let planned = host.plan("buildx:ci", 0);
     let report = host.bake("buildx:ci");
     let volume = host.docker.volume("buildx_buildkit_ci0_state");
     assert_eq!(report["root"].as_str(), volume.to_str());
+    for same in ["root", "records", "layers", "snapshots", "bytes_down"] {
+        assert_eq!(planned[same], report[same], "{same}");
+    }
     check_databases(&host.world.tools, &volume);
     host.warmkit(&["verify", "--for", "buildx:ci"]).expect_success("verify");
+    host.reads("buildx:ci", &volume, report["records"].as_u64().unwrap().try_into().unwrap());
     host.create(&report, &options);
     host.is_warm("ci");
     host.goes_on_from_there("ci");
@@ -156,10 +198,22 @@ fn the_volume_of_a_builder_with_docker_running() {
     host.refuses("buildx:ci", 7, &["node ci0 of builder ci", "`docker buildx stop ci`"]);
     let busy = host.warmkit(&["verify", "--for", "buildx:ci"]);
     assert_eq!(busy.status.code(), Some(7), "{}", busy.stderr);
+    assert_eq!(host.warmkit(&["inspect", "--for", "buildx:ci"]).status.code(), Some(7));
+    // Only reading goes on beside it.
+    let hydrated =
+        host.warmkit(&["hydrate", "--for", "buildx:ci", "--json"]).expect_success("hydrate").stdout;
+    is_hydrated(&hydrated.parse().unwrap(), &volume);
+
+    let engine = host.docker.data_root().join("buildkit");
+    let builder = "builder of the driver docker-container in";
+    sees_only(&host, 7, &["taken: --for buildx:ci", builder, "dockerd's own builder  not to be had"]);
+    sees_only(&host, 7, &["process 1, dockerd", &format!("directory {}", engine.display())]);
 
     // It is stopped, and its root has been used: what the message says makes room, and the builder stays.
     host.docker.shell("docker buildx stop ci");
     host.warmkit(&["verify", "--for", "buildx:ci"]).expect_success("verify of a used root");
+    let planned = host.plan("buildx:ci", 7);
+    assert_eq!(planned["refusals"][0]["exit_code"], 7, "{planned:#}");
     let before = fs::read(volume.join("cache.db")).unwrap();
     let said = host.refuses("buildx:ci", 7, &["is not empty, nothing was changed", "the builder stays"]);
     assert_eq!(fs::read(volume.join("cache.db")).unwrap(), before);
@@ -168,9 +222,12 @@ fn the_volume_of_a_builder_with_docker_running() {
     for command in way_out {
         host.docker.shell(command);
     }
-    let report = host.bake("buildx:ci/ci0");
+    let report = bake_for_auto(&host);
+    assert_eq!(report["root"].as_str(), volume.to_str());
     assert_eq!(report["next_step"], "the next build of builder ci starts on it");
     host.is_warm("ci");
+    host.docker.shell("docker buildx stop ci");
+    sees_only(&host, 0, &["taken: --for buildx:ci"]);
     host.docker.shell("docker buildx rm ci");
     assert_eq!(host.volumes(), [""; 0]);
 
@@ -178,6 +235,29 @@ fn the_volume_of_a_builder_with_docker_running() {
     refuses_the_state_of_dockers_own_builder(&host);
     refuses_what_it_cannot_write(&host, &options);
     host.docker.stop();
+}
+
+/// `verify --for auto` on a machine that has nothing but this docker ends with this code, and has lines with these
+/// beginnings; there is one target, beside the builder that dockerd itself is.
+#[track_caller]
+fn sees_only(host: &Host, code: i32, said: &[&str]) {
+    let ended = run(host.docker.warmkit_alone().args(["verify", "--for", "auto"]), LIMIT);
+    assert_eq!(ended.status.code(), Some(code), "{}", ended.stderr);
+    let lines: Vec<&str> = ended.stderr.lines().map(str::trim_start).collect();
+    for said in said {
+        assert!(lines.iter().any(|line| line.starts_with(said)), "no line {said:?} in {}", ended.stderr);
+    }
+    let targets = lines.iter().filter(|line| line.starts_with("--for ")).count();
+    assert_eq!((targets, ended.stderr.contains("warning: ")), (1, false), "{}", ended.stderr);
+}
+
+/// Bakes there; gives the report.
+#[track_caller]
+fn bake_for_auto(host: &Host) -> Value {
+    let (cache, keys) = (host.origin.cache.as_str(), host.origin.image.as_str());
+    let mut command = host.docker.warmkit_alone();
+    let ended = run(command.args(["bake", cache, "--keys-from", keys, "--for", "auto", "--json"]), LIMIT);
+    serde_json::from_str(&ended.expect_success("bake --for auto").stdout).unwrap()
 }
 
 /// Packer, for a builder that is made afterwards; the build on a view of the volume is warm, too.

@@ -13,8 +13,8 @@ use std::time::Duration;
 use support::cases::{Case, Origin, assert_warm};
 use support::command::run;
 use support::daemon::check_databases;
-use support::warmkit::bake;
-use support::{Tools, World, tools};
+use support::warmkit::{bake, verify};
+use support::{Daemon, Tools, World, tools};
 
 /// A file system of its own, unmounted when dropped.
 struct Mounted<'a>(&'a Path);
@@ -61,6 +61,44 @@ fn a_mount_point() {
     fs::create_dir(&root).unwrap();
     let _mounted = Mounted::tmpfs(&root);
     warms_in_place(&world, &case, &origin, &root);
+}
+
+/// What separates the options of a mount: a daemon that has its root there can mount no layers, but for one that has
+/// it elsewhere it is a root like any other. One whose snapshots are whole trees needs no mounts.
+#[test]
+fn a_path_that_mounts_take_apart() {
+    let Some(tools) = Tools::find(tools::NEWEST) else { return };
+    let world = World::start(tools);
+    let case = world.case("app");
+    let origin = world.export(&case);
+    let arguments = [&origin.cache, "--keys-from", &origin.image];
+    for odd in ["a,b", "a:b"] {
+        let root = world.scratch.join(odd);
+        let baked = bake(&arguments, &root).expect_success("bake");
+        let warning = format!("warning: {}: mounts of overlayfs take the {:?}", root.display(), &odd[1..2]);
+        assert!(baked.stderr.contains(&warning.replace('"', "'")), "{}", baked.stderr);
+        verify(&["--read-data"], &root).expect_success("verify");
+        let daemon = world.daemon(&root);
+        let error = daemon.try_build(&case.changed).unwrap_err();
+        assert!(error.contains("no such file or directory"), "{error}");
+        daemon.stop();
+        fs::remove_dir_all(&root).unwrap();
+        bake(&arguments, &root).expect_success("bake");
+        let moved = world.scratch.join("moved");
+        fs::rename(&root, &moved).unwrap();
+        let daemon = world.daemon(&moved);
+        assert_warm(&daemon.build(&case.request), &origin);
+        daemon.build(&case.changed);
+        daemon.stop();
+        fs::remove_dir_all(&moved).unwrap();
+    }
+    let root = world.scratch.join("of,native");
+    let baked = bake(&[&arguments[..], &["--snapshotter", "native"]].concat(), &root).expect_success("bake");
+    assert!(!baked.stderr.contains("separator"), "{}", baked.stderr);
+    let daemon = Daemon::start_on(&world.tools, &root, &world.registry, "native");
+    assert_warm(&daemon.build(&case.request), &origin);
+    daemon.build(&case.changed);
+    daemon.stop();
 }
 
 /// A directory on a file system of its own cannot be replaced by rename; one that is empty could

@@ -117,9 +117,17 @@ fn assert_in_use(root: &Path) {
     }
 }
 
-/// The same of a daemon that a plain user runs, in the user's home; baked as root, and as the user, whose daemon then
-/// is told neither its root nor its configuration.
-fn warms_rootless(release: &str, snapshotter: &str, as_user: bool, name: &'static str) {
+/// Who bakes a root for a daemon that a plain user runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum By {
+    /// Root, from outside.
+    Root,
+    /// The user, in a namespace as the daemon has, which then is told neither its root nor its configuration.
+    User,
+}
+
+/// The same of a daemon that a plain user runs, in the user's home.
+fn warms_rootless(release: &str, snapshotter: &str, bakers: &[By], name: &'static str) {
     let Some(tools) = Tools::find(release) else { return };
     if snapshotter == "fuse-overlayfs" && on_path(snapshotter).is_none() {
         return skip("no fuse-overlayfs in $PATH");
@@ -150,36 +158,39 @@ fn warms_rootless(release: &str, snapshotter: &str, as_user: bool, name: &'stati
     };
 
     let arguments = ["bake", &origin.cache, "--keys-from", &origin.image, "--snapshotter", snapshotter];
-    let root = if as_user {
-        in_namespace(&[&arguments[..], &["--for", "rootless"]].concat()).expect_success("bake");
-        data.join("buildkit")
-    } else {
-        let target = format!("rootless:{}", user.name);
-        let mut command = warmkit();
-        command.args(arguments).args(["--for", &target]);
-        run(&mut command, Duration::from_secs(120)).expect_success("bake");
-        user.home.join(".local/share/buildkit")
-    };
-    assert_sound(&root, "baked");
-    assert_owners_count(&root, snapshotter);
     let native = (snapshotter != "native").then_some(native);
-    if !as_user {
-        return stays_warm(&world, &case, &origin, &root, native, &start);
-    }
-    // Where the owners are those of the namespace.
-    let ended = in_namespace(&["verify", "--read-data", "--root", root.to_str().unwrap()]);
-    let ended = ended.expect_success("verify in the namespace");
-    assert!(ended.stdout.contains(", 0 not comparable"), "{}", ended.stdout);
+    for by in bakers {
+        let root = if *by == By::User {
+            in_namespace(&[&arguments[..], &["--for", "rootless"]].concat()).expect_success("bake");
+            data.join("buildkit")
+        } else {
+            let target = format!("rootless:{}", user.name);
+            let mut command = warmkit();
+            command.args(arguments).args(["--for", &target]);
+            run(&mut command, Duration::from_secs(120)).expect_success("bake");
+            user.home.join(".local/share/buildkit")
+        };
+        assert_sound(&root, "baked");
+        assert_owners_count(&root, snapshotter);
+        if *by == By::Root {
+            stays_warm(&world, &case, &origin, &root, native, &start);
+            continue;
+        }
+        // Where the owners are those of the namespace.
+        let ended = in_namespace(&["verify", "--read-data", "--root", root.to_str().unwrap()]);
+        let ended = ended.expect_success("verify in the namespace");
+        assert!(ended.stdout.contains(", 0 not comparable"), "{}", ended.stdout);
 
-    let start = |root: &Path| {
-        let (tools, registry) = (&world.tools, &world.registry);
-        let daemon = Daemon::start_untold(tools, root, registry, snapshotter, &user, &variables);
-        let ended = in_namespace(&["bake", "type=local,src=/nonexistent", "--for", "rootless"]);
-        assert_eq!(ended.status.code(), Some(7), "{}", ended.stderr);
-        assert!(ended.stderr.contains("is in use by a running buildkitd"), "{}", ended.stderr);
-        daemon
-    };
-    stays_warm(&world, &case, &origin, &root, native, &start);
+        let start = |root: &Path| {
+            let (tools, registry) = (&world.tools, &world.registry);
+            let daemon = Daemon::start_untold(tools, root, registry, snapshotter, &user, &variables);
+            let ended = in_namespace(&["bake", "type=local,src=/nonexistent", "--for", "rootless"]);
+            assert_eq!(ended.status.code(), Some(7), "{}", ended.stderr);
+            assert!(ended.stderr.contains("is in use by a running buildkitd"), "{}", ended.stderr);
+            daemon
+        };
+        stays_warm(&world, &case, &origin, &root, native, &start);
+    }
 }
 
 /// Databases with the pages of an arm64 machine: a daemon here opens them, writes to them, and Go finds no fault.
@@ -214,27 +225,27 @@ fn pages_of_other_machines() {
 
 #[test]
 fn rootless_baked_as_root() {
-    warms_rootless(tools::NEWEST, "overlayfs", false, "whiteouts");
+    warms_rootless(tools::NEWEST, "overlayfs", &[By::Root], "whiteouts");
 }
 
 #[test]
 fn rootless_baked_by_the_user() {
-    warms_rootless(tools::NEWEST, "overlayfs", true, "app");
+    warms_rootless(tools::NEWEST, "overlayfs", &[By::User], "app");
 }
 
 #[test]
 fn rootless_of_an_older_release() {
-    warms_rootless("v0.17.3", "overlayfs", true, "whiteouts");
+    warms_rootless("v0.17.3", "overlayfs", &[By::User], "whiteouts");
 }
 
 #[test]
 fn rootless_with_fuse_overlayfs() {
-    warms_rootless(tools::NEWEST, "fuse-overlayfs", true, "whiteouts");
+    warms_rootless(tools::NEWEST, "fuse-overlayfs", &[By::User, By::Root], "whiteouts");
 }
 
 #[test]
 fn rootless_with_native_snapshots() {
-    warms_rootless(tools::NEWEST, "native", false, "app");
+    warms_rootless(tools::NEWEST, "native", &[By::Root, By::User], "app");
 }
 
 #[test]

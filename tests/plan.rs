@@ -24,7 +24,7 @@ use support::handmade::{Handmade, blob_path, write_keys};
 use support::skip::is_root;
 use support::tar::{Entry, Kind, Tar};
 use support::tmpfs::Tmpfs;
-use support::warmkit::bake;
+use support::warmkit::{bake, warmkit};
 use warmkit::digest::DiffId;
 
 const MIB: usize = 1 << 20;
@@ -113,6 +113,39 @@ fn the_shipped_cache_is_baked_as_planned() {
         "{planned:#}"
     );
     assert_eq!(planned["gc"]["release"], "v0.34.2");
+}
+
+#[test]
+fn a_plan_says_what_whole_trees_cost() {
+    if !is_root() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let (cache, keys) = (demo::cache(), demo::keys());
+    let arguments = [&cache, "--keys-from", &keys];
+    let native = [&arguments[..], &["--snapshotter", "native"]].concat();
+    let planned = bake_as_planned(&native, &[], &scratch.join("root"));
+    let layered = parsed(&plan(&arguments, &scratch.join("other")).expect_success("plan"));
+    assert!(layered["whole_trees"].is_null(), "{layered:#}");
+    // All that such a root has more than one of overlayfs is trees.
+    let whole = &planned["whole_trees"];
+    for which in ["estimate", "up_to"] {
+        let [trees, layers, all, without] =
+            [&whole["trees"], &whole["layers"], &planned["bytes_on_disk"], &layered["bytes_on_disk"]]
+                .map(|bytes| bytes[which].as_u64().unwrap());
+        assert!(trees > 2 * layers, "{which}: {whole:#}");
+        assert_eq!(all - trees, without - layers, "{which}");
+    }
+
+    let mut command = warmkit();
+    command.arg("plan").args(&native).arg("--root").arg(scratch.join("other"));
+    let said = run(&mut command, Duration::from_secs(60)).expect_success("plan").stdout;
+    let line =
+        said.lines().find(|line| line.starts_with("  of trees  about ")).unwrap_or_else(|| panic!("{said}"));
+    assert!(
+        line.contains(" MiB, as native keeps a whole tree for each layer, and layers alone are about "),
+        "{line}"
+    );
 }
 
 #[test]
@@ -244,6 +277,25 @@ fn what_just_fits_is_not_refused() {
         let baked = bake(arguments, &disk.0).expect_success("bake into what it takes");
         assert_eq!(baked.stderr.contains("may not have enough space"), *warned, "{}", baked.stderr);
     }
+}
+
+/// A tmpfs without a limit says that it has no bytes at all.
+#[test]
+fn a_disk_that_does_not_tell_its_size_is_baked_on() {
+    if !is_root() {
+        return;
+    }
+    let fixture = Fixture::of_layer(&noise(1, MIB));
+    let disk = fixture.disk("size=0");
+    let planned = parsed(&plan(&fixture.arguments(), &disk.0));
+    assert_eq!((&planned["target"]["bytes"], &planned["target"]["bytes_free"]), (&Value::Null, &Value::Null));
+    assert_eq!(planned["refusals"], Value::Array(Vec::new()));
+    let mut command = warmkit();
+    command.arg("plan").args(fixture.arguments()).arg("--root").arg(&disk.0);
+    let said = run(&mut command, Duration::from_secs(60)).expect_success("plan").stdout;
+    assert!(said.contains("free there  the file system does not tell bytes"), "{said}");
+    let baked = bake(&fixture.arguments(), &disk.0).expect_success("bake");
+    assert!(!baked.stderr.contains("enough space"), "{}", baked.stderr);
 }
 
 #[test]

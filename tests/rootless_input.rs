@@ -37,11 +37,16 @@ struct Machine {
 
 impl Machine {
     fn new() -> Option<Self> {
-        Self::with_owner(0)
+        Self::with_owner(0, 0)
     }
 
-    /// One with a cache that has a file of this owner.
-    fn with_owner(owner: u32) -> Option<Self> {
+    /// One with a cache that has a file of this user and group.
+    fn with_owner(user: u32, group: u32) -> Option<Self> {
+        Self::with_file(owned().owner(user, group))
+    }
+
+    /// One with a cache that has this file.
+    fn with_file(file: Entry<'_>) -> Option<Self> {
         if !is_root() {
             return None;
         }
@@ -49,7 +54,6 @@ impl Machine {
         fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let mut cache = Handmade::default();
         let base = cache.plain(&Tar::new().add(Entry::new("base", Kind::File(b"base"))).finish(), None);
-        let file = Entry::new("dir/owned", Kind::File(b"owned")).owner(owner, 0);
         let top = cache.plain(&Tar::new().add(file).finish(), Some(base));
         let from = cache.record("from", &[], &[base]);
         cache.record("run", &[&[from]], &[top]);
@@ -81,6 +85,13 @@ impl Machine {
 
     fn data(&self) -> PathBuf {
         self.home().join(".local/share/buildkit")
+    }
+
+    /// Whom the file of the cache's upper layer belongs to.
+    fn owner_of_file(&self) -> (u32, u32) {
+        let file = self.data().join("runc-overlayfs/snapshots/snapshots/2/fs/dir/owned");
+        let found = fs::metadata(file).unwrap();
+        (found.uid(), found.gid())
     }
 
     fn etc(&self, name: &str, text: &str) {
@@ -163,6 +174,11 @@ impl Machine {
     }
 }
 
+/// The file of the cache's upper layer.
+fn owned() -> Entry<'static> {
+    Entry::new("dir/owned", Kind::File(b"owned"))
+}
+
 #[track_caller]
 fn says(ended: &Ended, code: i32, said: &[&str]) {
     let all = format!("{}{}", ended.stdout, ended.stderr);
@@ -206,33 +222,71 @@ fn a_user_without_ids_is_told_which_are_free() {
 
 #[test]
 fn a_range_that_lacks_an_owner_is_told_with_the_line_that_is_missing() {
-    let Some(machine) = Machine::with_owner(70_000) else { return };
-    let ended = machine.as_root(&[], &machine.bake("rootless:ci"));
-    let said = [
-        "error: layer sha256:",
-        "cannot give \"dir/owned\" to its owner: user 70000 is none of those that the user namespace has (0-65536)",
-        "`ci:265536:4464` in /etc/subuid",
-    ];
-    says(&ended, 1, &said);
-    // It was found in the midst of a layer.
-    assert_eq!(fs::read_dir(machine.home()).unwrap().count(), 0);
+    for (owner, what, file) in [((70_000, 0), "user", "subuid"), ((0, 70_000), "group", "subgid")] {
+        let Some(machine) = Machine::with_owner(owner.0, owner.1) else { return };
+        let none = format!("{what} 70000 is none of those that the user namespace has (0-65536)");
+        let line = format!("`ci:265536:4464` in /etc/{file}");
+        let said = ["error: layer sha256:", "cannot give \"dir/owned\" to its owner: ", &none, &line];
+        says(&machine.as_root(&[], &machine.bake("rootless:ci")), 1, &said);
+        // It was found in the midst of a layer.
+        assert_eq!(fs::read_dir(machine.home()).unwrap().count(), 0);
+        if has_rootlesskit() {
+            says(&machine.as_user(&[], &NAMESPACE, &machine.bake("rootless")), 1, &said);
+            assert_eq!(fs::read_dir(machine.home()).unwrap().count(), 0);
+        }
 
-    // With it, the bake goes through.
-    machine.etc("subuid", &format!("{RANGE}ci:265536:4464\n"));
-    machine.as_root(&[], &machine.bake("rootless:ci")).expect_success("bake");
-    let owned = machine.data().join("runc-overlayfs/snapshots/snapshots/2/fs/dir/owned");
-    assert_eq!(fs::metadata(owned).unwrap().uid(), 269_999);
+        // With it, the bake goes through.
+        machine.etc(file, &format!("{RANGE}ci:265536:4464\n"));
+        machine.as_root(&[], &machine.bake("rootless:ci")).expect_success("bake");
+        let expected = if what == "user" { (269_999, ID) } else { (ID, 269_999) };
+        assert_eq!(machine.owner_of_file(), expected);
+    }
 }
 
+/// Users and groups have ranges of their own, which need not be alike, and may be several.
 #[test]
-fn a_namespace_that_lacks_an_owner_is_told_so() {
-    let Some(machine) = Machine::with_owner(70_000) else { return };
+fn users_and_groups_are_shifted_each_by_their_own_ranges() {
+    let Some(machine) = Machine::with_owner(1000, 2000) else { return };
+    machine.etc("subuid", "ci:300000:65536\n");
+    machine.etc("subgid", "ci:600000:1500\nother:700000:65536\nci:900000:65536\n");
+    let expected = (300_999, 900_499);
+    machine.as_root(&[], &machine.bake("rootless:ci")).expect_success("bake");
+    assert_eq!(machine.owner_of_file(), expected);
+    let verify = ["verify", "--read-data", "--for", "rootless:ci"];
+    machine.as_root(&[], &verify).expect_success("verify");
     if !has_rootlesskit() {
         return;
     }
-    let ended = machine.as_user(&[], &NAMESPACE, &machine.bake("rootless"));
-    says(&ended, 1, &["user 70000 is none of those", "`ci:265536:4464` in /etc/subuid"]);
-    assert_eq!(fs::read_dir(machine.home()).unwrap().count(), 0);
+    // The kernel shifts those of a bake in a namespace, by what newuidmap and newgidmap have told it.
+    fs::remove_dir_all(machine.data()).unwrap();
+    machine.as_user(&[], &NAMESPACE, &machine.bake("rootless")).expect_success("bake in a namespace");
+    assert_eq!(machine.owner_of_file(), expected);
+    machine.as_root(&[], &verify).expect_success("verify from outside");
+    machine
+        .as_user(&[], &NAMESPACE, &["verify", "--read-data", "--for", "rootless"])
+        .expect_success("verify");
+}
+
+/// As its daemon refuses it, whoever bakes; one of root takes it.
+#[test]
+fn attributes_that_a_rootless_daemon_may_not_set_are_refused() {
+    let Some(machine) = Machine::with_file(owned().xattr("security.odd", b"1")) else { return };
+    let said = [
+        "layer entry \"dir/owned\" refused: it has an extended attribute \"security.…\"",
+        "its daemon could not extract that layer either",
+    ];
+    for more in [&[][..], &["--snapshotter", "native"]] {
+        let ended = machine.as_root(&[], &[&machine.bake("rootless:ci")[..], more].concat());
+        says(&ended, 1, &said);
+        if has_rootlesskit() {
+            let ended = machine.as_user(&[], &NAMESPACE, &[&machine.bake("rootless")[..], more].concat());
+            says(&ended, 1, &said);
+        }
+        assert_eq!(fs::read_dir(machine.home()).unwrap().count(), 0);
+    }
+    let root = machine.path("root");
+    let arguments = [&machine.bake("")[..3], &["--root", root.to_str().unwrap()]].concat();
+    machine.as_root(&[], &arguments).expect_success("bake for root");
 }
 
 #[test]

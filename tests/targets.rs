@@ -275,12 +275,34 @@ fn the_host_is_where_its_unit_and_its_configuration_say() {
             2,
             "snapshotter \"stargz\", which keeps layers in a form of its own; roots are written for overlayfs",
         ),
+        ("[worker.oci]\nsnapshotter = \"nydus\"", 2, "snapshotter \"nydus\", which"),
+        ("[worker.oci]\nsnapshotter = \"zfs\"", 2, "snapshotter \"zfs\", which"),
+        ("[worker.oci]\nsnapshotter = \"btrfs\"", 2, "snapshotter \"btrfs\", which"),
+        (
+            "[worker.oci]\nsnapshotter = \"overlayfs\"\nproxySnapshotterPath = \"/run/nydus.sock\"",
+            2,
+            "leaves its snapshots to the program that listens at /run/nydus.sock",
+        ),
         ("root = ", 1, "buildkitd.toml"),
     ];
     for (text, code, said) in cases {
         fs::write(&config, text).unwrap();
         let (found, error) = machine.fails(&["verify", "--for", "host"]);
         assert!(found == code && error.contains(said), "{text}: {found} {error}");
+        if code == 2 {
+            let (found, error) = machine.fails(&["bake", "type=local,src=/nonexistent"]);
+            assert!(found == code && error.contains(said), "{text}: {found} {error}");
+        }
+    }
+    fs::write(&config, "").unwrap();
+    for (flag, said) in [
+        ("--oci-worker-proxy-snapshotter-path=/run/p.sock", "that listens at /run/p.sock"),
+        ("--containerd-worker-rootless", "runs rootless"),
+        ("--rootless", "runs rootless"),
+    ] {
+        machine.unit("buildkit.service", &format!("--config {} {flag}", config.display()));
+        let (found, error) = machine.fails(&["verify"]);
+        assert!(found == 2 && error.contains(said), "{flag}: {found} {error}");
     }
     machine.unit("buildkitd.service", "--root=/nonexistent/from-unit");
     let (_, error) = machine.fails(&["verify"]);
@@ -313,11 +335,24 @@ fn a_containerd_is_where_the_configuration_says() {
         ("", &["--for", "containerd:b"], 2, "the path of a socket"),
         ("enabled = false", &["--for", "containerd"], 2, "containerd worker turned off"),
         ("snapshotter = \"stargz\"", &["--for", "containerd"], 2, "the snapshotter \"stargz\""),
+        ("rootless = true", &["--for", "containerd"], 2, "is told to run rootless"),
         ("", &["--for", "host", "--root", "/nonexistent"], 2, "leave --root away"),
     ] {
         configure(text);
         let (found, error) = bake(arguments);
         assert!(found == expected && error.contains(said), "{text} {arguments:?}: {found} {error}");
         assert!(!root.exists(), "{text} {arguments:?}");
+    }
+    // Found before a containerd is asked.
+    if cfg!(feature = "containerd") {
+        configure("");
+        fs::create_dir_all(root.join("containerd-stargz")).unwrap();
+        for command in ["verify", "inspect"] {
+            let (found, error) = machine.fails(&[command, "--for", "containerd:/nonexistent"]);
+            let said = "a containerd worker with the snapshotter stargz (containerd-stargz)";
+            assert!(found != 0 && error.contains(said), "{command}: {found} {error}");
+        }
+        let (found, error) = bake(&["--for", "containerd:/nonexistent"]);
+        assert!(found == 7 && error.contains("(--containerd-worker-snapshotter)"), "{found} {error}");
     }
 }

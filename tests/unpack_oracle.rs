@@ -6,16 +6,20 @@ mod layers;
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs;
-use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, chown};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, chown, lchown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use serde_json::json;
+use support::command::run;
+use support::files;
 use support::rootless::User;
 use support::{BuildRequest, Daemon, Registry, Scratch, Tools};
 use warmkit::bolt::Database;
@@ -53,12 +57,6 @@ enum Content {
 
 const SETGID: u32 = 0o2000;
 
-/// What became of one layer.
-enum Outcome {
-    Unpacked(BTreeMap<PathBuf, Node>),
-    Refused(String),
-}
-
 /// How a daemon's layers are unpacked, and looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
@@ -70,6 +68,8 @@ enum Way {
     Native,
     /// Upper directories of a daemon that a plain user runs, through a mount and seen through one.
     Rootless,
+    /// The same, mounted by fuse-overlayfs.
+    RootlessFuse,
     /// Whole trees of such a daemon.
     RootlessNative,
 }
@@ -78,16 +78,61 @@ impl Way {
     fn snapshotter(self) -> Snapshotter {
         match self {
             Self::Overlayfs | Self::Rootless => Snapshotter::Overlayfs,
-            Self::FuseOverlayfs => Snapshotter::FuseOverlayfs,
+            Self::FuseOverlayfs | Self::RootlessFuse => Snapshotter::FuseOverlayfs,
             Self::Native | Self::RootlessNative => Snapshotter::Native,
         }
     }
 
     /// Whether a plain user runs the daemon.
     fn is_rootless(self) -> bool {
-        matches!(self, Self::Rootless | Self::RootlessNative)
+        matches!(self, Self::Rootless | Self::RootlessFuse | Self::RootlessNative)
+    }
+
+    /// Whether the daemon's trees are seen through fuse-overlayfs.
+    fn is_fuse(self) -> bool {
+        self.snapshotter() == Snapshotter::FuseOverlayfs
+    }
+
+    /// Whether layers are unpacked through a mount.
+    fn is_mounted(self) -> bool {
+        !matches!(self, Self::Overlayfs | Self::Native | Self::RootlessNative)
+    }
+
+    /// Whether the daemon makes something else of a case than one with overlayfs that runs as root, which extracts
+    /// those that are valid.
+    fn differs(self, case: &str) -> bool {
+        self != Self::Overlayfs && ONTO_LOWER.contains(&case)
+            || self.is_rootless() && IN_A_NAMESPACE.contains(&case)
+            || self == Self::FuseOverlayfs && case == "device-that-is-a-whiteout"
     }
 }
+
+/// Cases that come out differently where a layer is extracted onto what those below it show.
+const ONTO_LOWER: [&str; 6] = [
+    "entry-then-whiteout",
+    "whiteout-twice",
+    "below-a-whiteout",
+    "implied-directory-over-a-lower-file",
+    "implied-directories-over-a-whiteout",
+    "hard-link-into-a-lower-layer",
+];
+/// Those that do where owners are few, devices are skipped, and some attributes may not be set.
+const IN_A_NAMESPACE: [&str; 6] = [
+    "owners",
+    "records-with-numbers",
+    "device-major-out-of-range",
+    "device-minor-negative",
+    "hard-links-to-anything",
+    "xattr-security-on-symlink",
+];
+
+/// What became of unpacking a layer: whose times are not to be compared, or why it is refused.
+type Unpacked = Result<Untimed, String>;
+
+/// Says to a test of this binary that it runs in a user namespace: the directory to unpack in.
+const INSIDE: &str = "WARMKIT_TEST_UNPACKS_IN";
+/// What that test is called.
+const INSIDE_TEST: &str = "what_a_user_unpacks_in_a_namespace";
 
 #[test]
 fn unpacks_as_a_real_daemon_does() {
@@ -114,10 +159,72 @@ fn unpacks_as_a_rootless_one_with_native_snapshots() {
     agrees(Way::RootlessNative);
 }
 
+#[test]
+fn unpacks_as_a_rootless_one_with_fuse_overlayfs() {
+    agrees(Way::RootlessFuse);
+}
+
+/// No test by itself: it is run in a user namespace by those that have a daemon there.
+#[test]
+fn what_a_user_unpacks_in_a_namespace() {
+    let Some(directory) = std::env::var_os(INSIDE).map(PathBuf::from) else { return };
+    let owners = Owners::of_this_process().unwrap();
+    assert!(owners.is_namespace());
+    fsutil::own_mount_namespace().unwrap();
+    let way = if directory.join(LABELLED).exists() { Way::RootlessNative } else { Way::Rootless };
+    if way == Way::RootlessNative {
+        let copied = directory.join("copied");
+        fs::create_dir(&copied).unwrap();
+        layer::copy_tree(&directory.join(LABELLED), &copied).unwrap();
+    }
+    let unpacked: Vec<_> = unpack_all(&layers::corpus(), way, &owners, &directory)
+        .into_iter()
+        .map(|layers| layers.into_iter().map(|layer| layer.map(Untimed::into_bytes)).collect::<Vec<_>>())
+        .collect();
+    fs::write(directory.join("unpacked.json"), serde_json::to_vec(&unpacked).unwrap()).unwrap();
+}
+
+/// A tree with attributes that only root may set.
+const LABELLED: &str = "labelled";
+
+/// The same as [`unpack_all`], by a user in a namespace as its daemon has.
+fn unpack_all_inside(user: &User, way: Way, directory: &Path) -> Vec<Vec<Unpacked>> {
+    fs::create_dir(directory).unwrap();
+    user.owns(directory);
+    if way == Way::RootlessNative {
+        let labelled = directory.join(LABELLED);
+        fs::create_dir(&labelled).unwrap();
+        fs::write(labelled.join("file"), "x").unwrap();
+        std::os::unix::fs::symlink("file", labelled.join("link")).unwrap();
+        for name in ["file", "link", ""] {
+            let path = labelled.join(name);
+            lchown(&path, Some(user.id), Some(user.id)).unwrap();
+            let flags = rustix::fs::XattrFlags::empty();
+            rustix::fs::lsetxattr(path.as_os_str().as_bytes(), "security.odd", b"1", flags).unwrap();
+        }
+    }
+    let program = user.home.join("bin/unpack_oracle");
+    files::install(&std::env::current_exe().unwrap(), &program);
+    let mut command = user.in_namespace(program.to_str().unwrap());
+    command.args(["--exact", INSIDE_TEST, "--nocapture"]).env(INSIDE, directory);
+    run(&mut command, Duration::from_secs(120)).expect_success("unpack in a namespace");
+    if way == Way::RootlessNative {
+        let copied = tree(&directory.join("copied"), &Untimed::default());
+        assert_eq!(copied.len(), 3, "{copied:?}");
+        assert!(copied.values().all(|node| node.xattrs.is_empty()), "{copied:?}");
+    }
+    type Bytes = Vec<Vec<u8>>;
+    let unpacked: Vec<Vec<Result<(Bytes, Option<Bytes>), String>>> =
+        serde_json::from_slice(&fs::read(directory.join("unpacked.json")).unwrap()).unwrap();
+    let layers =
+        |layers: Vec<Result<_, _>>| layers.into_iter().map(|layer| layer.map(Untimed::of_bytes)).collect();
+    unpacked.into_iter().map(layers).collect()
+}
+
 /// Compares what becomes of each layer with what a daemon makes of it.
 fn agrees(way: Way) {
     let Some(tools) = Tools::find(support::tools::NEWEST) else { return };
-    if way == Way::FuseOverlayfs && support::tools::on_path("fuse-overlayfs").is_none() {
+    if way.is_fuse() && support::tools::on_path("fuse-overlayfs").is_none() {
         return support::skip::skip("no fuse-overlayfs in $PATH");
     }
     let corpus = layers::corpus();
@@ -126,7 +233,8 @@ fn agrees(way: Way) {
     let root = scratch.join("root");
     let user = if way.is_rootless() {
         let Some(user) = User::make(&tools) else { return };
-        Some(user.with_more_ids())
+        let user = user.with_more_ids();
+        Some(if way.is_fuse() { user.with_fuse() } else { user })
     } else {
         None
     };
@@ -137,63 +245,90 @@ fn agrees(way: Way) {
     // Of this thread, for what is mounted.
     fsutil::own_mount_namespace().unwrap();
 
-    let mut faults = String::new();
-    let mut compared = 0;
-    for (i, case) in corpus.iter().enumerate() {
-        let chains: Vec<ChainId> = case
-            .layers
-            .iter()
-            .scan(None, |chain, layer| {
+    let natives = Natives { way, errors, snapshots, target: scratch.join("seen") };
+    let directory = scratch.join("ours");
+    fs::create_dir(&directory).unwrap();
+    natives.agree(&corpus, &directory, &unpack_all(&corpus, way, &owners, &directory));
+    // A bake unpacks the same for both daemons that mount layers.
+    if let Some(user) = user.as_ref().filter(|_| !way.is_fuse()) {
+        let directory = user.home.join("ours");
+        natives.agree(&corpus, &directory, &unpack_all_inside(user, way, &directory));
+    }
+    verified(&root);
+}
+
+/// What a daemon has made of the corpus.
+struct Natives {
+    way: Way,
+    /// What it said of cases that it did not extract.
+    errors: Vec<String>,
+    /// The directories of layers.
+    snapshots: BTreeMap<ChainId, PathBuf>,
+    /// Where layers are mounted, to be seen.
+    target: PathBuf,
+}
+
+impl Natives {
+    /// Compares it with what was unpacked in `directory`.
+    fn agree(&self, corpus: &[Case], directory: &Path, unpacked: &[Vec<Unpacked>]) {
+        let way = self.way;
+        let mut faults = String::new();
+        let (mut compared, mut refused) = (0, 0);
+        for (i, case) in corpus.iter().enumerate() {
+            let chains = case.layers.iter().scan(None, |chain, layer| {
                 *chain = Some(ChainId::of_layer(*chain, DiffId::of(&layer.tar)));
                 *chain
-            })
-            .collect();
-        let natives: Vec<_> = chains.iter().map(|chain| snapshots.get(chain)).collect();
-        let uppers: Vec<PathBuf> =
-            (0..case.layers.len()).map(|n| scratch.join(format!("ours/{i}/{n}"))).collect();
-        for (n, layer) in case.layers.iter().enumerate() {
-            let valid = case.valid || n + 1 < case.layers.len();
-            let (ours, implied) = match unpack(layer, way, &owners, &uppers, n, &scratch.join(".")) {
-                Ok(implied) => {
-                    (Outcome::Unpacked(seen(way, &uppers[..=n], &scratch.join("."), &implied)), implied)
+            });
+            let natives: Vec<_> = chains.map(|chain| self.snapshots.get(&chain).cloned()).collect();
+            let uppers = uppers(directory, i, case);
+            for (n, ours) in unpacked[i].iter().enumerate() {
+                let native: Option<Vec<PathBuf>> = natives[..=n].iter().cloned().collect();
+                let subject = format!("{} layer {n}", case.name);
+                let is_last = n + 1 == case.layers.len();
+                let valid = case.valid || !is_last;
+                // A case that both refuse for a reason of its own would prove nothing.
+                if native.is_some() != (valid != (is_last && way.differs(&case.name))) {
+                    let said = if native.is_some() { "extracted" } else { &self.errors[i] };
+                    let expected = if native.is_some() { "refused" } else { "valid" };
+                    writeln!(faults, "{subject}: expected {expected}: {said}").unwrap();
                 }
-                Err(e) => (Outcome::Refused(e), Untimed::default()),
-            };
-            let natives: Option<Vec<PathBuf>> = natives[..=n].iter().map(|fs| fs.cloned()).collect();
-            let native = match natives {
-                Some(natives) => Outcome::Unpacked(seen(way, &natives, &scratch.join("."), &implied)),
-                None => Outcome::Refused(errors[i].clone()),
-            };
-            let subject = format!("{} layer {n}", case.name);
-            match (&ours, &native) {
-                (Outcome::Unpacked(ours), Outcome::Unpacked(native)) => {
-                    compare(&subject, ours, native, &mut faults);
-                }
-                (Outcome::Refused(_), Outcome::Refused(_)) => {}
-                (Outcome::Refused(e), Outcome::Unpacked(_)) => {
-                    writeln!(faults, "{subject}: only we refuse: {e}").unwrap();
-                }
-                // A namespace may not set it, who writes from outside may.
-                (Outcome::Unpacked(_), Outcome::Refused(e))
-                    if way.is_rootless() && e.contains("failed to setxattr") && e.contains("\"security.") => {
-                }
-                (Outcome::Unpacked(_), Outcome::Refused(e)) => {
-                    writeln!(faults, "{subject}: only the daemon refuses: {e}").unwrap();
+                match (ours, native) {
+                    (Ok(untimed), Some(native)) => {
+                        let ours = seen(way, &uppers[..=n], &self.target, untimed);
+                        let native = seen(way, &native, &self.target, untimed);
+                        compare(&subject, &ours, &native, &mut faults);
+                        compared += 1;
+                    }
+                    (Err(_), None) => refused += 1,
+                    (Err(e), Some(_)) => writeln!(faults, "{subject}: only we refuse: {e}").unwrap(),
+                    (Ok(_), None) => {
+                        writeln!(faults, "{subject}: only the daemon refuses: {}", self.errors[i]).unwrap();
+                    }
                 }
             }
-            // A case that both refuse for a reason of its own would prove nothing. What layers may have is not quite
-            // the same everywhere.
-            if way == Way::Overlayfs && matches!(native, Outcome::Unpacked(_)) != valid {
-                let said = if let Outcome::Refused(e) = &native { e } else { "extracted" };
-                writeln!(faults, "{subject}: expected {}: {said}", if valid { "valid" } else { "refused" })
-                    .unwrap();
-            }
-            compared += 1;
         }
+        assert!(faults.is_empty(), "{way:?} in {}: {faults}", directory.display());
+        eprintln!(
+            "{way:?}, {} cases: {compared} layers are the same, {refused} are refused by both",
+            corpus.len()
+        );
+        assert!(compared >= 130 && refused >= 100, "{compared} and {refused} layers");
     }
-    assert!(faults.is_empty(), "{faults}");
-    eprintln!("{} cases, {compared} layers agree", corpus.len());
-    verified(&root);
+}
+
+/// Unpacks the corpus as a bake does.
+fn unpack_all(corpus: &[Case], way: Way, owners: &Owners, directory: &Path) -> Vec<Vec<Unpacked>> {
+    let unpack_case = |(i, case): (usize, &Case)| {
+        let uppers = uppers(directory, i, case);
+        let layers = case.layers.iter().enumerate();
+        layers.map(|(n, layer)| unpack(layer, way, owners, &uppers, n, directory)).collect()
+    };
+    corpus.iter().enumerate().map(unpack_case).collect()
+}
+
+/// Where the layers of a case are unpacked, lowest first.
+fn uppers(directory: &Path, i: usize, case: &Case) -> Vec<PathBuf> {
+    (0..case.layers.len()).map(|n| directory.join(format!("{i}/{n}"))).collect()
 }
 
 /// What verify expects of the layers is what the daemon made of them.
@@ -298,6 +433,20 @@ struct Untimed {
 }
 
 impl Untimed {
+    /// Paths need be no text.
+    fn into_bytes(self) -> (Vec<Vec<u8>>, Option<Vec<Vec<u8>>>) {
+        let bytes = |paths: BTreeSet<PathBuf>| {
+            paths.into_iter().map(|path| path.into_os_string().into_vec()).collect()
+        };
+        (bytes(self.implied), self.but.map(bytes))
+    }
+
+    fn of_bytes((implied, but): (Vec<Vec<u8>>, Option<Vec<Vec<u8>>>)) -> Self {
+        let paths =
+            |paths: Vec<Vec<u8>>| paths.into_iter().map(|path| OsString::from_vec(path).into()).collect();
+        Self { implied: paths(implied), but: but.map(paths) }
+    }
+
     fn has(&self, path: &Path, is_directory: bool) -> bool {
         self.implied.contains(path)
             || is_directory && self.but.as_ref().is_some_and(|but| !but.contains(path))
@@ -312,7 +461,7 @@ fn unpack(
     uppers: &[PathBuf],
     n: usize,
     scratch: &Path,
-) -> Result<Untimed, String> {
+) -> Unpacked {
     let upper = &uppers[n];
     fs::create_dir_all(upper).unwrap();
     let root = (owners.user(0).unwrap(), owners.group(0).unwrap());
@@ -336,7 +485,7 @@ fn unpack(
         Way::Native | Way::RootlessNative => {
             layer::copy_tree(&uppers[n - 1], upper).and_then(|()| unpack(&onto, upper))
         }
-        Way::FuseOverlayfs | Way::Rootless => {
+        Way::FuseOverlayfs | Way::Rootless | Way::RootlessFuse => {
             let (work, target) = (scratch.join("work"), scratch.join("target"));
             let _ = fs::remove_dir_all(&work);
             fs::create_dir_all(&work).unwrap();
@@ -348,7 +497,7 @@ fn unpack(
                 upper,
                 work: &work,
                 target: &target,
-                userxattr: way == Way::Rootless,
+                userxattr: way.is_rootless(),
             };
             overlay.with(|at| unpack(&onto, at)).and_then(|unpacked| overlay.settle(root).map(|()| unpacked))
         }
@@ -372,26 +521,25 @@ fn unpack(
 }
 
 /// What a chain of layers, lowest first, shows a build; for overlayfs only what the last one has.
-fn seen(way: Way, layers: &[PathBuf], scratch: &Path, untimed: &Untimed) -> BTreeMap<PathBuf, Node> {
+fn seen(way: Way, layers: &[PathBuf], target: &Path, untimed: &Untimed) -> BTreeMap<PathBuf, Node> {
     let last = layers.last().unwrap();
-    if !matches!(way, Way::FuseOverlayfs | Way::Rootless) || layers.len() == 1 {
+    if !way.is_mounted() || layers.len() == 1 {
         return tree(last, untimed);
     }
-    let target = scratch.join("seen");
-    fs::create_dir_all(&target).unwrap();
+    fs::create_dir_all(target).unwrap();
     let lowers: Vec<String> = layers.iter().rev().map(|layer| layer.display().to_string()).collect();
     let lowers = format!("lowerdir={}", lowers.join(":"));
-    let mut command = Command::new(if way == Way::Rootless { "mount" } else { "fuse-overlayfs" });
-    if way == Way::Rootless {
-        command.args(["-t", "overlay", "overlay", "-o", &format!("{lowers},userxattr")]);
-    } else {
+    let mut command = Command::new(if way.is_fuse() { "fuse-overlayfs" } else { "mount" });
+    if way.is_fuse() {
         command.args(["-o", &lowers]);
+    } else {
+        command.args(["-t", "overlay", "overlay", "-o", &format!("{lowers},userxattr")]);
     }
-    command.arg(&target);
+    command.arg(target);
     assert!(command.status().unwrap().success(), "{command:?}");
-    let mut nodes = tree(&target, untimed);
+    let mut nodes = tree(target, untimed);
     // Where fuse-overlayfs copies up a directory, it loses the setgid bit, and what is made in it the group.
-    for (path, node) in nodes.iter_mut().filter(|_| way == Way::FuseOverlayfs) {
+    for (path, node) in nodes.iter_mut().filter(|_| way.is_fuse()) {
         if matches!(node.content, Content::None) && node.device == 0 {
             node.mode &= !SETGID;
             if untimed.implied.contains(path) {
@@ -399,7 +547,7 @@ fn seen(way: Way, layers: &[PathBuf], scratch: &Path, untimed: &Untimed) -> BTre
             }
         }
     }
-    rustix::mount::unmount(&target, rustix::mount::UnmountFlags::DETACH).unwrap();
+    rustix::mount::unmount(target, rustix::mount::UnmountFlags::DETACH).unwrap();
     nodes
 }
 

@@ -167,7 +167,7 @@ pub enum Error {
     TakenForKilled,
     /// A program that lacks a part.
     #[error(
-        "this warmkit was built without the feature `containerd`: build it with `cargo build --release --features containerd`"
+        "this warmkit was built without the feature `containerd`: install a package of `scripts/package`, or build with `--features containerd`"
     )]
     NoContainerd,
     /// A database or directory of the root could not be written.
@@ -227,6 +227,10 @@ impl Error {
         use layer::Error as L;
         match self {
             Self::Gather(error) => error.class(),
+            // A good layer, for other daemons.
+            Self::Layer { source: L::Refused { refusal: layer::Refusal::SecurityAttribute, .. }, .. } => {
+                ErrorClass::Other
+            }
             Self::DiffIdMismatch { .. }
             | Self::Layer { source: L::Decompress { .. } | L::Archive { .. } | L::Refused { .. }, .. } => {
                 ErrorClass::Content

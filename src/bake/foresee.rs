@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::need::{self, Estimate, Need};
+use super::need::{self, Estimate, Need, WholeTrees};
 use super::plan::Plan;
 use super::prepare::{Prepared, prepare};
 use super::report::Contents;
@@ -44,6 +44,8 @@ pub struct Foreseen {
     /// Who keeps its layers, where that is not the root: all of `bytes_on_disk` is there, on a disk that nothing is known
     /// of, and `inodes` has none of it.
     pub containerd: Option<Containerd>,
+    /// Of the bytes, those of trees; `None` where each layer is kept by itself.
+    pub whole_trees: Option<WholeTrees>,
     /// Layers of which the size of the tar is known; what the other ones unpack to is known less well.
     pub tars_known: usize,
     /// The disk that the root would be on.
@@ -60,10 +62,10 @@ pub struct Foreseen {
 /// How much room there is for a root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct TargetRoom {
-    /// Bytes of the file system.
-    pub bytes: u64,
+    /// Bytes of the file system; `None` where it does not tell.
+    pub bytes: Option<u64>,
     /// Those that are free, those that are reserved for root included.
-    pub bytes_free: u64,
+    pub bytes_free: Option<u64>,
     /// Inodes of the file system; `None` where it makes them as it needs them.
     pub inodes: Option<u64>,
     /// Those that are free.
@@ -72,9 +74,10 @@ pub struct TargetRoom {
 
 impl From<Room> for TargetRoom {
     fn from(room: Room) -> Self {
-        let Room { bytes, free_bytes, inodes, .. } = room;
+        let Room { bytes, inodes, .. } = room;
+        let (bytes, bytes_free) = bytes.unzip();
         let (inodes, inodes_free) = inodes.unzip();
-        Self { bytes, bytes_free: free_bytes, inodes, inodes_free }
+        Self { bytes, bytes_free, inodes, inodes_free }
     }
 }
 
@@ -139,6 +142,7 @@ fn foresee_watched(
         bytes_on_disk: need.bytes,
         inodes: need.inodes,
         containerd: options.containerd.clone(),
+        whole_trees: need.whole_trees,
         tars_known: tars.iter().flatten().filter(|tar| tar.is_known()).count(),
         target: room.into(),
         refusals,
@@ -194,10 +198,8 @@ fn collected(
             ..gc::Record::default()
         })
         .collect();
-    let (total, free) = match gc.disk_size {
-        Some(size) => (size, size),
-        None => (room.bytes, room.free_bytes),
-    };
+    // The daemon takes what it is told.
+    let (total, free) = gc.disk_size.map(|size| (size, size)).or(room.bytes).unwrap_or_default();
     let disk = Disk { total, free: free.saturating_sub(need.bytes.estimate) };
     Ok(gc::foretell(&gc::Question {
         records: &records,

@@ -36,7 +36,7 @@ use serde::Serialize;
 pub(crate) use error::IoContext;
 pub use error::{Error, Resource, Shortage};
 pub use foresee::{Foreseen, GcOptions, TargetRoom, foresee};
-pub use need::Estimate;
+pub use need::{Estimate, WholeTrees};
 pub use report::{Contents, Report, Unkeyed};
 
 pub use crate::gather::ErrorClass;
@@ -342,13 +342,16 @@ fn check_room(
     if let Some(shortage) = need.shortage(&room) {
         return Err(Error::NoSpace { path: target.clone(), shortage });
     }
-    if need.layers == Layers::InRoot && need.bytes.estimate > room.free_bytes {
+    if need.layers == Layers::InRoot
+        && let Some((_, free)) = room.bytes
+        && need.bytes.estimate > free
+    {
         progress.event(Event::Warning(format!(
             "{} may not have enough space: the root takes about {} bytes, and {} are free; `warmkit plan` \
              tells more exactly",
             target.display(),
             need.bytes.estimate,
-            room.free_bytes,
+            free,
         )));
     }
     Ok(())

@@ -50,6 +50,16 @@ impl AddAssign for Estimate {
     }
 }
 
+/// What it costs that a snapshotter keeps a whole tree for each layer. Where the file system lets files share blocks,
+/// they do, and take less.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct WholeTrees {
+    /// Bytes of all trees.
+    pub trees: Estimate,
+    /// What the layers have of them by themselves, as overlayfs would keep them.
+    pub layers: Estimate,
+}
+
 /// What a root takes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Need {
@@ -59,6 +69,8 @@ pub(super) struct Need {
     pub(super) inodes: Estimate,
     /// Who has the bytes.
     pub(super) layers: Layers,
+    /// Of a snapshotter with whole trees.
+    pub(super) whole_trees: Option<WholeTrees>,
     /// Of the bytes, those of each snapshot of the plan.
     pub(super) snapshots: Vec<Estimate>,
 }
@@ -94,6 +106,7 @@ pub(super) fn of(plan: &Plan, images: &[Image], tars: &[Option<TarSize>], root: 
             tars[snapshot.blob].map_or_else(|| unpacked_of_blob(compressed), unpacked)
         })
         .collect();
+    let alone = sum(&snapshots);
     if !snapshotter.has_upper() {
         // Each is a whole tree. A parent stands before what stands on it.
         for (at, snapshot) in plan.snapshots.iter().enumerate() {
@@ -117,15 +130,24 @@ pub(super) fn of(plan: &Plan, images: &[Image], tars: &[Option<TarSize>], root: 
             inodes += Estimate::exactly(around);
         }
     }
+    let whole_trees =
+        (!snapshotter.has_upper()).then(|| WholeTrees { trees: sum(&snapshots), layers: alone });
     let snapshots = snapshots.into_iter().map(|snapshot| snapshot.bytes).collect();
-    Need { bytes, inodes, layers, snapshots }
+    Need { bytes, inodes, layers, whole_trees, snapshots }
+}
+
+fn sum(snapshots: &[Unpacked]) -> Estimate {
+    snapshots.iter().fold(Estimate::default(), |mut sum, snapshot| {
+        sum += snapshot.bytes;
+        sum
+    })
 }
 
 impl Need {
     /// What `room`, that of the root, lacks in any case.
     pub(super) fn shortage(&self, room: &Room) -> Option<Shortage> {
         let lacks = |what, needed, free| (needed > free).then_some(Shortage { what, needed, free });
-        let bytes = || lacks(Resource::Bytes, self.bytes.at_least, room.free_bytes);
+        let bytes = || room.bytes.and_then(|(_, free)| lacks(Resource::Bytes, self.bytes.at_least, free));
         let inodes = || room.inodes.and_then(|(_, free)| lacks(Resource::Inodes, self.inodes.at_least, free));
         let is_known = !room.compresses && self.layers == Layers::InRoot;
         let bytes = is_known.then(bytes).flatten();
@@ -180,17 +202,18 @@ fn within(at_least: u64, estimate: u64, up_to: u64) -> Estimate {
 mod tests {
     use super::*;
 
-    const ROOM: Room = Room { bytes: 100, free_bytes: 50, inodes: Some((20, 10)), compresses: false };
+    const ROOM: Room = Room { bytes: Some((100, 50)), inodes: Some((20, 10)), compresses: false };
 
     fn need(bytes: u64, inodes: u64) -> Need {
         let (bytes, inodes) = (Estimate::exactly(bytes), Estimate::exactly(inodes));
-        Need { bytes, inodes, layers: Layers::InRoot, snapshots: Vec::new() }
+        Need { bytes, inodes, layers: Layers::InRoot, whole_trees: None, snapshots: Vec::new() }
     }
 
     #[test]
     fn lacks_what_is_not_free() {
         let compresses = Room { compresses: true, ..ROOM };
         let endless = Room { inodes: None, ..ROOM };
+        let unknown = Room { bytes: None, ..ROOM };
         let elsewhere = |need: Need| Need { layers: Layers::InContainerd, ..need };
         for (need, room, expected) in [
             (need(50, 10), ROOM, None),
@@ -200,6 +223,8 @@ mod tests {
             (need(51, 10), compresses, None),
             (need(51, 11), compresses, Some((Resource::Inodes, 11, 10))),
             (need(50, 11), endless, None),
+            (need(u64::MAX, 10), unknown, None),
+            (need(51, 11), unknown, Some((Resource::Inodes, 11, 10))),
             (elsewhere(need(51, 10)), ROOM, None),
             (elsewhere(need(51, 11)), ROOM, Some((Resource::Inodes, 11, 10))),
         ] {

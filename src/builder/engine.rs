@@ -21,6 +21,12 @@ pub fn engine_around(path: &Path) -> Option<PathBuf> {
     found.map(Path::to_owned)
 }
 
+/// The same by where dockerd keeps it that is told nothing: on a machine that is not this one.
+pub fn default_engine_around(path: &Path) -> Option<PathBuf> {
+    let engine = data_root::default_engine();
+    path.starts_with(&engine).then_some(engine)
+}
+
 /// Without links, also where dockerd has not made it yet.
 fn resolved(engine: &Path) -> PathBuf {
     let of_parent = || Some(engine.parent()?.canonicalize().ok()?.join(engine.file_name()?));

@@ -129,6 +129,20 @@ pub enum Error {
         /// What it does.
         misfit: String,
     },
+    /// Its daemon cannot mount what is in it.
+    #[error(
+        "{} cannot be the root of a daemon with {snapshotter}, whose mounts take the {separator:?} in it for a separator: \
+         every build would fail; have the root elsewhere, or the daemon use the snapshotter native",
+        path.display()
+    )]
+    Separator {
+        /// The root.
+        path: PathBuf,
+        /// The character.
+        separator: char,
+        /// The snapshotter.
+        snapshotter: &'static str,
+    },
     /// Nobody of this name.
     #[error("this machine has no user {name:?}")]
     NoUser {
@@ -344,6 +358,7 @@ impl Error {
             | Self::SeveralNodes { .. }
             | Self::NoNode { .. }
             | Self::Misfit { .. }
+            | Self::Separator { .. }
             | Self::WhichUser
             | Self::RootIsNotRootless
             | Self::InNamespace

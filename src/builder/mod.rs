@@ -21,6 +21,7 @@ mod error;
 mod root;
 mod rootless;
 mod settings;
+mod start;
 mod unit;
 mod user_unit;
 
@@ -30,7 +31,7 @@ use std::str::FromStr;
 pub use auto::{Seen, Survey, Way};
 pub use buildx::{Builder, Node, find, unknown};
 pub use docker::Docker;
-pub use engine::engine_around;
+pub use engine::{default_engine_around, engine_around};
 pub use error::{Error, ErrorClass};
 pub use root::{Containerd, Kind, Root};
 pub use settings::Told;

@@ -137,6 +137,19 @@ impl Root {
         &self.path
     }
 
+    /// What in its path its daemon takes for a separator where it mounts layers: such mounts fail, and builds with them.
+    ///
+    /// Mirrors the options of overlay mounts, of the kernel and of fuse-overlayfs, in which containerd's snapshotters
+    /// and `BuildKit` (v0.17.3, v0.34.2) escape nothing.
+    pub fn separator(&self) -> Option<char> {
+        // A volume is at the same path in all containers.
+        let path = match &self.volume {
+            Some(volume) => volume.within.clone(),
+            None => std::path::absolute(&self.path).ok()?,
+        };
+        path.to_string_lossy().chars().find(|char| [',', ':'].contains(char))
+    }
+
     /// Refuses where a container runs on it.
     ///
     /// # Errors

@@ -1,16 +1,10 @@
-//! The root of a daemon that a plain user runs.
+//! The root of a daemon that a plain user runs, as its unit starts it, or its user.
 //!
-//! ```text
-//! root     --root of the user's unit, `root` in the configuration, $XDG_DATA_HOME/buildkit, ~/.local/share/buildkit
-//! config   --config of the unit, $XDG_CONFIG_HOME/buildkit/buildkitd.toml, ~/.config/buildkit/buildkitd.toml
-//! ```
-//!
-//! Mirrors `BuildKit` `util/appdefaults/appdefaults_unix.go` and `isRootlessConfig` in `cmd/buildkitd/main.go` (v0.17.3
-//! and v0.34.2): of `$XDG_DATA_HOME` the first directory counts, and in a user namespace a `$USER` that is root gets
-//! root's directories.
+//! Mirrors `isRootlessConfig` in `BuildKit`'s `cmd/buildkitd/main.go` (v0.17.3 and v0.34.2): in a user namespace a
+//! `$USER` that is root gets root's directories.
 
 use std::env;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -19,7 +13,7 @@ use std::time::Duration;
 
 use super::Error;
 use super::root::{Kind, Root};
-use super::settings::{Settings, argument};
+use super::start::Start;
 use super::user_unit::{self, Unit};
 use crate::daemon::{on_path, output_within};
 use crate::fsutil;
@@ -134,40 +128,31 @@ pub(super) fn is_user_of_namespace() -> bool {
 /// The root of whose session this is.
 fn at(session: &Session<'_>, owners: Owners) -> Result<Root, Error> {
     let Session { user, home, variables, runtime } = session;
+    let home_of_user = || home.map(Path::to_owned).ok_or(Error::NoHome);
+    let resolve =
+        |what: &str, path| Err(Error::Relative { what: format!("{what} of {user}'s buildkitd"), path });
+    let by_user = Start {
+        arguments: &[],
+        variable: &|name| Ok(variables(name)),
+        home: &home_of_user,
+        resolve: &resolve,
+    };
     let unit = match home {
-        Some(home) => {
-            let config = variables("XDG_CONFIG_HOME").map_or_else(|| home.join(".config"), PathBuf::from);
-            user_unit::find(home, &config, runtime.as_deref(), user)?
-        }
+        Some(home) => user_unit::find(home, &by_user.config_home()?, runtime.as_deref(), user)?,
         None => Unit::default(),
     };
-    let directory = |name: &'static str, otherwise: &str| match unit
-        .environment
-        .get(name)
-        .map(OsString::from)
-        .or_else(|| variables(name))
-    {
-        Some(value) => absolute(format!("${name}"), first(name, &value)),
-        None => home.map(|home| home.join(otherwise)).ok_or(Error::NoHome),
-    };
-    let config = match argument(&unit.arguments, "config") {
-        Some(file) => absolute(format!("--config of {}", unit.name()), file.into())?,
-        None => directory("XDG_CONFIG_HOME", ".config")?.join("buildkit/buildkitd.toml"),
-    };
-    let settings = Settings::at(&unit.arguments, &config)?;
+    let of_unit = |name: &str| Ok(unit.environment.get(name).map(OsString::from).or_else(|| variables(name)));
+    let start = Start { arguments: &unit.arguments, variable: &of_unit, ..by_user };
+    let (root, settings) = start.find()?;
     let snapshotter = settings.rootless().map_err(|misfit| {
-        let config = config.display();
+        let config = settings.told().file;
         let whose = if unit.arguments.is_empty() {
-            config.to_string()
+            config.display().to_string()
         } else {
-            format!("{} with {config}", unit.name())
+            format!("{} with {}", unit.name(), config.display())
         };
         Error::Misfit { whose, misfit }
     })?;
-    let root = match settings.named_root() {
-        Some(root) => absolute(format!("the root that {user}'s buildkitd is told"), root)?,
-        None => directory("XDG_DATA_HOME", ".local/share")?.join("buildkit"),
-    };
     if let Some(home) = home
         && root.starts_with(home)
         && !home.is_dir()
@@ -176,19 +161,6 @@ fn at(session: &Session<'_>, owners: Owners) -> Result<Root, Error> {
     }
     let kind = Kind { snapshotter, owners, containerd: None };
     Ok(Root::of(root, kind).told(settings.told()).run_by(user))
-}
-
-/// As `BuildKit` reads a variable: the first directory of several, but where there is one only.
-pub(super) fn first(name: &str, value: &OsStr) -> PathBuf {
-    match value.to_str() {
-        Some(value) if name == "XDG_DATA_HOME" => value.split(':').next().unwrap_or_default().into(),
-        _ => value.into(),
-    }
-}
-
-/// A path that is the same wherever a daemon is started.
-fn absolute(what: String, path: PathBuf) -> Result<PathBuf, Error> {
-    if path.is_absolute() { Ok(path) } else { Err(Error::Relative { what, path }) }
 }
 
 /// How a user may write the root of its own daemon.
@@ -305,7 +277,7 @@ mod tests {
         assert_eq!(path(home, &[]), home.join(".local/share/buildkit"));
         assert_eq!(path(home, &[("XDG_DATA_HOME", "/data:/more")]), Path::new("/data/buildkit"));
         let error = root(home, &[("XDG_DATA_HOME", "data")]).unwrap_err().to_string();
-        assert!(error.contains("$XDG_DATA_HOME is \"data\""), "{error}");
+        assert!(error.contains("$XDG_DATA_HOME of ci's buildkitd is \"data\""), "{error}");
 
         let config = home.join(".config/buildkit");
         fs::create_dir_all(&config).unwrap();
@@ -315,12 +287,7 @@ mod tests {
         let found = root(home, &[]).unwrap();
         assert_eq!(found.kind().snapshotter.as_deref(), Some("native"));
         assert_eq!(found.configuration().text.as_deref(), Some(text));
-        // It is no list there.
-        assert_eq!(
-            path(home, &[("XDG_CONFIG_HOME", "/no:/where")]),
-            home.join(".local/share/buildkit"),
-            "another configuration"
-        );
+        assert_eq!(path(home, &[("XDG_CONFIG_HOME", "/none")]), home.join(".local/share/buildkit"));
     }
 
     #[test]
@@ -333,6 +300,8 @@ mod tests {
         let start = "rootlesskit --net=host /usr/local/bin/buildkitd";
         unit(&format!("[Service]\nEnvironment=XDG_DATA_HOME=%h/data\nExecStart={start}\n"));
         assert_eq!(path(home, &[("XDG_DATA_HOME", "/data")]), home.join("data/buildkit"));
+        unit(&format!("[Service]\nEnvironment=HOME=%h/other\nExecStart={start}\n"));
+        assert_eq!(path(home, &[]), home.join("other/.local/share/buildkit"));
         let file = home.join("own.toml");
         fs::write(&file, "root = \"/own\"\n").unwrap();
         unit(&format!("[Service]\nExecStart={start} --config=%h/own.toml\n"));

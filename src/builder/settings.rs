@@ -27,6 +27,8 @@ pub(super) struct Settings {
     rootless: bool,
     oci_worker: Option<bool>,
     snapshotter: Option<String>,
+    /// The socket of the program that keeps its snapshots.
+    proxy: Option<String>,
     containerd: Containerd,
     told: Told,
 }
@@ -48,6 +50,7 @@ pub struct Told {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Containerd {
     enabled: Option<bool>,
+    rootless: bool,
     address: Option<String>,
     namespace: Option<String>,
     snapshotter: Option<String>,
@@ -68,10 +71,12 @@ impl Settings {
         if let Some(root) = argument(arguments, "root") {
             read.root = Some(root.to_owned());
         }
-        if let Some(rootless) =
-            switch(arguments, "rootless").or_else(|| switch(arguments, "oci-worker-rootless"))
-        {
-            read.rootless = rootless;
+        if let Some(rootless) = switch(arguments, "rootless") {
+            (read.rootless, read.containerd.rootless) = (rootless, rootless);
+        }
+        // Whatever their value is, a daemon that is told one of these starts in a user namespace only.
+        if WORKERS_ROOTLESS.iter().any(|name| is_set(arguments, name)) {
+            (read.rootless, read.containerd.rootless) = (true, true);
         }
         // "auto" is what it is without the argument.
         if let Some(enabled) = argument(arguments, "oci-worker").and_then(truth) {
@@ -79,6 +84,9 @@ impl Settings {
         }
         if let Some(name) = argument(arguments, "oci-worker-snapshotter") {
             read.snapshotter = Some(name.to_owned());
+        }
+        if let Some(socket) = argument(arguments, "oci-worker-proxy-snapshotter-path") {
+            read.proxy = Some(socket.to_owned());
         }
         if let Some(enabled) = argument(arguments, "containerd-worker").and_then(truth) {
             read.containerd.enabled = Some(enabled);
@@ -136,17 +144,21 @@ impl Settings {
     }
 
     fn configure(&mut self, table: &Table) {
-        self.root = table.get("root").and_then(Value::as_str).map(str::to_owned);
-        let oci = table.get("worker").and_then(|worker| worker.get("oci"));
-        let get = |name| oci.and_then(|oci| oci.get(name));
+        self.root = value(table, "root").and_then(Value::as_str).map(str::to_owned);
+        let worker = |name| value(value(table, "worker")?.as_table()?, name)?.as_table();
+        let oci = worker("oci");
+        let get = |name| oci.and_then(|oci| value(oci, name));
+        let text = |name| get(name).and_then(Value::as_str).map(str::to_owned);
         self.oci_worker = get("enabled").and_then(Value::as_bool);
         self.rootless = get("rootless").and_then(Value::as_bool).unwrap_or_default();
-        self.snapshotter = get("snapshotter").and_then(Value::as_str).map(str::to_owned);
-        let containerd = table.get("worker").and_then(|worker| worker.get("containerd"));
-        let get = |name| containerd.and_then(|containerd| containerd.get(name));
+        self.snapshotter = text("snapshotter");
+        self.proxy = text("proxySnapshotterPath");
+        let containerd = worker("containerd");
+        let get = |name| containerd.and_then(|containerd| value(containerd, name));
         let text = |name| get(name).and_then(Value::as_str).map(str::to_owned);
         self.containerd = Containerd {
             enabled: get("enabled").and_then(Value::as_bool),
+            rootless: get("rootless").and_then(Value::as_bool).unwrap_or_default(),
             address: text("address"),
             namespace: text("namespace"),
             snapshotter: text("snapshotter"),
@@ -171,6 +183,11 @@ impl Settings {
     pub(super) fn containerd_snapshotter(&self) -> Result<Option<String>, String> {
         if self.containerd.enabled == Some(false) {
             return Err("has its containerd worker turned off".into());
+        }
+        if self.containerd.rootless {
+            return Err("is told to run rootless, and for a rootless daemon roots are written of its OCI worker alone: have it \
+                        use that, and name whose it is, with --for rootless:USER"
+                .into());
         }
         written(told(self.containerd.snapshotter.as_ref()))
     }
@@ -202,6 +219,13 @@ impl Settings {
                     .into(),
             );
         }
+        if let Some(socket) = told(self.proxy.as_ref()) {
+            return Err(format!(
+                "leaves its snapshots to the program that listens at {socket} (proxySnapshotterPath, or \
+                 --oci-worker-proxy-snapshotter-path), which keeps layers in a form of its own under any name; roots are \
+                 written for the daemon's own overlayfs, fuse-overlayfs and native: have it use one of these"
+            ));
+        }
         written(self.snapshotter.as_deref().filter(|name| *name != "auto" && !name.is_empty()))
     }
 
@@ -229,6 +253,15 @@ impl Settings {
             self.snapshotter()
         }
     }
+}
+
+/// Switches of the workers that a daemon outside of a user namespace ends at.
+const WORKERS_ROOTLESS: [&str; 2] = ["oci-worker-rootless", "containerd-worker-rootless"];
+
+/// What a table says under a name, in upper or lower case: a daemon reads both.
+fn value<'t>(table: &'t Table, name: &str) -> Option<&'t Value> {
+    let other = || table.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value);
+    table.get(name).or_else(other)
 }
 
 /// A value that says something.
@@ -272,6 +305,14 @@ fn switch(arguments: &[String], name: &str) -> Option<bool> {
         "" => Some(true),
         rest => rest.strip_prefix('=').and_then(truth),
     })
+}
+
+/// Whether there is a switch of this name, whatever it says.
+fn is_set(arguments: &[String], name: &str) -> bool {
+    arguments
+        .iter()
+        .filter_map(|argument| named(argument, name))
+        .any(|rest| rest.is_empty() || rest.starts_with('='))
 }
 
 /// What follows `-name` or `--name`.
@@ -318,7 +359,10 @@ mod tests {
     #[test]
     fn a_daemon_that_would_find_nothing_is_told() {
         type Expected = Result<Option<&'static str>, &'static str>;
-        let cases: [(&[&str], &str, Expected); 12] = [
+        let proxied = |name| {
+            format!("[worker.oci]\nproxySnapshotterPath = \"/run/p.sock\"\nsnapshotter = \"{name}\"\n")
+        };
+        let cases: [(&[&str], &str, Expected); 22] = [
             (&[], "", Ok(None)),
             (
                 &["--oci-worker-snapshotter=overlayfs"],
@@ -335,6 +379,16 @@ mod tests {
             (&["--oci-worker=false", "--containerd-worker=true"], "", Err("OCI worker")),
             (&[], "[worker.oci]\nenabled = false", Err("OCI worker")),
             (&[], "[worker.oci]\nsnapshotter = \"stargz\"", Err("\"stargz\"")),
+            (&[], "[worker.oci]\nsnapshotter = \"nydus\"", Err("\"nydus\"")),
+            (&[], "[worker.oci]\nSnapshotter = \"zfs\"", Err("\"zfs\"")),
+            (&["--oci-worker-snapshotter=btrfs"], "", Err("\"btrfs\"")),
+            (&[], &proxied("overlayfs"), Err("/run/p.sock (proxySnapshotterPath")),
+            (&[], &proxied("auto"), Err("--oci-worker-proxy-snapshotter-path")),
+            (&["--oci-worker-proxy-snapshotter-path", "/q"], "", Err("listens at /q")),
+            (&["--oci-worker-proxy-snapshotter-path="], &proxied("native"), Ok(Some("native"))),
+            (&["--containerd-worker-rootless"], "", Err("rootless")),
+            (&["--oci-worker-rootless=false"], "", Err("rootless")),
+            (&[], "[worker.containerd]\nrootless = true", Ok(None)),
         ];
         for (arguments, config, expected) in cases {
             match (read(arguments, config).rootful(), expected) {
@@ -378,6 +432,9 @@ mod tests {
             (&["--containerd-worker=false"][..], "[worker.containerd]\nenabled = true", "turned off"),
             (&[][..], "[worker.containerd]\nenabled = false", "turned off"),
             (&["--containerd-worker-snapshotter=zfs"][..], "", "\"zfs\""),
+            (&["--rootless"][..], "", "is told to run rootless"),
+            (&["--containerd-worker-rootless=false"][..], "", "is told to run rootless"),
+            (&[][..], "[worker.containerd]\nrootless = true", "is told to run rootless"),
         ] {
             let found = read(arguments, config).containerd_snapshotter().unwrap_err();
             assert!(found.contains(said), "{found}");

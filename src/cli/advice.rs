@@ -72,6 +72,12 @@ fn of_bake(error: &bake::Error) -> Option<&'static str> {
         bake::Error::Layer { source: layer::Error::Owner { .. }, .. } => Some(
             "give the user more ids in /etc/subuid and /etc/subgid; its daemon could not extract that layer either",
         ),
+        bake::Error::Layer {
+            source: layer::Error::Refused { refusal: layer::Refusal::SecurityAttribute, .. },
+            ..
+        } => Some(
+            "its daemon could not extract that layer either: make it without the attribute, or bake for a daemon that runs as root",
+        ),
         _ => None,
     }
 }
@@ -88,9 +94,9 @@ fn of_foreign(error: &bake::Error) -> Option<String> {
         ),
         root::Error::OtherSnapshotter { worker, snapshotter, .. } => Some(format!(
             "{} is of a daemon with the snapshotter {snapshotter}, which finds nothing in a root that is written here: have it \
-             use overlayfs, fuse-overlayfs or native (--oci-worker-snapshotter), and bake into a directory that is empty or \
-             absent",
-            worker.display()
+             use overlayfs, fuse-overlayfs or native ({}), and bake into a directory that is empty or absent",
+            worker.display(),
+            root::snapshotter_option(&worker)
         )),
         _ => None,
     }
@@ -122,9 +128,11 @@ mod tests {
     #[test]
     fn what_a_daemon_of_another_kind_left_is_named() {
         let target = tempfile::tempdir().unwrap();
-        for (name, said) in
-            [("runc-stargz", "with the snapshotter stargz, which"), ("runc-overlayfs", "move away ")]
-        {
+        for (name, said) in [
+            ("runc-stargz", "with the snapshotter stargz, which"),
+            ("containerd-zfs", "(--containerd-worker-snapshotter)"),
+            ("runc-overlayfs", "move away "),
+        ] {
             std::fs::create_dir(target.path().join(name)).unwrap();
             let error = bake::Error::TargetNotEmpty {
                 path: target.path().into(),

@@ -16,9 +16,10 @@ use super::place::Place;
 use super::progress::Shown;
 use super::{render, signals};
 use crate::bake::{self, Cancel, Options, PageSize, Snapshotter};
-use crate::builder::{Kind, Root};
+use crate::builder::{self, Kind, Root};
 use crate::layer;
 use crate::oci::Reference;
+use crate::progress::Event;
 use crate::source::Stop;
 use crate::source::spec::parse_reference;
 use crate::userns::Owners;
@@ -193,6 +194,8 @@ impl Baking {
             })?,
             owners @ Owners::Namespace { .. } => owners.clone(),
         };
+        let snapshotter = self.snapshotter.or(told).unwrap_or_default();
+        self.require_mounts(root, snapshotter)?;
         let caches = self.caches.read(&self.keys.registries)?;
         let given = self.keys.given(&caches)?;
         let cancel = Cancel::new(signals::end_on_signal(output, self.progress)?.in_order());
@@ -204,7 +207,7 @@ impl Baking {
             keys_from: self.keys.keys_from(),
             no_sidecar: self.keys.no_sidecar,
             root: root.path().to_owned(),
-            snapshotter: self.snapshotter.or(told).unwrap_or_default(),
+            snapshotter,
             owners,
             containerd: containerd.as_ref().map(|containerd| bake::Containerd {
                 address: containerd.address.clone(),
@@ -223,6 +226,25 @@ impl Baking {
             registry,
         };
         Ok((options, cancel))
+    }
+
+    /// Refuses a root whose daemon could not mount its layers, and warns of it where that daemon may have it at another
+    /// path.
+    fn require_mounts(&self, root: &Root, snapshotter: Snapshotter) -> Result<(), Failure> {
+        // A containerd keeps its layers elsewhere.
+        let is_mounted = snapshotter.has_upper() && root.kind().containerd.is_none();
+        let Some(separator) = root.separator().filter(|_| is_mounted) else { return Ok(()) };
+        let path = root.path();
+        if !self.place.is_directory() {
+            let (path, snapshotter) = (path.to_owned(), snapshotter.name());
+            return Err(builder::Error::Separator { path, separator, snapshotter }.into());
+        }
+        self.progress.start()?.event(Event::Warning(format!(
+            "{}: mounts of {snapshotter} take the {separator:?} in it for a separator, so builds fail unless their daemon has \
+             the root at another path",
+            path.display()
+        )));
+        Ok(())
     }
 }
 

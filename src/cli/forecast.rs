@@ -59,9 +59,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let path = place.path();
     let root = Root::open_with(path, kept_in(&place).as_ref())?;
     let workers = root.read_whole()?.workers;
-    // No daemon uses a snapshotter that its containerd does not have.
-    let used = workers.iter().filter(|worker| worker.store.is_some());
-    let records: Vec<Record> = used.flat_map(|worker| root.usage(worker)).map(Record::from).collect();
+    let read = workers.iter().filter(|worker| worker.is_read());
+    let records: Vec<Record> = read.flat_map(|worker| root.usage(worker)).map(Record::from).collect();
     let bytes = records.iter().fold(0_u64, |sum, record| sum.saturating_add(record.size));
     let around = fsutil::room_at(path).map_err(|error| {
         Failure::new(format!("cannot look at {}: {error}", path.display()), exit::FAILURE)
@@ -69,7 +68,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let GcOptions { configuration, release, disk_size, room: adds } = gc;
     let disk = match disk_size {
         Some(total) => Disk { total, free: total.saturating_sub(bytes) },
-        None => Disk { total: around.bytes, free: around.free_bytes },
+        None => {
+            let (total, free) = around.bytes.unwrap_or_default();
+            Disk { total, free }
+        }
     };
     let gc = gc::foretell(&Question {
         records: &records,

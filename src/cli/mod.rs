@@ -6,6 +6,7 @@ mod build;
 mod caches;
 mod completion;
 mod diff;
+mod engine;
 mod escape;
 pub mod exit;
 mod forecast;

@@ -1,16 +1,16 @@
 //! Where a root is: `--root` says it, or `--for` whose it is.
 
-use std::ffi::{OsStr, OsString};
-use std::fs;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
 use clap::{Args, ValueHint};
 
+use super::engine;
 use super::exit::{self, Failure};
 use super::progress::Shown;
-use crate::builder::{self, Containerd, Root, Survey, Target};
-use crate::root::{self, Found, KeptIn};
+use crate::builder::{Containerd, Root, Survey, Target};
+use crate::root::KeptIn;
 
 /// The root that a command is about.
 #[derive(Debug, Args)]
@@ -25,7 +25,7 @@ pub(super) struct Place {
 }
 
 /// What can stand after `--for`, for help and completion; what follows a colon is read by [`Target`].
-const TARGETS: [(&str, &str); 7] = [
+pub(super) const TARGETS: [(&str, &str); 7] = [
     ("auto", "The only one of these that this machine shows anything of; with several, none is taken"),
     ("host", "This machine's buildkitd, run as root (/var/lib/buildkit)"),
     ("rootless", "The buildkitd of who calls this or sudo, or whose user namespace this is"),
@@ -74,6 +74,11 @@ impl Place {
         self.root.is_some() || self.target.is_some()
     }
 
+    /// Whether it is named by its directory alone, which its daemon may have elsewhere.
+    pub(super) fn is_directory(&self) -> bool {
+        self.root.is_some() && self.target.is_none()
+    }
+
     /// Whether it is to be found by looking at this machine.
     pub(super) fn is_auto(&self) -> bool {
         self.target == Some(Target::Auto)
@@ -94,7 +99,12 @@ impl Place {
 
     /// The root, which is there, and which no container runs on.
     pub(super) fn find_idle(&self, shown: Shown) -> Result<Root, Failure> {
-        let root = self.find(shown)?;
+        self.find_idle_in(Path::new("/"), shown)
+    }
+
+    /// The same of an image that is mounted at `sysroot`, whose path is one inside of it.
+    pub(super) fn find_idle_in(&self, sysroot: &Path, shown: Shown) -> Result<Root, Failure> {
+        let root = self.find_in(sysroot, shown)?;
         root.require_idle()?;
         root.require_there()?;
         Ok(root)
@@ -103,8 +113,12 @@ impl Place {
     /// The root, to be written. There need not be anything yet, and nothing is made. What is seen of targets that are
     /// looked for is shown.
     pub(super) fn find(&self, shown: Shown) -> Result<Root, Failure> {
+        self.find_in(Path::new("/"), shown)
+    }
+
+    fn find_in(&self, sysroot: &Path, shown: Shown) -> Result<Root, Failure> {
         if let Some(root) = &self.root {
-            refuse_engine(root)?;
+            if sysroot == Path::new("/") { engine::refuse(root)? } else { engine::refuse_in(sysroot, root)? }
         }
         match (&self.root, &self.target) {
             (Some(root), None) => Ok(Root::at(root)),
@@ -120,38 +134,6 @@ impl Place {
             }
             (None, target) => Ok(target.as_ref().unwrap_or(&Target::Host).find()?),
         }
-    }
-}
-
-/// Refuses what is dockerd's own builder's: a root there would be taken for its state.
-fn refuse_engine(path: &Path) -> Result<(), builder::Error> {
-    let path = real(path);
-    let found = path.ancestors().find(|directory| is_engine(directory)).map(Path::to_owned);
-    match found.or_else(|| builder::engine_around(&path)) {
-        Some(path) => Err(builder::Error::Engine { path }),
-        None => Ok(()),
-    }
-}
-
-/// Whether dockerd's own builder has its state in this directory.
-fn is_engine(directory: &Path) -> bool {
-    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    let is_directory = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
-    let names: Vec<(OsString, bool)> =
-        entries.map(|entry| (entry.file_name(), is_directory(&entry))).collect();
-    let found = Found::among(names.iter().map(|(name, is_directory)| (name.as_os_str(), *is_directory)));
-    matches!(found.refusal(directory), Some(root::Error::DockerEngine { .. }))
-}
-
-/// A path without links, as far as it is there.
-fn real(path: &Path) -> PathBuf {
-    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    let there = path.ancestors().find_map(|ancestor| Some((ancestor, ancestor.canonicalize().ok()?)));
-    match there {
-        Some((ancestor, real)) => {
-            path.strip_prefix(ancestor).map_or_else(|_| real.clone(), |rest| real.join(rest))
-        }
-        None => path,
     }
 }
 
@@ -171,32 +153,5 @@ mod tests {
             assert!(name == whole || help.contains(name), "{name}: {help}");
             assert_eq!(name.parse::<Target>().is_ok(), name == whole, "{name} is taken as it stands");
         }
-    }
-
-    #[test]
-    fn the_state_of_dockers_own_builder_is_known_by_what_is_in_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let dir = dir.path().canonicalize().unwrap();
-        let state = dir.join("moved");
-        fs::create_dir_all(state.join("content/blobs")).unwrap();
-        std::os::unix::fs::symlink(&state, dir.join("link")).unwrap();
-        let refused = |path: PathBuf| match refuse_engine(&path) {
-            Err(builder::Error::Engine { path }) => Some(path),
-            Err(error) => panic!("{error}"),
-            Ok(()) => None,
-        };
-        assert_eq!(refused(state.clone()), None);
-        for name in ["cache.db", "containerdmeta.db", "metadata_v2.db", "snapshots.db"] {
-            fs::write(state.join(name), "").unwrap();
-        }
-        for path in ["moved", "moved/content", "moved/content/blobs/new/root", "link", "link/new"] {
-            assert_eq!(refused(dir.join(path)), Some(state.clone()), "{path}");
-        }
-        assert_eq!(refused(dir.join("beside")), None);
-        // A worker of a daemon has such names too.
-        fs::rename(state.join("cache.db"), dir.join("cache.db")).unwrap();
-        assert_eq!(refused(state), None);
-        let default = PathBuf::from("/var/lib/docker/buildkit");
-        assert_eq!(refused(default.join("new")), Some(default));
     }
 }

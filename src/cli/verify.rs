@@ -1,6 +1,7 @@
 //! `warmkit verify`.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use clap::{ArgGroup, Args, ValueHint};
@@ -9,14 +10,14 @@ use serde::Serialize;
 use super::build::Solve;
 use super::exit::{self, Failure};
 use super::output::{Output, out};
-use super::place::Place;
+use super::place::{Place, kept_in};
 use super::plan::size;
 use super::progress::Shown;
 use super::{render, signals};
+use crate::builder::{Root, Target, Told};
 use crate::daemon::Build;
 use crate::gc::Release;
 use crate::progress::{Phase, during};
-use crate::root::KeptIn;
 use crate::verify::{self, Configured, ImageOptions, LiveOptions, LiveReport};
 
 const EXAMPLES: &str = "\
@@ -131,7 +132,11 @@ struct ImageArguments {
 }
 
 impl ImageArguments {
-    fn options(&self, buildkitd_config: Option<&PathBuf>) -> Result<Option<ImageOptions>, Failure> {
+    fn options(
+        &self,
+        buildkitd_config: Option<&PathBuf>,
+        told: impl FnOnce() -> Option<Configured>,
+    ) -> Result<Option<ImageOptions>, Failure> {
         if !self.image {
             return Ok(None);
         }
@@ -144,23 +149,40 @@ impl ImageArguments {
                 |error| Failure::new(format!("cannot read {}: {error}", path.display()), exit::FAILURE);
             let text = fs::read_to_string(path).map_err(error)?;
             options.configuration = Some(Configured { path: path.clone(), text });
+        } else if self.sysroot == Path::new("/") {
+            options.configuration = told();
         }
         Ok(Some(options))
     }
 }
 
 impl Arguments {
-    /// The root's directory, in the image if that is mounted, and the containerd that keeps its layers, where one does.
-    fn root(&self) -> Result<(PathBuf, Option<KeptIn>), Failure> {
+    /// The root, in the image if that is mounted.
+    fn root(&self) -> Result<Root, Failure> {
         if self.place.is_auto() && self.image.sysroot != Path::new("/") {
             let reason = "--for auto looks at this machine, and --sysroot is another: name its root";
             return Err(Failure::new(reason, exit::USAGE));
         }
-        let (root, kept_in) = self.place.idle_root(self.progress)?;
-        if kept_in.is_some() {
+        let root = self.place.find_idle_in(&self.image.sysroot, self.progress)?;
+        if root.kind().containerd.is_some() {
             self.refuse_for_containerd()?;
         }
-        Ok((root, kept_in))
+        Ok(root)
+    }
+
+    /// The configuration of the daemon whose root it is, on this machine; a directory tells by its owner whose it is.
+    fn configuration(&self, root: &Root) -> Option<Configured> {
+        let configured = |root: &Root| {
+            let Told { file, text, .. } = root.configuration();
+            Some(Configured { path: file.clone(), text: text.clone()? })
+        };
+        if !self.place.is_directory() {
+            return configured(root);
+        }
+        let owner = fs::metadata(root.path()).ok()?.uid();
+        let user = Target::Rootless { user: Some(owner.to_string()) };
+        // Where that cannot be told, it is looked for in the owner's home.
+        if owner == 0 { None } else { configured(&user.find().ok()?) }
     }
 
     /// What cannot be done where a containerd keeps the layers.
@@ -213,26 +235,29 @@ struct Outcome<'a> {
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let (output, progress) = (arguments.output, arguments.progress);
     let ending = signals::end_on_signal(output, progress)?;
-    let (root, kept_in) = arguments.root()?;
+    let found = arguments.root()?;
+    let root = found.path();
     let options = verify::Options {
         read_data: arguments.read_data,
-        containerd: kept_in,
-        image: arguments.image.options(arguments.buildkitd_config.as_ref())?,
+        containerd: kept_in(&found),
+        image: arguments
+            .image
+            .options(arguments.buildkitd_config.as_ref(), || arguments.configuration(&found))?,
         ..verify::Options::default()
     };
     let live = arguments.live()?;
-    let report = verify::offline(&root, &options, &*progress.start()?).map_err(|error| {
+    let report = verify::offline(root, &options, &*progress.start()?).map_err(|error| {
         let code = exit::of_verify(&error);
         Failure::new(error, code)
     })?;
     if !output.is_json() {
-        out(render::verify(&root, &report))?;
+        out(render::verify(root, &report))?;
     }
     let live = match live {
         None => None,
         Some(mut options) => {
             options.interrupted = ending.in_order();
-            let build = || verify::live(&root, &options);
+            let build = || verify::live(root, &options);
             Some(during(&*progress.start()?, Phase::Build, build)?)
         }
     };

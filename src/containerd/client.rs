@@ -45,6 +45,8 @@ pub struct Client {
     namespace: MetadataValue<Ascii>,
     lease: Option<MetadataValue<Ascii>>,
     stopped: Stopped,
+    /// How long a call may take that only looks or notes something.
+    patience: Duration,
 }
 
 impl fmt::Debug for Client {
@@ -60,6 +62,10 @@ impl Client {
     /// # Errors
     /// Nobody listens there, or not a containerd that is new enough.
     pub fn connect(address: &str, namespace: &str, stopped: Stopped) -> Result<Self> {
+        Self::connect_within(PATIENCE, address, namespace, stopped)
+    }
+
+    fn connect_within(patience: Duration, address: &str, namespace: &str, stopped: Stopped) -> Result<Self> {
         let path = address.strip_prefix("unix://").unwrap_or(address);
         let connect = |source| Error::Connect { address: path.to_owned(), source };
         // A path has more to say of what is wrong with it than a channel.
@@ -67,15 +73,18 @@ impl Client {
         let not = |detail: String| Error::NotContainerd { address: path.to_owned(), detail };
         let namespace = ascii(namespace).ok_or_else(|| not(format!("{namespace:?} is no namespace")))?;
         let path_of_socket: PathBuf = std::path::absolute(Path::new(path)).map_err(connect)?;
-        let endpoint = Endpoint::from_shared(format!("unix://{}", path_of_socket.display()))
-            .map_err(|error| not(error.to_string()))?;
+        // What follows the scheme is a path as it is, and no URI.
+        let text = path_of_socket.to_str().ok_or_else(|| not("its path is not UTF-8".to_owned()))?;
+        let endpoint =
+            Endpoint::from_shared(format!("unix://{text}")).map_err(|error| not(error.to_string()))?;
         let runtime = Builder::new_current_thread().enable_all().build().map_err(Error::Setup)?;
         let channel = {
             // The channel spawns what it needs when it is made.
             let _inside = runtime.enter();
-            endpoint.connect_timeout(PATIENCE).connect_lazy()
+            endpoint.connect_timeout(patience).connect_lazy()
         };
-        let client = Self { runtime, channel, socket: path_of_socket, namespace, lease: None, stopped };
+        let client =
+            Self { runtime, channel, socket: path_of_socket, namespace, lease: None, stopped, patience };
         let version: wire::Version = match client.short(wire::VERSION, Empty {}) {
             Ok(version) => version,
             Err(Failure::Stopped) => return Err(Error::Stopped),
@@ -181,8 +190,8 @@ impl Client {
         Q: Message + 'static,
         A: Message + Default + 'static,
     {
-        let late = |_| Status::deadline_exceeded(format!("no answer within {} s", PATIENCE.as_secs()));
-        tokio::time::timeout(PATIENCE, self.unary(path, message)).await.map_err(late)?
+        let late = |_| Status::deadline_exceeded(format!("no answer within {:?}", self.patience));
+        tokio::time::timeout(self.patience, self.unary(path, message)).await.map_err(late)?
     }
 
     pub(super) async fn ready(&self) -> std::result::Result<Grpc<Channel>, Status> {
@@ -297,7 +306,8 @@ mod tests {
     #[test]
     fn who_is_no_containerd_is_told_from_one() {
         let directory = tempfile::tempdir().unwrap();
-        let socket = directory.path().join("sock").display().to_string();
+        // A path is no URI.
+        let socket = directory.path().join("a b?c#d%20e&=\u{fc}").display().to_string();
         let listener = UnixListener::bind(&socket).unwrap();
         let server = std::thread::spawn(move || {
             // The first is the look whether anybody is there.
@@ -310,6 +320,21 @@ mod tests {
         let error = connect(&socket);
         assert!(matches!(error, Error::NotContainerd { .. }), "{error}");
         server.join().unwrap();
+    }
+
+    #[test]
+    fn who_never_answers_is_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("sock").display().to_string();
+        // It takes connections, and that is all.
+        let _listener = UnixListener::bind(&socket).unwrap();
+        let patience = Duration::from_millis(100);
+        let connected = Client::connect_within(patience, &socket, "buildkit", Box::new(|| false));
+        let error = connected.unwrap_err().to_string();
+        for said in [socket.as_str(), "no answer within 100ms", "start it again", "--for containerd:ADDRESS"]
+        {
+            assert!(error.contains(said), "no {said:?} in {error}");
+        }
     }
 
     #[test]

@@ -16,7 +16,10 @@ pub enum Error {
         source: io::Error,
     },
     /// Somebody listens who is no containerd.
-    #[error("what listens at {address} does not answer as containerd does: {detail}")]
+    #[error(
+        "what listens at {address} does not answer as containerd does: {detail}; if it is one, start it again, else say where \
+         containerd listens, as --for containerd:ADDRESS"
+    )]
     NotContainerd {
         /// Path of its socket.
         address: String,
@@ -24,7 +27,10 @@ pub enum Error {
         detail: String,
     },
     /// A release that nothing was tried with.
-    #[error("the containerd at {address} is of version {version}; roots are written for 1.6 and later")]
+    #[error(
+        "the containerd at {address} is of version {version}; roots are written for 1.6 and later: update it, or say where a \
+         later one listens, as --for containerd:ADDRESS"
+    )]
     Version {
         /// Path of its socket.
         address: String,

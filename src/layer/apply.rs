@@ -550,7 +550,7 @@ impl<'a> Applier<'a> {
     }
 
     /// The value that an extended attribute gets: file capabilities name the root of the namespace that they count in,
-    /// and access lists have users and groups.
+    /// and access lists have users and groups. What its daemon could not set is refused, whoever unpacks.
     fn xattr<'v>(&self, entry: &Entry, key: &[u8], value: &'v [u8]) -> Result<Cow<'v, [u8]>> {
         let owners = &self.options.owners;
         if !owners.is_namespace() {
@@ -559,6 +559,7 @@ impl<'a> Applier<'a> {
         let shifted = match key {
             CAPABILITY => xattr::capability(value, owners),
             ACCESS_LIST | DEFAULT_LIST => xattr::access_list(value, owners),
+            _ if xattr::is_for_root_alone(key) => return Err(refused(entry, Refusal::SecurityAttribute)),
             _ => return Ok(Cow::Borrowed(value)),
         };
         shifted.map(Cow::Owned).map_err(|source| Error::Owner { path: entry.path().to_owned(), source })

@@ -163,4 +163,10 @@ pub enum Refusal {
     /// More than 255 symlinks on one path.
     #[error("too many symlinks on the path")]
     Loop,
+    /// An extended attribute of the kernel's security modules, which only root of the host may set.
+    #[error(
+        "it has an extended attribute \"security.…\" that a rootless daemon may not set: file capabilities and SELinux's \
+         labels alone"
+    )]
+    SecurityAttribute,
 }

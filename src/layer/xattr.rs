@@ -6,6 +6,10 @@ use crate::userns::{OutOfRange, Owners};
 
 /// What a file may do whoever runs it.
 pub(super) const CAPABILITY: &[u8] = b"security.capability";
+/// What all attributes of the kernel's security modules begin with.
+const SECURITY: &[u8] = b"security.";
+/// That of SELinux, which decides by itself who may set it.
+const LABEL: &[u8] = b"security.selinux";
 /// Who may do what with a file.
 pub(super) const ACCESS_LIST: &[u8] = b"system.posix_acl_access";
 /// The access list that a file gets where it is made in a directory.
@@ -20,6 +24,17 @@ const LIST_ENTRY: usize = 8;
 /// Tags of entries that name a user, and a group.
 const USER: [u8; 2] = [2, 0];
 const GROUP: [u8; 2] = [8, 0];
+
+/// Whether only root of the host may set it: not who is root in a user namespace, as a rootless daemon.
+pub(super) fn is_for_root_alone(name: &[u8]) -> bool {
+    name.starts_with(SECURITY) && name != CAPABILITY && name != LABEL
+}
+
+/// Whether a copy may lack it where the system does not let it be set: the kernel gives a label to each file that is
+/// made, and what else there is, root has put there.
+pub(super) fn may_be_left(name: &[u8]) -> bool {
+    name.starts_with(SECURITY) && name != CAPABILITY
+}
 
 /// Capabilities as they count inside: revision 3, with the root of the namespace, for revision 2. Others stay as they
 /// are.

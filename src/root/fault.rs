@@ -18,7 +18,7 @@ pub enum FaultKind {
     FileUnreadable,
     /// The worker id is not 25 characters of `[a-z0-9]`.
     WorkerId,
-    /// The containerd that should have a worker's layers has no such snapshotter.
+    /// The containerd that should have a worker's layers has no such snapshotter, or one that is not read.
     WorkerUnread,
     /// No bolt file at all, or both meta pages are damaged.
     Database,

@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 use super::Error;
 
 /// The snapshotters whose workers are read: each layer is a directory of plain files.
-const SNAPSHOTTERS: [&str; 3] = ["overlayfs", "fuse-overlayfs", "native"];
-/// Before the snapshotter's name, the directory of a containerd worker.
+pub(super) const SNAPSHOTTERS: [&str; 3] = ["overlayfs", "fuse-overlayfs", "native"];
+/// Before the snapshotter's name, the directory of an OCI worker.
+pub(super) const OCI: &str = "runc-";
+/// The same of a containerd worker.
 pub(super) const IN_CONTAINERD: &str = "containerd-";
 /// What dockerd has in the directory itself: moby `builder/builder-next/controller.go`, `newGraphDriverController`.
 const ENGINE: [&str; 2] = ["containerdmeta.db", "metadata_v2.db"];
@@ -19,10 +21,10 @@ const ENGINE_IN_CONTAINERD: &str = "history_c8d.db";
 pub(crate) struct Found {
     /// Directories of OCI workers with a known snapshotter.
     pub(crate) workers: Vec<PathBuf>,
-    /// The same with another one, and its name.
-    other: Option<(PathBuf, String)>,
-    /// Directories of containerd workers.
+    /// The same of containerd workers.
     pub(crate) in_containerd: Vec<PathBuf>,
+    /// Directories of workers of either kind with another snapshotter.
+    pub(super) others: Vec<PathBuf>,
     pub(super) has_solver: bool,
     /// How many of [`ENGINE`], which stand beside cache.db, and whether [`ENGINE_IN_CONTAINERD`].
     of_engine: usize,
@@ -42,30 +44,37 @@ impl Found {
             if !is_directory {
                 continue;
             }
-            match text.strip_prefix("runc-") {
-                Some(snapshotter) if SNAPSHOTTERS.contains(&snapshotter) => found.workers.push(name.into()),
-                Some(snapshotter) => found.other = Some((name.into(), snapshotter.to_owned())),
-                None if text.starts_with(IN_CONTAINERD) => found.in_containerd.push(name.into()),
-                None => {}
-            }
+            let (snapshotter, workers) = match (text.strip_prefix(OCI), text.strip_prefix(IN_CONTAINERD)) {
+                (Some(snapshotter), _) => (snapshotter, &mut found.workers),
+                (_, Some(snapshotter)) => (snapshotter, &mut found.in_containerd),
+                _ => continue,
+            };
+            let is_known = SNAPSHOTTERS.contains(&snapshotter);
+            if is_known { workers } else { &mut found.others }.push(name.into());
         }
         found
     }
 
     /// Why what is at `path` is not read, where something is known of it that is not.
     pub(crate) fn refusal(&self, path: &Path) -> Option<Error> {
-        let path = || path.to_owned();
-        if let Some((worker, snapshotter)) = &self.other {
-            let (worker, snapshotter) = (worker.clone(), snapshotter.clone());
-            return Some(Error::OtherSnapshotter { path: path(), worker, snapshotter });
-        }
         if self.is_engine || (self.has_solver && self.of_engine == ENGINE.len()) {
-            return Some(Error::DockerEngine { path: path() });
+            return Some(Error::DockerEngine { path: path.to_owned() });
+        }
+        if let Some(other) = self.other(path, OCI) {
+            return Some(other);
         }
         if let Some(worker) = self.in_containerd.first() {
-            return Some(Error::ContainerdWorker { path: path(), worker: worker.clone() });
+            return Some(Error::ContainerdWorker { path: path.to_owned(), worker: worker.clone() });
         }
-        None
+        self.other(path, IN_CONTAINERD)
+    }
+
+    /// That there is a worker of this kind with another snapshotter.
+    pub(super) fn other(&self, path: &Path, kind: &str) -> Option<Error> {
+        self.others.iter().find_map(|worker| {
+            let snapshotter = worker.to_str()?.strip_prefix(kind)?.to_owned();
+            Some(Error::OtherSnapshotter { path: path.to_owned(), worker: worker.clone(), snapshotter })
+        })
     }
 }
 
@@ -76,13 +85,25 @@ mod tests {
     #[test]
     fn names_tell_what_a_directory_is() {
         // Directories end in a slash.
-        let cases: [(&[&str], usize, &str); 10] = [
+        let cases: [(&[&str], usize, &str); 13] = [
             (&["cache.db", "runc-overlayfs/"], 1, ""),
             (&["cache.db", "runc-native/", "runc-fuse-overlayfs/"], 2, ""),
             (&["runc-stargz/"], 0, "the snapshotter stargz (runc-stargz)"),
             (&["runc-zfs/", "runc-overlayfs/"], 1, "the snapshotter zfs (runc-zfs)"),
             (&["cache.db", "runc-overlayfs"], 0, ""),
-            (&["cache.db", "containerd-devmapper/"], 0, "a containerd worker (containerd-devmapper)"),
+            (&["cache.db", "containerd-native/"], 0, "a containerd worker (containerd-native)"),
+            (
+                &["cache.db", "containerd-devmapper/"],
+                0,
+                "a containerd worker with the snapshotter devmapper (containerd-devmapper)",
+            ),
+            (
+                &["containerd-stargz/", "containerd-overlayfs/"],
+                0,
+                "a containerd worker (containerd-overlayfs)",
+            ),
+            // One that another program keeps.
+            (&["cache.db", "runc-auto/"], 0, "an OCI worker with the snapshotter auto (runc-auto)"),
             (
                 &[
                     "cache.db",

@@ -27,6 +27,10 @@ mod found;
 mod history;
 #[cfg_attr(not(feature = "containerd"), path = "no_keeper.rs")]
 pub(crate) mod keeper;
+// What a build without the feature has instead of `keeper`, for its tests: they run with all features.
+#[cfg(all(test, feature = "containerd"))]
+#[allow(dead_code)]
+mod no_keeper;
 mod records;
 mod schema;
 mod snapshotter;
@@ -55,7 +59,7 @@ pub(crate) use snapshotter::read as read_snapshotter;
 
 use fault::Faults;
 use files::Tree;
-use found::IN_CONTAINERD;
+use found::{IN_CONTAINERD, OCI, SNAPSHOTTERS};
 use keeper::Keeper;
 
 /// The file that a running daemon holds locked.
@@ -119,7 +123,7 @@ pub enum Error {
     },
     /// A program that lacks a part.
     #[error(
-        "this warmkit was built without the feature `containerd`: build it with `cargo build --release --features containerd`"
+        "this warmkit was built without the feature `containerd`: install a package of `scripts/package`, or build with `--features containerd`"
     )]
     NoContainerd,
     /// The containerd that keeps its layers cannot be asked.
@@ -128,10 +132,11 @@ pub enum Error {
     Containerd(#[from] crate::containerd::Error),
     /// A worker whose snapshotter keeps layers in a form of its own.
     #[error(
-        "{} is the root of an OCI worker with the snapshotter {snapshotter} ({}), which keeps layers in a form of its \
-         own; roots of overlayfs, fuse-overlayfs and native are read and written: give the daemon one of these as \
-         --oci-worker-snapshotter, and it makes a worker beside this one",
-        path.display(), worker.display()
+        "{} is the root of {} worker with the snapshotter {snapshotter} ({}), which keeps layers in a form of its own; \
+         roots of overlayfs, fuse-overlayfs and native are read and written: give the daemon one of these as {}, and it \
+         makes a worker beside this one",
+        path.display(), if in_containerd(worker) { "a containerd" } else { "an OCI" }, worker.display(),
+        snapshotter_option(worker)
     )]
     OtherSnapshotter {
         /// The root.
@@ -214,8 +219,7 @@ pub struct KeptIn {
     pub namespace: String,
 }
 
-/// A worker's directory and what was read in it; `None` where a database cannot be read, or where the containerd has no such
-/// snapshotter.
+/// A worker's directory and what was read in it; `None` where a database cannot be read, or is not.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct Worker {
@@ -236,13 +240,21 @@ pub struct Worker {
     pub store: Option<Snapshotter>,
 }
 
+impl Worker {
+    /// Whether its layers were looked for: in a containerd they are only where that has the snapshotter.
+    pub fn is_read(&self) -> bool {
+        !self.in_containerd || self.store.is_some()
+    }
+}
+
 /// What a root holds.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct State {
     /// The workers; a daemon has one.
     pub workers: Vec<Worker>,
-    /// Ids of those that were not read: of containerd workers, or beside these of OCI workers.
+    /// Ids of those that were not read: of containerd workers, or beside these of OCI workers, and of those with a
+    /// snapshotter that is not read.
     pub other_workers: Vec<String>,
     /// The solver's keys; `None` where they cannot be read.
     pub solver: Option<Solver>,
@@ -258,7 +270,7 @@ pub struct Root {
     pub(crate) workers: Vec<PathBuf>,
     /// Who has the layers of these.
     pub(crate) keeper: Option<Keeper>,
-    /// Those of workers of the other kind: a daemon may have one of each.
+    /// Those of all other workers: a daemon may have one of each kind, and keeps what it had with another snapshotter.
     others: Vec<PathBuf>,
     _locks: Vec<OwnedFd>,
 }
@@ -283,11 +295,15 @@ impl Root {
             return Err(error);
         }
         if found.in_containerd.is_empty() {
-            return Err(Error::NotInContainerd { path: path.to_owned() });
+            let none = || Error::NotInContainerd { path: path.to_owned() };
+            return Err(found.other(path, IN_CONTAINERD).unwrap_or_else(none));
         }
-        let locks = locks(&root.tree, &found.in_containerd)?;
+        let is_there = |path: &PathBuf| in_containerd(path);
+        let (unread, others): (Vec<_>, Vec<_>) = found.others.into_iter().partition(is_there);
+        let workers = [found.in_containerd, unread].concat();
+        let locks = locks(&root.tree, &workers)?;
         let keeper = Some(Keeper::connect(containerd)?);
-        Ok(Self { workers: found.in_containerd, others: found.workers, keeper, _locks: locks, ..root })
+        Ok(Self { workers, others: [found.workers, others].concat(), keeper, _locks: locks, ..root })
     }
 
     /// [`Root::open_in`] where a containerd is given, else [`Root::open`].
@@ -317,7 +333,8 @@ impl Root {
     fn unlocked(path: &Path, tree: io::Result<Tree>) -> Result<Self, Error> {
         let root = Self::readable(path, tree)?;
         let found = worker_directories(&root.tree)?;
-        Ok(Self { workers: found.workers, others: found.in_containerd, ..root })
+        let others = [found.in_containerd, found.others].concat();
+        Ok(Self { workers: found.workers, others, ..root })
     }
 
     /// A directory that may be read, whatever it has.
@@ -344,12 +361,11 @@ impl Root {
     /// One has an unknown schema. Whatever is wrong in them is a fault.
     pub fn read(&self) -> Result<State, Error> {
         let mut faults = Faults::default();
-        let workers = match &self.keeper {
-            Some(keeper) => self.kept(keeper, &mut faults)?,
-            None => {
-                let read = |name: &PathBuf| worker(&self.tree, name, &mut faults);
-                self.workers.iter().map(read).collect::<Result<_, Error>>()?
-            }
+        let workers = if let Some(keeper) = &self.keeper {
+            self.kept(keeper, &mut faults)?
+        } else {
+            let read = |name: &PathBuf| worker(&self.tree, name, &mut faults);
+            self.workers.iter().map(read).collect::<Result<_, Error>>()?
         };
         if self.workers.is_empty() {
             let place = Place::file(Path::new("runc-overlayfs"));
@@ -369,32 +385,39 @@ impl Root {
         Ok(State { workers, other_workers, solver, faults: faults.0 })
     }
 
-    /// The workers whose layers `keeper` has. Of one with a snapshotter that it has no more there are records alone, and
-    /// a fault; where that is so of all of them, it is an error.
+    /// The workers whose layers `keeper` has. Of one with a snapshotter that it does not have, or that is not read, there
+    /// are records at most, and a fault that names it; where that is so of all of them, it is an error.
     fn kept(&self, keeper: &Keeper, faults: &mut Faults) -> Result<Vec<Worker>, Error> {
         let namespace = keeper.held()?;
         let mut workers = Vec::new();
         for path in &self.workers {
             let snapshotter = path.to_string_lossy().trim_start_matches(IN_CONTAINERD).to_owned();
-            let (containerd, store) = keeper.read(&snapshotter, &namespace)?.unzip();
-            let records = records(&self.tree, path, faults)?;
-            let id = worker_id(&self.tree, path, faults);
+            let is_known = SNAPSHOTTERS.contains(&&*snapshotter);
+            let kept = if is_known { keeper.read(&snapshotter, &namespace)? } else { None };
+            let (containerd, store) = kept.unzip();
+            let (records, id) = if store.is_some() {
+                (records(&self.tree, path, faults)?, worker_id(&self.tree, path, faults))
+            } else {
+                let why = if is_known { "containerd does not have" } else { "is not read" };
+                let detail = format!(
+                    "of the snapshotter {snapshotter}, which {why}: its layers are not looked at; if no daemon is to use it \
+                     again, remove the directory"
+                );
+                faults.add(FaultKind::WorkerUnread, Place::file(path), detail);
+                // What is wrong with it is not asked.
+                let unasked = &mut Faults::default();
+                (records(&self.tree, path, unasked).ok().flatten(), worker_id(&self.tree, path, unasked))
+            };
             let path = path.clone();
             workers.push(Worker { path, in_containerd: true, snapshotter, id, records, containerd, store });
         }
-        let is_read = workers.iter().any(|worker| worker.store.is_some());
-        if let Some(first) = workers.first().filter(|_| !is_read) {
-            let worker = self.tree.path.join(&first.path);
-            return Err(Error::NoSnapshotter { worker, snapshotter: first.snapshotter.clone() });
+        match workers.first() {
+            Some(Worker { path, snapshotter, .. }) if !workers.iter().any(Worker::is_read) => {
+                let (worker, snapshotter) = (self.tree.path.join(path), snapshotter.clone());
+                Err(Error::NoSnapshotter { worker, snapshotter })
+            }
+            _ => Ok(workers),
         }
-        for Worker { path, snapshotter, .. } in workers.iter().filter(|worker| worker.store.is_none()) {
-            let detail = format!(
-                "containerd has no snapshotter {snapshotter:?} any more: this worker is not read, but for its records; if no \
-                 daemon is to use it again, remove the directory"
-            );
-            faults.add(FaultKind::WorkerUnread, Place::file(path), detail);
-        }
-        Ok(workers)
     }
 
     /// Reads what a daemon keeps of builds; nothing where there is no `history.db`. What is wrong in it is a fault.
@@ -417,10 +440,11 @@ impl Root {
     pub fn read_whole(&self) -> Result<State, Error> {
         let state = self.read()?;
         let is_whole = |worker: &Worker| {
-            worker.id.is_some()
-                && worker.records.is_some()
-                // Of one in a containerd it was asked whether there is anything to read.
-                && (worker.in_containerd || worker.containerd.is_some() && worker.store.is_some())
+            !worker.is_read()
+                || worker.id.is_some()
+                    && worker.records.is_some()
+                    && worker.containerd.is_some()
+                    && worker.store.is_some()
         };
         let whole = state.solver.is_some() && !state.workers.is_empty() && state.workers.iter().all(is_whole);
         match state.faults.first() {
@@ -471,9 +495,18 @@ fn found(tree: &Tree) -> Result<Found, Error> {
     Ok(Found::among(entries.iter().map(|(name, kind)| (name.0.as_os_str(), *kind == FileType::Directory))))
 }
 
+fn in_containerd(worker: &Path) -> bool {
+    worker.to_string_lossy().starts_with(IN_CONTAINERD)
+}
+
+/// What tells a daemon the snapshotter of the worker with this directory.
+pub(crate) fn snapshotter_option(worker: &Path) -> &'static str {
+    if in_containerd(worker) { "--containerd-worker-snapshotter" } else { "--oci-worker-snapshotter" }
+}
+
 /// The snapshotter of the worker with this directory, as [`Found::among`] has found it.
 pub(crate) fn snapshotter_of(worker: &Path) -> &str {
-    worker.to_str().and_then(|name| name.strip_prefix("runc-")).unwrap_or_default()
+    worker.to_str().and_then(|name| name.strip_prefix(OCI)).unwrap_or_default()
 }
 
 /// Locks everything that a daemon would lock.

@@ -9,22 +9,22 @@ use crate::digest::Digest;
 #[derive(Debug)]
 pub(crate) struct Keeper(Infallible);
 
+/// There is none.
+#[derive(Debug)]
+pub(super) struct Held;
+
 impl Keeper {
     /// Refuses.
     pub(super) fn connect(_: &KeptIn) -> Result<Self, Error> {
         Err(Error::NoContainerd)
     }
 
-    pub(super) fn held(&self) -> Result<Infallible, Error> {
+    pub(super) fn held(&self) -> Result<Held, Error> {
         match self.0 {}
     }
 
-    pub(super) fn read(
-        &self,
-        _: &str,
-        held: &Infallible,
-    ) -> Result<Option<(Containerd, Snapshotter)>, Error> {
-        match *held {}
+    pub(super) fn read(&self, _: &str, _: &Held) -> Result<Option<(Containerd, Snapshotter)>, Error> {
+        match self.0 {}
     }
 
     pub(crate) fn place(&self) -> String {
@@ -37,5 +37,18 @@ impl Keeper {
 
     pub(crate) fn hash(&self, _: &Digest, _: impl Fn(u64)) -> Result<Option<(u64, Digest)>, Error> {
         match self.0 {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_build_without_it_says_how_to_get_one() {
+        let kept = KeptIn { address: "/run/containerd/containerd.sock".into(), namespace: "buildkit".into() };
+        let error = Keeper::connect(&kept).unwrap_err();
+        assert!(matches!(error, Error::NoContainerd), "{error}");
+        assert!(error.to_string().contains("--features containerd"), "{error}");
     }
 }

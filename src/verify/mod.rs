@@ -102,8 +102,10 @@ pub fn offline(root: &Path, options: &Options, progress: &dyn Progress) -> Resul
         if let Some(version) = worker.containerd.as_ref().and_then(|containerd| containerd.version) {
             schema_versions.insert(worker.path.join("containerdmeta.db").display().to_string(), version);
         }
-        worker_files(tree, worker, owner, &mut findings);
-        within(worker, &mut findings);
+        if worker.is_read() {
+            worker_files(tree, worker, owner, &mut findings);
+            within(worker, &mut findings);
+        }
     }
     let path = Path::new(HISTORY);
     let mut history = History::default();
@@ -114,7 +116,7 @@ pub fn offline(root: &Path, options: &Options, progress: &dyn Progress) -> Resul
     }
     files::check_rights(tree, Path::new(CACHE), 0o600, owner, &mut findings);
     solver(tree, &state, &mut counts, &mut findings);
-    for worker in &state.workers {
+    for worker in state.workers.iter().filter(|worker| worker.is_read()) {
         relate(worker, root.keeper.as_ref(), &mut counts, &mut findings);
     }
     held(&state.workers, &mut counts, &mut findings);

@@ -85,7 +85,7 @@ kinds! {
     StateFileOwner = "state-file-owner", Warning;
     /// The worker id is not 25 characters of `[a-z0-9]`.
     WorkerIdInvalid = "worker-id-invalid", Error;
-    /// A worker's directory of a snapshotter that the containerd does not have: its layers were not looked at.
+    /// A worker's directory of a snapshotter that is not read, or that the containerd does not have.
     WorkerUnread = "worker-unread", Note;
 
     // Bolt files.

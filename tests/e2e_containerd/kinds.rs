@@ -1,4 +1,4 @@
-//! What a daemon may be told of its containerd, and a bake reads there: another namespace, another snapshotter.
+//! What a daemon may be told of its containerd, and a bake reads there: another namespace, other snapshotters.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,12 +10,12 @@ use std::time::Duration;
 use warmkit::bolt::Database;
 use warmkit::digest::Digest;
 
-use crate::support::Daemon;
 use crate::support::cases::{assert_warm, export_tar};
 use crate::support::command::run;
 use crate::support::containerd::Containerd;
 use crate::support::warmkit::warmkit;
-use crate::{Bed, left};
+use crate::support::{Daemon, Tools, tools};
+use crate::{Bed, left, on, reads};
 
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -154,4 +154,49 @@ fn native_in_another_namespace() {
     containerd.collect();
     assert_eq!(left(&kept, &containerd).0, [""; 0], "after prune --all");
     assert_eq!(containerd.snapshots_of("native"), [""; 0], "after prune --all");
+}
+
+/// A snapshotter that is a program of its own, which containerd talks to.
+#[test]
+fn fuse_overlayfs_by_a_proxy() {
+    let (Some(tools), Some(containerd)) = (Tools::find(tools::NEWEST), Containerd::start_with_fuse()) else {
+        return;
+    };
+    let mut bed = Bed::with(tools, containerd, "whiteouts");
+    let worker = format!("{}\n  snapshotter = \"fuse-overlayfs\"", bed.containerd.worker());
+    let start = |bed: &Bed, root: &Path| {
+        Daemon::start_on_containerd(&bed.world.tools, root, &bed.world.registry, &worker)
+    };
+    let Some(beside) = Containerd::start() else { return };
+    let imported = bed.root("imported");
+    let daemon =
+        Daemon::start_on_containerd(&bed.world.tools, &imported, &bed.world.registry, &beside.worker());
+    let request = bed.case.request.import_from(&bed.origin.cache);
+    let (_, native) = export_tar(&daemon, &request, &bed.root("imported.tar"));
+    daemon.stop();
+
+    let (root, address) = (bed.root("root"), bed.containerd.address());
+    let arguments = ["bake", &bed.origin.cache, "--keys-from", &bed.origin.image];
+    let snapshotter = ["--snapshotter", "fuse-overlayfs"];
+    run(on(&address, &root, &arguments).args(snapshotter), LIMIT).expect_success("bake");
+    assert!(root.join("containerd-fuse-overlayfs/metadata_v2.db").is_file());
+    reads::assert_sound(&bed.containerd, &root);
+    bed.containerd.restart();
+    bed.containerd.collect();
+    let daemon = start(&bed, &root);
+    let (outcome, tar) = export_tar(&daemon, &bed.case.request, &bed.root("root.tar"));
+    assert_warm(&outcome, &bed.origin);
+    assert_eq!(tar, native, "the tar differs from that of a root with overlayfs");
+    // Steps that run on these layers, too.
+    let outcome = daemon.build(&bed.case.changed);
+    assert_eq!(
+        outcome.not_cached(),
+        bed.origin.changed.iter().map(String::as_str).collect(),
+        "{}",
+        outcome.log
+    );
+    daemon.prune_all();
+    daemon.stop();
+    bed.containerd.collect();
+    assert_eq!(bed.containerd.client("buildkit").snapshots("fuse-overlayfs").unwrap(), []);
 }

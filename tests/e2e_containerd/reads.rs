@@ -199,23 +199,37 @@ fn several_workers_of_a_root() {
     let found = notes(&both);
     assert!(!found.iter().any(|(kind, _)| garbage.contains(&kind.as_str())), "{found:?}");
 
-    fs::rename(root.join("containerd-native"), root.join("containerd-gone")).unwrap();
+    // One that this containerd does not have, and one that is not read.
+    let (mut name, overlayfs) = ("native", root.join("containerd-overlayfs"));
+    for (gone, said) in [("fuse-overlayfs", "which containerd does not have"), ("gone", "which is not read")]
+    {
+        fs::rename(root.join(format!("containerd-{name}")), root.join(format!("containerd-{gone}"))).unwrap();
+        name = gone;
+        assert_sound(containerd, &root);
+        let one = json(&mut on(&address, &root, &["verify"]), 0);
+        counts(&one);
+        let unread: Vec<_> =
+            notes(&one).into_iter().filter(|(kind, _)| garbage.contains(&kind.as_str())).collect();
+        let [(kind, subject)] = &unread[..] else { panic!("{unread:?}") };
+        assert!(kind == "worker-unread" && subject.contains(&format!("containerd-{gone}")), "{unread:?}");
+        let inspected = json(&mut on(&address, &root, &["inspect"]), 0);
+        let fault = inspected["faults"][0].as_str().unwrap();
+        let expected = format!("containerd-{gone}: of the snapshotter {gone}, {said}: ");
+        assert!(fault.starts_with(&expected), "{fault}");
+    }
+    // Whatever is left in it.
+    fs::remove_file(root.join("containerd-gone/metadata_v2.db")).unwrap();
+    fs::remove_file(root.join("containerd-gone/workerid")).unwrap();
     assert_sound(containerd, &root);
-    let one = json(&mut on(&address, &root, &["verify"]), 0);
-    counts(&one);
-    let unread = notes(&one).into_iter().filter(|(kind, _)| garbage.contains(&kind.as_str()));
-    let unread: Vec<_> = unread.collect();
-    assert!(
-        matches!(&unread[..], [(kind, subject)] if kind == "worker-unread" && subject.contains("containerd-gone")),
-        "{unread:?}"
-    );
-    let inspected = json(&mut on(&address, &root, &["inspect"]), 0);
-    let fault = inspected["faults"][0].as_str().unwrap();
-    assert!(fault.starts_with("containerd-gone: containerd has no snapshotter \"gone\" any more"), "{fault}");
 
-    fs::remove_dir_all(root.join("containerd-overlayfs")).unwrap();
+    fs::remove_dir_all(root.join("containerd-gone")).unwrap();
+    fs::rename(&overlayfs, root.join("containerd-fuse-overlayfs")).unwrap();
     for command in ["verify", "inspect", "forecast"] {
-        let said = ["no snapshotter \"gone\"", "containerd-gone has its layers", "--for containerd:ADDRESS"];
+        let said = [
+            "no snapshotter \"fuse-overlayfs\"",
+            "containerd-fuse-overlayfs has its layers",
+            "--for containerd:ADDRESS",
+        ];
         refused(&mut on(&address, &root, &[command]), 2, &said);
     }
 }

@@ -1,6 +1,7 @@
 //! A real containerd, all of its own: its directories and its socket.
 
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -10,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use warmkit::containerd::Client;
 
 use super::command;
-use super::tools::directory;
+use super::tools::{directory, on_path};
 use super::{Scratch, skip};
 
 const LIMIT: Duration = Duration::from_secs(120);
@@ -18,6 +19,9 @@ const LIMIT: Duration = Duration::from_secs(120);
 const BLOBS: &str = "io.containerd.content.v1.content/blobs/sha256";
 /// Where it has those that are not whole.
 const INGESTS: &str = "io.containerd.content.v1.content/ingest";
+
+/// The snapshotter fuse-overlayfs, below [`directory`].
+const FUSE: &str = "fuse-overlayfs-snapshotter-v2.1.7/bin/containerd-fuse-overlayfs-grpc";
 
 /// Which containerd.
 #[derive(Debug, Clone, Copy)]
@@ -39,7 +43,7 @@ impl Release {
 
 /// Where a program of a release is. `None` when it is missing, after it said so.
 #[track_caller]
-fn program(release: Release, name: &str) -> Option<PathBuf> {
+pub fn program(release: Release, name: &str) -> Option<PathBuf> {
     let program = directory().unwrap_or_default().join(release.programs()).join(name);
     if program.is_file() {
         return Some(program);
@@ -56,6 +60,8 @@ pub struct Containerd {
     root: PathBuf,
     program: PathBuf,
     child: Option<Child>,
+    /// A snapshotter that is a program of its own, and where it listens.
+    proxy: Option<(Child, PathBuf)>,
 }
 
 impl Containerd {
@@ -72,24 +78,57 @@ impl Containerd {
     /// As [`Self::start`], one of a release.
     #[track_caller]
     pub fn start_of(release: Release) -> Option<Self> {
-        Self::with(release, Scratch::new(), None)
+        Some(Self::of(release, None)?.running())
     }
 
     /// As [`Self::start`], with its data in a directory.
     #[track_caller]
     pub fn start_in(root: &Path) -> Option<Self> {
-        Self::with(Release::Debian, Scratch::new(), Some(root))
+        Some(Self::of(Release::Debian, Some(root))?.running())
+    }
+
+    /// As [`Self::start`], with the snapshotter fuse-overlayfs, which is a program of its own.
+    #[track_caller]
+    pub fn start_with_fuse() -> Option<Self> {
+        let program = directory().unwrap_or_default().join(FUSE);
+        for needed in ["fuse-overlayfs", "mount.fuse3"] {
+            if !program.is_file() || on_path(needed).is_none() {
+                skip::skip(&format!("no {} or no {needed} in $PATH", program.display()));
+                return None;
+            }
+        }
+        let mut containerd = Self::of(Release::Debian, None)?;
+        let socket = containerd.scratch.join("fuse");
+        let mut proxy = Command::new(program);
+        proxy.arg(&socket).arg(containerd.scratch.join("fuse-root")).stdin(Stdio::null());
+        let proxy = proxy.stdout(containerd.logged()).stderr(containerd.logged()).spawn().unwrap();
+        containerd.proxy = Some((proxy, socket.clone()));
+        let deadline = Instant::now() + LIMIT;
+        while UnixStream::connect(&socket).is_err() {
+            let ended = containerd.proxy.as_mut().unwrap().0.try_wait().unwrap();
+            assert!(ended.is_none() && Instant::now() < deadline, "{ended:?}\n{}", containerd.log());
+            thread::sleep(Duration::from_millis(20));
+        }
+        Some(containerd.running())
     }
 
     #[track_caller]
-    fn with(release: Release, scratch: Scratch, root: Option<&Path>) -> Option<Self> {
-        let program = program(release, "containerd")?;
+    fn of(release: Release, root: Option<&Path>) -> Option<Self> {
+        let (program, scratch) = (program(release, "containerd")?, Scratch::new());
         let root = root.map_or_else(|| scratch.join("root"), Path::to_owned);
         // One that never had a blob collects no ingest: its collection ends where this is missing.
         fs::create_dir_all(root.join(BLOBS)).unwrap();
-        let mut containerd = Self { scratch, root, program, child: None };
-        containerd.run();
-        Some(containerd)
+        Some(Self { scratch, root, program, child: None, proxy: None })
+    }
+
+    fn running(mut self) -> Self {
+        self.run();
+        self
+    }
+
+    /// What is written to it is in [`Self::log`].
+    fn logged(&self) -> fs::File {
+        fs::File::options().append(true).create(true).open(self.scratch.join("log")).unwrap()
     }
 
     /// Runs `ctr` on a namespace; gives what it prints. `None` when it is missing, after it said so.
@@ -114,12 +153,16 @@ impl Containerd {
     fn run(&mut self) {
         let scratch = &self.scratch;
         let path = |name| scratch.join(name).display().to_string();
+        let proxy = self.proxy.as_ref().map_or_else(String::new, |(_, socket)| {
+            let socket = socket.display().to_string();
+            format!("[proxy_plugins.fuse-overlayfs]\n  type = \"snapshot\"\n  address = {socket:?}\n")
+        });
         let config = format!(
             "version = 2\nroot = {:?}\nstate = {:?}\n\
              disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
              [grpc]\n  address = {:?}\n\
              [ttrpc]\n  address = {:?}\n\
-             [plugins.\"io.containerd.internal.v1.opt\"]\n  path = {:?}\n",
+             [plugins.\"io.containerd.internal.v1.opt\"]\n  path = {:?}\n{proxy}",
             self.root.display().to_string(),
             path("state"),
             self.address(),
@@ -127,7 +170,6 @@ impl Containerd {
             path("opt"),
         );
         let config = scratch.write("config.toml", config);
-        let log = fs::File::options().append(true).create(true).open(scratch.join("log")).unwrap();
         let beside = self.program.parent().unwrap().display();
         let child = Command::new(&self.program)
             .arg("--config")
@@ -135,8 +177,8 @@ impl Containerd {
             // Its shims are beside it, and Debian keeps runc where only root looks.
             .env("PATH", format!("{beside}:{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default()))
             .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
+            .stdout(self.logged())
+            .stderr(self.logged())
             .spawn()
             .unwrap();
         self.child = Some(child);
@@ -221,12 +263,8 @@ impl Containerd {
     }
 
     fn stop(&mut self) {
-        let Some(mut child) = self.child.take() else { return };
-        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).unwrap();
-        kill_process(pid, Signal::TERM).unwrap();
-        if command::wait(&mut child, LIMIT).is_none() {
-            let _ = child.kill();
-            let _ = child.wait();
+        if let Some(child) = self.child.take() {
+            end(child);
         }
     }
 }
@@ -234,6 +272,18 @@ impl Containerd {
 impl Drop for Containerd {
     fn drop(&mut self) {
         self.stop();
+        if let Some((proxy, _)) = self.proxy.take() {
+            end(proxy);
+        }
+    }
+}
+
+fn end(mut child: Child) {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).unwrap();
+    kill_process(pid, Signal::TERM).unwrap();
+    if command::wait(&mut child, LIMIT).is_none() {
+        let _ = child.kill();
+        let _ = child.wait();
     }
 }
 

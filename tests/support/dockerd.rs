@@ -129,17 +129,44 @@ impl Docker {
 
     /// `warmkit` on a machine whose `/etc/docker` is that of this docker.
     pub fn warmkit(&self) -> Command {
+        self.warmkit_after(Command::new("unshare"), "")
+    }
+
+    /// The same on a machine with nothing else: no other users, processes, or state. dockerd runs.
+    #[track_caller]
+    pub fn warmkit_alone(&self) -> Command {
+        self.scratch.write("etc/passwd", "root:x:0:0::/:/bin/sh\n");
+        let mut command = Command::new("nsenter");
+        command.args(["--mount", "--pid", "--target", &self.daemon().to_string(), "unshare"]);
+        let mut command = self.warmkit_after(
+            command,
+            "for directory in /run /var/lib; do mount -t tmpfs tmpfs \"$directory\"; done",
+        );
+        command.env("HOME", "/").env_remove("SUDO_USER");
+        command
+    }
+
+    /// `warmkit` after a line of shell, in a mount namespace that `unshare` makes.
+    fn warmkit_after(&self, mut unshare: Command, line: &str) -> Command {
         let (etc, work) = (self.scratch.join("etc"), self.scratch.join("etc-work"));
         fs::create_dir_all(&work).unwrap();
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "sh", "-euc"]);
-        command.arg(
-            "mount -t overlay overlay -o \"lowerdir=/etc,upperdir=$1,workdir=$2\" /etc; shift 2; exec \"$@\"",
-        );
-        command.args(["sh".as_ref(), etc.as_os_str(), work.as_os_str()]).arg(env!("CARGO_BIN_EXE_warmkit"));
-        self.equip(&mut command);
-        command.env_remove("SOURCE_DATE_EPOCH");
-        command
+        unshare.args(["--mount", "sh", "-euc"]);
+        unshare.arg(format!(
+            "mount -t overlay overlay -o \"lowerdir=/etc,upperdir=$1,workdir=$2\" /etc; shift 2; {line}\nexec \"$@\""
+        ));
+        unshare.args(["sh".as_ref(), etc.as_os_str(), work.as_os_str()]).arg(env!("CARGO_BIN_EXE_warmkit"));
+        self.equip(&mut unshare);
+        unshare.env_remove("SOURCE_DATE_EPOCH");
+        unshare
+    }
+
+    /// dockerd itself: `unshare` only waits for it.
+    #[track_caller]
+    fn daemon(&self) -> u32 {
+        let child = self.child.as_ref().unwrap_or_else(|| panic!("dockerd does not run")).id();
+        let children = fs::read_to_string(format!("/proc/{child}/task/{child}/children")).unwrap();
+        let daemon = children.split_whitespace().next().unwrap_or_else(|| panic!("dockerd has ended"));
+        daemon.parse().unwrap()
     }
 
     /// Runs `docker` to its end.
@@ -189,8 +216,9 @@ impl Docker {
     /// Stops dockerd with all its containers, as an operator does, and waits until it is gone.
     #[track_caller]
     pub fn stop(&mut self) {
+        let daemon = Pid::from_raw(self.daemon().cast_signed()).unwrap();
+        kill_process(daemon, Signal::TERM).unwrap();
         let mut child = self.child.take().unwrap();
-        terminate(&child);
         let status = command::wait(&mut child, LIMIT);
         if status.is_none() {
             let _ = child.kill();
@@ -253,14 +281,6 @@ impl Drop for Docker {
             let _ = child.wait();
         }
     }
-}
-
-/// Asks the daemon itself to end: `unshare` only waits for it.
-fn terminate(child: &Child) {
-    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap();
-    let daemon = children.split_whitespace().next().unwrap_or_else(|| panic!("dockerd has ended"));
-    let pid = daemon.parse().ok().and_then(Pid::from_raw).unwrap();
-    kill_process(pid, Signal::TERM).unwrap();
 }
 
 /// Copies a file without what it would lead to.

@@ -13,8 +13,12 @@ use warmkit::userns::{IdMap, Owners, read_subordinate_ids};
 use super::command::run;
 use super::{Scratch, Tools, files, skip};
 
-/// Enough for the owners of the base image.
-const MORE_IDS: &str = "100000000-105000000";
+/// Enough for the owners of the base image: more users than those that there are, and other groups than these, for
+/// nothing says that a user and a group of the same number are shifted alike.
+const MORE_USERS: &str = "100000000-105000000";
+const GROUPS: &str = "200000000-206000000";
+/// All ids that there can be.
+const ALL: &str = "0-4294967294";
 
 /// Runs a program that has another `/dev/fuse`.
 const WITH_FUSE: &str = "mount --bind \"$0\" /dev/fuse\nexec \"$@\"\n";
@@ -66,11 +70,11 @@ impl User {
         Some(user)
     }
 
-    /// Gives it, beside the range that it has, one for the large ids that odd layers have.
+    /// Gives it ids for the large ones that odd layers have.
     #[must_use]
     pub fn with_more_ids(self) -> Self {
         let mut more = Command::new("usermod");
-        more.args(["--add-subuids", MORE_IDS, "--add-subgids", MORE_IDS]);
+        more.args(["--add-subuids", MORE_USERS, "--del-subgids", ALL, "--add-subgids", GROUPS]);
         retry(more.arg(&self.name));
         self
     }
@@ -93,7 +97,7 @@ impl User {
     #[must_use]
     pub fn without_ids(self) -> Self {
         let mut less = Command::new("usermod");
-        less.args(["--del-subuids", "0-4294967294", "--del-subgids", "0-4294967294"]);
+        less.args(["--del-subuids", ALL, "--del-subgids", ALL]);
         retry(less.arg(&self.name));
         self
     }

@@ -4,18 +4,22 @@ use std::collections::BTreeMap;
 use std::env;
 use std::ffi::OsString;
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use super::{Look, Process, Processes, State};
 use crate::builder::rootless::{self, Account};
-use crate::builder::settings::{Settings, argument};
+use crate::builder::settings::Settings;
+use crate::builder::start::Start;
 use crate::builder::user_unit::UNITS;
 use crate::builder::{Error, Target};
 use crate::userns::Owners;
 
 /// Directories of each user who is logged in, by number.
 const RUNTIME: &str = "/run/user";
+/// What the kernel calls a user who has no id in a user namespace.
+const UNMAPPED: u32 = 65534;
 
 /// Whether this process is in a user namespace, from where no other root can be written.
 pub(super) fn is_namespace(look: &mut Look) -> bool {
@@ -63,14 +67,21 @@ pub(super) fn look(look: &mut Look, daemons: &Processes) {
         }
     }
     users.remove(&0);
+    let ids = Owners::of_this_process().unwrap_or_default();
     for account in users.values() {
         let target = Target::Rootless { user: Some(account.name.clone()) };
         let mut places = Places::default();
         if let Some(home) = &account.home {
             // Many that are nobody's have a home that is not theirs.
-            let is_theirs =
-                look.read(home, fs::metadata(home)).is_some_and(|found| found.uid() == account.id);
-            if is_theirs {
+            let owner = look.read(home, fs::metadata(home)).map(|found| found.uid());
+            if owner == Some(UNMAPPED) && ids.user(account.id).is_err() {
+                // Perhaps theirs: of other users it would be no trace.
+                let places = Places::of(home, &|_| None);
+                if [places.config, places.root].iter().flatten().any(|path| look.is_there(path)) {
+                    let why = io::Error::other("its owner has no id in this user namespace");
+                    look.unseen.push(Error::Read { path: home.clone(), source: why });
+                }
+            } else if owner == Some(account.id) {
                 let is_caller = rustix::process::geteuid().as_raw() == account.id;
                 places = Places::of(home, &|name| own(name).filter(|_| is_caller));
             }
@@ -80,7 +91,8 @@ pub(super) fn look(look: &mut Look, daemons: &Processes) {
         places.look(look, &target);
     }
     for process in running {
-        let Some(account) = users.get(&process.user) else {
+        let account = users.get(&process.user).filter(|_| ids.user(process.user).is_ok());
+        let Some(account) = account else {
             look.unseen.push(Error::NoUser { name: format!("{} ({})", process.user, process.shown()) });
             continue;
         };
@@ -109,20 +121,24 @@ struct Places {
 impl Places {
     /// Those of a home, with these variables of its user.
     fn of(home: &Path, variable: &dyn Fn(&str) -> Option<OsString>) -> Self {
-        let directory = |name, otherwise: &str| {
-            let value = variable(name).map(|value| rootless::first(name, &value));
-            let value = value.filter(|path| path.is_absolute());
-            value.unwrap_or_else(|| home.join(otherwise))
+        let start = Start {
+            arguments: &[],
+            variable: &|name| Ok(variable(name)),
+            home: &|| Ok(home.to_owned()),
+            resolve: &|what, path| Err(Error::Relative { what: what.to_owned(), path }),
         };
-        let config = directory("XDG_CONFIG_HOME", ".config");
-        let own = config.join("systemd/user");
-        // One of all users runs for those who have enabled it.
-        let units = [own.clone(), home.join(".local/share/systemd/user"), own.join("default.target.wants")];
+        // What is said in a way that leads nowhere is an error of the one that reads it.
+        let config_home = start.config_home().ok();
+        let units = config_home.iter().flat_map(|config| {
+            // One of all users runs for those who have enabled it.
+            ["systemd/user", "systemd/user/default.target.wants"].map(|units| config.join(units))
+        });
+        let units = units.chain([home.join(".local/share/systemd/user")]);
         Self {
-            units: units.iter().flat_map(|units| UNITS.map(|unit| units.join(unit))).collect(),
-            config: Some(config.join("buildkit")),
+            units: units.flat_map(|units| UNITS.map(|unit| units.join(unit))).collect(),
+            config: config_home.map(|config| config.join("buildkit")),
             socket: None,
-            root: Some(directory("XDG_DATA_HOME", ".local/share").join("buildkit")),
+            root: start.default_root().ok(),
         }
     }
 
@@ -201,22 +217,12 @@ fn run_by(look: &mut Look, process: &Process, account: &Account) {
 
 /// The root that it has, by its arguments, its configuration and its environment, and what else it is told.
 fn root_of(process: &Process, account: &Account) -> Result<(PathBuf, Settings), Error> {
-    let directory = |name: &str, otherwise: &str| -> Result<PathBuf, Error> {
-        if let Some(value) = process.variable(name)? {
-            return Ok(rootless::first(name, value.as_ref()));
-        }
-        let home = process.variable("HOME")?.map(PathBuf::from).or_else(|| account.home.clone());
-        let home = home.ok_or_else(|| Error::NoHomeOf { user: account.name.clone() })?;
-        Ok(home.join(otherwise))
+    let home = || account.home.clone().ok_or_else(|| Error::NoHomeOf { user: account.name.clone() });
+    let start = Start {
+        arguments: &process.arguments,
+        variable: &|name| Ok(process.variable(name)?.map(OsString::from)),
+        home: &home,
+        resolve: &|_, path| process.absolute(path),
     };
-    let config = match argument(&process.arguments, "config") {
-        Some(config) => process.absolute(config.into())?,
-        None => directory("XDG_CONFIG_HOME", ".config")?.join("buildkit/buildkitd.toml"),
-    };
-    let settings = Settings::at(&process.arguments, &config)?;
-    let root = match settings.named_root() {
-        Some(root) => process.absolute(root)?,
-        None => directory("XDG_DATA_HOME", ".local/share")?.join("buildkit"),
-    };
-    Ok((root, settings))
+    start.find()
 }

@@ -9,6 +9,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::caches::discreet;
+use super::engine;
 use super::exit::{self, Failure};
 use super::largest::Largest;
 use super::options::KeySources;
@@ -123,6 +124,11 @@ struct Report {
 /// Compares and returns the exit code.
 pub(super) fn run(arguments: Arguments) -> Result<u8, Failure> {
     let Arguments { first, second, keys, exit_code, largest, output, progress } = arguments;
+    for side in [&first, &second] {
+        if let Side::Root(path, _) = side {
+            engine::refuse(path)?;
+        }
+    }
     let caches = [&first, &second].into_iter().filter_map(|side| match side {
         Side::Cache(cache, _) => Some(&**cache),
         Side::Root(..) => None,

@@ -8,7 +8,7 @@ use super::super::escape::one_line;
 use super::super::render::{LISTED, contents, counted, row, unkeyed};
 use super::super::text::{Style, Text};
 use super::Outcome;
-use crate::bake::{Containerd, Estimate};
+use crate::bake::{Containerd, Estimate, TargetRoom, WholeTrees};
 use crate::gc::{Forecast, Origin, PassReport};
 
 /// What goes into the root, what it takes, and what becomes of it.
@@ -23,9 +23,15 @@ pub(super) fn plan(outcome: &Outcome<'_>) -> Text {
         row(&mut text, "containerd", &format!("{bytes}, less what is there"));
         row(&mut text, "", &format!("in namespace {namespace} at {address}"));
         row(&mut text, "", "on its disk, which the forecast takes to be that of the root");
+        if let Some(whole) = &plan.whole_trees {
+            row(&mut text, "  of trees", &trees(whole));
+        }
         row(&mut text, "on disk", &format!("databases, up to {} inodes", plan.inodes.up_to));
     } else {
         row(&mut text, "on disk", &bytes);
+        if let Some(whole) = &plan.whole_trees {
+            row(&mut text, "  of trees", &trees(whole));
+        }
         row(&mut text, "  inodes", &inodes);
     }
     if plan.tars_known < plan.contents.layers {
@@ -33,9 +39,7 @@ pub(super) fn plan(outcome: &Outcome<'_>) -> Text {
         row(&mut text, "", &format!("what {guessed} layers unpack to is guessed from their compressed size"));
     }
     let target = &plan.target;
-    let inodes = target.inodes_free.map(|free| format!(" and {free} inodes")).unwrap_or_default();
-    let free = format!("{}{inodes}, of {}", HumanBytes(target.bytes_free), HumanBytes(target.bytes));
-    row(&mut text, "free there", &free);
+    row(&mut text, "free there", &free(target));
     for refusal in &outcome.refusals {
         text.push_styled(Style::Bad, format!("{:<12}", "refused"));
         let _ = writeln!(text, "{}", refusal.message);
@@ -49,6 +53,14 @@ pub(super) fn plan(outcome: &Outcome<'_>) -> Text {
     text.push("\n");
     forecast(&mut text, &plan.gc);
     text
+}
+
+fn free(target: &TargetRoom) -> String {
+    let inodes = target.inodes_free.map(|free| format!(" and {free} inodes")).unwrap_or_default();
+    match (target.bytes, target.bytes_free) {
+        (Some(all), Some(free)) => format!("{}{inodes}, of {}", HumanBytes(free), HumanBytes(all)),
+        _ => format!("the file system does not tell bytes{inodes}"),
+    }
 }
 
 /// What becomes of a root that is there.
@@ -65,6 +77,16 @@ fn range(estimate: Estimate, show: impl Fn(u64) -> String) -> String {
         return show(estimate);
     }
     format!("about {} (at least {}, up to {})", show(estimate), show(at_least), show(up_to))
+}
+
+/// What a snapshotter with whole trees costs.
+fn trees(whole: &WholeTrees) -> String {
+    let probably = |bytes: Estimate| {
+        let about = if bytes.at_least == bytes.up_to { "" } else { "about " };
+        format!("{about}{}", HumanBytes(bytes.estimate))
+    };
+    let (trees, layers) = (probably(whole.trees), probably(whole.layers));
+    format!("{trees}, as native keeps a whole tree for each layer, and layers alone are {layers}")
 }
 
 fn forecast(text: &mut Text, forecast: &Forecast) {
