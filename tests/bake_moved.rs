@@ -92,9 +92,9 @@ impl Registry {
 
 /// A machine with one plain user, and a directory that is none of that user's business.
 struct Machine {
-    scratch: TempDir,
-    /// The home, where it is on a file system of its own.
+    /// The home, where it is on a file system of its own. Unmounted before the directory goes that it is in.
     _mounted: Option<Tmpfs>,
+    scratch: TempDir,
 }
 
 impl Machine {
@@ -122,7 +122,7 @@ impl Machine {
         {
             fs::write(path("etc").join(name), text).unwrap();
         }
-        Self { scratch, _mounted: mounted }
+        Self { _mounted: mounted, scratch }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -353,10 +353,12 @@ fn links_of_a_user_lead_only_to_the_users_own() {
         }
         assert_eq!((machine.outside(), listing(&machine.path("home"))), before, "{target}");
     }
-    // Of root's own links nothing is held.
+    // Not so root's own links; and what root has made in the user's directories may be used.
     symlink(machine.path("outside"), machine.path("to-outside")).unwrap();
-    for target in [root("to-own/root"), machine.path("to-outside/root").display().to_string()] {
+    fs::create_dir(machine.path("home/roots")).unwrap();
+    let outside = machine.path("to-outside/root").display().to_string();
+    for target in [root("to-own/root"), root("roots/new/../root"), outside] {
         run(&mut machine.command(&registry, &["--root", &target]), LIMIT).expect_success(&target);
-        assert!(Path::new(&target).join("cache.db").exists(), "{target}");
+        assert!(Path::new(&target.replace("new/../", "")).join("cache.db").exists(), "{target}");
     }
 }

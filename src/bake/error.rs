@@ -259,10 +259,8 @@ impl Error {
         use layer::Error as L;
         match self {
             Self::Gather(error) => error.class(),
-            // A good layer, for other daemons.
-            Self::Layer { source: L::Refused { refusal: layer::Refusal::SecurityAttribute, .. }, .. } => {
-                ErrorClass::Other
-            }
+            // It is good, for other daemons.
+            Self::Layer { source, .. } if source.is_for_root_alone() => ErrorClass::Other,
             Self::DiffIdMismatch { .. }
             | Self::Layer { source: L::Decompress { .. } | L::Archive { .. } | L::Refused { .. }, .. } => {
                 ErrorClass::Content

@@ -6,7 +6,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, fchown};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use super::{Error, IoContext};
 use crate::fsutil::{self, Held, HoldError};
@@ -85,7 +85,15 @@ impl Place {
                     return Err(Error::TargetNotDirectory { path: target });
                 };
                 let nearest = fsutil::nearest(parent).at("look at", parent)?;
-                let missing = parent.strip_prefix(&nearest).unwrap_or(Path::new(""));
+                let mut missing = PathBuf::new();
+                for component in parent.strip_prefix(&nearest).unwrap_or(Path::new("")).components() {
+                    // What is made has no links in it.
+                    if component == Component::ParentDir {
+                        missing.pop();
+                    } else {
+                        missing.push(component);
+                    }
+                }
                 Ok(Self::Beside {
                     above: hold(&nearest, &target)?,
                     missing: missing.iter().map(OsStr::to_owned).collect(),
@@ -236,4 +244,46 @@ pub(super) fn require_empty_but(target: &Held, own: &OsStr) -> Result<(), Error>
     }
     found.sort();
     Err(Error::TargetNotEmpty { path: target.name().to_owned(), found })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_named_without_detours() {
+        let base = tempfile::tempdir().unwrap();
+        fs::create_dir(base.path().join("there")).unwrap();
+        for (target, nearest, expected) in [
+            ("root", "", &[][..]),
+            ("a/b/root", "", &["a", "b"]),
+            ("a/../b/root", "", &["b"]),
+            ("there/../root", "there/..", &[]),
+            ("there/a/./../root", "there", &[]),
+        ] {
+            let place = Place::of(&base.path().join(target)).unwrap();
+            let Place::Beside { above, missing, name } = place else { panic!("{target}: {place:?}") };
+            assert_eq!(above.name(), base.path().join(nearest).components().as_path(), "{target}");
+            assert_eq!(
+                (missing, name),
+                (expected.iter().map(OsString::from).collect(), "root".into()),
+                "{target}"
+            );
+        }
+        assert_eq!(fs::read_dir(base.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn names_of_staging_directories() {
+        for (name, prefix, expected) in [
+            (".warmkit-aB3dE6", STAGING_PREFIX, true),
+            (".warmkit-root-aB3dE6", STAGING_PREFIX, false),
+            (".warmkit-root-aB3dE6", ".warmkit-root-", true),
+            (".warmkit-root-2-aB3dE6", ".warmkit-root-", false),
+            (".warmkit-a;b", STAGING_PREFIX, false),
+            ("root", STAGING_PREFIX, false),
+        ] {
+            assert_eq!(is_staging(name, prefix), expected, "{name}");
+        }
+    }
 }

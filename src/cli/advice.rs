@@ -72,10 +72,7 @@ fn of_bake(error: &bake::Error) -> Option<&'static str> {
         bake::Error::Layer { source: layer::Error::Owner { .. }, .. } => Some(
             "give the user more ids in /etc/subuid and /etc/subgid; its daemon could not extract that layer either",
         ),
-        bake::Error::Layer {
-            source: layer::Error::Refused { refusal: layer::Refusal::SecurityAttribute, .. },
-            ..
-        } => Some(
+        bake::Error::Layer { source, .. } if source.is_for_root_alone() => Some(
             "its daemon could not extract that layer either: make it without the attribute, or bake for a daemon that runs as root",
         ),
         _ => None,

@@ -21,6 +21,8 @@ use super::{Error, Result};
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Bytes of the largest message that containerd sends, unless it is told otherwise: its leases, all in one.
 const LARGEST: usize = 16 << 20;
+/// How long what was given up may take to end.
+const FAREWELL: Duration = Duration::from_secs(5);
 /// How long a call goes on after it is no more wanted.
 const GLANCE: Duration = Duration::from_millis(50);
 /// The oldest release that is used, as major and minor.
@@ -204,6 +206,12 @@ impl Client {
             tokio::time::sleep(2 * GLANCE).await;
             Ok(())
         })
+    }
+
+    /// Waits for the end of something that was given up, also when nobody wants anything any more.
+    pub(super) fn see_off(&self, end: impl Future<Output = ()>) {
+        // Whoever does not answer is not waited for.
+        let _ = self.runtime.block_on(async { tokio::time::timeout(FAREWELL, end).await });
     }
 
     /// Waits for `answer`, unless it is no more wanted.

@@ -34,7 +34,8 @@ pub struct Blob {
 #[derive(Debug)]
 pub struct Ingest<'a> {
     client: &'a Client,
-    requests: mpsc::Sender<wire::Write>,
+    /// `None` when it ends.
+    requests: Option<mpsc::Sender<wire::Write>>,
     replies: Streaming<wire::Written>,
     name: String,
     digest: String,
@@ -139,7 +140,7 @@ impl Client {
         })?;
         Ok(Ingest {
             client: self,
-            requests,
+            requests: Some(requests),
             replies,
             name,
             digest: digest.to_owned(),
@@ -225,7 +226,7 @@ impl Ingest<'_> {
                     let _: std::result::Result<Empty, Failure> =
                         self.client.short(wire::CONTENT_ABORT, abort);
                 }
-                Err(failure.at("commit blob", self.digest))
+                Err(failure.at("commit blob", &*self.digest))
             }
         }
     }
@@ -233,8 +234,10 @@ impl Ingest<'_> {
     fn exchange(&mut self, message: wire::Write) -> std::result::Result<wire::Written, Failure> {
         let (requests, replies) = (&self.requests, &mut self.replies);
         self.client.run(async {
-            // That nobody takes it any more is explained by what comes back.
-            let _ = requests.send(message).await;
+            if let Some(requests) = requests {
+                // That nobody takes it any more is explained by what comes back.
+                let _ = requests.send(message).await;
+            }
             next(replies).await
         })
     }
@@ -261,6 +264,16 @@ impl Ingest<'_> {
         }
         self.offset = end;
         Ok(())
+    }
+}
+
+impl Drop for Ingest<'_> {
+    /// Waits until containerd has closed what it has of the blob: until then nobody can go on with that, and where it is
+    /// collected at once, what is written when it is closed may be left.
+    fn drop(&mut self) {
+        self.requests = None;
+        let replies = &mut self.replies;
+        self.client.see_off(async { while let Ok(Some(_)) = replies.message().await {} });
     }
 }
 

@@ -81,6 +81,13 @@ pub struct Containerd {
     pub ingests: Vec<(String, String)>,
 }
 
+impl Containerd {
+    /// Whether the namespace holds nothing.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.blobs.is_empty() && self.leases.is_empty() && self.snapshots.is_empty()
+    }
+}
+
 /// Decodes the database. `snapshotter` is the worker's own; `has_records` says whether the worker has records,
 /// whose data must then be in here.
 pub(super) fn read(

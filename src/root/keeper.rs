@@ -94,6 +94,11 @@ impl Keeper {
         Ok(Some((held, store)))
     }
 
+    /// Where it looks, in messages.
+    pub(crate) fn place(&self) -> String {
+        format!("namespace {} of the containerd at {}", self.namespace(), self.0.socket().display())
+    }
+
     fn namespace(&self) -> String {
         self.0.namespace().to_owned()
     }

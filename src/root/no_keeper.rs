@@ -27,6 +27,10 @@ impl Keeper {
         match self.0 {}
     }
 
+    pub(crate) fn place(&self) -> String {
+        match self.0 {}
+    }
+
     pub(crate) fn is_known(&self, _: &Digest) -> Result<bool, Error> {
         match self.0 {}
     }

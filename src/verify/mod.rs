@@ -51,6 +51,7 @@ pub use report::{Counts, Finding, FindingKind, ImageReport, Report, Severity, Su
 
 use crate::progress::{Event, Phase, Progress, Running};
 use crate::root::files::Tree;
+use crate::root::keeper::Keeper;
 use crate::root::{Containerd, HISTORY, History, Record, Records, Root, State, Worker};
 use crate::store::ids::{RecordId, WorkerId};
 use disk::Look;
@@ -116,7 +117,7 @@ pub fn offline(root: &Path, options: &Options, progress: &dyn Progress) -> Resul
     files::check_rights(tree, Path::new(CACHE), 0o600, owner, &mut findings);
     solver(tree, &state, &mut counts, &mut findings);
     for worker in state.workers.iter().filter(|worker| worker.is_read()) {
-        relate(worker, &mut counts, &mut findings);
+        relate(worker, root.keeper.as_ref(), &mut counts, &mut findings);
     }
     held(&state.workers, &mut counts, &mut findings);
     running.finish();
@@ -219,7 +220,7 @@ fn is_baked(worker: &Worker) -> bool {
         && worker.records.as_ref().is_some_and(|records| records.all.iter().all(derived))
 }
 
-fn relate(worker: &Worker, counts: &mut Counts, findings: &mut Findings) {
+fn relate(worker: &Worker, keeper: Option<&Keeper>, counts: &mut Counts, findings: &mut Findings) {
     if let Some(records) = &worker.records {
         counts.records += records.all.len();
         counts.layers += records.all.values().filter(|record| record.blob.is_some()).count();
@@ -231,7 +232,15 @@ fn relate(worker: &Worker, counts: &mut Counts, findings: &mut Findings) {
         if !worker.in_containerd {
             relations::names(containerd, worker.store.as_ref(), worker.records.as_ref(), findings);
         }
-        if let Some(records) = &worker.records {
+        if let (Some(keeper), Some(records)) = (keeper, &worker.records)
+            && containerd.is_empty()
+            && !records.all.is_empty()
+        {
+            // Else each record would be told of, with all that it lacks.
+            let (place, count) = (keeper.place(), records.all.len());
+            let detail = format!("{place} has nothing, and there are {count} records");
+            findings.add(FindingKind::NamespaceEmpty, Subject::file(&worker.path), detail);
+        } else if let Some(records) = &worker.records {
             relations::data(records, containerd, worker.store.as_ref(), findings);
             unused::snapshots(containerd, findings);
         }

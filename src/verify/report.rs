@@ -135,6 +135,8 @@ kinds! {
     RecordLazy = "record-lazy", Note;
 
     // Leases.
+    /// A containerd has nothing at all where it is to have what the records need.
+    NamespaceEmpty = "namespace-empty", Error;
     /// A record has no lease, so garbage collection removes its data.
     LeaseMissing = "lease-missing", Error;
     /// A record's lease does not hold its snapshot, so garbage collection removes it.

@@ -7,6 +7,7 @@ use warmkit::containerd::Error;
 use warmkit::digest::Digest;
 
 use crate::support::containerd::Containerd;
+use crate::support::handmade::Handmade;
 
 /// A blob that was left off is gone on with, one of another namespace is shared, and wrong bytes do not stay.
 #[test]
@@ -56,7 +57,9 @@ fn blobs_are_ingested_once() {
     ingest.write_all(b"wrong").unwrap();
     let refused = ingest.finish().unwrap_err();
     assert!(matches!(refused, Error::Call { action: "commit blob", .. }), "{refused}");
+    // Or a bake that goes on would commit these for whole.
     let mut ingest = one.write(&wrong, 5).unwrap().unwrap();
+    assert!(!ingest.is_whole());
     ingest.write_all(b"wro").unwrap();
     ingest.again();
     ingest.write_all(b"right").unwrap();
@@ -89,6 +92,35 @@ fn what_a_killed_bake_left_is_collected() {
         assert_eq!(containerd.blobs().len(), left, "{hours} h");
         containerd.client("buildkit").delete_lease(&lease, true).unwrap();
     }
+}
+
+/// A snapshot that is not committed is held by the lease under which it was prepared, and by nothing else.
+#[test]
+fn what_is_being_unpacked_is_not_collected() {
+    let Some(containerd) = Containerd::start() else { return };
+    let until = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(1);
+    let mut cache = Handmade::default();
+    cache.layer("file", None);
+    let (digest, bytes) = cache.documents().1.swap_remove(0);
+    let (digest, size) = (digest.to_string(), bytes.len() as u64);
+    let mut client = containerd.client("buildkit");
+    client.prepare("overlayfs", "held by nothing", None).unwrap();
+    client.work_under("work", until).unwrap();
+    let mut ingest = client.write(&digest, size).unwrap().unwrap();
+    ingest.write_all(&bytes).unwrap();
+    ingest.finish().unwrap();
+    let mounts = client.prepare("overlayfs", "draft", None).unwrap();
+    containerd.collect();
+    let keys = client.snapshots("overlayfs").unwrap().into_iter().map(|snapshot| snapshot.key);
+    assert_eq!(keys.collect::<Vec<_>>(), ["draft"]);
+    let media_type = "application/vnd.oci.image.layer.v1.tar+gzip";
+    let diff_id = client.apply(&digest, size, media_type, mounts).unwrap();
+    assert!(diff_id.starts_with("sha256:") && diff_id != digest, "{diff_id}");
+    assert!(client.commit("overlayfs", "layer", "draft").unwrap());
+    containerd.collect();
+    assert!(client.has_snapshot("overlayfs", "layer").unwrap());
+    client.delete_lease("work", true).unwrap();
+    containerd.assert_empty();
 }
 
 #[test]

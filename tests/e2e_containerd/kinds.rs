@@ -1,11 +1,13 @@
 //! What a daemon may be told of its containerd, and a bake reads there: another namespace, other snapshotters.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use warmkit::bolt::Database;
 use warmkit::digest::Digest;
 
 use crate::support::cases::{assert_warm, export_tar};
@@ -13,7 +15,7 @@ use crate::support::command::run;
 use crate::support::containerd::Containerd;
 use crate::support::warmkit::warmkit;
 use crate::support::{Daemon, Tools, tools};
-use crate::{Bed, on, reads};
+use crate::{Bed, left, on, reads};
 
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -34,16 +36,53 @@ fn unit(directory: &Path, config: &Path) {
     assert!(fs::metadata(directory.join("systemctl")).unwrap().permissions().mode() & 0o100 != 0);
 }
 
-/// The native snapshotter in a namespace that nobody has made yet, as `buildkitd.toml` has it, with an image that is seeded:
-/// its manifest and config are blobs, too.
+/// What is in a tar, entry by entry, and a digest of all bytes in its files. Times are left out of directories: those of
+/// a native snapshot tell when it was made, as each copy of a tree makes them anew.
+fn contents(tar: &Path) -> (Vec<String>, Digest) {
+    let tar = |options: &[&str]| {
+        let output = Command::new("tar").args(options).arg("--file").arg(tar).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        output.stdout
+    };
+    let listed = String::from_utf8(tar(&["--list", "--verbose", "--numeric-owner", "--full-time"])).unwrap();
+    let entry = |line: &str| {
+        let is_directory = line.starts_with('d');
+        // Mode, owner, size, day, time, name.
+        let words = line.split_whitespace().enumerate();
+        let kept = words.filter(|(at, _)| !(is_directory && matches!(at, 3 | 4)));
+        kept.map(|(_, word)| word).collect::<Vec<_>>().join(" ")
+    };
+    (listed.lines().map(entry).collect(), Digest::of(&tar(&["--extract", "--to-stdout"])))
+}
+
+/// The native snapshotter in a namespace that nobody has made yet, as `buildkitd.toml` has it, with an image that is seeded
+/// (its manifest and config are blobs, too) and pages of 64 KiB: each command that reads such a root; first build, changed
+/// source and prune as with overlayfs, and what is in the tar of a native import.
 #[test]
 fn native_in_another_namespace() {
     const NAMESPACE: &str = "elsewhere";
     let Some(Bed { mut containerd, world, case, origin }) = Bed::new() else { return };
+    let worker = |containerd: &Containerd, namespace: &str| {
+        format!("{}\n  namespace = {namespace:?}\n  snapshotter = \"native\"", containerd.worker())
+    };
+    let Some(beside) = Containerd::start() else { return };
+    let imported = world.root(&case, "imported");
+    let of_beside = worker(&beside, NAMESPACE);
+    let daemon = Daemon::start_on_containerd(&world.tools, &imported, &world.registry, &of_beside);
+    let request = case.request.import_from(&origin.cache);
+    let exported = world.root(&case, "imported.tar");
+    export_tar(&daemon, &request, &exported);
+    let native = contents(&exported);
+    daemon.stop();
+    drop(beside);
+
     let root = world.root(&case, "root");
-    let worker = format!("{}\n  namespace = {NAMESPACE:?}\n  snapshotter = \"native\"", containerd.worker());
-    let text = format!("root = {root:?}\n[worker.containerd]\n{worker}\n");
-    let config = world.scratch.write("buildkitd.toml", text);
+    let config = world.scratch.join("buildkitd.toml");
+    let configure = |namespace: &str| {
+        let worker = worker(&containerd, namespace);
+        fs::write(&config, format!("root = {root:?}\n[worker.containerd]\n{worker}\n")).unwrap();
+    };
+    configure(NAMESPACE);
     let bin = world.scratch.join("bin");
     unit(&bin, &config);
     let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap_or_default());
@@ -53,29 +92,68 @@ fn native_in_another_namespace() {
     };
 
     let arguments = ["bake", &origin.cache, "--keys-from", &origin.image, "--with-image", &origin.image];
-    warmkit(&arguments).expect_success("bake");
-    assert!(root.join("containerd-native/metadata_v2.db").is_file());
+    warmkit(&[&arguments[..], &["--page-size", "65536"]].concat()).expect_success("bake");
+    for database in ["cache.db", "containerd-native/metadata_v2.db"] {
+        assert_eq!(Database::open(&root.join(database)).unwrap().page_size(), 65536, "{database}");
+    }
     let client = containerd.client(NAMESPACE);
     let (manifest, _) = world.registry.manifest(case.name, "cache-image");
     let manifest = Digest::of(&manifest).to_string();
-    let holders =
-        client.leases().unwrap().into_iter().filter(|lease| lease.content.contains(&manifest)).count();
-    assert!(holders > 0 && client.labels(&manifest).unwrap().is_some(), "{manifest}");
+    let leases = client.leases().unwrap();
+    assert!(leases.iter().any(|lease| lease.content.contains(&manifest)), "{manifest}: {leases:?}");
+    assert!(!leases.iter().any(|lease| lease.temporary), "{leases:?}");
+    assert!(client.labels(&manifest).unwrap().is_some());
     assert_eq!(containerd.client("buildkit").leases().unwrap(), []);
     let kept = (containerd.blobs(), containerd.snapshots_of("native"));
     assert!(!kept.1.is_empty());
+
     warmkit(&["verify"]).expect_success("verify");
+    let hydrated = warmkit(&["hydrate"]).expect_success("hydrate");
+    assert!(
+        hydrated.stderr.contains("in the directories of a containerd, and are not read"),
+        "{}",
+        hydrated.stderr
+    );
+    let side =
+        format!("type=root,src={},containerd={},namespace={NAMESPACE}", root.display(), containerd.address());
+    let mut diff = crate::warmkit();
+    diff.args(["diff", &side, &origin.cache, "--keys-from", &origin.image, "--exit-code"]);
+    run(&mut diff, LIMIT).expect_success("diff");
+    // Where nobody has ever been.
+    configure("nowhere");
+    let absent = warmkit(&["verify", "--format", "json"]);
+    assert_eq!(absent.status.code(), Some(8), "{}", absent.stderr);
+    let absent: serde_json::Value = absent.stdout.parse().unwrap();
+    let findings = absent["offline"]["findings"].as_array().unwrap();
+    assert_eq!((findings.len(), &findings[0]["kind"]), (1, &"namespace-empty".into()), "{findings:?}");
+    let said = format!("namespace nowhere of the containerd at {} has nothing", containerd.address());
+    assert!(findings[0]["detail"].as_str().unwrap().contains(&said), "{findings:?}");
+    configure(NAMESPACE);
 
     let Some(_) = containerd.ctr(NAMESPACE, &["content", "prune", "references"]) else { return };
     containerd.restart();
     containerd.collect();
     assert_eq!((containerd.blobs(), containerd.snapshots_of("native")), kept);
-    let daemon = Daemon::start_on_containerd(&world.tools, &root, &world.registry, &worker);
-    let (outcome, _) = export_tar(&daemon, &case.request, &world.root(&case, "root.tar"));
+    let of_this = worker(&containerd, NAMESPACE);
+    let daemon = Daemon::start_on_containerd(&world.tools, &root, &world.registry, &of_this);
+    let exported = world.root(&case, "root.tar");
+    let (outcome, _) = export_tar(&daemon, &case.request, &exported);
     assert_warm(&outcome, &origin);
+    assert_eq!(contents(&exported), native, "the tar differs from that of a natively imported root");
+    let outcome = daemon.build(&case.changed);
+    let changed: BTreeSet<&str> = origin.changed.iter().map(String::as_str).collect();
+    assert_eq!(outcome.not_cached(), changed, "{}", outcome.log);
+    assert_eq!((outcome.imports, outcome.extractions), (0, 0), "after a change\n{}", outcome.log);
     daemon.stop();
-    warmkit(&["verify"]).expect_success("verify after a build");
-    warmkit(&["inspect"]).expect_success("inspect after a build");
+    warmkit(&["verify"]).expect_success("verify after builds");
+    warmkit(&["inspect"]).expect_success("inspect after builds");
+    let daemon = Daemon::start_on_containerd(&world.tools, &root, &world.registry, &of_this);
+    daemon.prune_all();
+    assert_eq!(daemon.disk_usage(), [], "after prune --all");
+    daemon.stop();
+    containerd.collect();
+    assert_eq!(left(&kept, &containerd).0, [""; 0], "after prune --all");
+    assert_eq!(containerd.snapshots_of("native"), [""; 0], "after prune --all");
 }
 
 /// A snapshotter that is a program of its own, which containerd talks to.

@@ -4,8 +4,10 @@
 
 mod api;
 mod disk;
+mod failures;
 mod killed;
 mod kinds;
+mod neighbours;
 mod pending;
 mod planned;
 mod reads;
@@ -18,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use ::warmkit::containerd::Lease;
 use support::cases::{Case, Origin, assert_warm, export_tar};
 use support::command::{Ended, run};
 use support::containerd::{Containerd, Release};
@@ -80,6 +83,7 @@ impl Bed {
     fn baked(&self, name: &str) -> PathBuf {
         let root = self.root(name);
         self.bake(&root).expect_success("bake");
+        assert_settled(&self.containerd);
         root
     }
 
@@ -89,9 +93,22 @@ impl Bed {
         Daemon::start_on_containerd(&world.tools, root, &world.registry, &containerd.worker())
     }
 
+    /// What it has; nothing is half there.
+    #[track_caller]
     fn kept(&self) -> Kept {
+        assert_eq!(self.containerd.ingests(), [""; 0]);
         (self.containerd.blobs(), self.containerd.snapshots())
     }
+}
+
+/// Asserts that nothing of a bake is held for a while only: before a daemon starts, which deletes what is labelled so.
+#[track_caller]
+fn assert_settled(containerd: &Containerd) {
+    let client = containerd.client("buildkit");
+    let leases = client.leases().unwrap();
+    let is_ours = |lease: &Lease| lease.temporary && lease.id.starts_with("warmkit-");
+    assert!(!leases.is_empty() && !leases.iter().any(is_ours), "{leases:?}");
+    assert_eq!(client.pending().unwrap(), []);
 }
 
 /// Names of blobs, and ids of snapshots.
@@ -124,6 +141,7 @@ fn warms(release: &str, kept_by: Release, name: &'static str) {
     let target = format!("containerd:{}", bed.containerd.address());
     let place = ["--for", &target, "--root", root.to_str().unwrap()];
     bake_at_as_planned(&[&bed.origin.cache, "--keys-from", &bed.origin.image], &[], &place, &root);
+    assert_settled(&bed.containerd);
     let kept = bed.kept();
     assert!(!kept.0.is_empty() && !kept.1.is_empty(), "{kept:?}");
     reads::assert_sound(&bed.containerd, &root);

@@ -31,17 +31,17 @@ const LAST_LEASED: Request = (b"snapshots/overlayfs", 4);
 const ABOUT_TO_COMMIT: Request = (b"-pending", 2);
 
 /// A containerd, and two caches that have nothing in common.
-struct Place {
-    containerd: Containerd,
-    scratch: Scratch,
-    first: [String; 3],
+pub(crate) struct Place {
+    pub(crate) containerd: Containerd,
+    pub(crate) scratch: Scratch,
+    pub(crate) first: [String; 3],
     other: [String; 3],
 }
 
 impl Place {
     /// `None` when something is missing, after it said so.
     #[track_caller]
-    fn new() -> Option<Self> {
+    pub(crate) fn new() -> Option<Self> {
         let containerd = Containerd::start().filter(|_| is_root())?;
         let scratch = Scratch::new();
         let [first, other] = ["first", "other"].map(|name| cache(&scratch, name));
@@ -52,13 +52,13 @@ impl Place {
         self.containerd.client("buildkit")
     }
 
-    fn bake(&self, cache: &[String], root: &Path) -> Ended {
+    pub(crate) fn bake(&self, cache: &[String], root: &Path) -> Ended {
         run(&mut on(&self.containerd.address(), root, &arguments(cache)), LIMIT)
     }
 
     /// Kills a bake of the first cache when it is about to have the last snapshot leased.
     #[track_caller]
-    fn kill(&self, root: &Path) {
+    pub(crate) fn kill(&self, root: &Path) {
         let (tell, there) = channel();
         let socket = self.scratch.join("socket");
         stand_before(&self.containerd, &socket, LAST_LEASED, move || {
@@ -78,7 +78,7 @@ impl Place {
 
     /// Ends what a killed bake holds until tomorrow.
     #[track_caller]
-    fn expire(&self) {
+    pub(crate) fn expire(&self) {
         let client = self.client();
         let temporary = client.leases().unwrap().into_iter().filter(|lease| lease.temporary);
         assert_eq!(temporary.map(|lease| client.delete_lease(&lease.id, true).unwrap()).count(), 1);

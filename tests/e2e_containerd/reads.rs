@@ -122,14 +122,19 @@ fn what_containerd_has_lost_is_found() {
     client.delete_lease(&lease.id, true).unwrap();
     assert!(found(containerd, &root).contains(&"lease-missing".to_owned()));
 
-    // All of it, as where another containerd is asked.
-    for lease in client.leases().unwrap() {
+    // All but what one lease has.
+    let mut leases = client.leases().unwrap();
+    let last = leases.pop().unwrap().id;
+    for lease in leases {
         client.delete_lease(&lease.id, true).unwrap();
     }
     let findings = found(containerd, &root);
     for kind in ["lease-missing", "snapshot-missing", "blob-missing"] {
         assert!(findings.iter().any(|found| found == kind), "no {kind} in {findings:?}");
     }
+    // All of it, as where another containerd is asked.
+    client.delete_lease(&last, true).unwrap();
+    assert_eq!(found(containerd, &root), ["namespace-empty"]);
 }
 
 /// What cannot be done is refused, with what to do instead; and nothing is said of whether the root is good.

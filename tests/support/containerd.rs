@@ -15,6 +15,10 @@ use super::tools::{directory, on_path};
 use super::{Scratch, skip};
 
 const LIMIT: Duration = Duration::from_secs(120);
+/// Where it has blobs.
+const BLOBS: &str = "io.containerd.content.v1.content/blobs/sha256";
+/// Where it has those that are not whole.
+const INGESTS: &str = "io.containerd.content.v1.content/ingest";
 
 /// The snapshotter fuse-overlayfs, below [`directory`].
 const FUSE: &str = "fuse-overlayfs-snapshotter-v2.1.7/bin/containerd-fuse-overlayfs-grpc";
@@ -112,6 +116,8 @@ impl Containerd {
     fn of(release: Release, root: Option<&Path>) -> Option<Self> {
         let (program, scratch) = (program(release, "containerd")?, Scratch::new());
         let root = root.map_or_else(|| scratch.join("root"), Path::to_owned);
+        // One that never had a blob collects no ingest: its collection ends where this is missing.
+        fs::create_dir_all(root.join(BLOBS)).unwrap();
         Some(Self { scratch, root, program, child: None, proxy: None })
     }
 
@@ -141,7 +147,7 @@ impl Containerd {
     /// The file of a blob.
     pub fn blob(&self, digest: &str) -> PathBuf {
         let hex = digest.strip_prefix("sha256:").unwrap();
-        self.root.join("io.containerd.content.v1.content/blobs/sha256").join(hex)
+        self.root.join(BLOBS).join(hex)
     }
 
     fn run(&mut self) {
@@ -209,7 +215,7 @@ impl Containerd {
 
     /// Names of the blobs in its content store, of all namespaces.
     pub fn blobs(&self) -> Vec<String> {
-        names(&self.root.join("io.containerd.content.v1.content/blobs/sha256"))
+        names(&self.root.join(BLOBS))
     }
 
     /// Ids of the snapshots that its overlayfs has, of all namespaces.
@@ -224,7 +230,13 @@ impl Containerd {
 
     /// Names of what was begun to be ingested and not finished, of all namespaces.
     pub fn ingests(&self) -> Vec<String> {
-        names(&self.root.join("io.containerd.content.v1.content/ingest"))
+        names(&self.root.join(INGESTS))
+    }
+
+    /// Where they are.
+    pub fn ingest_directories(&self) -> Vec<PathBuf> {
+        let directory = self.root.join(INGESTS);
+        names(&directory).iter().map(|name| directory.join(name)).collect()
     }
 
     /// Asserts that it has nothing: no blob, none that is half there, no snapshot, and no lease in namespace `buildkit`.
