@@ -116,7 +116,7 @@ fn in_the_middle(containerd: &Containerd, scratch: &Scratch, root: &Path) -> Chi
 /// Bytes of what is half there.
 fn ingested(containerd: &Containerd) -> u64 {
     let length = |ingest: PathBuf| fs::metadata(ingest.join("data")).map_or(0, |data| data.len());
-    containerd.ingest_directories().into_iter().map(length).sum()
+    containerd.ingests().into_iter().map(length).sum()
 }
 
 #[test]
