@@ -96,7 +96,7 @@ impl Bed {
     /// What it has; nothing is half there.
     #[track_caller]
     fn kept(&self) -> Kept {
-        assert_eq!(self.containerd.ingests(), [Path::new(""); 0]);
+        assert_eq!(self.containerd.ingests(), Vec::<PathBuf>::new());
         (self.containerd.blobs(), self.containerd.snapshots())
     }
 }
