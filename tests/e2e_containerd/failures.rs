@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -90,9 +90,8 @@ fn until(what: &str, is_so: impl Fn() -> bool) {
 
 /// A cache of one layer of 3 MiB, its keys, and the blob's digest.
 fn large(scratch: &Scratch) -> (Handmade, String, Digest) {
-    let noise: Vec<u8> = (0..3 * (MIB as u32))
-        .map(|n| n.wrapping_mul(0x9e37_79b9).rotate_left(n % 13).to_le_bytes()[3])
-        .collect();
+    let noise: Vec<u8> =
+        (0..3_u32 << 20).map(|n| n.wrapping_mul(0x9e37_79b9).rotate_left(n % 13).to_le_bytes()[3]).collect();
     let mut cache = Handmade::default();
     let layer = cache.plain(&Tar::new().add(Entry::new("noise", Kind::File(&noise))).finish(), None);
     cache.record("noise", &[], &[layer]);
@@ -116,7 +115,7 @@ fn in_the_middle(containerd: &Containerd, scratch: &Scratch, root: &Path) -> Chi
 /// Bytes of what is half there.
 fn ingested(containerd: &Containerd) -> u64 {
     let length = |ingest: PathBuf| fs::metadata(ingest.join("data")).map_or(0, |data| data.len());
-    containerd.ingest_directories().into_iter().map(length).sum()
+    containerd.ingests().into_iter().map(length).sum()
 }
 
 #[test]
@@ -178,9 +177,10 @@ fn counting(containerd: &Containerd, path: &Path) -> Arc<AtomicU64> {
                 while let Ok(n @ 1..) = client.read(&mut buffer) {
                     counted.fetch_add(n as u64, Ordering::AcqRel);
                     if server.write_all(&buffer[..n]).is_err() {
-                        return;
+                        break;
                     }
                 }
+                let _ = server.shutdown(Shutdown::Both);
             });
         }
     });

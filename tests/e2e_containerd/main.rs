@@ -96,7 +96,7 @@ impl Bed {
     /// What it has; nothing is half there.
     #[track_caller]
     fn kept(&self) -> Kept {
-        assert_eq!(self.containerd.ingests(), [""; 0]);
+        assert_eq!(self.containerd.ingests(), Vec::<PathBuf>::new());
         (self.containerd.blobs(), self.containerd.snapshots())
     }
 }
@@ -121,7 +121,8 @@ fn left(kept: &Kept, containerd: &Containerd) -> Kept {
     (both(&kept.0, &containerd.blobs()), both(&kept.1, &containerd.snapshots()))
 }
 
-/// A plan and the bake as planned, first build, changed source, containerd's collection and restart, another start, prune: as on any other root.
+/// A plan and the bake as planned, first build, changed source, containerd's collection and restart, another start, prune:
+/// as on any other root, and with the tar of a native import.
 fn warms(release: &str, kept_by: Release, name: &'static str) {
     let Some(mut bed) = Bed::of(release, kept_by, name) else { return };
     // What the same daemon makes of the cache by itself.

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
@@ -80,8 +80,10 @@ impl Place {
     #[track_caller]
     pub(crate) fn expire(&self) {
         let client = self.client();
-        let temporary = client.leases().unwrap().into_iter().filter(|lease| lease.temporary);
-        assert_eq!(temporary.map(|lease| client.delete_lease(&lease.id, true).unwrap()).count(), 1);
+        let leases = client.leases().unwrap();
+        let temporary: Vec<&Lease> = leases.iter().filter(|lease| lease.temporary).collect();
+        assert_eq!(temporary.len(), 1, "{leases:?}");
+        assert!(client.delete_lease(&temporary[0].id, true).unwrap());
     }
 }
 
@@ -159,7 +161,7 @@ fn another_bake_removes_what_a_killed_one_leased() {
     assert_eq!(of_roots(&client).len(), 2);
     place.containerd.collect();
     assert_eq!((place.containerd.blobs().len(), place.containerd.snapshots().len()), (2, 2));
-    assert_eq!(place.containerd.ingests(), [""; 0]);
+    assert_eq!(place.containerd.ingests(), Vec::<PathBuf>::new());
     reads::assert_sound(&place.containerd, &other);
 }
 

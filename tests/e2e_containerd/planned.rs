@@ -24,7 +24,7 @@ pub(crate) fn cache(scratch: &Scratch, name: &str) -> [String; 3] {
     let base_record = cache.record(&below, &[], &[base]);
     let top = cache.layer(&above, Some(base));
     cache.record(&above, &[&[base_record]], &[top]);
-    let keys = write_keys(&scratch.join(&format!("{name}.db")), [&*below, &*above]);
+    let keys = write_keys(&scratch.join(format!("{name}.db")), [&*below, &*above]);
     [cache.write(&scratch.join(name)), "--keys-from".to_owned(), keys]
 }
 
