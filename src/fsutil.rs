@@ -1,5 +1,7 @@
 //! File-system facts and operations that the standard library lacks.
 
+mod held;
+
 use std::fs::{File, Permissions};
 use std::io::{self, Read as _};
 use std::os::unix::ffi::OsStrExt;
@@ -12,6 +14,8 @@ use rustix::ioctl::{self, Opcode};
 use rustix::mount::MountPropagationFlags;
 use rustix::thread::UnshareFlags;
 use tempfile::TempDir;
+
+pub use held::{Foreign, Held, HoldError, foreign, nearest_of_root};
 
 /// File systems that may write fewer bytes than they are given: btrfs, ZFS, bcachefs.
 const COMPRESSING: [u32; 3] = [0x9123_683e, 0x2fc1_2fc1, 0xca45_1a4e];
@@ -129,7 +133,7 @@ const FITRIM: Opcode = ioctl::opcode::read_write::<TrimRange>(b'X', 121);
 pub fn discard_free_blocks(path: &Path) -> io::Result<u64> {
     // What was deleted is free only once it is written that it is.
     sync_file_system(path)?;
-    let directory = File::open(path)?;
+    let directory = File::options().read(true).custom_flags(libc::O_DIRECTORY).open(path)?;
     let mut range = TrimRange { start: 0, len: u64::MAX, min_len: 0 };
     // Nobody wraps this ioctl. Its number says that the kernel reads and writes one `TrimRange`.
     #[allow(unsafe_code)]
@@ -176,15 +180,12 @@ pub fn temporary_directory(prefix: &str, parent: &Path) -> io::Result<TempDir> {
     })
 }
 
-/// Makes the entries of a directory durable.
-pub fn sync_directory(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
-}
-
 /// Takes the `flock` of a file or directory, until what is returned is dropped; `None` where some
 /// process holds it.
 pub fn try_lock(path: &Path) -> io::Result<Option<File>> {
-    let file = File::open(path)?;
+    // Somebody may have put a FIFO there, which would wait for who writes to it, or a link to a device.
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_NOFOLLOW;
+    let file = File::options().read(true).custom_flags(flags).open(path)?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(Some(file)),
         Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
@@ -192,12 +193,13 @@ pub fn try_lock(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
-/// Whether some process holds a `flock` on `path`. What is absent is not locked.
+/// Whether some process holds a `flock` on `path`. What is absent is not locked, nor is a link.
 ///
 /// A daemon leaves its lock file behind when it is killed, so only the lock itself counts.
 pub fn is_locked(path: &Path) -> io::Result<bool> {
     match try_lock(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) if error.raw_os_error() == Some(libc::ELOOP) => Ok(false),
         lock => Ok(lock?.is_none()),
     }
 }

@@ -133,6 +133,7 @@ const RULES: &[Rule] = &[
             "source",
             "keys",
             "layer::Error",
+            "layer::Refusal",
             "oci",
             "digest",
             "progress",

@@ -67,19 +67,18 @@ impl Host {
         serde_json::from_str(&ended.stdout).unwrap()
     }
 
-    /// Looks at and reads the root of a target that no daemon uses: it is there, has so many records, and is read
-    /// whole.
+    /// Looks at and reads the root of a target that no daemon uses: it is this directory's, and it is read whole.
     #[track_caller]
-    fn reads(&self, target: &str, root: &Path, records: usize) {
-        let report = |command| -> Value {
-            let ended = self.warmkit(&[command, "--for", target, "--json"]).expect_success(command);
+    fn reads(&self, target: &str, root: &Path) {
+        let report = |command, place: [&str; 2]| -> Value {
+            let ended = self.warmkit(&[command, place[0], place[1], "--json"]).expect_success(command);
             serde_json::from_str(&ended.stdout).unwrap()
         };
-        let inspected = report("inspect");
-        assert_eq!(inspected["root"].as_str(), root.to_str());
-        assert_eq!(inspected["records"].as_array().unwrap().len(), records, "{inspected:#}");
+        let inspected = report("inspect", ["--for", target]);
+        assert_eq!(inspected, report("inspect", ["--root", root.to_str().unwrap()]));
+        assert!(inspected["records"].as_array().unwrap().len() > 8, "{inspected:#}");
         assert_eq!(inspected["faults"], Value::Array(Vec::new()));
-        is_hydrated(&report("hydrate"), root);
+        is_hydrated(&report("hydrate", ["--for", target]), root);
     }
 
     /// Asserts that a bake for a target ends with this exit code, having said these things; gives all that it said.
@@ -184,7 +183,7 @@ fn the_volume_of_a_builder_with_docker_running() {
     }
     check_databases(&host.world.tools, &volume);
     host.warmkit(&["verify", "--for", "buildx:ci"]).expect_success("verify");
-    host.reads("buildx:ci", &volume, report["records"].as_u64().unwrap().try_into().unwrap());
+    host.reads("buildx:ci", &volume);
     host.create(&report, &options);
     host.is_warm("ci");
     host.goes_on_from_there("ci");

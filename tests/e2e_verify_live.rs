@@ -6,42 +6,14 @@
 
 mod support;
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value;
 use support::cases::{Case, Origin};
 use support::command::Ended;
-use support::files::digest_of;
+use support::files::listing;
 use support::warmkit::{bake, verify};
 use support::{BuildRequest, Tools, World, tools};
-
-/// Everything that could change in a root: type, mode, owner, times, inode, and bytes.
-fn state(root: &Path) -> BTreeMap<PathBuf, (Vec<i64>, String)> {
-    let mut all = BTreeMap::new();
-    let mut pending = vec![root.to_owned()];
-    while let Some(path) = pending.pop() {
-        let meta = fs::symlink_metadata(&path).unwrap();
-        let numbers = vec![
-            i64::from(meta.mode()),
-            i64::from(meta.uid()),
-            i64::from(meta.gid()),
-            meta.ino().cast_signed(),
-            meta.mtime(),
-            meta.mtime_nsec(),
-            meta.ctime(),
-            meta.ctime_nsec(),
-        ];
-        let content = if meta.is_file() { digest_of(&path).to_string() } else { String::new() };
-        if meta.is_dir() {
-            pending.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
-        }
-        all.insert(path, (numbers, content));
-    }
-    all
-}
 
 /// Runs `verify --build`, asserts its exit code and that the root did not change, and gives what
 /// `--json` says of the build.
@@ -51,10 +23,10 @@ fn live(world: &World, root: &Path, request: &BuildRequest, code: i32) -> Value 
     let mut arguments = vec!["--json".to_owned(), "--buildkitd".to_owned(), buildkitd];
     arguments.extend(request.verify_arguments());
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let before = state(root);
+    let before = listing(root);
     let Ended { status, stdout, stderr } = verify(&arguments, root);
     assert_eq!(status.code(), Some(code), "verify {arguments:?}\n{stdout}\n{stderr}");
-    assert!(state(root) == before, "verify --build changed the root");
+    assert!(listing(root) == before, "verify --build changed the root");
     let outcome: Value = serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{e}: {stdout}"));
     assert_eq!(outcome["healthy"], true, "{stdout}");
     assert_eq!(outcome["all_cached"], code == 0, "{stdout}");

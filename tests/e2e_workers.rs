@@ -180,13 +180,19 @@ fn warms_rootless(release: &str, snapshotter: &str, bakers: &[By], name: &'stati
         let ended = in_namespace(&["verify", "--read-data", "--root", root.to_str().unwrap()]);
         let ended = ended.expect_success("verify in the namespace");
         assert!(ended.stdout.contains(", 0 not comparable"), "{}", ended.stdout);
+        // The user's other root is passed over: this is the one that is told.
+        let ended = in_namespace(&["verify", "--for", "auto"]).expect_success("verify --for auto");
+        assert!(ended.stderr.contains("taken: --for rootless\n"), "{}", ended.stderr);
 
         let start = |root: &Path| {
             let (tools, registry) = (&world.tools, &world.registry);
             let daemon = Daemon::start_untold(tools, root, registry, snapshotter, &user, &variables);
-            let ended = in_namespace(&["bake", "type=local,src=/nonexistent", "--for", "rootless"]);
-            assert_eq!(ended.status.code(), Some(7), "{}", ended.stderr);
-            assert!(ended.stderr.contains("is in use by a running buildkitd"), "{}", ended.stderr);
+            for target in ["rootless", "auto"] {
+                let ended = in_namespace(&["bake", "type=local,src=/nonexistent", "--for", target]);
+                assert_eq!(ended.status.code(), Some(7), "{target}: {}", ended.stderr);
+                let said = "is in use by a running buildkitd";
+                assert!(ended.stderr.contains(said), "{target}: {}", ended.stderr);
+            }
             daemon
         };
         stays_warm(&world, &case, &origin, &root, native, &start);
@@ -241,6 +247,16 @@ fn rootless_of_an_older_release() {
 #[test]
 fn rootless_with_fuse_overlayfs() {
     warms_rootless(tools::NEWEST, "fuse-overlayfs", &[By::User, By::Root], "whiteouts");
+}
+
+#[test]
+fn rootless_with_fuse_overlayfs_of_an_older_release() {
+    warms_rootless("v0.17.3", "fuse-overlayfs", &[By::Root], "app");
+}
+
+#[test]
+fn rootless_with_native_snapshots_of_an_older_release() {
+    warms_rootless("v0.17.3", "native", &[By::User], "whiteouts");
 }
 
 #[test]

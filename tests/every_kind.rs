@@ -5,13 +5,13 @@ mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
 use support::command::run;
+use support::files::listing;
 use support::foreseen::{bake_at_as_planned, plan};
 use support::rootless::User;
 use support::skip::skip;
@@ -40,7 +40,7 @@ impl Kind {
             skip("no fuse-overlayfs in $PATH");
             return None;
         }
-        let user = if rootless { Some(User::make(&tools)?) } else { None };
+        let user = if rootless { Some(User::make(&tools)?.with_fuse()) } else { None };
         let registry = Registry::start(&tools);
         demo::push(&registry);
         Some(Self { tools, registry, scratch: Scratch::new(), snapshotter, user })
@@ -94,6 +94,14 @@ impl Kind {
         let path = self.shared().write("live.toml", sandbox);
         path.display().to_string()
     }
+}
+
+/// `warmkit` where the daemons of this kind run.
+fn beside(kind: &Kind) -> Command {
+    let Some(user) = &kind.user else { return warmkit() };
+    let mut command = user.beside(env!("CARGO_BIN_EXE_warmkit"));
+    command.env_remove("SOURCE_DATE_EPOCH").env("DOCKER_CONFIG", "/nonexistent");
+    command
 }
 
 /// What `warmkit <arguments>` prints as JSON.
@@ -158,31 +166,6 @@ fn said_as_by_its_daemon(kind: &Kind, root: &Path, state: &str) {
     assert_eq!((&forecast["records"], &forecast["bytes"]), (&told.len().into(), &bytes.into()), "{state}");
 }
 
-/// Everything that could change in a root: type, mode, owner, size, inode, and times.
-fn listing(root: &Path) -> BTreeMap<PathBuf, [i64; 9]> {
-    let mut all = BTreeMap::new();
-    let mut pending = vec![root.to_owned()];
-    while let Some(path) = pending.pop() {
-        let meta = fs::symlink_metadata(&path).unwrap();
-        if meta.is_dir() {
-            pending.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
-        }
-        let numbers = [
-            i64::from(meta.mode()),
-            i64::from(meta.uid()),
-            i64::from(meta.gid()),
-            meta.ino().cast_signed(),
-            meta.len().cast_signed(),
-            meta.mtime(),
-            meta.mtime_nsec(),
-            meta.ctime(),
-            meta.ctime_nsec(),
-        ];
-        all.insert(path, numbers);
-    }
-    all
-}
-
 /// The arguments of `warmkit verify` that have a build run by the daemon of this kind.
 fn arguments_of_build(kind: &Kind, request: &BuildRequest) -> Vec<String> {
     let mut arguments = ["verify", "--json", "--buildkitd"].map(str::to_owned).to_vec();
@@ -210,7 +193,7 @@ fn verified(kind: &Kind, root: &Path, [request, changed]: [&BuildRequest; 2], st
     let report = json(&["verify", "--json"], root, 0);
     assert_eq!(report["healthy"], true, "{state}: {report:#}");
     let live = |request: &BuildRequest, code| {
-        let mut command = warmkit();
+        let mut command = beside(kind);
         command.args(arguments_of_build(kind, request)).arg("--read-data").arg("--root").arg(root);
         // Where every user may look, as the one of a rootless root has to.
         command.env("TMPDIR", "/var/tmp");
@@ -368,4 +351,14 @@ fn native_of_an_older_release() {
 #[test]
 fn rootless() {
     serves(tools::NEWEST, "overlayfs", true, 16384);
+}
+
+#[test]
+fn rootless_with_fuse_overlayfs() {
+    serves(tools::NEWEST, "fuse-overlayfs", true, 4096);
+}
+
+#[test]
+fn rootless_with_native_snapshots() {
+    serves(tools::NEWEST, "native", true, 65536);
 }

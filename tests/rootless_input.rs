@@ -399,7 +399,7 @@ fn a_namespace_has_one_user() {
     let ended = machine.as_user(&[("HOME", "")], &NAMESPACE, &machine.bake("rootless"));
     says(&ended, 1, &["$HOME says no directory"]);
     let ended = machine.as_user(&[("XDG_DATA_HOME", "data")], &NAMESPACE, &machine.bake("rootless"));
-    says(&ended, 1, &["$XDG_DATA_HOME is \"data\"", "make it absolute"]);
+    says(&ended, 1, &["$XDG_DATA_HOME of ci's buildkitd is \"data\"", "make it absolute"]);
     assert_eq!(tree(&machine.home()), before);
     // Of several the first, as the daemon has it.
     let data = machine.home().join("data");

@@ -213,8 +213,7 @@ fn unpack_all_inside(user: &User, way: Way, directory: &Path) -> Vec<Vec<Unpacke
         assert_eq!(copied.len(), 3, "{copied:?}");
         assert!(copied.values().all(|node| node.xattrs.is_empty()), "{copied:?}");
     }
-    type Bytes = Vec<Vec<u8>>;
-    let unpacked: Vec<Vec<Result<(Bytes, Option<Bytes>), String>>> =
+    let unpacked: Vec<Vec<Result<Bytes, String>>> =
         serde_json::from_slice(&fs::read(directory.join("unpacked.json")).unwrap()).unwrap();
     let layers =
         |layers: Vec<Result<_, _>>| layers.into_iter().map(|layer| layer.map(Untimed::of_bytes)).collect();
@@ -432,16 +431,19 @@ struct Untimed {
     but: Option<BTreeSet<PathBuf>>,
 }
 
+/// [`Untimed`], with paths as bytes.
+type Bytes = (Vec<Vec<u8>>, Option<Vec<Vec<u8>>>);
+
 impl Untimed {
     /// Paths need be no text.
-    fn into_bytes(self) -> (Vec<Vec<u8>>, Option<Vec<Vec<u8>>>) {
+    fn into_bytes(self) -> Bytes {
         let bytes = |paths: BTreeSet<PathBuf>| {
             paths.into_iter().map(|path| path.into_os_string().into_vec()).collect()
         };
         (bytes(self.implied), self.but.map(bytes))
     }
 
-    fn of_bytes((implied, but): (Vec<Vec<u8>>, Option<Vec<Vec<u8>>>)) -> Self {
+    fn of_bytes((implied, but): Bytes) -> Self {
         let paths =
             |paths: Vec<Vec<u8>>| paths.into_iter().map(|path| OsString::from_vec(path).into()).collect();
         Self { implied: paths(implied), but: but.map(paths) }

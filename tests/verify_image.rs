@@ -125,6 +125,12 @@ fn a_baked_root_in_a_clean_image_has_no_finding() {
     image
         .verify(&[])
         .assert_has("leftover-staging: /var/lib/buildkit/../.warmkit-buildkit-AbC123: left by a bake");
+    for place in ["var", "var/tmp"] {
+        fs::create_dir_all(image.0.join(place).join(".warmkit-verify-AbC123")).unwrap();
+        image
+            .verify(&[])
+            .assert_has(&format!("leftover-staging: /{place}/.warmkit-verify-AbC123: left by a"));
+    }
     fs::remove_file(image.root()).unwrap();
     symlink(image.0.join("data/buildkit"), image.root()).unwrap();
     let mut outside = warmkit();

@@ -14,8 +14,8 @@ use support::bolt_tree::{self, Node, Tree};
 use support::command::run;
 use support::skip::skip;
 use support::tools::on_path;
+use support::warmkit::judge;
 use support::{BuildRequest, Daemon, Registry, Scratch, Tools, demo, tools};
-use warmkit::progress::Silent;
 use warmkit::verify::{self, FindingKind, Report};
 
 /// A key that no snapshot has.
@@ -47,9 +47,7 @@ impl Root {
     }
 
     fn judge(&self) -> Report {
-        let mut options = verify::Options::default();
-        options.read_data = true;
-        verify::offline(&self.path, &options, &Silent).unwrap()
+        judge(&self.path).unwrap()
     }
 }
 

@@ -11,15 +11,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use support::command::run;
 use support::files::Scratch;
+use support::warmkit::judge;
 use support::{demo, skip};
-use warmkit::progress::Silent;
-use warmkit::verify::{self, FindingKind, Report};
-
-fn judge(root: &Path) -> Report {
-    let mut options = verify::Options::default();
-    options.read_data = true;
-    verify::offline(root, &options, &Silent).unwrap()
-}
+use warmkit::verify::FindingKind;
 
 /// The directories of files of all snapshots, lowest first.
 fn uppers(root: &Path, snapshotter: &str) -> Vec<PathBuf> {
@@ -107,7 +101,7 @@ fn finds(snapshotter: &str, damages: &[Damage]) {
     let scratch = Scratch::new();
     let root = scratch.join("root");
     demo::bake(&["--snapshotter", snapshotter], &root);
-    let report = judge(&root);
+    let report = judge(&root).unwrap();
     assert_eq!(report.findings, [], "{snapshotter}");
     assert!(report.counts.layers_compared > 3, "{:?}", report.counts);
 
@@ -120,7 +114,7 @@ fn finds(snapshotter: &str, damages: &[Damage]) {
         let path = uppers.iter().rev().find_map(|upper| file(upper)).unwrap();
         damage(&path, &uppers);
         let found: BTreeSet<String> =
-            judge(&copy).findings.iter().map(|finding| finding.kind.to_string()).collect();
+            judge(&copy).unwrap().findings.iter().map(|finding| finding.kind.to_string()).collect();
         assert!(found.contains(&kind.to_string()), "{snapshotter}, {name}: {found:?}");
     }
 }

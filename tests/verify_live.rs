@@ -5,7 +5,7 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering;
@@ -13,29 +13,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use support::cases::Case;
+use support::files::listing;
 use support::{BuildRequest, Scratch, Tools, World};
 use warmkit::daemon;
-use warmkit::digest::Digest;
 use warmkit::progress::Silent;
 use warmkit::verify::{self, LiveError, LiveOptions, LiveReport, StepStatus};
-
-/// Everything that can be told of the files below a directory but their times of access.
-fn listing(root: &Path) -> Vec<String> {
-    let mut lines = Vec::new();
-    let mut todo = vec![root.to_owned()];
-    while let Some(path) = todo.pop() {
-        let m = fs::symlink_metadata(&path).unwrap();
-        let times = (m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec());
-        let facts = (m.ino(), m.mode(), m.uid(), m.gid(), m.nlink(), m.size(), m.rdev(), times);
-        let content = m.is_file().then(|| Digest::of(&fs::read(&path).unwrap()).to_string());
-        lines.push(format!("{} {facts:?} {content:?}", path.display()));
-        if m.is_dir() {
-            todo.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
-        }
-    }
-    lines.sort();
-    lines
-}
 
 /// What a live verification must not leave: scratch directories beside the root, mounts.
 fn leftovers(beside: &Path) -> Vec<String> {

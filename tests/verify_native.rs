@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 use support::cases::{Case, cache_to, export_tar};
 use support::skip::skip;
 use support::tools::on_path;
+use support::warmkit::judge;
 use support::{BuildRequest, Daemon, Tools, World};
-use warmkit::progress::Silent;
-use warmkit::verify::{self, Error, FindingKind, Report};
+use warmkit::verify::{Error, FindingKind, Report};
 
 /// A daemon that is killed, not stopped.
 struct Victim<'a> {
@@ -91,12 +91,6 @@ impl<'a> Victim<'a> {
             rustix::mount::unmount(point, rustix::mount::UnmountFlags::DETACH).unwrap();
         }
     }
-}
-
-fn judge(root: &Path) -> Result<Report, Error> {
-    let mut options = verify::Options::default();
-    options.read_data = true;
-    verify::offline(root, &options, &Silent)
 }
 
 #[track_caller]

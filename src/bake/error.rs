@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::place::{STAGING_PREFIX, is_staging};
 use super::report::Unkeyed;
 use crate::digest::{DiffId, Digest};
 use crate::gather::ErrorClass;
@@ -117,6 +118,32 @@ pub enum Error {
         /// The target.
         path: PathBuf,
     },
+    /// A link of a plain user leads root to what is not that user's.
+    #[error(
+        "{} leads to {} by what user {user} may link as it likes ({}), and what is there is not that user's, nothing was \
+         changed: name the directory itself, or give it to the user with chown",
+        path.display(), there.display(), by.display()
+    )]
+    TargetLedAway {
+        /// The target.
+        path: PathBuf,
+        /// Where it, or the nearest directory above it, leads.
+        there: PathBuf,
+        /// The link, or the directory in which links are.
+        by: PathBuf,
+        /// Whose that is.
+        user: u32,
+    },
+    /// The owner of a directory above the target has moved it, or what was made in it.
+    #[error(
+        "{} was moved away, or something else put in its place, while the bake was at work, and nothing was baked: \
+         bake while no process of its user changes the directories above it",
+        path.display()
+    )]
+    TargetMoved {
+        /// The target.
+        path: PathBuf,
+    },
     /// A cache or key source could not be read.
     #[error(transparent)]
     Gather(Box<gather::Error>),
@@ -222,15 +249,18 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether all that stands in the way is what a killed bake left.
+    pub fn is_left_by_a_bake(&self) -> bool {
+        matches!(self, Self::TargetNotEmpty { found, .. } if left_by_a_bake(found).is_some())
+    }
+
     /// What this means for whoever started the bake.
     pub fn class(&self) -> ErrorClass {
         use layer::Error as L;
         match self {
             Self::Gather(error) => error.class(),
-            // A good layer, for other daemons.
-            Self::Layer { source: L::Refused { refusal: layer::Refusal::SecurityAttribute, .. }, .. } => {
-                ErrorClass::Other
-            }
+            // It is good, for other daemons.
+            Self::Layer { source, .. } if source.is_for_root_alone() => ErrorClass::Other,
             Self::DiffIdMismatch { .. }
             | Self::Layer { source: L::Decompress { .. } | L::Archive { .. } | L::Refused { .. }, .. } => {
                 ErrorClass::Content
@@ -239,7 +269,9 @@ impl Error {
             Self::TargetNotEmpty { .. }
             | Self::TargetBusy { .. }
             | Self::TargetBeingBaked { .. }
-            | Self::TargetNotDirectory { .. } => ErrorClass::Target,
+            | Self::TargetNotDirectory { .. }
+            | Self::TargetLedAway { .. }
+            | Self::TargetMoved { .. } => ErrorClass::Target,
             Self::NoSpace { .. } | Self::DiskFull { .. } => ErrorClass::Space,
             Self::Gc(_) | Self::NoContainerd => ErrorClass::Spec,
             #[cfg(feature = "containerd")]
@@ -321,11 +353,14 @@ fn list(found: &[String]) -> String {
 }
 
 fn staging_hint(path: &Path, found: &[String]) -> String {
+    let Some(left) = left_by_a_bake(found) else { return String::new() };
+    format!(", left by a bake that was killed: remove it with `rm -rf {}`", path.join(left).display())
+}
+
+/// The only thing that was found, if it is a staging directory.
+fn left_by_a_bake(found: &[String]) -> Option<&str> {
     match found {
-        [only] if only.starts_with(super::target::STAGING_PREFIX) => {
-            let left = path.join(only);
-            format!(", left by a bake that was killed: remove it with `rm -rf {}`", left.display())
-        }
-        _ => String::new(),
+        [only] => Some(only.as_str()).filter(|only| is_staging(only, STAGING_PREFIX)),
+        _ => None,
     }
 }

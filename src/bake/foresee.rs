@@ -8,7 +8,7 @@ use super::need::{self, Estimate, Need, WholeTrees};
 use super::plan::Plan;
 use super::prepare::{Prepared, prepare};
 use super::report::Contents;
-use super::{Cancel, Containerd, Error, IoContext, Options, containerd, stores, target, watched};
+use super::{Cancel, Containerd, Error, IoContext, Options, containerd, place, stores, watched};
 use crate::fsutil::{self, Room};
 use crate::gather::{self, Image};
 use crate::gc::{self, Disk, Forecast};
@@ -111,7 +111,7 @@ fn foresee_watched(
     let connected =
         options.containerd.as_ref().map(|to| containerd::connect(to, options, cancel).map(drop)).transpose();
     // In the order in which a bake looks.
-    for refused in [target::check(&target, options.marks()).err(), connected.err()].into_iter().flatten() {
+    for refused in [place::check(&target, options.marks()).err(), connected.err()].into_iter().flatten() {
         // Who may not look there is not who will bake there.
         if !fsutil::is_root() && is_kept_out(&refused) {
             progress

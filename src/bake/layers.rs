@@ -11,14 +11,13 @@
 //! others daemons extract what a layer has onto what those below it show, and so it is done here: a layer waits for
 //! its parent.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use tempfile::TempDir;
-
-use crate::fsutil;
+use crate::fsutil::{self, Held};
 use crate::gather;
 use crate::layer::{self, Implied, Overlay, Usage, Whiteouts};
 use crate::oci::{self, Descriptor};
@@ -62,8 +61,8 @@ struct Directories<'a> {
     root: &'a StateDir,
     way: Way,
     owners: &'a Owners,
-    /// Where layers are mounted, if they are.
-    scratch: Option<&'a Path>,
+    /// Where layers are mounted, if they are: a name in the root.
+    scratch: Option<&'a OsStr>,
     cancel: &'a Cancel,
     progress: &'a dyn Progress,
     /// Per snapshot: directories that the layer did not name itself.
@@ -97,7 +96,7 @@ pub(crate) fn fetch_and_unpack(
         root,
         way,
         owners,
-        scratch: scratch.as_ref().map(TempDir::path),
+        scratch: scratch.as_ref().and_then(|scratch| scratch.path().file_name()),
         cancel,
         progress,
         implied: plan.snapshots.iter().map(|_| Mutex::default()).collect(),
@@ -113,11 +112,14 @@ pub(crate) fn fetch_and_unpack(
     Ok(usage)
 }
 
-/// Where a thread mounts the layers that it unpacks.
+/// Where a thread mounts the layers that it unpacks: all as its mount namespace has it.
 struct Mountpoint {
+    root: StateDir,
     target: PathBuf,
     work: PathBuf,
     userxattr: bool,
+    /// Only dropped: what these paths begin with.
+    _held: Held,
 }
 
 /// The number of a snapshot's directory.
@@ -153,13 +155,15 @@ impl Keeper for Directories<'_> {
 
     fn place(&self, worker: usize) -> Result<Option<Mountpoint>, Error> {
         let (Some(scratch), Way::Mounted { userxattr }) = (self.scratch, self.way) else { return Ok(None) };
-        let directory = scratch.join(worker.to_string());
+        let held = Held::in_own_mount_namespace(self.root.root())
+            .map_err(|source| Error::MountNamespace { source })?;
+        let root = self.root.at(held.path());
+        let directory = held.path().join(scratch).join(worker.to_string());
         let (target, work) = (directory.join("layer"), directory.join("work"));
         for path in [&directory, &target] {
             fs::create_dir(path).at("create", path)?;
         }
-        fsutil::own_mount_namespace().map_err(|source| Error::MountNamespace { source })?;
-        Ok(Some(Mountpoint { target, work, userxattr }))
+        Ok(Some(Mountpoint { root, target, work, userxattr, _held: held }))
     }
 
     fn unpack(&self, job: Job, place: &Self::Place) -> Result<(), Error> {
@@ -235,9 +239,9 @@ impl Directories<'_> {
         let lowers: Vec<PathBuf> =
             self.below(snapshot).map(|lower| PathBuf::from(format!("{lower}/fs"))).collect();
         let overlay = Overlay {
-            directory: &self.root.in_worker(SNAPSHOTS),
+            directory: &place.root.in_worker(SNAPSHOTS),
             lowers: &lowers,
-            upper: &self.root.upper(directory(snapshot)),
+            upper: &place.root.upper(directory(snapshot)),
             work: &place.work,
             target: &place.target,
             userxattr: place.userxattr,

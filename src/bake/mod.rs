@@ -16,6 +16,7 @@ mod error;
 mod foresee;
 mod layers;
 mod need;
+mod place;
 pub(crate) mod plan;
 mod prepare;
 pub mod report;
@@ -52,9 +53,10 @@ use crate::source::{self, CacheSpec, Stop};
 use crate::store::{self, Layers, StateDir};
 use crate::userns::Owners;
 
+use place::Marks;
 use plan::Plan;
 use prepare::{Prepared, prepare};
-use target::{Marks, Staging};
+use target::Staging;
 
 /// What to bake, and where.
 #[derive(Debug, Clone)]

@@ -12,29 +12,31 @@
 //!
 //! A bake holds a lock on the directory it builds in: one that nobody holds was left by a bake that
 //! was killed.
+//!
+//! Both directories are held open from the beginning, and nobody but root may look into the staging directory. A user
+//! whose directories lead there can rename and replace those, but what is written stays in what was opened, and goes
+//! where the target was looked for, or nowhere.
 
-use std::ffi::OsString;
-use std::fs::{self, File};
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, lchown};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use tempfile::TempDir;
-
+use super::place::{self, CreatedParents, Marks, Place, STAGING_PREFIX};
 use super::{Error, IoContext};
-use crate::fsutil;
-use crate::store::state_dir::LOCK;
+use crate::fsutil::{self, Held};
 
-/// Names that an empty target may hold: `mkfs.ext4` makes this one.
-const HARMLESS: &[&str] = &["lost+found"];
-pub(crate) const STAGING_PREFIX: &str = ".warmkit-";
+/// What a staging directory lets others than root do.
+const OTHERS: u32 = 0o077;
 
 /// A place for the new root, beside or inside the target and removed again unless committed.
 #[derive(Debug)]
 pub(crate) struct Staging {
     target: PathBuf,
-    in_place: bool,
-    dir: TempDir,
+    /// The target's name in the directory that holds `dir`; `None` where that is the target itself.
+    name: Option<OsString>,
+    dir: Directory,
     /// Staging directories that earlier bakes of this target left because they were killed.
     leftovers: Vec<PathBuf>,
     /// Only dropped: tells other bakes that this one lives.
@@ -43,117 +45,85 @@ pub(crate) struct Staging {
     _created_parents: CreatedParents,
 }
 
-/// What the marks of overlays ask of a file system.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Marks {
-    /// Nothing: there are none, or `trusted.*` attributes, which any has on which overlays work at all.
-    Any,
-    /// `user.*` attributes, as fuse-overlayfs has them that a plain user runs.
-    InUserXattrs,
-    /// The same of the kernel's overlayfs, mounted by a plain user's daemon, which asks for none on a tmpfs.
-    OfUsers,
+/// A directory that goes when it is dropped, with all that is in it.
+#[derive(Debug)]
+struct Directory {
+    /// What it was made in.
+    parent: Held,
+    /// With which name.
+    name: OsString,
+    held: Held,
+    is_kept: bool,
 }
 
-/// Directories made on the way to the target, outermost first; those that stay empty go again.
-#[derive(Debug, Default)]
-struct CreatedParents(Vec<PathBuf>);
+impl Directory {
+    /// Makes one that nobody but root looks into.
+    fn make(parent: Held, prefix: &str, target: &Path) -> Result<Self, Error> {
+        let made = fsutil::temporary_directory(prefix, parent.path());
+        let made = made.at("create a staging directory in", parent.name())?.keep();
+        let name = made.file_name().unwrap_or_default().to_owned();
+        let path = parent.name().join(&name);
+        let held = parent.directory(&name).at("open", &path)?;
+        if parent.is_loose() {
+            // Who put another one there in this moment has nothing written to it.
+            let found = held.metadata().at("look at", &path)?;
+            let is_own = found.uid() == rustix::process::geteuid().as_raw() && found.mode() & OTHERS == 0;
+            if !is_own || !held.is_empty().at("list", &path)? {
+                return Err(Error::TargetMoved { path: target.to_owned() });
+            }
+        }
+        Ok(Self { parent, name, held, is_kept: false })
+    }
 
-impl Drop for CreatedParents {
+    /// Moves it to another name beside it, which it then keeps.
+    fn rename(&mut self, to: &OsStr) -> io::Result<bool> {
+        if !self.parent.has(&self.name, &self.held) {
+            return Ok(false);
+        }
+        self.parent.move_to(&self.name, &self.parent, to)?;
+        self.is_kept = self.parent.has(to, &self.held);
+        if !self.is_kept {
+            // What was put in its place in this moment goes back there.
+            let _ = self.parent.move_to(to, &self.parent, &self.name);
+        }
+        Ok(self.is_kept)
+    }
+
+    /// Removes it. What has its name may be another one by now, which goes only if it is empty.
+    fn remove(&mut self) -> io::Result<()> {
+        self.is_kept = true;
+        self.held.clear()?;
+        self.parent.remove(&self.name)
+    }
+}
+
+impl Drop for Directory {
     fn drop(&mut self) {
-        for parent in self.0.iter().rev() {
-            // One that holds the root, or somebody else's file, refuses and stays.
-            let _ = fs::remove_dir(parent);
+        if !self.is_kept {
+            // Nobody is left to be told.
+            let _ = self.remove();
         }
     }
-}
-
-/// Where the staging directory of a target has to be.
-enum Place {
-    /// In the target, which is an empty directory.
-    Inside(PathBuf),
-    /// In the directory where the target will be, which may be missing too.
-    Beside { target: PathBuf, parent: PathBuf, prefix: String },
-}
-
-impl Place {
-    /// Touches nothing.
-    ///
-    /// # Errors
-    /// The target may not be baked into.
-    fn find(target: &Path, marks: Marks) -> Result<Self, Error> {
-        let place = Self::of(target)?;
-        require_fit(target, marks)?;
-        Ok(place)
-    }
-
-    fn of(target: &Path) -> Result<Self, Error> {
-        let target = std::path::absolute(target).at("resolve", target)?;
-        match fs::metadata(&target) {
-            Ok(metadata) if metadata.is_dir() => {
-                let target = target.canonicalize().at("resolve", &target)?;
-                require_empty(&target)?;
-                Ok(Self::Inside(target))
-            }
-            Ok(_) => Err(Error::TargetNotDirectory { path: target }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                if fs::symlink_metadata(&target).is_ok() {
-                    return Err(Error::TargetNotDirectory { path: target });
-                }
-                let (Some(parent), Some(name)) = (target.parent(), target.file_name()) else {
-                    return Err(Error::TargetNotDirectory { path: target });
-                };
-                let prefix = format!("{STAGING_PREFIX}{}-", name.to_string_lossy());
-                Ok(Self::Beside { parent: parent.to_owned(), prefix, target })
-            }
-            Err(error) => Err(error).at("look at", &target),
-        }
-    }
-}
-
-/// Checks that `target` may be baked into, by whoever may; touches nothing.
-///
-/// # Errors
-/// As [`Staging::new`].
-pub(crate) fn check(target: &Path, marks: Marks) -> Result<(), Error> {
-    match Place::find(target, marks)? {
-        Place::Beside { target, parent, prefix } if parent.exists() => {
-            leftovers(&target, &parent, &prefix).map(drop)
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Refuses where the root cannot be written, or not as its daemon finds it.
-fn require_fit(target: &Path, marks: Marks) -> Result<(), Error> {
-    let path = fsutil::nearest(target).at("look at", target)?;
-    if fsutil::is_read_only(&path).at("look at the file system of", &path)? {
-        return Err(Error::TargetReadOnly { path });
-    }
-    let is_tmpfs =
-        marks == Marks::OfUsers && fsutil::is_on_tmpfs(&path).at("look at the file system of", &path)?;
-    let has_none = || fsutil::takes_user_xattrs(&path).map(|takes| !takes).at("read attributes of", &path);
-    if is_tmpfs || marks != Marks::Any && has_none()? {
-        return Err(Error::NoMarks { path, is_tmpfs });
-    }
-    Ok(())
 }
 
 impl Staging {
     /// Checks that `target` may be baked into and makes the staging directory.
     ///
     /// Touches nothing where it refuses: not root, a daemon or another bake at work, a target that is not
-    /// empty, or that no root can be written into.
+    /// empty, that a plain user's link leads away from, or that no root can be written into.
     pub(crate) fn new(target: &Path, marks: Marks) -> Result<Self, Error> {
         if !fsutil::is_root() {
             return Err(Error::NotRoot);
         }
         match Place::find(target, marks)? {
-            Place::Inside(target) => {
-                Self::at(target.clone(), &target, STAGING_PREFIX, CreatedParents::default())
+            Place::Inside(held) => {
+                let target = held.name().to_owned();
+                Self::at(target, None, held, STAGING_PREFIX, CreatedParents::default())
             }
-            Place::Beside { target, parent, prefix } => {
-                let created_parents = create_parents(&parent)?;
-                Self::at(target, &parent, &prefix, created_parents)
+            Place::Beside { above, missing, name } => {
+                let (parent, created_parents) = place::create_parents(above, &missing, target)?;
+                let prefix = place::prefix(&name);
+                Self::at(parent.name().join(&name), Some(name), parent, &prefix, created_parents)
             }
         }
     }
@@ -161,20 +131,20 @@ impl Staging {
     /// Makes the staging directory in `parent`, which is the target itself or the directory it is to stand in.
     fn at(
         target: PathBuf,
-        parent: &Path,
+        name: Option<OsString>,
+        parent: Held,
         prefix: &str,
         created_parents: CreatedParents,
     ) -> Result<Self, Error> {
-        let leftovers = leftovers(&target, parent, prefix)?;
-        let dir = fsutil::temporary_directory(prefix, parent).at("create a staging directory in", parent)?;
-        let lock = fsutil::try_lock(dir.path()).at("lock", dir.path())?;
-        let in_place = parent == target;
-        Ok(Self { target, in_place, dir, leftovers, _lock: lock, _created_parents: created_parents })
+        let leftovers = place::leftovers(&target, &parent, prefix)?;
+        let dir = Directory::make(parent, prefix, &target)?;
+        let lock = fsutil::try_lock(dir.held.path()).at("lock", dir.held.name())?;
+        Ok(Self { target, name, dir, leftovers, _lock: lock, _created_parents: created_parents })
     }
 
-    /// The directory in which the root is built.
+    /// The directory in which the root is built, as this process gets there.
     pub(crate) fn path(&self) -> &Path {
-        self.dir.path()
+        self.dir.held.path()
     }
 
     /// Staging directories that earlier bakes of this target left because they were killed.
@@ -189,69 +159,77 @@ impl Staging {
     /// # Errors
     /// With [`Error::NotSynced`] the root is in its place; with any other the target is as it was.
     pub(crate) fn commit(self, last: &[&str]) -> Result<PathBuf, Error> {
-        self.commit_synced_by(last, fsutil::sync_directory)
+        self.commit_synced_by(last, |directory| directory.file().sync_all())
     }
 
     /// The same, with a way to make the entries of a directory durable.
     fn commit_synced_by(
-        self,
+        mut self,
         last: &[&str],
-        mut sync: impl FnMut(&Path) -> io::Result<()>,
+        sync: impl FnMut(&Held) -> io::Result<()>,
     ) -> Result<PathBuf, Error> {
-        let staged = self.dir.path();
-        fsutil::sync_file_system(staged).at("sync", staged)?;
+        let staged = &self.dir.held;
+        fsutil::sync_file_system(staged.path()).at("sync", staged.name())?;
         // Somebody may have been busy here while the layers came in.
-        if self.in_place {
-            require_empty_but(&self.target, staged)?;
-            let names: Vec<_> = fs::read_dir(staged)
-                .and_then(|entries| entries.map(|e| e.map(|e| e.file_name())).collect::<io::Result<_>>())
-                .at("list", staged)?;
-            let mut moved: Vec<PathBuf> = Vec::new();
-            let count = names.len();
-            for name in in_order(names, last) {
-                let to = self.target.join(&name);
-                let renamed = fs::rename(staged.join(&name), &to).at("move into place", &to);
-                if renamed.is_ok() {
-                    moved.push(to);
-                }
-                let synced = renamed.and_then(|()| sync(&self.target).at("sync", &self.target));
-                let Err(error) = synced else { continue };
-                if moved.len() == count {
-                    return Err(error.of_root_in_place(&self.target));
-                }
-                for back in moved.iter().rev() {
-                    if let Some(name) = back.file_name() {
-                        // Nothing better can be done for one that will not go back.
-                        let _ = fs::rename(back, staged.join(name));
-                    }
-                }
-                return Err(error);
-            }
-            drop(self.dir);
-        } else {
-            if fs::symlink_metadata(&self.target).is_ok() {
-                return Err(Error::TargetNotEmpty {
-                    path: self.target,
-                    found: vec!["the directory itself".into()],
-                });
-            }
-            let staged = self.dir.keep();
-            if let Err(error) = fs::rename(&staged, &self.target) {
-                let _ = fs::remove_dir_all(&staged);
-                return Err(error).at("move into place", &self.target);
-            }
-            if let Some(parent) = self.target.parent() {
-                let synced = sync(parent).at("sync", parent);
-                synced.map_err(|error| error.of_root_in_place(&self.target))?;
-            }
+        if !self.dir.parent.is_in_place() {
+            return Err(Error::TargetMoved { path: self.target });
+        }
+        match self.name.clone() {
+            Some(name) => self.rename(&name, sync)?,
+            None => self.move_up(last, sync)?,
         }
         Ok(self.target)
     }
 
+    /// Makes it the target, which is absent.
+    fn rename(&mut self, name: &OsStr, mut sync: impl FnMut(&Held) -> io::Result<()>) -> Result<(), Error> {
+        let path = &self.target;
+        match self.dir.rename(name) {
+            Ok(true) => {
+                let synced = sync(&self.dir.parent).at("sync", self.dir.parent.name());
+                synced.map_err(|error| error.of_root_in_place(path))
+            }
+            Ok(false) => Err(Error::TargetMoved { path: path.clone() }),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                Err(Error::TargetNotEmpty { path: path.clone(), found: vec!["the directory itself".into()] })
+            }
+            Err(error) => Err(error).at("move into place", path),
+        }
+    }
+
+    /// Moves what is in it into the target, which is empty but for it.
+    fn move_up(&mut self, last: &[&str], mut sync: impl FnMut(&Held) -> io::Result<()>) -> Result<(), Error> {
+        let Directory { parent: target, name: own, held: staged, .. } = &self.dir;
+        place::require_empty_but(target, own)?;
+        let names = place::names(staged)?;
+        let mut moved: Vec<OsString> = Vec::new();
+        let count = names.len();
+        for name in in_order(names, last) {
+            let renamed =
+                staged.move_to(&name, target, &name).at("move into place", &self.target.join(&name));
+            if renamed.is_ok() {
+                moved.push(name);
+            }
+            let synced = renamed.and_then(|()| sync(target).at("sync", &self.target));
+            let Err(error) = synced else { continue };
+            if moved.len() == count {
+                return Err(error.of_root_in_place(&self.target));
+            }
+            for back in moved.iter().rev() {
+                // Nothing better can be done for one that will not go back.
+                let _ = target.move_to(back, staged, back);
+            }
+            return Err(error);
+        }
+        // A directory that is left, and empty, does no harm; the root is there.
+        let _ = self.dir.remove();
+        Ok(())
+    }
+
     /// Gives up: removes what was staged, and says where that failed.
-    pub(crate) fn discard(self) -> Result<(), Error> {
-        let path = self.dir.path().to_owned();
-        self.dir.close().at("remove", &path)
+    pub(crate) fn discard(mut self) -> Result<(), Error> {
+        let path = self.dir.held.name().to_owned();
+        self.dir.remove().at("remove", &path)
     }
 }
 
@@ -263,78 +241,10 @@ fn in_order(mut names: Vec<OsString>, last: &[&str]) -> Vec<OsString> {
     names
 }
 
-/// Staging directories of `target` in `parent` that nobody is at work in.
-fn leftovers(target: &Path, parent: &Path, prefix: &str) -> Result<Vec<PathBuf>, Error> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(parent).at("list", parent)? {
-        let entry = entry.at("list", parent)?;
-        let name = entry.file_name();
-        // What follows is random. More than that belongs to a target whose name goes on where this one ends.
-        let random = name.to_str().and_then(|name| name.strip_prefix(prefix));
-        if random.is_some_and(|random| !random.contains('-')) {
-            require_unlocked(target, &entry.path())?;
-            found.push(entry.path());
-        }
-    }
-    found.sort();
-    Ok(found)
-}
-
-/// Refuses where a bake of `target` is at work in its staging directory `staged`.
-fn require_unlocked(target: &Path, staged: &Path) -> Result<(), Error> {
-    if fsutil::is_locked(staged).at("test the lock of", staged)? {
-        return Err(Error::TargetBeingBaked { path: target.to_owned() });
-    }
-    Ok(())
-}
-
-/// Makes the missing directories down to `path`.
-fn create_parents(path: &Path) -> Result<CreatedParents, Error> {
-    let mut missing: Vec<_> = path.ancestors().take_while(|p| !p.exists()).map(Path::to_owned).collect();
-    missing.reverse();
-    let missing = CreatedParents(missing);
-    fs::DirBuilder::new().recursive(true).mode(0o755).create(path).at("create", path)?;
-    // Whose home it is in, or data directory, goes on there as if they had made it.
-    for made in &missing.0 {
-        if let Some(parent) = made.parent() {
-            let owner = fs::metadata(parent).at("look at", parent)?;
-            lchown(made, Some(owner.uid()), Some(owner.gid())).at("change owner of", made)?;
-        }
-    }
-    Ok(missing)
-}
-
-fn require_empty(target: &Path) -> Result<(), Error> {
-    let lock = target.join(LOCK);
-    if fsutil::is_locked(&lock).at("test the lock of", &lock)? {
-        return Err(Error::TargetBusy { path: target.to_owned() });
-    }
-    require_empty_but(target, Path::new(""))
-}
-
-fn require_empty_but(target: &Path, own: &Path) -> Result<(), Error> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(target).at("list", target)? {
-        let entry = entry.at("list", target)?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if HARMLESS.contains(&name.as_str()) || entry.path() == own {
-            continue;
-        }
-        if name.starts_with(STAGING_PREFIX) {
-            require_unlocked(target, &entry.path())?;
-        }
-        found.push(name);
-    }
-    if found.is_empty() {
-        return Ok(());
-    }
-    found.sort();
-    Err(Error::TargetNotEmpty { path: target.to_owned(), found })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn what_must_come_last_comes_last() {

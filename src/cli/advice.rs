@@ -65,17 +65,14 @@ fn of_keys(error: &keys::Error) -> Option<&'static str> {
 fn of_bake(error: &bake::Error) -> Option<&'static str> {
     match error {
         // What a bake left has its own advice.
-        bake::Error::TargetNotEmpty { found, .. } if !matches!(&found[..], [only] if only.starts_with(".warmkit-")) => {
+        bake::Error::TargetNotEmpty { .. } if !error.is_left_by_a_bake() => {
             Some("move away what is there, or name a directory by --root that is empty or absent")
         }
         bake::Error::NoSpace { .. } => Some(SPACE),
         bake::Error::Layer { source: layer::Error::Owner { .. }, .. } => Some(
             "give the user more ids in /etc/subuid and /etc/subgid; its daemon could not extract that layer either",
         ),
-        bake::Error::Layer {
-            source: layer::Error::Refused { refusal: layer::Refusal::SecurityAttribute, .. },
-            ..
-        } => Some(
+        bake::Error::Layer { source, .. } if source.is_for_root_alone() => Some(
             "its daemon could not extract that layer either: make it without the attribute, or bake for a daemon that runs as root",
         ),
         _ => None,

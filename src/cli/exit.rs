@@ -20,7 +20,7 @@ pub const AUTHENTICATION: u8 = 4;
 pub const CONTENT: u8 = 5;
 /// Some records have no key; nothing was baked.
 pub const UNKEYED: u8 = 6;
-/// The target is not empty, or a daemon or another bake uses it.
+/// The target is not empty, in use, or moved or linked elsewhere by its user.
 pub const TARGET: u8 = 7;
 /// Verify found something wrong with the root.
 pub const FINDINGS: u8 = 8;
@@ -41,7 +41,7 @@ Exit codes:
    4  a registry refused the credentials
    5  content that does not match its digest, or is no build cache
    6  records without a key; nothing was baked
-   7  the target is not empty, or a daemon or another bake uses it
+   7  the target is not empty, in use, or moved or linked elsewhere by its user
    8  verify found something wrong
    9  a step of the live build was not CACHED, or a replay missed one
   10  diff --exit-code found a difference

@@ -66,13 +66,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
         Failure::new(format!("cannot look at {}: {error}", path.display()), exit::FAILURE)
     })?;
     let GcOptions { configuration, release, disk_size, room: adds } = gc;
-    let disk = match disk_size {
-        Some(total) => Disk { total, free: total.saturating_sub(bytes) },
-        None => {
-            let (total, free) = around.bytes.unwrap_or_default();
-            Disk { total, free }
-        }
-    };
+    let free = |total: u64| (total, total.saturating_sub(bytes));
+    let (total, free) = disk_size.map(free).or(around.bytes).unwrap_or_default();
+    let disk = Disk { total, free };
     let gc = gc::foretell(&Question {
         records: &records,
         largest: &[],

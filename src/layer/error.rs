@@ -90,6 +90,11 @@ impl Error {
         Self::Entry { action, path: super::entry::path(path).to_owned(), source: source.into() }
     }
 
+    /// Nothing is wrong with the layer, but it has an attribute that a rootless daemon may not set.
+    pub fn is_for_root_alone(&self) -> bool {
+        matches!(self, Self::Refused { refusal: Refusal::SecurityAttribute, .. })
+    }
+
     /// The disk is full, or a quota used up.
     pub fn is_disk_full(&self) -> bool {
         match self {

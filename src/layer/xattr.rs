@@ -8,7 +8,7 @@ use crate::userns::{OutOfRange, Owners};
 pub(super) const CAPABILITY: &[u8] = b"security.capability";
 /// What all attributes of the kernel's security modules begin with.
 const SECURITY: &[u8] = b"security.";
-/// That of SELinux, which decides by itself who may set it.
+/// That of `SELinux`, which decides by itself who may set it.
 const LABEL: &[u8] = b"security.selinux";
 /// Who may do what with a file.
 pub(super) const ACCESS_LIST: &[u8] = b"system.posix_acl_access";

@@ -205,6 +205,12 @@ impl StateDir {
         Self { layers, ..self }
     }
 
+    /// The same, by another path to the same root.
+    #[must_use]
+    pub fn at(&self, root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into(), ..self.clone() }
+    }
+
     /// Who keeps its layers.
     pub fn layers(&self) -> Layers {
         self.layers

@@ -1,7 +1,9 @@
 //! Scratch directories, and what is done to the files in them.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -82,6 +84,24 @@ pub fn copy_tree(from: &Path, to: &Path) {
             fs::copy(entry.path(), target).unwrap();
         }
     }
+}
+
+/// Everything that can be told of a directory and all below it but times of access, with a digest of the bytes of each file.
+pub fn listing(directory: &Path) -> BTreeMap<PathBuf, String> {
+    let mut all = BTreeMap::new();
+    let mut pending = vec![directory.to_owned()];
+    while let Some(path) = pending.pop() {
+        let found = fs::symlink_metadata(&path).unwrap();
+        if found.is_dir() {
+            pending.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        }
+        let (owner, device) = ((found.uid(), found.gid()), found.rdev());
+        let times = (found.mtime(), found.mtime_nsec(), found.ctime(), found.ctime_nsec());
+        let facts = (found.ino(), found.nlink(), found.mode(), owner, device, found.size(), times);
+        let content = found.is_file().then(|| digest_of(&path));
+        all.insert(path, format!("{facts:?} {content:?}"));
+    }
+    all
 }
 
 /// The digest of a file's bytes.

@@ -111,16 +111,17 @@ impl User {
         chown(path, Some(self.id), Some(self.id)).unwrap();
     }
 
+    /// A program of whoever runs the test, where `/dev/fuse` is the user's.
+    pub fn beside(&self, program: &str) -> Command {
+        let Some(node) = &self.fuse else { return Command::new(program) };
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-euc", WITH_FUSE]).arg(node).arg(program);
+        command
+    }
+
     /// A program that it runs as root of a user namespace, with its subordinate ids.
     pub fn in_namespace(&self, program: &str) -> Command {
-        let mut command = match &self.fuse {
-            None => Command::new("setpriv"),
-            Some(node) => {
-                let mut command = Command::new("unshare");
-                command.args(["--mount", "sh", "-euc", WITH_FUSE]).arg(node).arg("setpriv");
-                command
-            }
-        };
+        let mut command = self.beside("setpriv");
         command.args(["--reuid", &self.name, "--regid", &self.name, "--init-groups", "--"]);
         command.args(["rootlesskit", "--net=host", "--copy-up=/etc", "--copy-up=/run", program]);
         let path = std::env::var("PATH").unwrap_or_default();

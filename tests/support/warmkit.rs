@@ -4,6 +4,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use warmkit::progress::Silent;
+use warmkit::verify::{Error, Options, Report, offline};
+
 use super::command::{Ended, run};
 
 /// `warmkit`, without arguments yet, and without this machine's docker configuration.
@@ -36,4 +39,11 @@ pub fn verify(arguments: &[&str], root: &Path) -> Ended {
     let mut command = warmkit();
     command.arg("verify").arg("--root").arg(root).args(arguments);
     run(&mut command, Duration::from_secs(300))
+}
+
+/// What verify says of a root, every layer of which it reads.
+pub fn judge(root: &Path) -> Result<Report, Error> {
+    let mut options = Options::default();
+    options.read_data = true;
+    offline(root, &options, &Silent)
 }

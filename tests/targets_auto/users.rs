@@ -134,10 +134,8 @@ fn a_container_without_privileges_takes_nothing_that_it_is_not_sure_of() {
         fs::set_permissions(machine.path("home/ann"), Permissions::from_mode(0o700)).unwrap();
         let cannot = "warning: cannot read /home/ann/.config/buildkit: Permission denied (os error 13)…";
         let ann = "configuration /home/ann/.config/buildkit";
-        let (why, said) = match denied {
-            true => (several, cannot),
-            false => ("as --for host or --for rootless:ann", ann),
-        };
+        let seen = ("as --for host or --for rootless:ann", ann);
+        let (why, said) = if denied { (several, cannot) } else { seen };
         machine.looks(Err(why), &[config, said]);
 
         // Its environment says where its root is.

@@ -2,6 +2,8 @@
 //!
 //! ```text
 //! <root>/..  <root>/     .warmkit-…            a bake or a verification that was killed, or is at work
+//! /  …  <root>/../..     .warmkit-verify-…     the same of a verification, where the root is in a user's directories
+//! /var/tmp
 //! /tmp /var/tmp /run     warmkit… buildkit-mount…
 //! <root>/                buildkitd.lock        a daemon was started here
 //!                        *.sock                sockets, as in /run/buildkit and /run/user/<uid>/buildkit
@@ -22,6 +24,8 @@ use crate::root::{HISTORY, LOCK, Root};
 
 /// What the names of directories begin with in which a bake or a verification works.
 const STAGING: &str = ".warmkit-";
+/// Those of verifications, which may be higher up, too, and elsewhere.
+const SCRATCH: &str = ".warmkit-verify-";
 
 /// What a baked root may hold, from the root; `*` is the worker's directory, and of what is below a directory
 /// that ends with `/` others judge.
@@ -92,22 +96,27 @@ fn is_temporary(name: &str) -> bool {
 /// The directories of killed bakes, in which the next root was to be made.
 fn beside(sysroot: &Sysroot, root: &Path, tree: &Tree, findings: &mut Findings) {
     let mut seen = Vec::new();
+    let mut look = |place: &Path, prefix| {
+        let Ok(Some(directory)) = sysroot.directory(place) else { return };
+        let id = fstat(&directory).ok().map(|stat| (stat.st_dev, stat.st_ino));
+        if !seen.contains(&id) {
+            seen.push(id);
+            staging(&directory, place, prefix, findings);
+        }
+    };
     // The root may be a link: where the link stands, and where that leads to.
     for place in [root.parent().map(Path::to_owned), Some(root.join(".."))].into_iter().flatten() {
-        let Ok(Some(directory)) = sysroot.directory(&place) else { continue };
-        let id = fstat(&directory).ok().map(|stat| (stat.st_dev, stat.st_ino));
-        if seen.contains(&id) {
-            continue;
-        }
-        seen.push(id);
-        staging(&directory, &place, findings);
+        look(&place, STAGING);
     }
-    staging(tree, root, findings);
+    for place in root.ancestors().skip(2).chain(["/var/tmp".as_ref()]) {
+        look(place, SCRATCH);
+    }
+    staging(tree, root, STAGING, findings);
 }
 
-fn staging(directory: &Tree, place: &Path, findings: &mut Findings) {
+fn staging(directory: &Tree, place: &Path, prefix: &str, findings: &mut Findings) {
     for (name, _) in directory.list(Path::new("")).unwrap_or_default() {
-        if !name.0.to_string_lossy().starts_with(STAGING) {
+        if !name.0.to_string_lossy().starts_with(prefix) {
             continue;
         }
         let detail = match directory.lock(Path::new(&name.0)) {

@@ -39,6 +39,9 @@ use view::View;
 
 pub use crate::daemon::{DEFAULT_IMAGE, Step, StepStatus};
 
+/// Where the scratch directory of a root goes that is on a user's own file system.
+const ELSEWHERE: &str = "/var/tmp";
+
 /// What is built, and by which buildkitd.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
@@ -50,7 +53,8 @@ pub struct LiveOptions {
     /// The daemon's configuration; `None`: an empty one, not the machine's.
     pub buildkitd_config: Option<PathBuf>,
     /// Where the scratch directory is made; `None`: beside the root, whose file system is known to serve
-    /// snapshots.
+    /// snapshots, or where others than root may rename things there, in the nearest directory above it where they may
+    /// not. Where that is on another file system, in `/var/tmp`.
     pub scratch: Option<PathBuf>,
     /// True once somebody wants it to end; then nothing of it stays behind.
     pub interrupted: Arc<AtomicBool>,
@@ -138,6 +142,13 @@ fn worker(root: &Root) -> Result<PathBuf, LiveError> {
     Ok(last.map_or_else(|| PathBuf::from("runc-overlayfs"), |worker| worker.path.clone()))
 }
 
+/// Where the scratch directory goes: beside the root, or above it where only root can take it away from under this.
+fn beside(root: &Path) -> Result<PathBuf, LiveError> {
+    let parent = root.parent().unwrap_or(root);
+    let found = fsutil::nearest_of_root(parent).map_err(fail("look at", parent))?;
+    Ok(found.unwrap_or_else(|| ELSEWHERE.into()))
+}
+
 /// Builds on a throwaway view of `root` and tells which steps were CACHED. The root stays untouched, byte
 /// for byte; neither layers nor blobs are copied.
 ///
@@ -155,8 +166,13 @@ pub fn live(root: &Path, options: &LiveOptions) -> Result<LiveReport, LiveError>
         fsutil::temporary_directory(prefix, parent).map_err(fail("make a directory in", parent))
     };
     let run = temporary("warmkit-", &std::env::temp_dir())?;
-    let beside = options.scratch.clone().or_else(|| root.parent().map(Path::to_owned)).unwrap_or_default();
+    let beside = match &options.scratch {
+        Some(scratch) => scratch.clone(),
+        None => beside(&root)?,
+    };
     let scratch = temporary(".warmkit-verify-", &beside)?;
+    // Only dropped: whoever looks for what is left sees that this lives.
+    let _lock = fsutil::try_lock(scratch.path()).map_err(fail("lock", scratch.path()))?;
 
     let is_stopped = || options.interrupted.load(Ordering::Relaxed);
     let tools = daemon::find(&options.search, run.path(), &is_stopped)?;
@@ -196,4 +212,32 @@ pub fn live(root: &Path, options: &LiveOptions) -> Result<LiveReport, LiveError>
     }
     let Outcome { steps, imports, extractions, failure } = outcome?;
     Ok(LiveReport { buildkitd: tools.version, steps, imports, extractions, failure })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::mount::MountFlags;
+    use std::os::unix::fs::chown;
+
+    #[test]
+    fn the_scratch_directory_is_where_nobody_but_root_moves_it() {
+        if !fsutil::is_root() {
+            return;
+        }
+        let base = tempfile::tempdir().unwrap();
+        let path = |name: &str| base.path().join(name);
+        fs::create_dir_all(path("home/share/root")).unwrap();
+        assert_eq!(beside(&path("home/share/root")).unwrap(), path("home/share"));
+        chown(path("home"), Some(4242), None).unwrap();
+        assert_eq!(beside(&path("home/share/root")).unwrap(), base.path());
+        assert_eq!(beside(&path("home")).unwrap(), base.path());
+        let mounted = || {
+            fsutil::own_mount_namespace().unwrap();
+            rustix::mount::mount("tmpfs", path("home"), "tmpfs", MountFlags::empty(), c"uid=4242").unwrap();
+            fs::create_dir(path("home/root")).unwrap();
+            assert_eq!(beside(&path("home/root")).unwrap(), Path::new(ELSEWHERE));
+        };
+        std::thread::scope(|scope| scope.spawn(mounted).join()).unwrap();
+    }
 }

@@ -1,0 +1,289 @@
+//! Where the staging directory of a target has to be, and whether the target may be baked into.
+//!
+//! The directory is [held](crate::fsutil::Held): who bakes as root for a user works in directories of that user.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io;
+use std::os::unix::fs::{MetadataExt as _, fchown};
+use std::path::{Component, Path, PathBuf};
+
+use super::{Error, IoContext};
+use crate::fsutil::{self, Held, HoldError};
+use crate::store::state_dir::LOCK;
+
+/// Names that an empty target may hold: `mkfs.ext4` makes this one.
+const HARMLESS: &[&str] = &["lost+found"];
+pub(super) const STAGING_PREFIX: &str = ".warmkit-";
+
+/// What the marks of overlays ask of a file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Marks {
+    /// Nothing: there are none, or `trusted.*` attributes, which any has on which overlays work at all.
+    Any,
+    /// `user.*` attributes, as fuse-overlayfs has them that a plain user runs.
+    InUserXattrs,
+    /// The same of the kernel's overlayfs, mounted by a plain user's daemon, which asks for none on a tmpfs.
+    OfUsers,
+}
+
+/// Directories made on the way to the target, outermost first, each with the one that it is in; those that stay empty go
+/// again.
+#[derive(Debug, Default)]
+pub(super) struct CreatedParents(Vec<(Held, OsString)>);
+
+impl Drop for CreatedParents {
+    fn drop(&mut self) {
+        for (above, name) in self.0.iter().rev() {
+            // One that holds the root, or somebody else's file, refuses and stays.
+            let _ = above.remove(name);
+        }
+    }
+}
+
+/// Where the staging directory of a target has to be.
+#[derive(Debug)]
+pub(super) enum Place {
+    /// In the target, which is an empty directory.
+    Inside(Held),
+    /// In the directory where the target will be.
+    Beside {
+        /// The nearest one above the target that is there.
+        above: Held,
+        /// Those that are missing from there on.
+        missing: Vec<OsString>,
+        /// The target's own name.
+        name: OsString,
+    },
+}
+
+impl Place {
+    /// Touches nothing.
+    ///
+    /// # Errors
+    /// The target may not be baked into.
+    pub(super) fn find(target: &Path, marks: Marks) -> Result<Self, Error> {
+        let place = Self::of(target)?;
+        require_fit(place.nearest(), marks)?;
+        Ok(place)
+    }
+
+    fn of(target: &Path) -> Result<Self, Error> {
+        let target = std::path::absolute(target).at("resolve", target)?;
+        match fs::metadata(&target) {
+            Ok(metadata) if metadata.is_dir() => {
+                let held = hold(&target, &target)?.resolved().at("resolve", &target)?;
+                require_empty(&held)?;
+                Ok(Self::Inside(held))
+            }
+            Ok(_) => Err(Error::TargetNotDirectory { path: target }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if fs::symlink_metadata(&target).is_ok() {
+                    return Err(Error::TargetNotDirectory { path: target });
+                }
+                let (Some(parent), Some(name)) = (target.parent(), target.file_name()) else {
+                    return Err(Error::TargetNotDirectory { path: target });
+                };
+                let nearest = fsutil::nearest(parent).at("look at", parent)?;
+                let mut missing = PathBuf::new();
+                for component in parent.strip_prefix(&nearest).unwrap_or(Path::new("")).components() {
+                    // What is made has no links in it.
+                    if component == Component::ParentDir {
+                        missing.pop();
+                    } else {
+                        missing.push(component);
+                    }
+                }
+                Ok(Self::Beside {
+                    above: hold(&nearest, &target)?,
+                    missing: missing.iter().map(OsStr::to_owned).collect(),
+                    name: name.to_owned(),
+                })
+            }
+            Err(error) => Err(error).at("look at", &target),
+        }
+    }
+
+    fn nearest(&self) -> &Held {
+        match self {
+            Self::Inside(held) | Self::Beside { above: held, .. } => held,
+        }
+    }
+}
+
+/// Opens a directory on the way to `target`, or it.
+fn hold(path: &Path, target: &Path) -> Result<Held, Error> {
+    Held::open(path).map_err(|error| match error {
+        HoldError::LedAway { there, foreign } => {
+            Error::TargetLedAway { path: target.to_owned(), there, by: foreign.path, user: foreign.owner }
+        }
+        HoldError::Io(source) => Error::Io { action: "open", path: path.to_owned(), source },
+    })
+}
+
+/// What the staging directories of a target begin with that stand beside it.
+pub(super) fn prefix(name: &OsStr) -> String {
+    format!("{STAGING_PREFIX}{}-", name.to_string_lossy())
+}
+
+/// Whether a bake gives such a name to a staging directory. What follows the prefix is random: more than that belongs to a
+/// target whose name goes on where this one ends, or is none of ours, and people are told to remove ours by a command.
+pub(super) fn is_staging(name: &str, prefix: &str) -> bool {
+    name.strip_prefix(prefix).is_some_and(|random| random.bytes().all(|byte| byte.is_ascii_alphanumeric()))
+}
+
+/// Checks that `target` may be baked into, by whoever may; touches nothing.
+///
+/// # Errors
+/// As [`super::target::Staging::new`].
+pub(super) fn check(target: &Path, marks: Marks) -> Result<(), Error> {
+    match Place::find(target, marks)? {
+        Place::Beside { above, missing, name } if missing.is_empty() => {
+            leftovers(target, &above, &prefix(&name)).map(drop)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Refuses where the root cannot be written, or not as its daemon finds it.
+fn require_fit(at: &Held, marks: Marks) -> Result<(), Error> {
+    let (path, name) = (at.path(), at.name());
+    if fsutil::is_read_only(path).at("look at the file system of", name)? {
+        return Err(Error::TargetReadOnly { path: name.to_owned() });
+    }
+    let is_tmpfs =
+        marks == Marks::OfUsers && fsutil::is_on_tmpfs(path).at("look at the file system of", name)?;
+    let has_none = || fsutil::takes_user_xattrs(path).map(|takes| !takes).at("read attributes of", name);
+    if is_tmpfs || marks != Marks::Any && has_none()? {
+        return Err(Error::NoMarks { path: name.to_owned(), is_tmpfs });
+    }
+    Ok(())
+}
+
+/// Staging directories of `target` in `parent` that nobody is at work in.
+pub(super) fn leftovers(target: &Path, parent: &Held, prefix: &str) -> Result<Vec<PathBuf>, Error> {
+    let mut found = Vec::new();
+    for name in names(parent)? {
+        if name.to_str().is_some_and(|name| is_staging(name, prefix)) {
+            require_unlocked(target, parent, &name)?;
+            found.push(parent.name().join(name));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Refuses where a bake of `target` is at work in the staging directory `name` of `parent`.
+fn require_unlocked(target: &Path, parent: &Held, name: &OsStr) -> Result<(), Error> {
+    let path = parent.name().join(name);
+    if fsutil::is_locked(&parent.path().join(name)).at("test the lock of", &path)? {
+        return Err(Error::TargetBeingBaked { path: target.to_owned() });
+    }
+    Ok(())
+}
+
+pub(super) fn names(directory: &Held) -> Result<Vec<OsString>, Error> {
+    let entries = fs::read_dir(directory.path()).and_then(|entries| {
+        entries.map(|entry| entry.map(|entry| entry.file_name())).collect::<io::Result<_>>()
+    });
+    entries.at("list", directory.name())
+}
+
+/// Makes the directories that are missing below `above`, and opens the last.
+pub(super) fn create_parents(
+    above: Held,
+    missing: &[OsString],
+    target: &Path,
+) -> Result<(Held, CreatedParents), Error> {
+    let mut created = CreatedParents::default();
+    let mut at = above;
+    for name in missing {
+        let path = at.name().join(name);
+        let is_made = at.make(name, 0o755).at("create", &path)?;
+        let next = at.directory(name).at("open", &path)?;
+        if is_made {
+            created.0.push((at.again().at("open", at.name())?, name.clone()));
+            // Whose home it is in, or data directory, goes on there as if they had made it.
+            let (above, made) =
+                (at.metadata().at("look at", at.name())?, next.metadata().at("look at", &path)?);
+            // Who put another one there in this moment gets nothing that was not theirs, nor a look into it.
+            let is_own = made.uid() == rustix::process::geteuid().as_raw();
+            let is_new = made.uid() == above.uid() || is_own && next.is_empty().at("list", &path)?;
+            if at.is_loose() && !is_new {
+                return Err(Error::TargetMoved { path: target.to_owned() });
+            }
+            fchown(next.file(), Some(above.uid()), Some(above.gid())).at("change owner of", &path)?;
+        }
+        at = next;
+    }
+    Ok((at, created))
+}
+
+fn require_empty(target: &Held) -> Result<(), Error> {
+    if fsutil::is_locked(&target.path().join(LOCK)).at("test the lock of", &target.name().join(LOCK))? {
+        return Err(Error::TargetBusy { path: target.name().to_owned() });
+    }
+    require_empty_but(target, OsStr::new(""))
+}
+
+/// Refuses a target that has more in it than `own`.
+pub(super) fn require_empty_but(target: &Held, own: &OsStr) -> Result<(), Error> {
+    let mut found = Vec::new();
+    for name in names(target)? {
+        let text = name.to_string_lossy().into_owned();
+        if HARMLESS.contains(&text.as_str()) || name == own {
+            continue;
+        }
+        if text.starts_with(STAGING_PREFIX) {
+            require_unlocked(target.name(), target, &name)?;
+        }
+        found.push(text);
+    }
+    if found.is_empty() {
+        return Ok(());
+    }
+    found.sort();
+    Err(Error::TargetNotEmpty { path: target.name().to_owned(), found })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_named_without_detours() {
+        let base = tempfile::tempdir().unwrap();
+        fs::create_dir(base.path().join("there")).unwrap();
+        for (target, nearest, expected) in [
+            ("root", "", &[][..]),
+            ("a/b/root", "", &["a", "b"]),
+            ("a/../b/root", "", &["b"]),
+            ("there/../root", "there/..", &[]),
+            ("there/a/./../root", "there", &[]),
+        ] {
+            let place = Place::of(&base.path().join(target)).unwrap();
+            let Place::Beside { above, missing, name } = place else { panic!("{target}: {place:?}") };
+            assert_eq!(above.name(), base.path().join(nearest).components().as_path(), "{target}");
+            assert_eq!(
+                (missing, name),
+                (expected.iter().map(OsString::from).collect(), "root".into()),
+                "{target}"
+            );
+        }
+        assert_eq!(fs::read_dir(base.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn names_of_staging_directories() {
+        for (name, prefix, expected) in [
+            (".warmkit-aB3dE6", STAGING_PREFIX, true),
+            (".warmkit-root-aB3dE6", STAGING_PREFIX, false),
+            (".warmkit-root-aB3dE6", ".warmkit-root-", true),
+            (".warmkit-root-2-aB3dE6", ".warmkit-root-", false),
+            (".warmkit-a;b", STAGING_PREFIX, false),
+            ("root", STAGING_PREFIX, false),
+        ] {
+            assert_eq!(is_staging(name, prefix), expected, "{name}");
+        }
+    }
+}
