@@ -23,6 +23,7 @@ mod rootless;
 mod settings;
 mod start;
 mod unit;
+mod user;
 mod user_unit;
 
 use std::fmt;

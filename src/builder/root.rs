@@ -8,7 +8,7 @@ use std::path::{Component, Path, PathBuf};
 use super::buildx::{self, Builder, Node};
 use super::docker::{Container, Docker};
 use super::settings::{DEFAULT_CONFIG, DEFAULT_ROOT, Settings, Told, argument};
-use super::{Error, data_root, rootless, unit};
+use super::{Error, data_root, unit, user};
 use crate::userns::{OutOfRange, Owners};
 
 /// What a rootless daemon in a container does.
@@ -124,12 +124,12 @@ impl Root {
 
     /// How a plain user writes it, where it is that of the user's own daemon.
     pub fn way_in(&self) -> Option<String> {
-        self.user.as_ref().map(|_| rootless::way_in())
+        self.user.as_ref().map(|_| user::way_in())
     }
 
     /// What gives its user an id that a layer needs, and the user has not.
     pub fn wider_range(&self, missing: &OutOfRange) -> Option<String> {
-        rootless::wider_range(self.user.as_ref()?, &self.kind.owners, missing)
+        user::wider_range(self.user.as_ref()?, &self.kind.owners, missing)
     }
 
     /// Its directory, which may not be there yet.

@@ -19,17 +19,11 @@ use std::path::{Path, PathBuf};
 use super::layers::{Comparison, Groups, Of};
 use super::report::FindingKind;
 use super::tree::{self, Node, Tree};
-use super::view::{Directory, Seen, View};
+use super::view::{Directory, Seen, Views};
 use crate::root::files::FileFault;
 
 /// How much of each of two files is in memory at a time.
 const BUFFER: usize = 64 << 10;
-
-/// A snapshot, and what it stands on.
-pub(super) struct Views {
-    pub(super) shown: View,
-    pub(super) below: View,
-}
 
 /// A directory that no entry touches.
 struct Untouched {

@@ -22,11 +22,10 @@ use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
 
 use super::disk::Look;
-use super::extracted::Views;
 use super::owners;
 use super::report::{FindingKind, Findings, Subject};
 use super::tree::{self, Described, Inode, Node};
-use super::view::{Marks, View};
+use super::view::{Marks, View, Views};
 use crate::digest::{DiffId, Digest};
 use crate::layer::{self, Content, Segment};
 use crate::oci;

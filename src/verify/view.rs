@@ -63,6 +63,12 @@ impl Marks {
     }
 }
 
+/// A snapshot, and what it stands on.
+pub(super) struct Views {
+    pub(super) shown: View,
+    pub(super) below: View,
+}
+
 /// A stack of directories, nearest first.
 #[derive(Debug)]
 pub(super) struct View {

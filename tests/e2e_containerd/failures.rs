@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use warmkit::containerd::Kind::Committed;
-use warmkit::digest::{DiffId, Digest};
+use warmkit::digest::Digest;
 
 use crate::support::Scratch;
 use crate::support::command::run;
@@ -225,12 +225,7 @@ fn what_came_before_a_lost_blob_goes() {
 fn a_layer_with_another_diff_id_goes() {
     let Some(containerd) = Containerd::start().filter(|_| is_root()) else { return };
     let scratch = Scratch::new();
-    let mut honest = Handmade::default();
-    honest.layer("file", None);
-    let (digest, bytes) = honest.documents().1.swap_remove(0);
-    let mut cache = Handmade::default();
-    let layer = cache.blob(bytes, DiffId::of(b"something else"), None);
-    cache.record("file", &[], &[layer]);
+    let (cache, digest, _) = Handmade::of_another_diff_id("file");
     let keys = write_keys(&scratch.join("keys.db"), ["file"]);
     let (source, root) = (cache.write(&scratch.join("cache")), scratch.join("root"));
     let failed = run(&mut on(&containerd.address(), &root, &["bake", &source, "--keys-from", &keys]), LIMIT);

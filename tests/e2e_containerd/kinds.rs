@@ -1,6 +1,5 @@
 //! What a daemon may be told of its containerd, and a bake reads there: another namespace, other snapshotters.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -10,7 +9,7 @@ use std::time::Duration;
 use warmkit::bolt::Database;
 use warmkit::digest::Digest;
 
-use crate::support::cases::{assert_warm, export_tar};
+use crate::support::cases::{assert_only_changed, assert_warm, export_tar};
 use crate::support::command::run;
 use crate::support::containerd::Containerd;
 use crate::support::warmkit::warmkit;
@@ -140,10 +139,7 @@ fn native_in_another_namespace() {
     let (outcome, _) = export_tar(&daemon, &case.request, &exported);
     assert_warm(&outcome, &origin);
     assert_eq!(contents(&exported), native, "the tar differs from that of a natively imported root");
-    let outcome = daemon.build(&case.changed);
-    let changed: BTreeSet<&str> = origin.changed.iter().map(String::as_str).collect();
-    assert_eq!(outcome.not_cached(), changed, "{}", outcome.log);
-    assert_eq!((outcome.imports, outcome.extractions), (0, 0), "after a change\n{}", outcome.log);
+    assert_only_changed(&daemon.build(&case.changed), &origin);
     daemon.stop();
     warmkit(&["verify"]).expect_success("verify after builds");
     warmkit(&["inspect"]).expect_success("inspect after builds");
@@ -188,13 +184,7 @@ fn fuse_overlayfs_by_a_proxy() {
     assert_warm(&outcome, &bed.origin);
     assert_eq!(tar, native, "the tar differs from that of a root with overlayfs");
     // Steps that run on these layers, too.
-    let outcome = daemon.build(&bed.case.changed);
-    assert_eq!(
-        outcome.not_cached(),
-        bed.origin.changed.iter().map(String::as_str).collect(),
-        "{}",
-        outcome.log
-    );
+    assert_only_changed(&daemon.build(&bed.case.changed), &bed.origin);
     daemon.prune_all();
     daemon.stop();
     bed.containerd.collect();

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use warmkit::containerd::{Blob, Client, Lease};
-use warmkit::digest::DiffId;
 
 use crate::support::Scratch;
 use crate::support::cases::assert_warm;
@@ -150,12 +149,7 @@ fn blobs_with_labels_of_others() {
 fn a_false_cache_marks_no_blob() {
     let Some(containerd) = Containerd::start().filter(|_| is_root()) else { return };
     let scratch = Scratch::new();
-    let mut honest = Handmade::default();
-    honest.layer("file", None);
-    let (digest, bytes) = honest.documents().1.swap_remove(0);
-    let mut cache = Handmade::default();
-    let layer = cache.blob(bytes.clone(), DiffId::of(b"something else"), None);
-    cache.record("step", &[], &[layer]);
+    let (cache, digest, bytes) = Handmade::of_another_diff_id("step");
     let keys = write_keys(&scratch.join("keys.db"), ["step"]);
     let (cache, digest) = (cache.write(&scratch.join("cache")), digest.to_string());
 

@@ -181,6 +181,14 @@ pub fn assert_warm(outcome: &BuildOutcome, origin: &Origin) {
     assert_eq!(moved, (0, 0, 0), "(imports, downloads, extractions)\n{}", outcome.log);
 }
 
+/// Asserts that a build of the changed source did the steps that `origin`'s own did, with nothing imported or extracted.
+#[track_caller]
+pub fn assert_only_changed(outcome: &BuildOutcome, origin: &Origin) {
+    let changed: BTreeSet<&str> = origin.changed.iter().map(String::as_str).collect();
+    assert_eq!(outcome.not_cached(), changed, "{}", outcome.log);
+    assert_eq!((outcome.imports, outcome.extractions), (0, 0), "after a change\n{}", outcome.log);
+}
+
 /// Asserts that each step that `origin` did printed CACHED.
 #[track_caller]
 pub fn assert_cached(outcome: &BuildOutcome, origin: &Origin) {

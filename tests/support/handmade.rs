@@ -70,6 +70,18 @@ impl Handmade {
         self.typed(GZIP, blob, diff_id, parent)
     }
 
+    /// A cache whose one record, the operation `name`, has a layer that unpacks to something else than is said of it; with
+    /// the layer's digest and bytes.
+    pub fn of_another_diff_id(name: &str) -> (Self, Digest, Vec<u8>) {
+        let mut honest = Self::default();
+        honest.layer("file", None);
+        let (digest, bytes) = honest.blobs.swap_remove(0);
+        let mut cache = Self::default();
+        let layer = cache.blob(bytes.clone(), DiffId::of(b"something else"), None);
+        cache.record(name, &[], &[layer]);
+        (cache, digest, bytes)
+    }
+
     fn typed(&mut self, media_type: &str, blob: Vec<u8>, diff_id: DiffId, parent: Option<usize>) -> usize {
         let digest = Digest::of(&blob);
         let mut layer = json!({ "blob": digest });

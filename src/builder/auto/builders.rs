@@ -7,7 +7,7 @@ use super::{Look, Process, Processes, Way};
 use crate::builder::buildx::{self, Builder, Node};
 use crate::builder::docker::Docker;
 use crate::builder::root::DRIVER;
-use crate::builder::{Error, Target, data_root, rootless};
+use crate::builder::{Error, Target, data_root, user};
 use crate::daemon::on_path;
 
 pub(super) fn look(look: &mut Look, daemons: &Processes) {
@@ -59,7 +59,7 @@ fn of_sudo(look: &mut Look, looked_at: &Path) {
     if env::var_os("BUILDX_CONFIG").is_some() || env::var_os("DOCKER_CONFIG").is_some() {
         return;
     }
-    let account = env::var("SUDO_USER").ok().and_then(|name| rootless::account(&name).ok());
+    let account = env::var("SUDO_USER").ok().and_then(|name| user::account(&name).ok());
     let Some(home) = account.and_then(|account| account.home) else { return };
     let directory = home.join(".docker/buildx");
     if directory == looked_at {

@@ -9,9 +9,9 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use super::{Look, Process, Processes, State};
-use crate::builder::rootless::{self, Account};
 use crate::builder::settings::Settings;
 use crate::builder::start::Start;
+use crate::builder::user::{self, Account};
 use crate::builder::user_unit::UNITS;
 use crate::builder::{Error, Target};
 use crate::userns::Owners;
@@ -49,11 +49,11 @@ fn own(name: &str) -> Option<OsString> {
 /// Looks for the daemons of all users.
 pub(super) fn look(look: &mut Look, daemons: &Processes) {
     let mut users: BTreeMap<u32, Account> = BTreeMap::new();
-    for account in look.kept(rootless::accounts()).unwrap_or_default() {
+    for account in look.kept(user::accounts()).unwrap_or_default() {
         users.entry(account.id).or_insert(account);
     }
     // Those that the directory of users keeps to itself.
-    if let Some(account) = env::var("SUDO_USER").ok().and_then(|name| rootless::account(&name).ok()) {
+    if let Some(account) = env::var("SUDO_USER").ok().and_then(|name| user::account(&name).ok()) {
         users.entry(account.id).or_insert(account);
     }
     let logged_in = look.names(Path::new(RUNTIME)).unwrap_or_default();
@@ -61,7 +61,7 @@ pub(super) fn look(look: &mut Look, daemons: &Processes) {
     let ids = logged_in.iter().filter_map(|name| name.parse().ok());
     for id in ids.chain(running.iter().map(|process| process.user)) {
         if !users.contains_key(&id)
-            && let Ok(account) = rootless::account(&id.to_string())
+            && let Ok(account) = user::account(&id.to_string())
         {
             users.insert(id, account);
         }
