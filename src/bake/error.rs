@@ -185,13 +185,13 @@ pub enum Error {
     #[cfg(feature = "containerd")]
     #[error(transparent)]
     Containerd(#[from] crate::containerd::Error),
-    /// Another bake has removed what containerd was to hold for the root.
+    /// What containerd holds for the root may go with another bake.
     #[error(
-        "another bake in this namespace of containerd took this one for killed and removed its leases, nothing was \
-         changed: bake again, and where bakes do not see each other, as from containers that have the socket alone, \
-         one after the other"
+        "another bake in this namespace of containerd did not see this one, and took it for killed or leases what it does, \
+         nothing was changed: bake again, and where bakes do not see each other, as from containers that have the socket \
+         alone, one after the other"
     )]
-    TakenForKilled,
+    UnseenBake,
     /// A program that lacks a part.
     #[error(
         "this warmkit was built without the feature `containerd`: install a package of `scripts/package`, or build with `--features containerd`"
@@ -275,7 +275,9 @@ impl Error {
             Self::NoSpace { .. } | Self::DiskFull { .. } => ErrorClass::Space,
             Self::Gc(_) | Self::NoContainerd => ErrorClass::Spec,
             #[cfg(feature = "containerd")]
-            Self::Containerd(crate::containerd::Error::NoSnapshotter { .. }) => ErrorClass::Spec,
+            Self::Containerd(
+                crate::containerd::Error::NoSnapshotter { .. } | crate::containerd::Error::Namespace { .. },
+            ) => ErrorClass::Spec,
             #[cfg(feature = "containerd")]
             Self::Containerd(crate::containerd::Error::Full { .. }) => ErrorClass::Space,
             #[cfg(feature = "containerd")]
@@ -290,7 +292,7 @@ impl Error {
             | Self::NoMarks { .. }
             | Self::NotSynced { .. }
             | Self::Io { .. }
-            | Self::TakenForKilled
+            | Self::UnseenBake
             | Self::Interrupted => ErrorClass::Other,
         }
     }

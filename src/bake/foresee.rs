@@ -110,6 +110,7 @@ fn foresee_watched(
     let mut refusals = Vec::new();
     let connected =
         options.containerd.as_ref().map(|to| containerd::connect(to, options, cancel).map(drop)).transpose();
+    cancel.check()?;
     // In the order in which a bake looks.
     for refused in [place::check(&target, options.marks()).err(), connected.err()].into_iter().flatten() {
         // Who may not look there is not who will bake there.
