@@ -199,24 +199,41 @@ pub(super) fn create_parents(
     let mut at = above;
     for name in missing {
         let path = at.name().join(name);
+        let again = at.again().at("open", at.name())?;
         let is_made = at.make(name, 0o755).at("create", &path)?;
+        if is_made {
+            created.0.push((again, name.clone()));
+        }
         let next = at.directory(name).at("open", &path)?;
         if is_made {
-            created.0.push((at.again().at("open", at.name())?, name.clone()));
-            // Whose home it is in, or data directory, goes on there as if they had made it.
-            let (above, made) =
-                (at.metadata().at("look at", at.name())?, next.metadata().at("look at", &path)?);
-            // Who put another one there in this moment gets nothing that was not theirs, nor a look into it.
-            let is_own = made.uid() == rustix::process::geteuid().as_raw();
-            let is_new = made.uid() == above.uid() || is_own && next.is_empty().at("list", &path)?;
-            if at.is_loose() && !is_new {
-                return Err(Error::TargetMoved { path: target.to_owned() });
-            }
-            fchown(next.file(), Some(above.uid()), Some(above.gid())).at("change owner of", &path)?;
+            give(&next, &at, target)?;
         }
         at = next;
     }
     Ok((at, created))
+}
+
+/// Has a directory that was made go on as if those had made it whose home, or data directory, it is `above` in.
+fn give(made: &Held, above: &Held, target: &Path) -> Result<(), Error> {
+    let path = made.name();
+    // Until it is theirs nobody bakes in it: it may be the staging directory of another bake, put there in this moment.
+    let lock = fsutil::try_lock(made.path()).at("lock", path)?;
+    let (found, of) = (made.metadata().at("look at", path)?, above.metadata().at("look at", above.name())?);
+    if above.is_loose() {
+        if lock.is_none() {
+            return Err(Error::TargetBeingBaked { path: target.to_owned() });
+        }
+        // Who put another one there gets nothing that was not theirs, nor a look into it.
+        let is_new = if found.uid() == rustix::process::geteuid().as_raw() {
+            made.is_empty().at("list", path)?
+        } else {
+            found.uid() == of.uid()
+        };
+        if !is_new {
+            return Err(Error::TargetMoved { path: target.to_owned() });
+        }
+    }
+    fchown(made.file(), Some(of.uid()), Some(of.gid())).at("change owner of", path)
 }
 
 fn require_empty(target: &Held) -> Result<(), Error> {
@@ -248,7 +265,39 @@ pub(super) fn require_empty_but(target: &Held, own: &OsStr) -> Result<(), Error>
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::chown;
+
     use super::*;
+
+    /// What is put in the place of a directory between its making and its opening. Needs root, as a bake does.
+    #[test]
+    fn nothing_is_given_away_but_what_was_made() {
+        if !fsutil::is_root() {
+            return;
+        }
+        let base = tempfile::tempdir().unwrap();
+        chown(base.path(), Some(4242), Some(4242)).unwrap();
+        for (name, file, owner) in [
+            ("made", "", 0),
+            ("full", "in", 0),
+            ("locked", "", 0),
+            ("theirs", "in", 4242),
+            ("other", "", 4243),
+        ] {
+            fs::create_dir_all(base.path().join(name).join(file)).unwrap();
+            chown(base.path().join(name), Some(owner), Some(0)).unwrap();
+        }
+        let _lock = fsutil::try_lock(&base.path().join("locked")).unwrap().unwrap();
+        let above = Held::open(base.path()).unwrap();
+        for (name, is_given) in
+            [("made", true), ("full", false), ("locked", false), ("theirs", true), ("other", false)]
+        {
+            let given = give(&above.directory(name.as_ref()).unwrap(), &above, base.path());
+            assert_eq!(given.is_ok(), is_given, "{name}: {given:?}");
+            let found = fs::metadata(base.path().join(name)).unwrap();
+            assert_eq!((found.uid(), found.gid()) == (4242, 4242), is_given, "{name}");
+        }
+    }
 
     #[test]
     fn what_is_missing_is_named_without_detours() {
