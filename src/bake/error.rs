@@ -134,6 +134,20 @@ pub enum Error {
         /// Whose that is.
         user: u32,
     },
+    /// The target is to belong to a user where that user could not make it.
+    #[error(
+        "{} is to be user {user}'s, and {} is not, nothing was changed: give that to the user with chown, or have the daemon \
+         keep its root elsewhere",
+        path.display(), at.display()
+    )]
+    TargetNotOfUser {
+        /// The target.
+        path: PathBuf,
+        /// It, or the nearest directory above it.
+        at: PathBuf,
+        /// Who runs its daemon.
+        user: u32,
+    },
     /// The owner of a directory above the target has moved it, or what was made in it.
     #[error(
         "{} was moved away, or something else put in its place, while the bake was at work, and nothing was baked: \
@@ -271,6 +285,7 @@ impl Error {
             | Self::TargetBeingBaked { .. }
             | Self::TargetNotDirectory { .. }
             | Self::TargetLedAway { .. }
+            | Self::TargetNotOfUser { .. }
             | Self::TargetMoved { .. } => ErrorClass::Target,
             Self::NoSpace { .. } | Self::DiskFull { .. } => ErrorClass::Space,
             Self::Gc(_) | Self::NoContainerd => ErrorClass::Spec,

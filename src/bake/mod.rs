@@ -130,6 +130,15 @@ impl Options {
         Ok(state.owned_by(user.map_err(Error::Owners)?, group.map_err(Error::Owners)?))
     }
 
+    /// Who runs its daemon, where that is not root.
+    fn user(&self) -> Result<Option<u32>, Error> {
+        if !self.owners.is_namespace() || !fsutil::is_root() {
+            return Ok(None);
+        }
+        // In a namespace of its own, the user is root.
+        Ok(Some(self.owners.user(0).map_err(Error::Owners)?).filter(|&user| user != 0))
+    }
+
     /// What its daemon's overlays need where the root is.
     fn marks(&self) -> Marks {
         match self.snapshotter {
@@ -213,7 +222,7 @@ fn watched<T>(
 }
 
 fn bake_watched(options: &Options, cancel: &Cancel, progress: &dyn Progress) -> Result<Report, Error> {
-    let staging = Staging::new(&options.root, options.marks())
+    let staging = Staging::new(&options.root, options.marks(), options.user()?)
         .map_err(|error| error.or_full(&options.root, &options.root))?;
     let leftovers = staging.leftovers().to_vec();
     for left in &leftovers {

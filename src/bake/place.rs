@@ -61,10 +61,20 @@ impl Place {
     /// Touches nothing.
     ///
     /// # Errors
-    /// The target may not be baked into.
-    pub(super) fn find(target: &Path, marks: Marks) -> Result<Self, Error> {
+    /// The target may not be baked into; for a `user`, whom it is to belong to, only where that user could make it.
+    pub(super) fn find(target: &Path, marks: Marks, user: Option<u32>) -> Result<Self, Error> {
         let place = Self::of(target)?;
-        require_fit(place.nearest(), marks)?;
+        let nearest = place.nearest();
+        if let Some(user) = user
+            && nearest.metadata().at("look at", nearest.name())?.uid() != user
+        {
+            return Err(Error::TargetNotOfUser {
+                path: target.to_owned(),
+                at: nearest.name().to_owned(),
+                user,
+            });
+        }
+        require_fit(nearest, marks)?;
         Ok(place)
     }
 
@@ -136,8 +146,8 @@ pub(super) fn is_staging(name: &str, prefix: &str) -> bool {
 ///
 /// # Errors
 /// As [`super::target::Staging::new`].
-pub(super) fn check(target: &Path, marks: Marks) -> Result<(), Error> {
-    match Place::find(target, marks)? {
+pub(super) fn check(target: &Path, marks: Marks, user: Option<u32>) -> Result<(), Error> {
+    match Place::find(target, marks, user)? {
         Place::Beside { above, missing, name } if missing.is_empty() => {
             leftovers(target, &above, &prefix(&name)).map(drop)
         }
@@ -183,10 +193,7 @@ fn require_unlocked(target: &Path, parent: &Held, name: &OsStr) -> Result<(), Er
 }
 
 pub(super) fn names(directory: &Held) -> Result<Vec<OsString>, Error> {
-    let entries = fs::read_dir(directory.path()).and_then(|entries| {
-        entries.map(|entry| entry.map(|entry| entry.file_name())).collect::<io::Result<_>>()
-    });
-    entries.at("list", directory.name())
+    directory.names().at("list", directory.name())
 }
 
 /// Makes the directories that are missing below `above`, and opens the last.
@@ -320,6 +327,39 @@ mod tests {
             );
         }
         assert_eq!(fs::read_dir(base.path()).unwrap().count(), 1);
+    }
+
+    /// Needs root, as a bake does.
+    #[test]
+    fn a_root_for_a_user_is_in_what_is_that_users() {
+        if !fsutil::is_root() {
+            return;
+        }
+        let base = tempfile::tempdir().unwrap();
+        for name in ["home", "roots", "theirs"] {
+            fs::create_dir(base.path().join(name)).unwrap();
+        }
+        for (name, owner) in [("home", 4242), ("theirs", 4243)] {
+            chown(base.path().join(name), Some(owner), None).unwrap();
+        }
+        for (target, at) in [
+            ("home", None),
+            ("home/a/root", None),
+            ("root", Some("")),
+            ("roots", Some("roots")),
+            ("roots/a/root", Some("roots")),
+            ("theirs/root", Some("theirs")),
+        ] {
+            let target = base.path().join(target);
+            match (Place::find(&target, Marks::Any, Some(4242)), at) {
+                (Ok(place), None) => assert!(place.nearest().is_loose()),
+                (Err(Error::TargetNotOfUser { at, user: 4242, .. }), Some(expected)) => {
+                    assert_eq!(at, base.path().join(expected).components().as_path());
+                }
+                (found, _) => panic!("{}: {found:?}", target.display()),
+            }
+            Place::find(&target, Marks::Any, None).unwrap();
+        }
     }
 
     #[test]

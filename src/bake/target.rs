@@ -120,15 +120,17 @@ impl Drop for Directory {
 }
 
 impl Staging {
-    /// Checks that `target` may be baked into and makes the staging directory.
+    /// Checks that `target` may be baked into, for the `user` whom it is to belong to where that is not root, and makes
+    /// the staging directory.
     ///
     /// Touches nothing where it refuses: not root, a daemon or another bake at work, a target that is not
-    /// empty, that a plain user's link leads away from, or that no root can be written into.
-    pub(crate) fn new(target: &Path, marks: Marks) -> Result<Self, Error> {
+    /// empty, that a plain user's link leads away from, that is not in the user's directories, or that no root can be
+    /// written into.
+    pub(crate) fn new(target: &Path, marks: Marks, user: Option<u32>) -> Result<Self, Error> {
         if !fsutil::is_root() {
             return Err(Error::NotRoot);
         }
-        match Place::find(target, marks)? {
+        match Place::find(target, marks, user)? {
             Place::Inside(held) => {
                 let target = held.name().to_owned();
                 Self::at(target, None, held, STAGING_PREFIX, CreatedParents::default())
@@ -274,7 +276,7 @@ mod tests {
             chown(theirs, Some(4242), None).unwrap();
         }
         let target = home.join("root");
-        let other = Staging::new(&target, Marks::Any).unwrap();
+        let other = Staging::new(&target, Marks::Any, None).unwrap();
         let its = other.dir.name.to_str().unwrap();
         for (name, is_baked) in [(its, true), ("theirs", false), ("full", false)] {
             let parent = Held::open(&home).unwrap();
@@ -315,7 +317,7 @@ mod tests {
             if exists {
                 fs::create_dir(&target).unwrap();
             }
-            let staging = Staging::new(&target, Marks::Any).unwrap();
+            let staging = Staging::new(&target, Marks::Any, None).unwrap();
             for file in ["a", "b", "cache.db"] {
                 fs::write(staging.path().join(file), "").unwrap();
             }
@@ -346,7 +348,7 @@ mod tests {
             if exists {
                 fs::create_dir(&target).unwrap();
             }
-            let staging = Staging::new(&target, Marks::Any).unwrap();
+            let staging = Staging::new(&target, Marks::Any, None).unwrap();
             fs::write(staging.path().join("cache.db"), "ours").unwrap();
             fs::create_dir_all(&target).unwrap();
             fs::write(target.join("cache.db"), "theirs").unwrap();

@@ -9,14 +9,15 @@
 //! removed in it is named from the descriptor, and paths that go through it begin with `/proc/self/fd`. Where all that
 //! leads to it is root's alone, a path does.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::fd::AsRawFd as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, Stat};
+use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
 use rustix::thread::UnshareFlags;
 
@@ -239,7 +240,23 @@ impl Held {
     /// # Errors
     /// It cannot be read.
     pub fn is_empty(&self) -> io::Result<bool> {
-        Ok(fs::read_dir(&self.path)?.next().is_none())
+        Ok(self.names()?.is_empty())
+    }
+
+    /// The names in it.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn names(&self) -> io::Result<Vec<OsString>> {
+        let mut names = Vec::new();
+        for entry in Dir::read_from(&self.file)? {
+            let entry = entry?;
+            let name = entry.file_name().to_bytes();
+            if !matches!(name, b"." | b"..") {
+                names.push(OsStr::from_bytes(name).to_owned());
+            }
+        }
+        Ok(names)
     }
 
     /// Whether its name still leads here.
@@ -283,17 +300,18 @@ impl Held {
         Ok(rustix::fs::unlinkat(&self.file, name, AtFlags::REMOVEDIR)?)
     }
 
-    /// Removes all that is in it.
+    /// Removes all that is in it, and follows no link and no path to it.
     ///
     /// # Errors
     /// Something cannot be removed.
     pub fn clear(&self) -> io::Result<()> {
-        for entry in fs::read_dir(&self.path)? {
-            let entry = entry?;
-            if entry.file_type()?.is_dir() {
-                fs::remove_dir_all(entry.path())?;
-            } else {
-                fs::remove_file(entry.path())?;
+        for name in self.names()? {
+            match rustix::fs::unlinkat(&self.file, &name, AtFlags::empty()) {
+                Err(Errno::ISDIR) => {
+                    self.directory(&name)?.clear()?;
+                    self.remove(&name)?;
+                }
+                removed => removed?,
             }
         }
         Ok(())
@@ -482,13 +500,32 @@ mod tests {
         let error = held.move_to("a".as_ref(), &held, "made".as_ref()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
         held.move_to("a".as_ref(), &made, "a".as_ref()).unwrap();
-        symlink(path("root"), made.path().join("link")).unwrap();
+        fs::create_dir_all(made.path().join("deep/er")).unwrap();
+        for link in ["link", "deep/link", "deep/er/link"] {
+            symlink(path("root"), made.path().join(link)).unwrap();
+        }
         held.directory("no".as_ref()).unwrap_err();
         made.directory("link".as_ref()).unwrap_err();
         held.remove("made".as_ref()).unwrap_err();
         made.clear().unwrap();
         held.remove("made".as_ref()).unwrap();
         assert!(held.is_empty().unwrap());
+        assert_eq!(fs::read_dir(path("root")).unwrap().count(), 4);
+    }
+
+    /// Also where it was root's alone when it was opened, and then given to a user.
+    #[test]
+    fn what_is_removed_is_in_what_was_opened() {
+        let Some(base) = directories() else { return };
+        let path = |name: &str| base.path().join(name);
+        let held = Held::open(&path("tmp")).unwrap().directory("in".as_ref()).unwrap();
+        fs::write(path("tmp/in/file"), "").unwrap();
+        assert!(!held.is_loose());
+        fs::rename(path("tmp/in"), path("tmp/moved")).unwrap();
+        symlink("../root", path("tmp/in")).unwrap();
+        assert_eq!(held.names().unwrap(), ["file"]);
+        held.clear().unwrap();
+        assert!(held.is_empty().unwrap() && fs::read_dir(path("tmp/moved")).unwrap().next().is_none());
         assert_eq!(fs::read_dir(path("root")).unwrap().count(), 4);
     }
 
