@@ -69,7 +69,8 @@ fn follow(path: &Path, links: &mut u32) -> io::Result<Result<PathBuf, Foreign>> 
             at = next;
             continue;
         }
-        if found.uid() != 0 {
+        // Where nobody but root may make links nor replace them, it does not matter whose one is.
+        if found.uid() != 0 && fs::metadata(&at)?.mode() & OTHERS_WRITE != 0 {
             return Ok(Err(Foreign { path: next, owner: found.uid() }));
         }
         *links += 1;
@@ -396,6 +397,8 @@ mod tests {
             ("root/to-user", 0, "../user/in"),
             ("root/to-root", 0, "../root/in"),
             ("root/loop", 0, "loop"),
+            ("root/of-user", USER, "../other"),
+            ("root/of-user-to-root", USER, "in"),
             ("user/to-root", USER, "../root"),
             ("user/to-own", USER, "../own"),
             ("user/within", USER, "in"),
@@ -419,6 +422,8 @@ mod tests {
             ("", None),
             ("root/in", None),
             ("root/../root/to-root", None),
+            ("root/of-user-to-root", None),
+            ("root/of-user", Some(("other", USER + 1))),
             ("tmp/in", None),
             ("user", Some(("user", USER))),
             ("user/in", Some(("user", USER))),
@@ -440,6 +445,7 @@ mod tests {
         let Some(base) = directories() else { return };
         for (path, leads_to) in [
             ("root/to-user", None),
+            ("root/of-user", None),
             ("user/within", None),
             ("user/to-own", None),
             ("user/to-root", Some("root")),
@@ -510,7 +516,7 @@ mod tests {
         made.clear().unwrap();
         held.remove("made".as_ref()).unwrap();
         assert!(held.is_empty().unwrap());
-        assert_eq!(fs::read_dir(path("root")).unwrap().count(), 4);
+        assert_eq!(fs::read_dir(path("root")).unwrap().count(), 6);
     }
 
     /// Also where it was root's alone when it was opened, and then given to a user.
@@ -526,7 +532,7 @@ mod tests {
         assert_eq!(held.names().unwrap(), ["file"]);
         held.clear().unwrap();
         assert!(held.is_empty().unwrap() && fs::read_dir(path("tmp/moved")).unwrap().next().is_none());
-        assert_eq!(fs::read_dir(path("root")).unwrap().count(), 4);
+        assert_eq!(fs::read_dir(path("root")).unwrap().count(), 6);
     }
 
     #[test]
