@@ -94,15 +94,23 @@ impl Place {
                 let (Some(parent), Some(name)) = (target.parent(), target.file_name()) else {
                     return Err(Error::TargetNotDirectory { path: target });
                 };
-                let nearest = fsutil::nearest(parent).at("look at", parent)?;
+                let mut nearest = fsutil::nearest(parent).at("look at", parent)?;
                 let mut missing = PathBuf::new();
+                let mut is_detour = false;
                 for component in parent.strip_prefix(&nearest).unwrap_or(Path::new("")).components() {
-                    // What is made has no links in it.
-                    if component == Component::ParentDir {
-                        missing.pop();
-                    } else {
+                    if component != Component::ParentDir {
                         missing.push(component);
+                        continue;
                     }
+                    is_detour = true;
+                    // What is made has no links in it.
+                    if !missing.pop() {
+                        nearest.push(component);
+                    }
+                }
+                if is_detour {
+                    // Where the way ends without what it would only go through, something may be.
+                    return Self::of(&nearest.join(missing).join(name));
                 }
                 Ok(Self::Beside {
                     above: hold(&nearest, &target)?,
@@ -272,7 +280,7 @@ pub(super) fn require_empty_but(target: &Held, own: &OsStr) -> Result<(), Error>
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::chown;
+    use std::os::unix::fs::{chown, symlink};
 
     use super::*;
 
@@ -309,24 +317,45 @@ mod tests {
     #[test]
     fn what_is_missing_is_named_without_detours() {
         let base = tempfile::tempdir().unwrap();
-        fs::create_dir(base.path().join("there")).unwrap();
+        fs::create_dir_all(base.path().join("there/in")).unwrap();
+        symlink("there/in", base.path().join("link")).unwrap();
         for (target, nearest, expected) in [
             ("root", "", &[][..]),
             ("a/b/root", "", &["a", "b"]),
             ("a/../b/root", "", &["b"]),
             ("there/../root", "there/..", &[]),
             ("there/a/./../root", "there", &[]),
+            ("there/a/../../root", "there/..", &[]),
+            ("there/a/b/../../../c/root", "there/..", &["c"]),
+            ("there/a/../../there/root", "there/../there", &[]),
+            // Where the link leads to, that is above it.
+            ("link/a/../../root", "link/..", &[]),
         ] {
             let place = Place::of(&base.path().join(target)).unwrap();
             let Place::Beside { above, missing, name } = place else { panic!("{target}: {place:?}") };
-            assert_eq!(above.name(), base.path().join(nearest).components().as_path(), "{target}");
+            // In bytes: paths are equal whose dots are not.
+            assert_eq!(
+                above.name().as_os_str(),
+                base.path().join(nearest).components().as_path().as_os_str(),
+                "{target}"
+            );
             assert_eq!(
                 (missing, name),
                 (expected.iter().map(OsString::from).collect(), "root".into()),
                 "{target}"
             );
         }
-        assert_eq!(fs::read_dir(base.path()).unwrap().count(), 1);
+        for target in ["a/../there/in", "there/a/../../there/b/../in", "link/a/.."] {
+            let found = Place::of(&base.path().join(target));
+            match (found, target.ends_with("in")) {
+                (Ok(Place::Inside(held)), true) => assert!(held.name().ends_with("there/in"), "{target}"),
+                (Err(Error::TargetNotDirectory { .. }), false) => {}
+                (found, _) => panic!("{target}: {found:?}"),
+            }
+        }
+        let error = Place::of(&base.path().join("a/../there")).unwrap_err();
+        assert!(matches!(error, Error::TargetNotEmpty { .. }), "{error}");
+        assert_eq!(fs::read_dir(base.path()).unwrap().count(), 2);
     }
 
     /// Needs root, as a bake does.
