@@ -118,11 +118,9 @@ pub enum Error {
         /// The target.
         path: PathBuf,
     },
-    /// A link of a plain user leads root to what is not that user's.
+    /// A link of others than root leads it to what is not theirs.
     #[error(
-        "{} leads to {} by what user {user} may link as it likes ({}), and what is there is not that user's, nothing was \
-         changed: name the directory itself, or give it to the user with chown",
-        path.display(), there.display(), by.display()
+        "{} leads to {} by {}", path.display(), there.display(), led_away(by, *user)
     )]
     TargetLedAway {
         /// The target.
@@ -329,6 +327,22 @@ impl Error {
         };
         Self::DiskFull { path: target.to_owned(), what, source: Box::new(self) }
     }
+}
+
+/// By what a target leads elsewhere, and what to do then.
+fn led_away(by: &Path, user: u32) -> String {
+    let by = by.display();
+    if user == 0 {
+        // A group, or everybody.
+        return format!(
+            "what others than root may link as they like ({by}), nothing was changed: name the directory itself, or \
+             `chmod go-w {by}`"
+        );
+    }
+    format!(
+        "what user {user} may link as it likes ({by}), and what is there is not that user's, nothing was changed: name the \
+         directory itself, or give it to the user with chown"
+    )
 }
 
 /// Which of the causes of an error is a full disk, and of which kind.
