@@ -56,7 +56,7 @@ use crate::userns::Owners;
 use place::Marks;
 use plan::Plan;
 use prepare::{Prepared, prepare};
-use target::Staging;
+use target::{Committed, Staging};
 
 /// What to bake, and where.
 #[derive(Debug, Clone)]
@@ -244,7 +244,7 @@ fn bake_watched(options: &Options, cancel: &Cancel, progress: &dyn Progress) -> 
             let root = committed?;
             report.seconds.set(Phase::Commit, committing.finish());
             report.trimmed = options.trim.then(|| trim(&root, progress)).flatten();
-            report.root = root.display().to_string();
+            report.root = root.path.display().to_string();
             report.leftovers = leftovers.iter().map(|p| p.display().to_string()).collect();
             Ok(report)
         }
@@ -261,11 +261,11 @@ fn bake_watched(options: &Options, cancel: &Cancel, progress: &dyn Progress) -> 
 }
 
 /// Has the disk forget what is in free blocks; gives their bytes. That it cannot is no reason to have no root.
-fn trim(root: &Path, progress: &dyn Progress) -> Option<u64> {
-    let trimmed = fsutil::discard_free_blocks(root);
+fn trim(root: &Committed, progress: &dyn Progress) -> Option<u64> {
+    let trimmed = fsutil::discard_free_blocks(&root.directory);
     trimmed
         .map_err(|error| {
-            let root = root.display();
+            let root = root.path.display();
             progress.event(Event::Warning(format!(
                 "cannot discard the free blocks of the file system of {root} ({error}): \
                  what was deleted there may be in snapshots of the disk"

@@ -43,6 +43,14 @@ pub(crate) struct Staging {
     _created_parents: CreatedParents,
 }
 
+/// A root in its place.
+#[derive(Debug)]
+pub(crate) struct Committed {
+    pub(crate) path: PathBuf,
+    /// It, open: from here on its path may lead elsewhere.
+    pub(crate) directory: File,
+}
+
 /// A directory that goes when it is dropped, with all that is in it.
 #[derive(Debug)]
 struct Directory {
@@ -166,13 +174,13 @@ impl Staging {
         &self.leftovers
     }
 
-    /// Syncs once and puts the root in place. Returns the target's path.
+    /// Syncs once and puts the root in place.
     ///
     /// `last` names the entries of the root, relative to it, that must come after all others.
     ///
     /// # Errors
     /// With [`Error::NotSynced`] the root is in its place; with any other the target is as it was.
-    pub(crate) fn commit(self, last: &[&str]) -> Result<PathBuf, Error> {
+    pub(crate) fn commit(self, last: &[&str]) -> Result<Committed, Error> {
         self.commit_synced_by(last, |directory| directory.file().sync_all())
     }
 
@@ -181,9 +189,11 @@ impl Staging {
         mut self,
         last: &[&str],
         sync: impl FnMut(&Held) -> io::Result<()>,
-    ) -> Result<PathBuf, Error> {
+    ) -> Result<Committed, Error> {
         let staged = &self.dir.held;
-        fsutil::sync_file_system(staged.path()).at("sync", staged.name())?;
+        let root = if self.name.is_some() { staged } else { &self.dir.parent };
+        let directory = root.file().try_clone().at("open", root.name())?;
+        fsutil::sync_file_system(staged.file()).at("sync", staged.name())?;
         // Somebody may have been busy here while the layers came in.
         if !self.dir.parent.is_in_place() {
             return Err(Error::TargetMoved { path: self.target });
@@ -192,7 +202,7 @@ impl Staging {
             Some(name) => self.rename(&name, sync)?,
             None => self.move_up(last, sync)?,
         }
-        Ok(self.target)
+        Ok(Committed { path: self.target, directory })
     }
 
     /// Makes it the target, which is absent.
