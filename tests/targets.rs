@@ -81,10 +81,18 @@ impl Machine {
 
     /// What `systemctl show` says of a unit.
     fn unit(&self, unit: &str, arguments: &str) {
+        self.unit_with(unit, arguments, "");
+    }
+
+    /// The same of one with variables.
+    fn unit_with(&self, unit: &str, arguments: &str, variables: &str) {
         let script = format!(
             "#!/bin/sh\nfor last; do :; done\n\
-             test \"$last $2\" = '{unit} --property=ExecStart' || exit 0\n\
-             echo '{{ path=/usr/sbin/x ; argv[]=/usr/sbin/x {arguments} ; ignore_errors=no ; pid=0 }}'\n"
+             case \"$last $2\" in\n\
+             '{unit} --property=ExecStart')\n\
+             echo '{{ path=/usr/sbin/x ; argv[]=/usr/sbin/x {arguments} ; ignore_errors=no ; pid=0 }}' ;;\n\
+             '{unit} --property=Environment') echo '{variables}' ;;\n\
+             esac\n"
         );
         self.program("systemctl", &script);
     }
@@ -215,6 +223,14 @@ fn drivers_without_a_volume_are_refused() {
 }
 
 #[test]
+fn a_configuration_that_is_in_an_image_is_refused() {
+    let machine = Machine::stopped();
+    let node = json!([{"Name": "ci0", "DriverOpts": {"env.BUILDKITD_CONFIG": "/etc/own.toml"}}]);
+    machine.builder("ci", "docker-container", &node);
+    machine.refuses("buildx:ci", 2, &["env.BUILDKITD_CONFIG", "/etc/own.toml", "--buildkitd-config FILE"]);
+}
+
+#[test]
 fn a_docker_elsewhere_is_refused() {
     let machine = Machine::stopped();
     for endpoint in ["tcp://192.0.2.1:2376", "ssh://ci@builds.example"] {
@@ -307,6 +323,16 @@ fn the_host_is_where_its_unit_and_its_configuration_say() {
     machine.unit("buildkitd.service", "--root=/nonexistent/from-unit");
     let (_, error) = machine.fails(&["verify"]);
     assert!(error.contains("/nonexistent/from-unit"), "{error}");
+    let by_variable = machine.path("by-variable.toml");
+    fs::write(&by_variable, "root = \"/nonexistent/by-variable\"").unwrap();
+    fs::write(&config, "root = \"/nonexistent/by-argument\"").unwrap();
+    let variable = format!("A=1 BUILDKITD_CONFIG={}", by_variable.display());
+    let argument = format!("--config {}", config.display());
+    for (arguments, said) in [("", "/nonexistent/by-variable"), (&argument, "/nonexistent/by-argument")] {
+        machine.unit_with("buildkit.service", arguments, &variable);
+        let (_, error) = machine.fails(&["verify"]);
+        assert!(error.contains(said), "{arguments}: {error}");
+    }
 }
 
 #[test]

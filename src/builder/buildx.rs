@@ -87,6 +87,12 @@ impl Node {
         self.driver_opts.as_ref()?.get("image").map(String::as_str)
     }
 
+    /// A variable that its daemon is to be started with (`--driver-opt env.NAME=VALUE`).
+    pub(super) fn variable(&self, name: &str) -> Option<&str> {
+        let value = self.driver_opts.as_ref()?.get(&format!("env.{name}"))?;
+        Some(value.as_str()).filter(|value| !value.is_empty())
+    }
+
     /// The configuration that its daemon is given, if it is.
     pub(super) fn config(&self) -> Option<String> {
         let encoded = self.files.as_ref()?.get(CONFIG)?.as_ref()?;
@@ -193,7 +199,7 @@ mod tests {
         fs::create_dir(directory.path().join("instances")).unwrap();
         let instance = r#"{"Name":"ci","Driver":"docker-container","Nodes":[{"Name":"ci0",
             "Endpoint":"unix:///var/run/docker.sock","Platforms":null,"Flags":["--root","/r"],
-            "DriverOpts":{"image":"moby/buildkit:v0.34.2"},"Files":{"buildkitd.toml":"cm9vdCA9ICIveCIK"}},
+            "DriverOpts":{"image":"moby/buildkit:v0.34.2","env.A":"/a","env.B":""},"Files":{"buildkitd.toml":"cm9vdCA9ICIveCIK"}},
             {"Name":"ci1","Endpoint":"there","Flags":null,"DriverOpts":null,"Files":null}],"Dynamic":false}"#;
         fs::write(directory.path().join("instances/ci"), instance).unwrap();
         for name in ["ci", "CI"] {
@@ -208,6 +214,10 @@ mod tests {
             );
             assert_eq!(first.flags(), ["--root", "/r"]);
             assert_eq!(first.image(), Some("moby/buildkit:v0.34.2"));
+            assert_eq!(
+                (first.variable("A"), first.variable("B"), first.variable("C")),
+                (Some("/a"), None, None)
+            );
             assert_eq!(first.config().as_deref(), Some("root = \"/x\"\n"));
             assert_eq!((second.flags(), second.image(), second.config()), (&[][..], None, None));
         }

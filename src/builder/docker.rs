@@ -60,6 +60,16 @@ pub(super) struct Container {
 pub(super) struct ContainerConfig {
     user: String,
     entrypoint: Option<Vec<String>>,
+    env: Option<Vec<String>>,
+}
+
+impl ContainerConfig {
+    /// A variable that its processes start with, where it says something.
+    pub(super) fn variable(&self, name: &str) -> Option<&str> {
+        let mut all = self.env.iter().flatten().rev();
+        let value = all.find_map(|variable| variable.strip_prefix(name)?.strip_prefix('='))?;
+        Some(value).filter(|value| !value.is_empty())
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -290,6 +300,20 @@ mod tests {
         ];
         for (said, expected) in cases {
             assert_eq!(serde_json::from_str::<Container>(said).unwrap().is_rootless(), expected, "{said}");
+        }
+    }
+
+    #[test]
+    fn variables_of_containers_are_read() {
+        let cases = [
+            (r#"{"Config":{"Env":["AB=/ab","A=/a","PATH=/bin"]}}"#, Some("/a")),
+            (r#"{"Config":{"Env":["A=/a","A=/b"]}}"#, Some("/b")),
+            (r#"{"Config":{"Env":["A=","AB=/ab"]}}"#, None),
+            (r#"{"Config":{"Env":null}}"#, None),
+        ];
+        for (said, expected) in cases {
+            let container = serde_json::from_str::<Container>(said).unwrap();
+            assert_eq!(container.config.variable("A"), expected, "{said}");
         }
     }
 

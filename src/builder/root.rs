@@ -7,7 +7,7 @@ use std::path::{Component, Path, PathBuf};
 
 use super::buildx::{self, Builder, Node};
 use super::docker::{Container, Docker};
-use super::settings::{DEFAULT_CONFIG, DEFAULT_ROOT, Settings, Told, argument};
+use super::settings::{CONFIG_VARIABLE, DEFAULT_CONFIG, DEFAULT_ROOT, Settings, Told, argument};
 use super::{Error, data_root, unit, user};
 use crate::userns::{OutOfRange, Owners};
 
@@ -302,12 +302,19 @@ pub(super) fn settings_of_host() -> Result<Settings, Error> {
         }
     }
     let arguments = UNITS.map(unit::arguments).concat();
-    Settings::at(&arguments, &config_of(&arguments))
+    Settings::at(&arguments, &config_of_host(&arguments))
 }
 
-/// The configuration of a daemon that runs as root with these arguments.
-pub(super) fn config_of(arguments: &[String]) -> PathBuf {
-    argument(arguments, "config").unwrap_or(DEFAULT_CONFIG).into()
+/// The configuration of this machine's daemon, which its units start with these arguments.
+pub(super) fn config_of_host(arguments: &[String]) -> PathBuf {
+    let variable = UNITS.iter().find_map(|unit| unit::variable(unit, CONFIG_VARIABLE));
+    config_of(arguments, variable.as_deref()).into()
+}
+
+/// The configuration of a daemon that runs as root with these arguments, and this value of [`CONFIG_VARIABLE`].
+pub(super) fn config_of<'a>(arguments: &'a [String], variable: Option<&'a str>) -> &'a str {
+    let variable = variable.filter(|file| !file.is_empty());
+    argument(arguments, "config").or(variable).unwrap_or(DEFAULT_CONFIG)
 }
 
 /// The root of a node of buildx.
@@ -493,8 +500,17 @@ fn of_node(owner: &Owner) -> Result<Place, Error> {
     if tag.is_some_and(|(_, tag)| tag.split('-').any(|part| part == "rootless")) {
         return Err(Error::Misfit { whose: owner.to_string(), misfit: ROOTLESS.into() });
     }
-    let (root, snapshotter, told) =
-        settings(owner, node.flags(), node.config().as_deref(), "buildkitd.toml")?;
+    let config = node.config();
+    if let (None, None, Some(file)) =
+        (&config, argument(node.flags(), "config"), node.variable(CONFIG_VARIABLE))
+    {
+        let misfit = format!(
+            "is told by env.{CONFIG_VARIABLE} to have its configuration at {file}, which is in its image, and not known \
+             here: make it with --buildkitd-config FILE instead"
+        );
+        return Err(Error::Misfit { whose: owner.to_string(), misfit });
+    }
+    let (root, snapshotter, told) = settings(owner, node.flags(), config.as_deref(), "buildkitd.toml")?;
     match root.strip_prefix(DEFAULT_ROOT) {
         Ok(within) => Ok(Place { volume: node.volume(), within: within.to_owned(), snapshotter, told }),
         Err(_) => Err(Error::NoVolumeThere { whose: owner.to_string(), root }),
@@ -506,7 +522,7 @@ fn of_container(docker: &Docker, name: &str, container: &Container, owner: &Owne
     if container.is_rootless() {
         return Err(Error::Misfit { whose: owner.to_string(), misfit: ROOTLESS.into() });
     }
-    let file = argument(&container.args, "config").unwrap_or(DEFAULT_CONFIG);
+    let file = config_of(&container.args, container.config.variable(CONFIG_VARIABLE));
     let config = docker.file_of(name, file)?;
     let (root, snapshotter, told) = settings(owner, &container.args, config.as_deref(), file)?;
     let mounts = container.mounts.iter().filter(|mount| root.starts_with(&mount.destination));

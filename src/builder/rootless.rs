@@ -183,6 +183,8 @@ mod tests {
         fs::write(&file, "root = \"/own\"\n").unwrap();
         unit(&format!("[Service]\nExecStart={start} --config=%h/own.toml\n"));
         assert_eq!(path(home, &[]), Path::new("/own"));
+        unit(&format!("[Service]\nEnvironment=BUILDKITD_CONFIG=%h/own.toml\nExecStart={start}\n"));
+        assert_eq!(path(home, &[]), Path::new("/own"));
         unit(&format!("[Service]\nExecStart={start} --config=%h/own.toml --root %h/there\n"));
         assert_eq!(path(home, &[]), home.join("there"));
         unit(&format!("[Service]\nExecStart={start} --oci-worker-snapshotter=stargz\n"));

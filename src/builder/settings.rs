@@ -20,6 +20,9 @@ const DEFAULT_NAMESPACE: &str = "buildkit";
 /// The configuration of a daemon that is told none.
 pub(super) const DEFAULT_CONFIG: &str = "/etc/buildkit/buildkitd.toml";
 
+/// The variable that names its configuration where no argument does: v0.34.2 reads it, v0.33.1 does not.
+pub(super) const CONFIG_VARIABLE: &str = "BUILDKITD_CONFIG";
+
 /// As far as it matters for where its root is, and of what kind.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Settings {

@@ -2,17 +2,18 @@
 //!
 //! ```text
 //! root     --root, `root` in the configuration, $XDG_DATA_HOME/buildkit, ~/.local/share/buildkit
-//! config   --config, $XDG_CONFIG_HOME/buildkit/buildkitd.toml, ~/.config/buildkit/buildkitd.toml
+//! config   --config, $BUILDKITD_CONFIG, $XDG_CONFIG_HOME/buildkit/buildkitd.toml, ~/.config/buildkit/buildkitd.toml
 //! ```
 //!
 //! Mirrors `BuildKit` `util/appdefaults/appdefaults_unix.go` (v0.17.3 and v0.34.2): a variable without a value says
-//! nothing, and of `$XDG_DATA_HOME` the first directory counts.
+//! nothing, and of `$XDG_DATA_HOME` the first directory counts. `$BUILDKITD_CONFIG` is `cmd/buildkitd/main.go` of v0.34.2;
+//! v0.33.1 does not know it.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use super::Error;
-use super::settings::{Settings, argument};
+use super::settings::{CONFIG_VARIABLE, Settings, argument};
 
 /// What a daemon is started with, as far as it is known.
 pub(super) struct Start<'a> {
@@ -40,8 +41,11 @@ impl Start<'_> {
 
     /// The file of its configuration.
     pub(super) fn config(&self) -> Result<PathBuf, Error> {
-        match argument(self.arguments, "config") {
-            Some(file) => self.absolute("--config", file.into()),
+        if let Some(file) = argument(self.arguments, "config") {
+            return self.absolute("--config", file.into());
+        }
+        match self.value(CONFIG_VARIABLE)? {
+            Some(file) => self.absolute(&format!("${CONFIG_VARIABLE}"), file.into()),
             None => Ok(self.config_home()?.join("buildkit/buildkitd.toml")),
         }
     }
@@ -103,7 +107,7 @@ mod tests {
     fn arguments_and_variables_say_where_things_are() {
         type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], &'a str, &'a str);
         let (data, config) = ("/home/ci/.local/share/buildkit", "/home/ci/.config/buildkit/buildkitd.toml");
-        let cases: [Case<'_>; 9] = [
+        let cases: [Case<'_>; 13] = [
             (&[], &[], data, config),
             (&["--root", "/r"], &[("XDG_DATA_HOME", "/d")], "/r", config),
             (&["--root", "r", "--config=c"], &[], "/cwd/r", "/cwd/c"),
@@ -119,6 +123,10 @@ mod tests {
                 "/c/buildkit/buildkitd.toml",
             ),
             (&[], &[("HOME", ""), ("XDG_DATA_HOME", "")], data, config),
+            (&[], &[("BUILDKITD_CONFIG", "/b.toml"), ("XDG_CONFIG_HOME", "/c")], data, "/b.toml"),
+            (&[], &[("BUILDKITD_CONFIG", "b.toml")], data, "/cwd/b.toml"),
+            (&["--config", "/c.toml"], &[("BUILDKITD_CONFIG", "/b.toml")], data, "/c.toml"),
+            (&[], &[("BUILDKITD_CONFIG", "")], data, config),
         ];
         for (arguments, variables, root, config) in cases {
             let expected = (PathBuf::from(root), PathBuf::from(config));

@@ -3,6 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
+use super::user_unit;
 use crate::daemon::{on_path, output_within};
 
 /// How long systemd may take for an answer.
@@ -23,6 +24,18 @@ pub(super) fn find(unit: &str) -> Option<Vec<String>> {
 pub(super) fn user(unit: &str) -> Option<String> {
     let said = property(unit, "User")?;
     Some(said.trim()).filter(|user| !matches!(*user, "" | "root" | "0")).map(str::to_owned)
+}
+
+/// A variable that a unit gives its daemon, where it says something. A file of variables is not looked at.
+pub(super) fn variable(unit: &str, name: &str) -> Option<String> {
+    value_of(&property(unit, "Environment")?, name)
+}
+
+/// The last value of a variable in `A=1 "B=2 3"`.
+fn value_of(said: &str, name: &str) -> Option<String> {
+    let words = user_unit::words(said);
+    let value = words.iter().rev().find_map(|word| word.strip_prefix(name)?.strip_prefix('='))?;
+    Some(value.to_owned()).filter(|value| !value.is_empty())
 }
 
 /// Whether it runs.
@@ -52,5 +65,19 @@ mod tests {
                     ignore_errors=no ; start_time=[n/a] ; stop_time=[n/a] ; pid=0 ; code=(null) ; status=0/0 }\n";
         assert_eq!(words(said), ["-H", "fd://", "--data-root", "/srv/docker", "$DOCKER_OPTS"]);
         assert!(words("").is_empty() && words("\n").is_empty());
+    }
+
+    #[test]
+    fn a_variable_of_a_unit_is_read() {
+        for (said, expected) in [
+            ("A=/a AB=/ab\n", Some("/a")),
+            ("B=1 \"A=/a b\"\n", Some("/a b")),
+            ("A=/a A=/b\n", Some("/b")),
+            ("A=\n", None),
+            ("AB=/ab\n", None),
+            ("\n", None),
+        ] {
+            assert_eq!(value_of(said, "A").as_deref(), expected, "{said:?}");
+        }
     }
 }

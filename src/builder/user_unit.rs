@@ -16,7 +16,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::Error;
-use super::settings::argument;
+use super::settings::{CONFIG_VARIABLE, argument};
 use crate::fsutil;
 
 /// The units that start a user's daemon, where packages or their own setup bring one.
@@ -31,7 +31,7 @@ const SHARED: [&str; 5] = [
 ];
 
 /// Variables that say where the root, or its daemon's configuration, is.
-const DIRECTORIES: [&str; 3] = ["HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"];
+const PLACES: [&str; 4] = [CONFIG_VARIABLE, "HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"];
 
 /// What a unit tells its daemon.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -187,7 +187,7 @@ fn read(texts: &[String], specifiers: &Specifiers<'_>) -> Result<Unit, String> {
     for (name, value) in &mut unit.environment {
         match specifiers.expand(value) {
             Ok(expanded) => *value = expanded,
-            Err(error) if DIRECTORIES.contains(&name.as_str()) => return Err(error),
+            Err(error) if PLACES.contains(&name.as_str()) => return Err(error),
             // It is of no interest.
             Err(_) => {}
         }
@@ -243,7 +243,7 @@ fn lines(text: &str) -> Vec<String> {
 }
 
 /// Words, with what is quoted or escaped as it is meant.
-fn words(value: &str) -> Vec<String> {
+pub(super) fn words(value: &str) -> Vec<String> {
     let mut words = Vec::new();
     let mut word: Option<String> = None;
     let mut quote = None;
@@ -318,6 +318,7 @@ mod tests {
             ("ExecStart=buildkitd --root ${R}", "\"${R}\" has a variable"),
             ("ExecStart=buildkitd $FLAGS", "\"$FLAGS\" has a variable"),
             ("Environment=XDG_DATA_HOME=%S\nExecStart=buildkitd", "\"%S\" has a specifier"),
+            ("Environment=BUILDKITD_CONFIG=%S/b.toml\nExecStart=buildkitd", "\"%S/b.toml\" has a specifier"),
             ("EnvironmentFile=/e\nExecStart=buildkitd --root /r", "EnvironmentFile=/e"),
         ] {
             let error = read(&[format!("[Service]\n{text}\n")], &specifiers).unwrap_err();

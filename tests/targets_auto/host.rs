@@ -90,6 +90,17 @@ fn a_daemon_that_runs_with_another_root_is_named_by_that() {
 }
 
 #[test]
+fn a_daemon_whose_configuration_a_variable_names_is_read_by_that() {
+    if !is_root() {
+        return;
+    }
+    let mut machine = Machine::new();
+    machine.write("etc/own.toml", "root = \"/var/lib/own\"\n");
+    machine.runs("start env BUILDKITD_CONFIG=/etc/own.toml $bin/buildkitd");
+    machine.looks(Ok("--root /var/lib/own"), &["--root /var/lib/own  /var/lib/own", "process …"]);
+}
+
+#[test]
 fn a_root_that_its_daemon_cannot_mount_is_refused() {
     if !is_root() {
         return;

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::processes::telling;
 use super::{Look, Process, Processes, State, Way};
 use crate::builder::root::{self, Root, UNITS};
-use crate::builder::settings::{DEFAULT_ROOT, Settings};
+use crate::builder::settings::{CONFIG_VARIABLE, DEFAULT_ROOT, Settings, argument};
 use crate::builder::{Error, Target, unit};
 
 /// Where it listens unless it is told otherwise.
@@ -26,7 +26,7 @@ pub(super) fn look(look: &mut Look, daemons: &Processes) {
             arguments.extend(told);
         }
     }
-    let config = root::config_of(&arguments);
+    let config = root::config_of_host(&arguments);
     if look.is_there(&config) {
         evidence.push(format!("configuration {}", config.display()));
     }
@@ -86,7 +86,11 @@ fn targets(settings: &Settings) -> Vec<Target> {
 fn run_by(look: &mut Look, process: &Process) -> Result<(), Error> {
     let shown = process.shown();
     let arguments = &process.arguments;
-    let config = process.absolute(root::config_of(arguments))?;
+    let variable = match argument(arguments, "config") {
+        Some(_) => None,
+        None => look.kept(process.variable(CONFIG_VARIABLE)).flatten(),
+    };
+    let config = process.absolute(root::config_of(arguments, variable.as_deref()).into())?;
     let settings = Settings::at(arguments, &config)?;
     let whose = format!("{shown},");
     let (has_oci, has_containerd) = settings.workers();
