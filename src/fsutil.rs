@@ -15,7 +15,7 @@ use rustix::mount::MountPropagationFlags;
 use rustix::thread::UnshareFlags;
 use tempfile::TempDir;
 
-pub use held::{Foreign, Held, HoldError, foreign, nearest_of_root};
+pub use held::{Foreign, Held, HoldError, MountError, foreign, nearest_of_root};
 
 /// File systems that may write fewer bytes than they are given: btrfs, ZFS, bcachefs.
 const COMPRESSING: [u32; 3] = [0x9123_683e, 0x2fc1_2fc1, 0xca45_1a4e];

@@ -17,7 +17,7 @@ use std::io::{BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use crate::fsutil::{self, Held};
+use crate::fsutil::{self, Held, MountError};
 use crate::gather;
 use crate::layer::{self, Implied, Overlay, Usage, Whiteouts};
 use crate::oci::{self, Descriptor};
@@ -155,8 +155,11 @@ impl Keeper for Directories<'_> {
 
     fn place(&self, worker: usize) -> Result<Option<Mountpoint>, Error> {
         let (Some(scratch), Way::Mounted { userxattr }) = (self.scratch, self.way) else { return Ok(None) };
-        let held = Held::in_own_mount_namespace(self.root.root())
-            .map_err(|source| Error::MountNamespace { source })?;
+        let held = match Held::in_own_mount_namespace(self.root.root()) {
+            Ok(held) => held,
+            Err(MountError::Namespace(source)) => return Err(Error::MountNamespace { source }),
+            Err(MountError::Directory(source)) => return Err(source).at("open", self.root.root()),
+        };
         let root = self.root.at(held.path());
         let directory = held.path().join(scratch).join(worker.to_string());
         let (target, work) = (directory.join("layer"), directory.join("work"));

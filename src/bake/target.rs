@@ -13,9 +13,9 @@
 //! A bake holds a lock on the directory it builds in: one that nobody holds was left by a bake that
 //! was killed.
 //!
-//! Both directories are held open from the beginning, and nobody but root may look into the staging directory. A user
-//! whose directories lead there can rename and replace those, but what is written stays in what was opened, and goes
-//! where the target was looked for, or nowhere.
+//! Both directories are held open from the beginning, and nobody but root may look into the staging directory until it
+//! is whole and handed over. A user whose directories lead there can rename and replace those, but what is written stays
+//! in what was opened, and goes where the target was looked for, or nowhere.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;

@@ -25,6 +25,10 @@ use rustix::thread::UnshareFlags;
 const OTHERS_WRITE: u32 = 0o022;
 /// The bit that keeps them from removing and renaming what is not theirs.
 const STICKY: u32 = 0o1000;
+/// `PROC_SUPER_MAGIC` of `linux/magic.h`.
+const PROCFS: u32 = 0x9fa0;
+/// Where a process finds what it has open.
+const DESCRIPTORS: &str = "/proc/self/fd";
 /// As many links on one way the kernel follows.
 const MAX_LINKS: u32 = 40;
 
@@ -40,8 +44,8 @@ pub struct Foreign {
 
 /// The first thing on the way to `path`, which is there, by which somebody else than root may have it lead elsewhere.
 ///
-/// None for who is not root; nor where `/` is another's: there root is that of a user's namespace, and may do no more
-/// than its user.
+/// None for who is not root; nor where `/` is another's: there root is that of a user's namespace, which may do no more
+/// than its user, or somebody has given it a root directory of a user's, where nothing is root's alone.
 ///
 /// # Errors
 /// It cannot be looked at.
@@ -73,6 +77,10 @@ fn follow(path: &Path, links: &mut u32) -> io::Result<Result<PathBuf, Foreign>> 
         if found.uid() != 0 && fs::metadata(&at)?.mode() & OTHERS_WRITE != 0 {
             return Ok(Err(Foreign { path: next, owner: found.uid() }));
         }
+        if is_on_procfs(&at)? {
+            // It leads where its process is, whatever it says.
+            return Ok(Err(Foreign { path: next, owner: found.uid() }));
+        }
         *links += 1;
         if *links > MAX_LINKS {
             return Err(Errno::LOOP.into());
@@ -83,6 +91,11 @@ fn follow(path: &Path, links: &mut u32) -> io::Result<Result<PathBuf, Foreign>> 
         }
     }
     Ok(Ok(at))
+}
+
+/// Whether nobody makes links here but the kernel.
+fn is_on_procfs(directory: &Path) -> io::Result<bool> {
+    Ok(super::magic(directory)? == PROCFS)
 }
 
 /// Whether nobody but root may rename or replace what root has in this directory.
@@ -139,6 +152,18 @@ pub enum HoldError {
     Io(#[from] io::Error),
 }
 
+/// Why no mounts can be made in a directory.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MountError {
+    /// There is no mount namespace for them.
+    #[error("cannot make a mount namespace: {0}")]
+    Namespace(#[source] io::Error),
+    /// It cannot be opened.
+    #[error(transparent)]
+    Directory(io::Error),
+}
+
 impl Held {
     /// Opens `path`, and follows links; those of a plain user only within the user's own directory, and to directories of
     /// that user.
@@ -155,6 +180,10 @@ impl Held {
             // All of the way is root's alone, and was before: so it led here.
             return Ok(held);
         };
+        if foreign.path.parent().map_or(Ok(false), is_on_procfs)? {
+            // Nobody can have it lead elsewhere, but it does not lead where it says either.
+            return Ok(held);
+        }
         // What is open stays what it is, and above what is foreign nobody moves anything.
         let there = held.there()?;
         let is_theirs = foreign.owner != 0 && held.file.metadata()?.uid() == foreign.owner;
@@ -173,13 +202,13 @@ impl Held {
             .map_err(|error| io::Error::new(error.kind(), format!("/proc/self/fd: {error}")))
     }
 
-    /// The same, named without links.
+    /// The same, named without links where a name of that kind leads here: not into the mounts of another process.
     ///
     /// # Errors
     /// It is not known where it is.
     pub fn resolved(self) -> io::Result<Self> {
-        let name = self.there()?;
-        Ok(Self::of(self.file, name, self.is_loose))
+        let resolved = Self::of(self.file.try_clone()?, self.there()?, self.is_loose);
+        Ok(if resolved.is_in_place() { resolved } else { self })
     }
 
     fn of(file: File, name: PathBuf, is_loose: bool) -> Self {
@@ -337,23 +366,26 @@ impl Held {
     /// the directory at `path` as it is there, where mounts can be made in it.
     ///
     /// # Errors
-    /// The user may not.
-    pub fn in_own_mount_namespace(path: &Path) -> io::Result<Self> {
+    /// The user may not, or the directory cannot be opened.
+    pub fn in_own_mount_namespace(path: &Path) -> Result<Self, MountError> {
         // A descriptor stays in the namespace that it is of; a working directory comes along.
         #[allow(unsafe_code)] // Unsafe for file descriptor tables only, which stay shared.
         unsafe {
-            rustix::thread::unshare_unsafe(UnshareFlags::FS)?;
+            rustix::thread::unshare_unsafe(UnshareFlags::FS)
+                .map_err(|errno| MountError::Namespace(errno.into()))?;
         }
-        rustix::process::chdir(path)?;
-        super::own_mount_namespace()?;
-        let file = File::options().read(true).custom_flags(libc::O_DIRECTORY).open(".")?;
-        Ok(Self::of(file, path.to_owned(), true))
+        rustix::process::chdir(path).map_err(|errno| MountError::Directory(errno.into()))?;
+        super::own_mount_namespace().map_err(MountError::Namespace)?;
+        let file = File::options().read(true).custom_flags(libc::O_DIRECTORY).open(".");
+        // Else its path leads there in this namespace, too, and says more.
+        let is_loose = path.starts_with(DESCRIPTORS);
+        Ok(Self::of(file.map_err(MountError::Directory)?, path.to_owned(), is_loose))
     }
 }
 
-/// Where a process finds what it has open.
+/// Where this process finds what it has open here.
 fn descriptor(file: &File) -> PathBuf {
-    Path::new("/proc/self/fd").join(file.as_raw_fd().to_string())
+    Path::new(DESCRIPTORS).join(file.as_raw_fd().to_string())
 }
 
 fn same(a: &Metadata, b: &Metadata) -> bool {
@@ -361,195 +393,4 @@ fn same(a: &Metadata, b: &Metadata) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fs::Permissions;
-    use std::os::unix::fs::{PermissionsExt as _, lchown, symlink};
-    use std::thread;
-
-    use rustix::mount::MountFlags;
-    use tempfile::TempDir;
-
-    use super::super::{is_root, own_mount_namespace};
-    use super::*;
-
-    const USER: u32 = 4242;
-
-    /// Directories of root, of a user, and that others may write to, each with one more in it; `None` for who is not
-    /// root.
-    fn directories() -> Option<TempDir> {
-        if !is_root() {
-            return None;
-        }
-        let base = tempfile::tempdir().unwrap();
-        for (name, owner, mode) in [
-            ("root", 0, 0o755),
-            ("user", USER, 0o700),
-            ("other", USER + 1, 0o755),
-            ("group", 0, 0o775),
-            ("tmp", 0, 0o1777),
-        ] {
-            let path = base.path().join(name);
-            fs::create_dir_all(path.join("in")).unwrap();
-            fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
-            lchown(&path, Some(owner), None).unwrap();
-        }
-        for (link, owner, to) in [
-            ("root/to-user", 0, "../user/in"),
-            ("root/to-root", 0, "../root/in"),
-            ("root/loop", 0, "loop"),
-            ("root/of-user", USER, "../other"),
-            ("root/of-user-to-root", USER, "in"),
-            ("user/to-root", USER, "../root"),
-            ("user/to-own", USER, "../own"),
-            ("user/within", USER, "in"),
-            ("user/to-other", USER, "../other"),
-            ("tmp/to-root", USER, "../root"),
-            ("tmp/to-tmp", USER, "in"),
-            ("group/to-root", 0, "../root"),
-        ] {
-            symlink(to, base.path().join(link)).unwrap();
-            lchown(base.path().join(link), Some(owner), None).unwrap();
-        }
-        fs::create_dir(base.path().join("own")).unwrap();
-        lchown(base.path().join("own"), Some(USER), None).unwrap();
-        Some(base)
-    }
-
-    #[test]
-    fn what_is_foreign_on_the_way() {
-        let Some(base) = directories() else { return };
-        for (path, expected) in [
-            ("", None),
-            ("root/in", None),
-            ("root/../root/to-root", None),
-            ("root/of-user-to-root", None),
-            ("root/of-user", Some(("other", USER + 1))),
-            ("tmp/in", None),
-            ("user", Some(("user", USER))),
-            ("user/in", Some(("user", USER))),
-            ("root/to-user", Some(("user", USER))),
-            ("user/to-root", Some(("user", USER))),
-            ("tmp/to-root", Some(("tmp/to-root", USER))),
-            ("group/in", Some(("group", 0))),
-        ] {
-            let found = foreign(&base.path().join(path)).unwrap();
-            let expected = expected.map(|(path, owner)| Foreign { path: base.path().join(path), owner });
-            assert_eq!(found, expected, "{path}");
-        }
-        foreign(&base.path().join("root/loop")).unwrap_err();
-        foreign(&base.path().join("root/no")).unwrap_err();
-    }
-
-    #[test]
-    fn links_of_a_user_lead_where_the_user_may_write() {
-        let Some(base) = directories() else { return };
-        for (path, leads_to) in [
-            ("root/to-user", None),
-            ("root/of-user", None),
-            ("user/within", None),
-            ("user/to-own", None),
-            ("user/to-root", Some("root")),
-            ("user/to-root/in", Some("root/in")),
-            ("user/to-other", Some("other")),
-            ("tmp/to-root", Some("root")),
-            ("tmp/to-tmp", Some("tmp/in")),
-            ("group/in", None),
-            ("group/to-root", Some("root")),
-        ] {
-            match (Held::open(&base.path().join(path)), leads_to) {
-                (Ok(_), None) => {}
-                (Err(HoldError::LedAway { there, .. }), Some(to)) => {
-                    assert_eq!(there, base.path().join(to), "{path}");
-                }
-                (found, _) => panic!("{path}: {found:?}"),
-            }
-        }
-    }
-
-    #[test]
-    fn the_nearest_directory_of_root_is_on_the_same_file_system() {
-        let Some(base) = directories() else { return };
-        for (path, expected) in
-            [("root/in", "root/in"), ("tmp", "tmp"), ("user/in", ""), ("root/to-user", ""), ("group/in", "")]
-        {
-            let found = nearest_of_root(&base.path().join(path)).unwrap();
-            assert_eq!(found.unwrap(), base.path().join(expected).components().as_path(), "{path}");
-        }
-        let mounted = || {
-            own_mount_namespace().unwrap();
-            let point = base.path().join("user/in");
-            rustix::mount::mount("tmpfs", &point, "tmpfs", MountFlags::empty(), c"mode=755").unwrap();
-            fs::create_dir(point.join("below")).unwrap();
-            assert_eq!(nearest_of_root(&point.join("below")).unwrap(), None);
-        };
-        thread::scope(|scope| scope.spawn(mounted).join()).unwrap();
-    }
-
-    #[test]
-    fn what_is_held_stays_what_it_is() {
-        let Some(base) = directories() else { return };
-        let path = |name: &str| base.path().join(name);
-        let plain = Held::open(&path("root")).unwrap();
-        assert_eq!((plain.path(), plain.is_loose()), (path("root").as_path(), false));
-
-        let held = Held::open(&path("user/in")).unwrap();
-        assert!(held.is_in_place() && held.is_loose() && held.is_empty().unwrap());
-        fs::rename(path("user/in"), path("user/moved")).unwrap();
-        symlink("../root", path("user/in")).unwrap();
-        assert!(!held.is_in_place());
-        fs::write(held.path().join("a"), "").unwrap();
-        assert!(held.make("made".as_ref(), 0o700).unwrap() && !held.make("made".as_ref(), 0o700).unwrap());
-        let made = held.directory("made".as_ref()).unwrap();
-        assert!(made.is_loose() && held.has("made".as_ref(), &made) && !held.has("a".as_ref(), &made));
-        assert!(path("user/moved/made").is_dir() && path("user/moved/a").exists());
-
-        let error = held.move_to("a".as_ref(), &held, "made".as_ref()).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
-        held.move_to("a".as_ref(), &made, "a".as_ref()).unwrap();
-        fs::create_dir_all(made.path().join("deep/er")).unwrap();
-        for link in ["link", "deep/link", "deep/er/link"] {
-            symlink(path("root"), made.path().join(link)).unwrap();
-        }
-        held.directory("no".as_ref()).unwrap_err();
-        made.directory("link".as_ref()).unwrap_err();
-        held.remove("made".as_ref()).unwrap_err();
-        made.clear().unwrap();
-        held.remove("made".as_ref()).unwrap();
-        assert!(held.is_empty().unwrap());
-        assert_eq!(fs::read_dir(path("root")).unwrap().count(), 6);
-    }
-
-    /// Also where it was root's alone when it was opened, and then given to a user.
-    #[test]
-    fn what_is_removed_is_in_what_was_opened() {
-        let Some(base) = directories() else { return };
-        let path = |name: &str| base.path().join(name);
-        let held = Held::open(&path("tmp")).unwrap().directory("in".as_ref()).unwrap();
-        fs::write(path("tmp/in/file"), "").unwrap();
-        assert!(!held.is_loose());
-        fs::rename(path("tmp/in"), path("tmp/moved")).unwrap();
-        symlink("../root", path("tmp/in")).unwrap();
-        assert_eq!(held.names().unwrap(), ["file"]);
-        held.clear().unwrap();
-        assert!(held.is_empty().unwrap() && fs::read_dir(path("tmp/moved")).unwrap().next().is_none());
-        assert_eq!(fs::read_dir(path("root")).unwrap().count(), 6);
-    }
-
-    #[test]
-    fn mounts_are_made_in_a_directory_that_was_moved() {
-        let Some(base) = directories() else { return };
-        let path = |name: &str| base.path().join(name);
-        let held = Held::open(&path("user/in")).unwrap();
-        fs::rename(path("user/in"), path("user/moved")).unwrap();
-        let mounted = || {
-            let here = Held::in_own_mount_namespace(held.path()).unwrap();
-            fs::create_dir(here.path().join("at")).unwrap();
-            let at = here.path().join("at");
-            rustix::mount::mount("tmpfs", &at, "tmpfs", MountFlags::empty(), None).unwrap();
-            fs::write(at.join("file"), "").unwrap();
-            assert!(path("user/moved/at/file").exists());
-        };
-        thread::scope(|scope| scope.spawn(mounted).join()).unwrap();
-        assert!(path("user/moved/at").is_dir() && !path("user/moved/at/file").exists());
-    }
-}
+mod tests;
