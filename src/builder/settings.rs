@@ -283,6 +283,31 @@ fn written(snapshotter: Option<&str>) -> Result<Option<String>, String> {
     }
 }
 
+/// Arguments that are read here, or where the configuration is looked for.
+const READ: [&str; 16] = [
+    "config",
+    "root",
+    "rootless",
+    "oci-worker",
+    "oci-worker-rootless",
+    "oci-worker-snapshotter",
+    "oci-worker-proxy-snapshotter-path",
+    "oci-worker-gc",
+    "oci-worker-gc-keepstorage",
+    "containerd-worker",
+    "containerd-worker-rootless",
+    "containerd-worker-addr",
+    "containerd-worker-namespace",
+    "containerd-worker-snapshotter",
+    "containerd-worker-gc",
+    "containerd-worker-gc-keepstorage",
+];
+
+/// Whether `--name`, with or without `=VALUE`, is an argument that is read.
+pub(super) fn is_read(argument: &str) -> bool {
+    READ.iter().any(|name| named(argument, name).is_some_and(|rest| rest.is_empty() || rest.starts_with('=')))
+}
+
 /// The last value of `--name VALUE` or `--name=VALUE`.
 pub(super) fn argument<'a>(arguments: &'a [String], name: &str) -> Option<&'a str> {
     all(arguments, name).pop()
