@@ -110,9 +110,9 @@ pub fn read_config(path: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-/// Writes everything of the file system of `path` to its disk, with one call.
-pub fn sync_file_system(path: &Path) -> io::Result<()> {
-    Ok(rustix::fs::syncfs(File::open(path)?)?)
+/// Writes everything of the file system of `directory` to its disk, with one call.
+pub fn sync_file_system(directory: &File) -> io::Result<()> {
+    Ok(rustix::fs::syncfs(directory)?)
 }
 
 /// What FITRIM is about: `struct fstrim_range` of `linux/fs.h`.
@@ -125,20 +125,19 @@ struct TrimRange {
 
 const FITRIM: Opcode = ioctl::opcode::read_write::<TrimRange>(b'X', 121);
 
-/// Tells the disk which blocks of the file system of `path` are free, so that it forgets what was in them; gives
+/// Tells the disk which blocks of the file system of `directory` are free, so that it forgets what was in them; gives
 /// their bytes. Some file systems leave out what they told before.
 ///
 /// # Errors
 /// The disk or the file system knows no such thing (`Unsupported`), or the user may not.
-pub fn discard_free_blocks(path: &Path) -> io::Result<u64> {
+pub fn discard_free_blocks(directory: &File) -> io::Result<u64> {
     // What was deleted is free only once it is written that it is.
-    sync_file_system(path)?;
-    let directory = File::options().read(true).custom_flags(libc::O_DIRECTORY).open(path)?;
+    sync_file_system(directory)?;
     let mut range = TrimRange { start: 0, len: u64::MAX, min_len: 0 };
     // Nobody wraps this ioctl. Its number says that the kernel reads and writes one `TrimRange`.
     #[allow(unsafe_code)]
     unsafe {
-        ioctl::ioctl(&directory, ioctl::Updater::<FITRIM, _>::new(&mut range))?;
+        ioctl::ioctl(directory, ioctl::Updater::<FITRIM, _>::new(&mut range))?;
     }
     Ok(range.len)
 }

@@ -353,6 +353,15 @@ fn links_of_a_user_lead_only_to_the_users_own() {
         }
         assert_eq!((machine.outside(), listing(&machine.path("home"))), before, "{target}");
     }
+    // Nor where it is a group's, to whom nothing can be given.
+    fs::create_dir(machine.path("shared")).unwrap();
+    fs::set_permissions(machine.path("shared"), Permissions::from_mode(0o775)).unwrap();
+    symlink(machine.path("outside"), machine.path("shared/link")).unwrap();
+    let target = machine.path("shared/link/root").display().to_string();
+    let ended = run(&mut machine.command(&registry, &["--root", &target]), LIMIT);
+    let hint = format!("`chmod go-w {}`", machine.path("shared").display());
+    assert!(ended.status.code() == Some(7) && ended.stderr.contains(&hint), "{}", ended.stderr);
+    assert_eq!(machine.outside(), before.0);
     // Not so root's own links; and what root has made in the user's directories may be used.
     symlink(machine.path("outside"), machine.path("to-outside")).unwrap();
     fs::create_dir(machine.path("home/roots")).unwrap();

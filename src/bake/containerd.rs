@@ -58,6 +58,8 @@ pub(super) struct Held {
     work: String,
     /// From the first record lease on.
     turn: Option<Turn>,
+    /// Bakes that were killed, and are noted until nothing is leased any more.
+    cleared: Vec<String>,
     is_settled: bool,
 }
 
@@ -84,11 +86,33 @@ impl Drop for Held {
             return;
         }
         // What cannot be removed is for the next bake to remove; and a containerd that does not answer is not asked again.
-        if self.turn.is_some() && pending::give_up(&self.client, &self.work).is_err() {
+        if let Err(Error::Containerd(error)) = self.give_up()
+            && error.is_silence()
+        {
             return;
         }
         // And this one ends by itself.
         let _ = self.client.delete_lease(&self.work, true);
+    }
+}
+
+impl Held {
+    fn give_up(&mut self) -> Result<(), Error> {
+        if self.turn.is_some() {
+            pending::give_up(&self.client, &self.work)?;
+        }
+        if self.cleared.is_empty() {
+            return Ok(());
+        }
+        let turn = match self.turn.take() {
+            None => Turn::take(&self.client)?,
+            turn => turn,
+        };
+        // Where another bake has it, that one clears them, too.
+        if turn.is_some() {
+            self.cleared.iter().try_for_each(|bake| pending::give_up(&self.client, bake))?;
+        }
+        Ok(())
     }
 }
 
@@ -108,7 +132,7 @@ pub(super) fn keep(
     let contents = stores::contents(plan, sources, images, &nothing, options.written_at);
     let work = format!("warmkit-{}-{}", std::process::id(), Timestamp::now().as_nanosecond());
     client.work_under(&work, Timestamp::now() + HELD_FOR)?;
-    let mut held = Held { client, work, turn: None, is_settled: false };
+    let mut held = Held { client, work, turn: None, cleared: Vec::new(), is_settled: false };
     let layers = Kept {
         client: &held.client,
         lease: &held.work,
@@ -125,7 +149,8 @@ pub(super) fn keep(
     layers.hold()?;
     if let Some(turn) = Turn::take(&held.client)? {
         // Of those, this bake holds what it needs.
-        pending::clear(&turn, &held.client)?;
+        let cleared = pending::clear(&turn, &held.client)?;
+        held.cleared = cleared;
     }
     for document in images.iter().flat_map(|image| &image.documents) {
         layers.put(document)?;
@@ -139,25 +164,38 @@ pub(super) fn keep(
             Ok(Usage { size: usage.size, inodes: usage.inodes })
         })
         .collect::<Result<Vec<Usage>, Error>>()?;
-    let turn = held.turn.insert(Turn::wait(&held.client, cancel, progress)?);
-    pending::clear(turn, &held.client)?;
+    let turn = Turn::wait(&held.client, cancel, progress)?;
+    held.cleared = pending::clear(&turn, &held.client)?;
+    let turn = held.turn.insert(turn);
     pending::begin(turn, &held.client, &held.work)?;
-    lease(&held, &contents, snapshotter)?;
+    lease(&held.client, &held.work, &contents, snapshotter, cancel)?;
+    let records = contents.records.iter().map(|record| record.id.as_str());
+    pending::confirm(turn, &held.client, &held.work, records)?;
+    for bake in held.cleared.drain(..) {
+        pending::forget(&held.client, &bake)?;
+    }
     Ok((usage, held))
 }
 
 /// Gives each record a lease of its own.
-fn lease(held: &Held, contents: &Contents, snapshotter: &str) -> Result<(), Error> {
+fn lease(
+    client: &Client,
+    bake: &str,
+    contents: &Contents,
+    snapshotter: &str,
+    cancel: &Cancel,
+) -> Result<(), Error> {
     for record in &contents.records {
+        cancel.check()?;
         let id = record.id.as_str();
-        held.client.lease_record(id, &held.work, contents.written_at)?;
+        client.lease_record(id, bake, contents.written_at)?;
         let blob = contents.blobs[record.blob].descriptor.digest;
         let documents = record.documents.iter().map(|&document| contents.documents[document].digest);
         for digest in std::iter::once(blob).chain(documents) {
-            held.client.add_to_lease(id, Resource::Content(&digest.to_string()))?;
+            client.add_to_lease(id, Resource::Content(&digest.to_string()))?;
         }
         let key = contents.snapshots[record.snapshot].key.as_str();
-        held.client.add_to_lease(id, Resource::Snapshot { snapshotter, key })?;
+        client.add_to_lease(id, Resource::Snapshot { snapshotter, key })?;
     }
     Ok(())
 }

@@ -118,11 +118,9 @@ pub enum Error {
         /// The target.
         path: PathBuf,
     },
-    /// A link of a plain user leads root to what is not that user's.
+    /// A link of others than root leads it to what is not theirs.
     #[error(
-        "{} leads to {} by what user {user} may link as it likes ({}), and what is there is not that user's, nothing was \
-         changed: name the directory itself, or give it to the user with chown",
-        path.display(), there.display(), by.display()
+        "{} leads to {} by {}", path.display(), there.display(), led_away(by, *user)
     )]
     TargetLedAway {
         /// The target.
@@ -132,6 +130,20 @@ pub enum Error {
         /// The link, or the directory in which links are.
         by: PathBuf,
         /// Whose that is.
+        user: u32,
+    },
+    /// The target is to belong to a user where that user could not make it.
+    #[error(
+        "{} is to be user {user}'s, and {} is not, nothing was changed: give that to the user with chown, or have the daemon \
+         keep its root elsewhere",
+        path.display(), at.display()
+    )]
+    TargetNotOfUser {
+        /// The target.
+        path: PathBuf,
+        /// It, or the nearest directory above it.
+        at: PathBuf,
+        /// Who runs its daemon.
         user: u32,
     },
     /// The owner of a directory above the target has moved it, or what was made in it.
@@ -185,13 +197,13 @@ pub enum Error {
     #[cfg(feature = "containerd")]
     #[error(transparent)]
     Containerd(#[from] crate::containerd::Error),
-    /// Another bake has removed what containerd was to hold for the root.
+    /// What containerd holds for the root may go with another bake.
     #[error(
-        "another bake in this namespace of containerd took this one for killed and removed its leases, nothing was \
-         changed: bake again, and where bakes do not see each other, as from containers that have the socket alone, \
-         one after the other"
+        "another bake in this namespace of containerd did not see this one, and took it for killed or leases what it does, \
+         nothing was changed: bake again, and where bakes do not see each other, as from containers that have the socket \
+         alone, one after the other"
     )]
-    TakenForKilled,
+    UnseenBake,
     /// A program that lacks a part.
     #[error(
         "this warmkit was built without the feature `containerd`: install a package of `scripts/package`, or build with `--features containerd`"
@@ -271,11 +283,14 @@ impl Error {
             | Self::TargetBeingBaked { .. }
             | Self::TargetNotDirectory { .. }
             | Self::TargetLedAway { .. }
+            | Self::TargetNotOfUser { .. }
             | Self::TargetMoved { .. } => ErrorClass::Target,
             Self::NoSpace { .. } | Self::DiskFull { .. } => ErrorClass::Space,
             Self::Gc(_) | Self::NoContainerd => ErrorClass::Spec,
             #[cfg(feature = "containerd")]
-            Self::Containerd(crate::containerd::Error::NoSnapshotter { .. }) => ErrorClass::Spec,
+            Self::Containerd(
+                crate::containerd::Error::NoSnapshotter { .. } | crate::containerd::Error::Namespace { .. },
+            ) => ErrorClass::Spec,
             #[cfg(feature = "containerd")]
             Self::Containerd(crate::containerd::Error::Full { .. }) => ErrorClass::Space,
             #[cfg(feature = "containerd")]
@@ -290,7 +305,7 @@ impl Error {
             | Self::NoMarks { .. }
             | Self::NotSynced { .. }
             | Self::Io { .. }
-            | Self::TakenForKilled
+            | Self::UnseenBake
             | Self::Interrupted => ErrorClass::Other,
         }
     }
@@ -314,6 +329,22 @@ impl Error {
         };
         Self::DiskFull { path: target.to_owned(), what, source: Box::new(self) }
     }
+}
+
+/// By what a target leads elsewhere, and what to do then.
+fn led_away(by: &Path, user: u32) -> String {
+    let by = by.display();
+    if user == 0 {
+        // A group, or everybody.
+        return format!(
+            "what others than root may link as they like ({by}), nothing was changed: name the directory itself, or \
+             `chmod go-w {by}`"
+        );
+    }
+    format!(
+        "what user {user} may link as it likes ({by}), and what is there is not that user's, nothing was changed: name the \
+         directory itself, or give it to the user with chown"
+    )
 }
 
 /// Which of the causes of an error is a full disk, and of which kind.

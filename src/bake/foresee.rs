@@ -110,8 +110,11 @@ fn foresee_watched(
     let mut refusals = Vec::new();
     let connected =
         options.containerd.as_ref().map(|to| containerd::connect(to, options, cancel).map(drop)).transpose();
+    cancel.check()?;
     // In the order in which a bake looks.
-    for refused in [place::check(&target, options.marks()).err(), connected.err()].into_iter().flatten() {
+    for refused in
+        [place::check(&target, options.marks(), options.user()?).err(), connected.err()].into_iter().flatten()
+    {
         // Who may not look there is not who will bake there.
         if !fsutil::is_root() && is_kept_out(&refused) {
             progress

@@ -56,7 +56,7 @@ use crate::userns::Owners;
 use place::Marks;
 use plan::Plan;
 use prepare::{Prepared, prepare};
-use target::Staging;
+use target::{Committed, Staging};
 
 /// What to bake, and where.
 #[derive(Debug, Clone)]
@@ -128,6 +128,15 @@ impl Options {
         }
         let (user, group) = (self.owners.user(0), self.owners.group(0));
         Ok(state.owned_by(user.map_err(Error::Owners)?, group.map_err(Error::Owners)?))
+    }
+
+    /// Who runs its daemon, where that is not root.
+    fn user(&self) -> Result<Option<u32>, Error> {
+        if !self.owners.is_namespace() || !fsutil::is_root() {
+            return Ok(None);
+        }
+        // In a namespace of its own, the user is root.
+        Ok(Some(self.owners.user(0).map_err(Error::Owners)?).filter(|&user| user != 0))
     }
 
     /// What its daemon's overlays need where the root is.
@@ -213,7 +222,7 @@ fn watched<T>(
 }
 
 fn bake_watched(options: &Options, cancel: &Cancel, progress: &dyn Progress) -> Result<Report, Error> {
-    let staging = Staging::new(&options.root, options.marks())
+    let staging = Staging::new(&options.root, options.marks(), options.user()?)
         .map_err(|error| error.or_full(&options.root, &options.root))?;
     let leftovers = staging.leftovers().to_vec();
     for left in &leftovers {
@@ -235,7 +244,7 @@ fn bake_watched(options: &Options, cancel: &Cancel, progress: &dyn Progress) -> 
             let root = committed?;
             report.seconds.set(Phase::Commit, committing.finish());
             report.trimmed = options.trim.then(|| trim(&root, progress)).flatten();
-            report.root = root.display().to_string();
+            report.root = root.path.display().to_string();
             report.leftovers = leftovers.iter().map(|p| p.display().to_string()).collect();
             Ok(report)
         }
@@ -252,11 +261,11 @@ fn bake_watched(options: &Options, cancel: &Cancel, progress: &dyn Progress) -> 
 }
 
 /// Has the disk forget what is in free blocks; gives their bytes. That it cannot is no reason to have no root.
-fn trim(root: &Path, progress: &dyn Progress) -> Option<u64> {
-    let trimmed = fsutil::discard_free_blocks(root);
+fn trim(root: &Committed, progress: &dyn Progress) -> Option<u64> {
+    let trimmed = fsutil::discard_free_blocks(&root.directory);
     trimmed
         .map_err(|error| {
-            let root = root.display();
+            let root = root.path.display();
             progress.event(Event::Warning(format!(
                 "cannot discard the free blocks of the file system of {root} ({error}): \
                  what was deleted there may be in snapshots of the disk"

@@ -61,10 +61,20 @@ impl Place {
     /// Touches nothing.
     ///
     /// # Errors
-    /// The target may not be baked into.
-    pub(super) fn find(target: &Path, marks: Marks) -> Result<Self, Error> {
+    /// The target may not be baked into; for a `user`, whom it is to belong to, only where that user could make it.
+    pub(super) fn find(target: &Path, marks: Marks, user: Option<u32>) -> Result<Self, Error> {
         let place = Self::of(target)?;
-        require_fit(place.nearest(), marks)?;
+        let nearest = place.nearest();
+        if let Some(user) = user
+            && nearest.metadata().at("look at", nearest.name())?.uid() != user
+        {
+            return Err(Error::TargetNotOfUser {
+                path: target.to_owned(),
+                at: nearest.name().to_owned(),
+                user,
+            });
+        }
+        require_fit(nearest, marks)?;
         Ok(place)
     }
 
@@ -84,15 +94,23 @@ impl Place {
                 let (Some(parent), Some(name)) = (target.parent(), target.file_name()) else {
                     return Err(Error::TargetNotDirectory { path: target });
                 };
-                let nearest = fsutil::nearest(parent).at("look at", parent)?;
+                let mut nearest = fsutil::nearest(parent).at("look at", parent)?;
                 let mut missing = PathBuf::new();
+                let mut is_detour = false;
                 for component in parent.strip_prefix(&nearest).unwrap_or(Path::new("")).components() {
-                    // What is made has no links in it.
-                    if component == Component::ParentDir {
-                        missing.pop();
-                    } else {
+                    if component != Component::ParentDir {
                         missing.push(component);
+                        continue;
                     }
+                    is_detour = true;
+                    // What is made has no links in it.
+                    if !missing.pop() {
+                        nearest.push(component);
+                    }
+                }
+                if is_detour {
+                    // Where the way ends without what it would only go through, something may be.
+                    return Self::of(&nearest.join(missing).join(name));
                 }
                 Ok(Self::Beside {
                     above: hold(&nearest, &target)?,
@@ -136,8 +154,8 @@ pub(super) fn is_staging(name: &str, prefix: &str) -> bool {
 ///
 /// # Errors
 /// As [`super::target::Staging::new`].
-pub(super) fn check(target: &Path, marks: Marks) -> Result<(), Error> {
-    match Place::find(target, marks)? {
+pub(super) fn check(target: &Path, marks: Marks, user: Option<u32>) -> Result<(), Error> {
+    match Place::find(target, marks, user)? {
         Place::Beside { above, missing, name } if missing.is_empty() => {
             leftovers(target, &above, &prefix(&name)).map(drop)
         }
@@ -183,10 +201,7 @@ fn require_unlocked(target: &Path, parent: &Held, name: &OsStr) -> Result<(), Er
 }
 
 pub(super) fn names(directory: &Held) -> Result<Vec<OsString>, Error> {
-    let entries = fs::read_dir(directory.path()).and_then(|entries| {
-        entries.map(|entry| entry.map(|entry| entry.file_name())).collect::<io::Result<_>>()
-    });
-    entries.at("list", directory.name())
+    directory.names().at("list", directory.name())
 }
 
 /// Makes the directories that are missing below `above`, and opens the last.
@@ -199,24 +214,41 @@ pub(super) fn create_parents(
     let mut at = above;
     for name in missing {
         let path = at.name().join(name);
+        let again = at.again().at("open", at.name())?;
         let is_made = at.make(name, 0o755).at("create", &path)?;
+        if is_made {
+            created.0.push((again, name.clone()));
+        }
         let next = at.directory(name).at("open", &path)?;
         if is_made {
-            created.0.push((at.again().at("open", at.name())?, name.clone()));
-            // Whose home it is in, or data directory, goes on there as if they had made it.
-            let (above, made) =
-                (at.metadata().at("look at", at.name())?, next.metadata().at("look at", &path)?);
-            // Who put another one there in this moment gets nothing that was not theirs, nor a look into it.
-            let is_own = made.uid() == rustix::process::geteuid().as_raw();
-            let is_new = made.uid() == above.uid() || is_own && next.is_empty().at("list", &path)?;
-            if at.is_loose() && !is_new {
-                return Err(Error::TargetMoved { path: target.to_owned() });
-            }
-            fchown(next.file(), Some(above.uid()), Some(above.gid())).at("change owner of", &path)?;
+            give(&next, &at, target)?;
         }
         at = next;
     }
     Ok((at, created))
+}
+
+/// Has a directory that was made go on as if those had made it whose home, or data directory, it is `above` in.
+fn give(made: &Held, above: &Held, target: &Path) -> Result<(), Error> {
+    let path = made.name();
+    // Until it is theirs nobody bakes in it: it may be the staging directory of another bake, put there in this moment.
+    let lock = fsutil::try_lock(made.path()).at("lock", path)?;
+    let (found, of) = (made.metadata().at("look at", path)?, above.metadata().at("look at", above.name())?);
+    if above.is_loose() {
+        if lock.is_none() {
+            return Err(Error::TargetBeingBaked { path: target.to_owned() });
+        }
+        // Who put another one there gets nothing that was not theirs, nor a look into it.
+        let is_new = if found.uid() == rustix::process::geteuid().as_raw() {
+            made.is_empty().at("list", path)?
+        } else {
+            found.uid() == of.uid()
+        };
+        if !is_new {
+            return Err(Error::TargetMoved { path: target.to_owned() });
+        }
+    }
+    fchown(made.file(), Some(of.uid()), Some(of.gid())).at("change owner of", path)
 }
 
 fn require_empty(target: &Held) -> Result<(), Error> {
@@ -248,29 +280,115 @@ pub(super) fn require_empty_but(target: &Held, own: &OsStr) -> Result<(), Error>
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::{chown, symlink};
+
     use super::*;
+
+    /// What is put in the place of a directory between its making and its opening. Needs root, as a bake does.
+    #[test]
+    fn nothing_is_given_away_but_what_was_made() {
+        if !fsutil::is_root() {
+            return;
+        }
+        let base = tempfile::tempdir().unwrap();
+        chown(base.path(), Some(4242), Some(4242)).unwrap();
+        for (name, file, owner) in [
+            ("made", "", 0),
+            ("full", "in", 0),
+            ("locked", "", 0),
+            ("theirs", "in", 4242),
+            ("other", "", 4243),
+        ] {
+            fs::create_dir_all(base.path().join(name).join(file)).unwrap();
+            chown(base.path().join(name), Some(owner), Some(0)).unwrap();
+        }
+        let _lock = fsutil::try_lock(&base.path().join("locked")).unwrap().unwrap();
+        let above = Held::open(base.path()).unwrap();
+        for (name, is_given) in
+            [("made", true), ("full", false), ("locked", false), ("theirs", true), ("other", false)]
+        {
+            let given = give(&above.directory(name.as_ref()).unwrap(), &above, base.path());
+            assert_eq!(given.is_ok(), is_given, "{name}: {given:?}");
+            let found = fs::metadata(base.path().join(name)).unwrap();
+            assert_eq!((found.uid(), found.gid()) == (4242, 4242), is_given, "{name}");
+        }
+    }
 
     #[test]
     fn what_is_missing_is_named_without_detours() {
         let base = tempfile::tempdir().unwrap();
-        fs::create_dir(base.path().join("there")).unwrap();
+        fs::create_dir_all(base.path().join("there/in")).unwrap();
+        symlink("there/in", base.path().join("link")).unwrap();
         for (target, nearest, expected) in [
             ("root", "", &[][..]),
             ("a/b/root", "", &["a", "b"]),
             ("a/../b/root", "", &["b"]),
             ("there/../root", "there/..", &[]),
             ("there/a/./../root", "there", &[]),
+            ("there/a/../../root", "there/..", &[]),
+            ("there/a/b/../../../c/root", "there/..", &["c"]),
+            ("there/a/../../there/root", "there/../there", &[]),
+            // Where the link leads to, that is above it.
+            ("link/a/../../root", "link/..", &[]),
         ] {
             let place = Place::of(&base.path().join(target)).unwrap();
             let Place::Beside { above, missing, name } = place else { panic!("{target}: {place:?}") };
-            assert_eq!(above.name(), base.path().join(nearest).components().as_path(), "{target}");
+            // In bytes: paths are equal whose dots are not.
+            assert_eq!(
+                above.name().as_os_str(),
+                base.path().join(nearest).components().as_path().as_os_str(),
+                "{target}"
+            );
             assert_eq!(
                 (missing, name),
                 (expected.iter().map(OsString::from).collect(), "root".into()),
                 "{target}"
             );
         }
-        assert_eq!(fs::read_dir(base.path()).unwrap().count(), 1);
+        for target in ["a/../there/in", "there/a/../../there/b/../in", "link/a/.."] {
+            let found = Place::of(&base.path().join(target));
+            match (found, target.ends_with("in")) {
+                (Ok(Place::Inside(held)), true) => assert!(held.name().ends_with("there/in"), "{target}"),
+                (Err(Error::TargetNotDirectory { .. }), false) => {}
+                (found, _) => panic!("{target}: {found:?}"),
+            }
+        }
+        let error = Place::of(&base.path().join("a/../there")).unwrap_err();
+        assert!(matches!(error, Error::TargetNotEmpty { .. }), "{error}");
+        assert_eq!(fs::read_dir(base.path()).unwrap().count(), 2);
+    }
+
+    /// Needs root, as a bake does.
+    #[test]
+    fn a_root_for_a_user_is_in_what_is_that_users() {
+        if !fsutil::is_root() {
+            return;
+        }
+        let base = tempfile::tempdir().unwrap();
+        for name in ["home", "roots", "theirs"] {
+            fs::create_dir(base.path().join(name)).unwrap();
+        }
+        for (name, owner) in [("home", 4242), ("theirs", 4243)] {
+            chown(base.path().join(name), Some(owner), None).unwrap();
+        }
+        for (target, at) in [
+            ("home", None),
+            ("home/a/root", None),
+            ("root", Some("")),
+            ("roots", Some("roots")),
+            ("roots/a/root", Some("roots")),
+            ("theirs/root", Some("theirs")),
+        ] {
+            let target = base.path().join(target);
+            match (Place::find(&target, Marks::Any, Some(4242)), at) {
+                (Ok(place), None) => assert!(place.nearest().is_loose()),
+                (Err(Error::TargetNotOfUser { at, user: 4242, .. }), Some(expected)) => {
+                    assert_eq!(at, base.path().join(expected).components().as_path());
+                }
+                (found, _) => panic!("{}: {found:?}", target.display()),
+            }
+            Place::find(&target, Marks::Any, None).unwrap();
+        }
     }
 
     #[test]

@@ -39,10 +39,16 @@ pub(crate) struct Staging {
     dir: Directory,
     /// Staging directories that earlier bakes of this target left because they were killed.
     leftovers: Vec<PathBuf>,
-    /// Only dropped: tells other bakes that this one lives.
-    _lock: Option<File>,
     /// Only dropped, and after `dir`.
     _created_parents: CreatedParents,
+}
+
+/// A root in its place.
+#[derive(Debug)]
+pub(crate) struct Committed {
+    pub(crate) path: PathBuf,
+    /// It, open: from here on its path may lead elsewhere.
+    pub(crate) directory: File,
 }
 
 /// A directory that goes when it is dropped, with all that is in it.
@@ -54,6 +60,8 @@ struct Directory {
     name: OsString,
     held: Held,
     is_kept: bool,
+    /// Only dropped, and after all else: tells other bakes that this one lives.
+    _lock: File,
 }
 
 impl Directory {
@@ -61,18 +69,31 @@ impl Directory {
     fn make(parent: Held, prefix: &str, target: &Path) -> Result<Self, Error> {
         let made = fsutil::temporary_directory(prefix, parent.path());
         let made = made.at("create a staging directory in", parent.name())?.keep();
-        let name = made.file_name().unwrap_or_default().to_owned();
+        Self::take(parent, made.file_name().unwrap_or_default().to_owned(), target)
+    }
+
+    /// Takes the one that was made in `parent` with this name; or another one, put there in this moment by who may, but
+    /// only if that is as good.
+    fn take(parent: Held, name: OsString, target: &Path) -> Result<Self, Error> {
         let path = parent.name().join(&name);
-        let held = parent.directory(&name).at("open", &path)?;
+        let held = parent.directory(&name).inspect_err(|_| {
+            // Nobody is left to be told.
+            let _ = parent.remove(&name);
+        });
+        let held = held.at("open", &path)?;
+        // Empty and root's is that of another bake, too, for as long as that has not come to its first layer.
+        let Some(lock) = fsutil::try_lock(held.path()).at("lock", held.name())? else {
+            return Err(Error::TargetBeingBaked { path: target.to_owned() });
+        };
         if parent.is_loose() {
-            // Who put another one there in this moment has nothing written to it.
+            // Who put another one there has nothing written to it.
             let found = held.metadata().at("look at", &path)?;
             let is_own = found.uid() == rustix::process::geteuid().as_raw() && found.mode() & OTHERS == 0;
             if !is_own || !held.is_empty().at("list", &path)? {
                 return Err(Error::TargetMoved { path: target.to_owned() });
             }
         }
-        Ok(Self { parent, name, held, is_kept: false })
+        Ok(Self { parent, name, held, is_kept: false, _lock: lock })
     }
 
     /// Moves it to another name beside it, which it then keeps.
@@ -107,15 +128,17 @@ impl Drop for Directory {
 }
 
 impl Staging {
-    /// Checks that `target` may be baked into and makes the staging directory.
+    /// Checks that `target` may be baked into, for the `user` whom it is to belong to where that is not root, and makes
+    /// the staging directory.
     ///
     /// Touches nothing where it refuses: not root, a daemon or another bake at work, a target that is not
-    /// empty, that a plain user's link leads away from, or that no root can be written into.
-    pub(crate) fn new(target: &Path, marks: Marks) -> Result<Self, Error> {
+    /// empty, that a plain user's link leads away from, that is not in the user's directories, or that no root can be
+    /// written into.
+    pub(crate) fn new(target: &Path, marks: Marks, user: Option<u32>) -> Result<Self, Error> {
         if !fsutil::is_root() {
             return Err(Error::NotRoot);
         }
-        match Place::find(target, marks)? {
+        match Place::find(target, marks, user)? {
             Place::Inside(held) => {
                 let target = held.name().to_owned();
                 Self::at(target, None, held, STAGING_PREFIX, CreatedParents::default())
@@ -138,8 +161,7 @@ impl Staging {
     ) -> Result<Self, Error> {
         let leftovers = place::leftovers(&target, &parent, prefix)?;
         let dir = Directory::make(parent, prefix, &target)?;
-        let lock = fsutil::try_lock(dir.held.path()).at("lock", dir.held.name())?;
-        Ok(Self { target, name, dir, leftovers, _lock: lock, _created_parents: created_parents })
+        Ok(Self { target, name, dir, leftovers, _created_parents: created_parents })
     }
 
     /// The directory in which the root is built, as this process gets there.
@@ -152,13 +174,13 @@ impl Staging {
         &self.leftovers
     }
 
-    /// Syncs once and puts the root in place. Returns the target's path.
+    /// Syncs once and puts the root in place.
     ///
     /// `last` names the entries of the root, relative to it, that must come after all others.
     ///
     /// # Errors
     /// With [`Error::NotSynced`] the root is in its place; with any other the target is as it was.
-    pub(crate) fn commit(self, last: &[&str]) -> Result<PathBuf, Error> {
+    pub(crate) fn commit(self, last: &[&str]) -> Result<Committed, Error> {
         self.commit_synced_by(last, |directory| directory.file().sync_all())
     }
 
@@ -167,9 +189,11 @@ impl Staging {
         mut self,
         last: &[&str],
         sync: impl FnMut(&Held) -> io::Result<()>,
-    ) -> Result<PathBuf, Error> {
+    ) -> Result<Committed, Error> {
         let staged = &self.dir.held;
-        fsutil::sync_file_system(staged.path()).at("sync", staged.name())?;
+        let root = if self.name.is_some() { staged } else { &self.dir.parent };
+        let directory = root.file().try_clone().at("open", root.name())?;
+        fsutil::sync_file_system(staged.file()).at("sync", staged.name())?;
         // Somebody may have been busy here while the layers came in.
         if !self.dir.parent.is_in_place() {
             return Err(Error::TargetMoved { path: self.target });
@@ -178,7 +202,7 @@ impl Staging {
             Some(name) => self.rename(&name, sync)?,
             None => self.move_up(last, sync)?,
         }
-        Ok(self.target)
+        Ok(Committed { path: self.target, directory })
     }
 
     /// Makes it the target, which is absent.
@@ -245,6 +269,38 @@ fn in_order(mut names: Vec<OsString>, last: &[&str]) -> Vec<OsString> {
 mod tests {
     use super::*;
     use std::fs;
+    use std::os::unix::fs::chown;
+
+    /// What is put in the place of a staging directory between its making and its opening. Needs root, as a bake does.
+    #[test]
+    fn a_staging_directory_is_of_one_bake() {
+        if !fsutil::is_root() {
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let home = directory.path().join("home");
+        for made in ["home", "home/theirs", "home/full/in"] {
+            fs::create_dir_all(directory.path().join(made)).unwrap();
+        }
+        for theirs in [home.clone(), home.join("theirs")] {
+            chown(theirs, Some(4242), None).unwrap();
+        }
+        let target = home.join("root");
+        let other = Staging::new(&target, Marks::Any, None).unwrap();
+        let its = other.dir.name.to_str().unwrap();
+        for (name, is_baked) in [(its, true), ("theirs", false), ("full", false)] {
+            let parent = Held::open(&home).unwrap();
+            match Directory::take(parent, name.into(), &target).unwrap_err() {
+                Error::TargetBeingBaked { .. } => assert!(is_baked, "{name}"),
+                Error::TargetMoved { .. } => assert!(!is_baked, "{name}"),
+                error => panic!("{name}: {error}"),
+            }
+        }
+        // And nothing of it is gone.
+        fs::write(other.path().join("cache.db"), "").unwrap();
+        other.commit(&[]).unwrap();
+        assert!(target.join("cache.db").exists() && home.join("full/in").exists());
+    }
 
     #[test]
     fn what_must_come_last_comes_last() {
@@ -271,7 +327,7 @@ mod tests {
             if exists {
                 fs::create_dir(&target).unwrap();
             }
-            let staging = Staging::new(&target, Marks::Any).unwrap();
+            let staging = Staging::new(&target, Marks::Any, None).unwrap();
             for file in ["a", "b", "cache.db"] {
                 fs::write(staging.path().join(file), "").unwrap();
             }
@@ -302,7 +358,7 @@ mod tests {
             if exists {
                 fs::create_dir(&target).unwrap();
             }
-            let staging = Staging::new(&target, Marks::Any).unwrap();
+            let staging = Staging::new(&target, Marks::Any, None).unwrap();
             fs::write(staging.path().join("cache.db"), "ours").unwrap();
             fs::create_dir_all(&target).unwrap();
             fs::write(target.join("cache.db"), "theirs").unwrap();

@@ -71,7 +71,7 @@ impl Client {
         // A path has more to say of what is wrong with it than a channel.
         UnixStream::connect(path).map_err(connect)?;
         let not = |detail: String| Error::NotContainerd { address: path.to_owned(), detail };
-        let namespace = ascii(namespace).ok_or_else(|| not(format!("{namespace:?} is no namespace")))?;
+        let namespace = ascii(namespace).ok_or_else(|| Error::Namespace { name: namespace.to_owned() })?;
         let path_of_socket: PathBuf = std::path::absolute(Path::new(path)).map_err(connect)?;
         // What follows the scheme is a path as it is, and no URI.
         let text = path_of_socket.to_str().ok_or_else(|| not("its path is not UTF-8".to_owned()))?;
@@ -272,7 +272,8 @@ fn said(error: &dyn std::error::Error) -> String {
 }
 
 fn ascii(text: &str) -> Option<MetadataValue<Ascii>> {
-    text.parse().ok().filter(|_| !text.is_empty())
+    let is_plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
+    text.parse().ok().filter(|_| is_plain)
 }
 
 /// Whether a version, as `v2.1.4` or `1.6.20~ds1`, is [`OLDEST`] or later. What tells none was built by its user.
@@ -301,6 +302,17 @@ mod tests {
         let error = connect(&format!("unix://{socket}"));
         assert!(matches!(&error, Error::Connect { address, .. } if *address == socket), "{error}");
         assert!(error.to_string().contains("--for containerd:ADDRESS"), "{error}");
+    }
+
+    #[test]
+    fn what_is_no_namespace_is_said_to_be_none() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("sock").display().to_string();
+        let _listener = UnixListener::bind(&socket).unwrap();
+        for name in ["", "b\u{fc}ild", "a\nb", "a b"] {
+            let error = Client::connect(&socket, name, Box::new(|| false)).unwrap_err();
+            assert!(matches!(&error, Error::Namespace { name: said } if said == name), "{error}");
+        }
     }
 
     #[test]

@@ -26,6 +26,15 @@ pub enum Error {
         /// What it answered instead.
         detail: String,
     },
+    /// What is said to be a namespace cannot be one.
+    #[error(
+        "{name:?} is no namespace of a containerd: mend `namespace` under `[worker.containerd]` in buildkitd.toml, or what \
+         else names it"
+    )]
+    Namespace {
+        /// Its name.
+        name: String,
+    },
     /// A release that nothing was tried with.
     #[error(
         "the containerd at {address} is of version {version}; roots are written for 1.6 and later: update it, or say where a \
@@ -101,6 +110,13 @@ pub enum Error {
     /// Whoever asked wants it no more.
     #[error("stopped while containerd was at work")]
     Stopped,
+}
+
+impl Error {
+    /// Whether it did not answer, and may not the next time.
+    pub fn is_silence(&self) -> bool {
+        matches!(self, Self::Call { code: tonic::Code::Unavailable | tonic::Code::DeadlineExceeded, .. })
+    }
 }
 
 /// What it says where its disk takes no more: the words of the system, for which gRPC has no code.

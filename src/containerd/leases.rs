@@ -1,6 +1,6 @@
 //! Leases: what keeps blobs and snapshots. What no lease has is collected.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use tonic::Code;
@@ -43,6 +43,15 @@ pub struct Pending {
     pub records: Vec<String>,
 }
 
+/// What there is at one moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Leased {
+    /// The bakes that are [noted](Client::note_pending).
+    pub pending: Vec<Pending>,
+    /// The ids of all leases.
+    pub ids: BTreeSet<String>,
+}
+
 /// A lease that is there.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Lease {
@@ -50,6 +59,8 @@ pub struct Lease {
     pub id: String,
     /// Whether a `buildkitd` deletes it when it starts.
     pub temporary: bool,
+    /// Whether it is a [note](Client::note_pending), and keeps nothing.
+    pub is_note: bool,
     /// Digests of the blobs that it keeps.
     pub content: Vec<String>,
     /// The snapshots that it keeps: snapshotter and key.
@@ -99,11 +110,11 @@ impl Client {
         is_new(lease, created.map(|Empty {}| ()))
     }
 
-    /// The bakes that are [noted so](Self::note_pending). Also when this client was stopped.
+    /// What is leased, and which bakes are [noted](Self::note_pending). Also when this client was stopped.
     ///
     /// # Errors
     /// containerd refuses.
-    pub fn pending(&self) -> Result<Vec<Pending>> {
+    pub fn leased(&self) -> Result<Leased> {
         let listed: wire::Leases = self
             .after_all(wire::LEASE_LIST, Empty {})
             .map_err(|failure| failure.at("list leases of", self.what()))?;
@@ -119,7 +130,8 @@ impl Client {
             }
         }
         let pending = |(bake, records): (&str, _)| Pending { bake: bake.to_owned(), records };
-        Ok(bakes.into_iter().map(pending).collect())
+        let pending = bakes.into_iter().map(pending).collect();
+        Ok(Leased { pending, ids: listed.leases.into_iter().map(|lease| lease.id).collect() })
     }
 
     /// The leases of this namespace. One that ends meanwhile may be absent.
@@ -139,7 +151,9 @@ impl Client {
                 Err(failure) if failure.is(Code::NotFound) => continue,
                 Err(failure) => return Err(failure.at("list what is held by the lease", id)),
             };
-            let mut lease = Lease { temporary: labels.contains_key(TEMPORARY), id, ..Lease::default() };
+            let is_note = labels.contains_key(PENDING);
+            let mut lease =
+                Lease { temporary: labels.contains_key(TEMPORARY), is_note, id, ..Lease::default() };
             for wire::Resource { id, kind } in kept {
                 match kind.strip_prefix("snapshots/") {
                     Some(snapshotter) => lease.snapshots.push((snapshotter.to_owned(), id)),

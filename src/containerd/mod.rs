@@ -21,7 +21,7 @@ mod wire;
 pub use client::{Client, Stopped};
 pub use content::{Blob, Ingest, Reader};
 pub use error::Error;
-pub use leases::{Lease, Pending, Resource};
+pub use leases::{Lease, Leased, Pending, Resource};
 pub use snapshots::{Kind, Mounts, Snapshot, Usage};
 
 /// What a call gives.

@@ -9,14 +9,15 @@
 //! removed in it is named from the descriptor, and paths that go through it begin with `/proc/self/fd`. Where all that
 //! leads to it is root's alone, a path does.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::fd::AsRawFd as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, Stat};
+use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
 use rustix::thread::UnshareFlags;
 
@@ -68,7 +69,8 @@ fn follow(path: &Path, links: &mut u32) -> io::Result<Result<PathBuf, Foreign>> 
             at = next;
             continue;
         }
-        if found.uid() != 0 {
+        // Where nobody but root may make links nor replace them, it does not matter whose one is.
+        if found.uid() != 0 && fs::metadata(&at)?.mode() & OTHERS_WRITE != 0 {
             return Ok(Err(Foreign { path: next, owner: found.uid() }));
         }
         *links += 1;
@@ -239,7 +241,23 @@ impl Held {
     /// # Errors
     /// It cannot be read.
     pub fn is_empty(&self) -> io::Result<bool> {
-        Ok(fs::read_dir(&self.path)?.next().is_none())
+        Ok(self.names()?.is_empty())
+    }
+
+    /// The names in it.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn names(&self) -> io::Result<Vec<OsString>> {
+        let mut names = Vec::new();
+        for entry in Dir::read_from(&self.file)? {
+            let entry = entry?;
+            let name = entry.file_name().to_bytes();
+            if !matches!(name, b"." | b"..") {
+                names.push(OsStr::from_bytes(name).to_owned());
+            }
+        }
+        Ok(names)
     }
 
     /// Whether its name still leads here.
@@ -283,17 +301,18 @@ impl Held {
         Ok(rustix::fs::unlinkat(&self.file, name, AtFlags::REMOVEDIR)?)
     }
 
-    /// Removes all that is in it.
+    /// Removes all that is in it, and follows no link and no path to it.
     ///
     /// # Errors
     /// Something cannot be removed.
     pub fn clear(&self) -> io::Result<()> {
-        for entry in fs::read_dir(&self.path)? {
-            let entry = entry?;
-            if entry.file_type()?.is_dir() {
-                fs::remove_dir_all(entry.path())?;
-            } else {
-                fs::remove_file(entry.path())?;
+        for name in self.names()? {
+            match rustix::fs::unlinkat(&self.file, &name, AtFlags::empty()) {
+                Err(Errno::ISDIR) => {
+                    self.directory(&name)?.clear()?;
+                    self.remove(&name)?;
+                }
+                removed => removed?,
             }
         }
         Ok(())
@@ -378,6 +397,8 @@ mod tests {
             ("root/to-user", 0, "../user/in"),
             ("root/to-root", 0, "../root/in"),
             ("root/loop", 0, "loop"),
+            ("root/of-user", USER, "../other"),
+            ("root/of-user-to-root", USER, "in"),
             ("user/to-root", USER, "../root"),
             ("user/to-own", USER, "../own"),
             ("user/within", USER, "in"),
@@ -401,6 +422,8 @@ mod tests {
             ("", None),
             ("root/in", None),
             ("root/../root/to-root", None),
+            ("root/of-user-to-root", None),
+            ("root/of-user", Some(("other", USER + 1))),
             ("tmp/in", None),
             ("user", Some(("user", USER))),
             ("user/in", Some(("user", USER))),
@@ -422,6 +445,7 @@ mod tests {
         let Some(base) = directories() else { return };
         for (path, leads_to) in [
             ("root/to-user", None),
+            ("root/of-user", None),
             ("user/within", None),
             ("user/to-own", None),
             ("user/to-root", Some("root")),
@@ -482,14 +506,33 @@ mod tests {
         let error = held.move_to("a".as_ref(), &held, "made".as_ref()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
         held.move_to("a".as_ref(), &made, "a".as_ref()).unwrap();
-        symlink(path("root"), made.path().join("link")).unwrap();
+        fs::create_dir_all(made.path().join("deep/er")).unwrap();
+        for link in ["link", "deep/link", "deep/er/link"] {
+            symlink(path("root"), made.path().join(link)).unwrap();
+        }
         held.directory("no".as_ref()).unwrap_err();
         made.directory("link".as_ref()).unwrap_err();
         held.remove("made".as_ref()).unwrap_err();
         made.clear().unwrap();
         held.remove("made".as_ref()).unwrap();
         assert!(held.is_empty().unwrap());
-        assert_eq!(fs::read_dir(path("root")).unwrap().count(), 4);
+        assert_eq!(fs::read_dir(path("root")).unwrap().count(), 6);
+    }
+
+    /// Also where it was root's alone when it was opened, and then given to a user.
+    #[test]
+    fn what_is_removed_is_in_what_was_opened() {
+        let Some(base) = directories() else { return };
+        let path = |name: &str| base.path().join(name);
+        let held = Held::open(&path("tmp")).unwrap().directory("in".as_ref()).unwrap();
+        fs::write(path("tmp/in/file"), "").unwrap();
+        assert!(!held.is_loose());
+        fs::rename(path("tmp/in"), path("tmp/moved")).unwrap();
+        symlink("../root", path("tmp/in")).unwrap();
+        assert_eq!(held.names().unwrap(), ["file"]);
+        held.clear().unwrap();
+        assert!(held.is_empty().unwrap() && fs::read_dir(path("tmp/moved")).unwrap().next().is_none());
+        assert_eq!(fs::read_dir(path("root")).unwrap().count(), 6);
     }
 
     #[test]

@@ -198,7 +198,7 @@ fn workers(path: &Path, names: &[(OsString, bool)]) -> Result<Vec<PathBuf>, root
         root::Found::among(names.iter().map(|(name, is_directory)| (name.as_os_str(), *is_directory)));
     if found.workers.is_empty()
         && let Some(error) = found.refusal(path)
-        && !matches!(error, root::Error::ContainerdWorker { .. })
+        && !is_in_containerd(&error)
     {
         return Err(error);
     }
@@ -208,6 +208,17 @@ fn workers(path: &Path, names: &[(OsString, bool)]) -> Result<Vec<PathBuf>, root
     workers.extend(in_containerd.map(|(name, _)| PathBuf::from(name)));
     workers.sort();
     Ok(workers)
+}
+
+/// Whether it is about a worker in a containerd, whatever the snapshotter: its databases are like all others.
+fn is_in_containerd(refusal: &root::Error) -> bool {
+    match refusal {
+        root::Error::ContainerdWorker { .. } => true,
+        root::Error::OtherSnapshotter { worker, .. } => {
+            worker.as_os_str().as_bytes().starts_with(IN_CONTAINERD)
+        }
+        _ => false,
+    }
 }
 
 fn snapshots_of(worker: &Path) -> PathBuf {
@@ -300,5 +311,31 @@ impl Reading<'_> {
         let bytes = files().map(|file| file.stored).sum();
         self.run.planned(files().count(), bytes);
         read::read(self.run, directories, memory);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn databases_of_workers_in_a_containerd_are_read() {
+        let of = |names: &[&str]| {
+            let names: Vec<_> = names.iter().map(|name| (OsString::from(name), true)).collect();
+            workers(Path::new("/root"), &names).ok()
+        };
+        for (names, expected) in [
+            (
+                &["runc-overlayfs", "containerd-native"][..],
+                Some(&["containerd-native", "runc-overlayfs"][..]),
+            ),
+            (&["containerd-native"], Some(&["containerd-native"])),
+            (&["containerd-devmapper"], Some(&["containerd-devmapper"])),
+            (&["runc-stargz"], None),
+        ] {
+            let expected: Option<Vec<PathBuf>> =
+                expected.map(|names| names.iter().map(PathBuf::from).collect());
+            assert_eq!(of(names), expected, "{names:?}");
+        }
     }
 }

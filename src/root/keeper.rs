@@ -54,7 +54,9 @@ impl Keeper {
             snapshots => snapshots?,
         };
         let (mut held, mut store) = (namespace.blobs.clone(), Snapshotter::default());
-        for containerd::Lease { id, temporary, content, snapshots } in &namespace.leases {
+        // What bakes note is not of a root.
+        let leases = namespace.leases.iter().filter(|lease| !lease.is_note);
+        for containerd::Lease { id, temporary, content, snapshots, .. } in leases {
             let own = snapshots.iter().filter(|(whose, _)| whose == snapshotter);
             let snapshots = own.map(|(_, key)| key.clone()).collect();
             let content = content.iter().cloned().collect();

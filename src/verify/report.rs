@@ -143,7 +143,7 @@ kinds! {
     SnapshotNotLeased = "snapshot-not-leased", Error;
     /// A record's lease does not hold its blob, so garbage collection removes it.
     BlobNotLeased = "blob-not-leased", Error;
-    /// A lease without a record: it keeps data that nothing can use.
+    /// A lease without a record: it keeps data that nothing in this root uses.
     LeaseOrphaned = "lease-orphaned", Note;
 
     // Snapshots.

@@ -23,7 +23,8 @@ use crate::support::skip::is_root;
 use crate::support::tar::{Entry, Kind, Tar};
 use crate::{on, reads};
 
-const LIMIT: Duration = Duration::from_secs(60);
+/// A bake syncs all disks of the machine.
+const LIMIT: Duration = Duration::from_secs(120);
 const MIB: usize = 1 << 20;
 
 /// How a registry answers who asks for a blob.

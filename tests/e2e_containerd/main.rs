@@ -108,7 +108,7 @@ fn assert_settled(containerd: &Containerd) {
     let leases = client.leases().unwrap();
     let is_ours = |lease: &Lease| lease.temporary && lease.id.starts_with("warmkit-");
     assert!(!leases.is_empty() && !leases.iter().any(is_ours), "{leases:?}");
-    assert_eq!(client.pending().unwrap(), []);
+    assert_eq!(client.leased().unwrap().pending, []);
 }
 
 /// Names of blobs, and ids of snapshots.

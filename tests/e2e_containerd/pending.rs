@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::Shutdown;
+use std::os::unix::fs::symlink;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -11,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use rustix::fs::{FlockOperation, flock};
 use warmkit::containerd::{Client, Lease};
 
@@ -22,7 +24,8 @@ use crate::support::skip::is_root;
 use crate::support::tmpfs::Tmpfs;
 use crate::{on, reads};
 
-const LIMIT: Duration = Duration::from_secs(60);
+/// A bake syncs all disks of the machine.
+const LIMIT: Duration = Duration::from_secs(120);
 /// What requests have in them of a kind, and no others, and which of them is meant.
 type Request = (&'static [u8], usize);
 /// That has the last snapshot leased: for [`cache`], two are by the work lease, and one by that of each record.
@@ -148,8 +151,8 @@ fn another_bake_removes_what_a_killed_one_leased() {
     let Some(place) = Place::new() else { return };
     let (root, client) = (place.scratch.join("root"), place.client());
     place.kill(&root);
-    assert_eq!(client.pending().unwrap().len(), 1);
-    assert_eq!(client.pending().unwrap()[0].records.len(), 2);
+    assert_eq!(client.leased().unwrap().pending.len(), 1);
+    assert_eq!(client.leased().unwrap().pending[0].records.len(), 2);
     // They do not end by themselves.
     place.expire();
     place.containerd.collect();
@@ -157,7 +160,7 @@ fn another_bake_removes_what_a_killed_one_leased() {
 
     let other = place.scratch.join("other-root");
     place.bake(&place.other, &other).expect_success("bake");
-    assert_eq!(client.pending().unwrap(), []);
+    assert_eq!(client.leased().unwrap().pending, []);
     assert_eq!(of_roots(&client).len(), 2);
     place.containerd.collect();
     assert_eq!((place.containerd.blobs().len(), place.containerd.snapshots().len()), (2, 2));
@@ -192,9 +195,9 @@ fn leases_of_roots_stay() {
 
     // It has found all there.
     place.kill(&second);
-    assert_eq!(client.pending().unwrap()[0].records, [""; 0]);
+    assert_eq!(client.leased().unwrap().pending[0].records, [""; 0]);
     place.bake(&place.other, &third).expect_success("bake of another cache");
-    assert_eq!(client.pending().unwrap(), []);
+    assert_eq!(client.leased().unwrap().pending, []);
     for lease in &leased {
         assert!(of_roots(&client).contains(lease), "{lease:?}");
     }
@@ -218,10 +221,10 @@ fn one_that_was_taken_for_killed_ends() {
     stand_before(&place.containerd, &socket, ABOUT_TO_COMMIT, move || {
         tell.send(run(&mut on(&address, &at, &arguments(&cache)), LIMIT)).unwrap();
     });
-    let late = run(&mut on(socket.to_str().unwrap(), &root, &arguments(&place.first)), LIMIT);
+    let late = run(&mut on(socket.to_str().unwrap(), &root, &arguments(&place.first)), 2 * LIMIT);
     ended.recv_timeout(LIMIT).unwrap().expect_success("the bake meanwhile");
     assert_eq!(late.status.code(), Some(1), "{}", late.stderr);
-    assert!(late.stderr.contains("took this one for killed"), "{}", late.stderr);
+    assert!(late.stderr.contains("did not see this one"), "{}", late.stderr);
     assert!(!root.exists());
 
     place.containerd.collect();
@@ -230,21 +233,61 @@ fn one_that_was_taken_for_killed_ends() {
     reads::assert_sound(&place.containerd, &other);
 }
 
-/// Where they see the same socket they wait for each other.
+/// One that takes up what another bake is leasing, which sees the containerd by another socket: what that bake fails to
+/// commit goes, so this one ends.
+#[test]
+fn one_that_takes_up_from_a_bake_at_work_ends() {
+    let Some(place) = Place::new() else { return };
+    let (root, socket, client) = (place.scratch.join("root"), place.scratch.join("socket"), place.client());
+    // Which leases a bake of these caches makes.
+    place.bake(&place.first, &place.scratch.join("before")).expect_success("bake");
+    let records: Vec<String> = of_roots(&client).into_iter().map(|lease| lease.id).collect();
+    for record in &records {
+        assert!(client.delete_lease(record, true).unwrap());
+    }
+    client.note_pending("theirs-pending", "theirs").unwrap();
+    let (theirs, record) = (place.client(), records[1].clone());
+    // That takes back `theirs-pending` twice, as it clears twice, and then notes its own.
+    stand_before(&place.containerd, &socket, (b"-pending", 3), move || {
+        assert!(theirs.lease_record(&record, "theirs", Timestamp::now()).unwrap());
+    });
+    let ended = run(&mut on(socket.to_str().unwrap(), &root, &arguments(&place.first)), LIMIT);
+    assert_eq!(ended.status.code(), Some(1), "{}", ended.stderr);
+    assert!(ended.stderr.contains("did not see this one"), "{}", ended.stderr);
+    assert!(!root.exists());
+    assert_eq!(client.leases().unwrap(), []);
+    place.containerd.collect();
+    place.containerd.assert_empty();
+}
+
+/// Where they see the same socket they wait for each other, also where a link leads to it.
 #[test]
 fn bakes_take_turns() {
     let Some(place) = Place::new() else { return };
-    let root = place.scratch.join("root");
-    let address = place.containerd.address();
-    let theirs = File::open(Path::new(&address).parent().unwrap()).unwrap();
-    flock(&theirs, FlockOperation::LockExclusive).unwrap();
-    let mut bake = on(&address, &root, &arguments(&place.first));
-    let mut bake = bake.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    let mut said = BufReader::new(bake.stderr.take().unwrap()).lines().map_while(Result::ok);
-    assert!(said.any(|line| line.contains("waiting for another bake into the containerd at")));
-    assert_eq!(of_roots(&place.client()), []);
-    drop(theirs);
-    let rest: Vec<String> = said.collect();
-    assert!(bake.wait().unwrap().success(), "{rest:?}");
-    reads::assert_sound(&place.containerd, &root);
+    let socket = PathBuf::from(place.containerd.address());
+    let directory = socket.parent().unwrap();
+    let [linked, around] = ["linked", "around"].map(|name| place.scratch.join(name));
+    symlink(&socket, &linked).unwrap();
+    symlink(directory, &around).unwrap();
+    for (name, address) in [
+        ("there", &socket),
+        ("by-link", &linked),
+        ("by-directory", &around.join(socket.file_name().unwrap())),
+    ] {
+        let root = place.scratch.join(name);
+        let theirs = File::open(directory).unwrap();
+        flock(&theirs, FlockOperation::LockExclusive).unwrap();
+        let leased = of_roots(&place.client());
+        let mut bake = on(address.to_str().unwrap(), &root, &arguments(&place.first));
+        let mut bake = bake.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let (tell, said) = channel();
+        let stderr = BufReader::new(bake.stderr.take().unwrap());
+        thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| tell.send(line)));
+        while !said.recv_timeout(LIMIT).unwrap().contains("waiting for another bake into the containerd at") {
+        }
+        assert_eq!(of_roots(&place.client()), leased, "{name}");
+        drop(theirs);
+        assert!(bake.wait().unwrap().success(), "{name}: {:?}", said.iter().collect::<Vec<String>>());
+        reads::assert_sound(&place.containerd, &root);
+    }
 }

@@ -10,8 +10,10 @@
 //!
 //! So a bake that was killed, or whose containerd did not answer when it gave up, left leases that no root needs exactly where its
 //! `pending` is there, and the next bake in the namespace removes them. Bakes take turns at this, by a lock that ends
-//! with them: whoever has it sees none that is at work. One that sees another socket, as from a container, may be taken
-//! for killed: it finds its `pending` gone, and ends. Leases of a root that is in its place are nobody's to remove.
+//! with them: whoever has it sees none that is at work. One that has the socket elsewhere, as in a container, may be at
+//! work all the same. If it is taken for killed, it finds its `pending` gone, and ends; and whoever takes up what another
+//! bake has leased finds that bake noted, or the leases gone, and ends. Leases of a root that is in its place are nobody's to
+//! remove.
 
 use std::fs::File;
 use std::path::Path;
@@ -19,7 +21,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::bake::{Cancel, Error, IoContext};
-use crate::containerd::{Client, Pending};
+use crate::containerd::{self, Client, Leased, Pending};
 use crate::fsutil;
 use crate::progress::{Event, Progress};
 
@@ -33,7 +35,9 @@ pub(super) struct Turn(#[expect(dead_code, reason = "held for its lock")] File);
 impl Turn {
     /// `None` where another bake has it.
     pub(super) fn take(client: &Client) -> Result<Option<Self>, Error> {
-        let directory = client.socket().parent().unwrap_or(Path::new("/"));
+        // Links to the socket, and to its directory, are the same containerd.
+        let socket = client.socket().canonicalize().at("resolve", client.socket())?;
+        let directory = socket.parent().unwrap_or(Path::new("/"));
         Ok(fsutil::try_lock(directory).at("lock", directory)?.map(Self))
     }
 
@@ -56,9 +60,12 @@ impl Turn {
     }
 }
 
-/// Removes what bakes have leased for records that were killed before their root was in its place.
-pub(super) fn clear(_by: &Turn, client: &Client) -> Result<(), Error> {
-    client.pending()?.iter().try_for_each(|Pending { bake, .. }| give_up(client, bake))
+/// Removes what bakes have leased for records that were killed before their root was in its place, and gives these bakes.
+/// They stay noted until they are [forgotten](forget): one that is at work after all may lease more.
+pub(super) fn clear(_by: &Turn, client: &Client) -> Result<Vec<String>, Error> {
+    let bakes: Vec<String> = client.leased()?.pending.into_iter().map(|pending| pending.bake).collect();
+    bakes.iter().try_for_each(|bake| remove(client, bake))?;
+    Ok(bakes)
 }
 
 /// Notes that a bake is about to lease for records.
@@ -67,26 +74,72 @@ pub(super) fn begin(_by: &Turn, client: &Client, bake: &str) -> Result<(), Error
     Ok(())
 }
 
+/// That all that a bake has leased stays: its work lease, and those of `records`, which may be of another bake.
+///
+/// # Errors
+/// It has ended, or that other bake is not done.
+pub(super) fn confirm<'a>(
+    _by: &Turn,
+    client: &Client,
+    bake: &str,
+    mut records: impl Iterator<Item = &'a str>,
+) -> Result<(), Error> {
+    let Leased { pending, ids } = client.leased()?;
+    if !ids.contains(bake) {
+        return Err(containerd::Error::Missing {
+            action: "keep the lease",
+            what: bake.to_owned(),
+            message: "a buildkitd that starts in this namespace ends it, and a clock that is set a day ahead"
+                .to_owned(),
+        }
+        .into());
+    }
+    let is_of_another = |pending: &Pending| pending.bake != bake && !pending.records.is_empty();
+    if pending.iter().any(is_of_another) || !records.all(|record| ids.contains(record)) {
+        return Err(Error::UnseenBake);
+    }
+    Ok(())
+}
+
 /// What a bake has leased is its root's, which is about to be put in place.
 pub(super) fn commit(_by: &Turn, client: &Client, bake: &str) -> Result<(), Error> {
-    if client.delete_lease(&pending(bake), false)? { Ok(()) } else { Err(Error::TakenForKilled) }
+    if client.delete_lease(&pending(bake), false)? { Ok(()) } else { Err(Error::UnseenBake) }
 }
 
 fn pending(bake: &str) -> String {
     format!("{bake}-pending")
 }
 
-/// Removes what a bake has leased for records, and the note. One that is cut short is gone on with by the next.
+fn dropped(bake: &str) -> String {
+    format!("{bake}-dropped")
+}
+
+/// Removes what a bake has leased for records, and notes it no more. One that is cut short is gone on with by the next.
 pub(super) fn give_up(client: &Client, bake: &str) -> Result<(), Error> {
-    let dropped = format!("{bake}-dropped");
+    remove(client, bake)?;
+    forget(client, bake)
+}
+
+/// Removes what a bake has leased for records; it stays noted.
+fn remove(client: &Client, bake: &str) -> Result<(), Error> {
     // First of all, so that there is a note until all is gone.
-    client.note_pending(&dropped, bake)?;
-    // And whoever is at work after all finds out.
-    client.delete_lease(&pending(bake), false)?;
-    let records = client.pending()?.into_iter().filter(|pending| pending.bake == bake);
+    match client.note_pending(&dropped(bake), bake) {
+        // Whoever is at work after all finds out by this.
+        Ok(_) => drop(client.delete_lease(&pending(bake), false)?),
+        // The note that is there has to do.
+        Err(containerd::Error::Full { .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let records = client.leased()?.pending.into_iter().filter(|pending| pending.bake == bake);
     for lease in records.flat_map(|pending| pending.records) {
         client.delete_lease(&lease, false)?;
     }
-    client.delete_lease(&dropped, false)?;
+    Ok(())
+}
+
+/// Notes a bake no more of which nothing is left.
+pub(super) fn forget(client: &Client, bake: &str) -> Result<(), Error> {
+    client.delete_lease(&pending(bake), false)?;
+    client.delete_lease(&dropped(bake), false)?;
     Ok(())
 }
