@@ -313,7 +313,7 @@ fn the_host_is_where_its_unit_and_its_configuration_say() {
     fs::write(&config, "").unwrap();
     for (flag, said) in [
         ("--oci-worker-proxy-snapshotter-path=/run/p.sock", "that listens at /run/p.sock"),
-        ("--containerd-worker-rootless", "runs rootless"),
+        ("--oci-worker-rootless", "runs rootless"),
         ("--rootless", "runs rootless"),
     ] {
         machine.unit("buildkit.service", &format!("--config {} {flag}", config.display()));
@@ -361,7 +361,7 @@ fn a_containerd_is_where_the_configuration_says() {
         ("", &["--for", "containerd:b"], 2, "the path of a socket"),
         ("enabled = false", &["--for", "containerd"], 2, "containerd worker turned off"),
         ("snapshotter = \"stargz\"", &["--for", "containerd"], 2, "the snapshotter \"stargz\""),
-        ("rootless = true", &["--for", "containerd"], 2, "is told to run rootless"),
+        ("rootless = true", &["--for", "containerd:/nonexistent/c"], code, nobody),
         ("", &["--for", "host", "--root", "/nonexistent"], 2, "leave --root away"),
     ] {
         configure(text);

@@ -131,9 +131,13 @@ pub enum Error {
     },
     /// Its daemon cannot mount what is in it.
     #[error(
-        "{} cannot be the root of a daemon with {snapshotter}, whose mounts take the {separator:?} in it for a separator: \
-         every build would fail; have the root elsewhere, or the daemon use the snapshotter native",
-        path.display()
+        "{} cannot be the root of a daemon with {snapshotter}, whose mounts take the {separator:?} in it for a separator: {}",
+        path.display(),
+        if *is_told {
+            "every build would fail; have the root elsewhere, or the daemon use the snapshotter native"
+        } else {
+            "a daemon that is told no snapshotter takes native there; bake with --snapshotter native, or have the root elsewhere"
+        }
     )]
     Separator {
         /// The root.
@@ -142,6 +146,8 @@ pub enum Error {
         separator: char,
         /// The snapshotter.
         snapshotter: &'static str,
+        /// Its daemon is told one: it does not take another where that cannot mount.
+        is_told: bool,
     },
     /// Nobody of this name.
     #[error("this machine has no user {name:?}")]

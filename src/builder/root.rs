@@ -137,7 +137,8 @@ impl Root {
         &self.path
     }
 
-    /// What in its path its daemon takes for a separator where it mounts layers: such mounts fail, and builds with them.
+    /// What in its path its daemon takes for a separator where it mounts layers. Such mounts fail: builds do with them where
+    /// it is told a snapshotter that mounts, and where it is told none it takes native.
     ///
     /// Mirrors the options of overlay mounts, of the kernel and of fuse-overlayfs, in which containerd's snapshotters
     /// and `BuildKit` (v0.17.3, v0.34.2) escape nothing.

@@ -13,13 +13,14 @@ use super::Error;
 use super::root::{Kind, Root};
 use super::start::Start;
 use super::user::{self, Account};
-use super::user_unit::{self, Unit};
+use super::user_unit::{self, Specifiers, Unit};
 use crate::fsutil;
 use crate::userns::Owners;
 
 /// Who runs the daemon, and what it has around it.
 struct Session<'a> {
     user: &'a str,
+    id: Option<u32>,
     home: Option<&'a Path>,
     /// The variables of the user's processes, where they are known.
     variables: &'a dyn Fn(&str) -> Option<OsString>,
@@ -36,13 +37,14 @@ pub(super) fn find(user: Option<&str>) -> Result<Root, Error> {
     if here.is_namespace() {
         // Who is root here, and whose the files are that it makes.
         let name = own("USER").map(|name| name.to_string_lossy().into_owned());
-        let name = name.filter(|name| name != "root").ok_or(Error::RootOfNamespace)?;
+        let name = name.filter(|name| is_plain(name)).ok_or(Error::RootOfNamespace)?;
         if user.is_some_and(|user| user != name) {
             return Err(Error::InNamespace);
         }
         let home = own("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
         let runtime = own("XDG_RUNTIME_DIR").map(PathBuf::from);
-        return at(&Session { user: &name, home: home.as_deref(), variables: &own, runtime }, here);
+        let id = user::account(&name).ok().map(|account| account.id);
+        return at(&Session { user: &name, id, home: home.as_deref(), variables: &own, runtime }, here);
     }
     let caller = rustix::process::geteuid();
     let name = match user {
@@ -59,6 +61,7 @@ pub(super) fn find(user: Option<&str>) -> Result<Root, Error> {
     let is_caller = account.id == caller.as_raw();
     let session = Session {
         user: &account.name,
+        id: Some(account.id),
         home: Some(home),
         variables: &|name| own(name).filter(|_| is_caller),
         runtime: Some(format!("/run/user/{}", account.id).into()),
@@ -89,12 +92,17 @@ fn require_own(root: &Root, account: &Account) -> Result<(), Error> {
 /// Whether `$USER` names a plain user: else a daemon in a user namespace takes root's directories, as where the whole
 /// machine is in one.
 pub(super) fn is_user_of_namespace() -> bool {
-    env::var("USER").is_ok_and(|name| !matches!(name.as_str(), "" | "root"))
+    env::var("USER").is_ok_and(|name| is_plain(&name))
+}
+
+/// Whether such a `$USER` gets a daemon in a user namespace its user's directories.
+pub(super) fn is_plain(user: &str) -> bool {
+    !matches!(user, "" | "root")
 }
 
 /// The root of whose session this is.
 fn at(session: &Session<'_>, owners: Owners) -> Result<Root, Error> {
-    let Session { user, home, variables, runtime } = session;
+    let Session { user, id, home, variables, runtime } = session;
     let home_of_user = || home.map(Path::to_owned).ok_or(Error::NoHome);
     let resolve =
         |what: &str, path| Err(Error::Relative { what: format!("{what} of {user}'s buildkitd"), path });
@@ -105,7 +113,10 @@ fn at(session: &Session<'_>, owners: Owners) -> Result<Root, Error> {
         resolve: &resolve,
     };
     let unit = match home {
-        Some(home) => user_unit::find(home, &by_user.config_home()?, runtime.as_deref(), user)?,
+        Some(home) => {
+            let (config, runtime) = (by_user.config_home()?, runtime.as_deref());
+            user_unit::find(&Specifiers { home, config: &config, runtime, user, id: *id })?
+        }
         None => Unit::default(),
     };
     let of_unit = |name: &str| Ok(unit.environment.get(name).map(OsString::from).or_else(|| variables(name)));
@@ -140,7 +151,9 @@ mod tests {
     fn root(home: &Path, variables: &[(&str, &str)]) -> Result<Root, Error> {
         let variables: BTreeMap<&str, &str> = variables.iter().copied().collect();
         let variables = |name: &str| variables.get(name).map(OsString::from);
-        at(&Session { user: "ci", home: Some(home), variables: &variables, runtime: None }, Owners::AsNamed)
+        let session =
+            Session { user: "ci", id: None, home: Some(home), variables: &variables, runtime: None };
+        at(&session, Owners::AsNamed)
     }
 
     fn path(home: &Path, variables: &[(&str, &str)]) -> PathBuf {

@@ -53,6 +53,7 @@ pub struct Told {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Containerd {
     enabled: Option<bool>,
+    /// By an argument: in the file it changes nothing but how builds are run.
     rootless: bool,
     address: Option<String>,
     namespace: Option<String>,
@@ -77,13 +78,16 @@ impl Settings {
         if let Some(rootless) = switch(arguments, "rootless") {
             (read.rootless, read.containerd.rootless) = (rootless, rootless);
         }
-        // Whatever their value is, a daemon that is told one of these starts in a user namespace only.
-        if WORKERS_ROOTLESS.iter().any(|name| is_set(arguments, name)) {
-            (read.rootless, read.containerd.rootless) = (true, true);
+        // Where the whole machine is in a user namespace, "false" makes it an ordinary one.
+        if let Some(rootless) = switch(arguments, "oci-worker-rootless") {
+            read.rootless = rootless;
         }
-        // "auto" is what it is without the argument.
-        if let Some(enabled) = argument(arguments, "oci-worker").and_then(truth) {
-            read.oci_worker = Some(enabled);
+        if let Some(rootless) = switch(arguments, "containerd-worker-rootless") {
+            read.containerd.rootless = rootless;
+        }
+        // With "auto" it is as if the file said nothing.
+        if let Some(enabled) = argument(arguments, "oci-worker") {
+            read.oci_worker = truth(enabled);
         }
         if let Some(name) = argument(arguments, "oci-worker-snapshotter") {
             read.snapshotter = Some(name.to_owned());
@@ -91,8 +95,8 @@ impl Settings {
         if let Some(socket) = argument(arguments, "oci-worker-proxy-snapshotter-path") {
             read.proxy = Some(socket.to_owned());
         }
-        if let Some(enabled) = argument(arguments, "containerd-worker").and_then(truth) {
-            read.containerd.enabled = Some(enabled);
+        if let Some(enabled) = argument(arguments, "containerd-worker") {
+            read.containerd.enabled = truth(enabled);
         }
         read.told.text = config.map(str::to_owned);
         read.told.gc = switch(arguments, "oci-worker-gc");
@@ -161,7 +165,6 @@ impl Settings {
         let text = |name| get(name).and_then(Value::as_str).map(str::to_owned);
         self.containerd = Containerd {
             enabled: get("enabled").and_then(Value::as_bool),
-            rootless: get("rootless").and_then(Value::as_bool).unwrap_or_default(),
             address: text("address"),
             namespace: text("namespace"),
             snapshotter: text("snapshotter"),
@@ -258,9 +261,6 @@ impl Settings {
     }
 }
 
-/// Switches of the workers that a daemon outside of a user namespace ends at.
-const WORKERS_ROOTLESS: [&str; 2] = ["oci-worker-rootless", "containerd-worker-rootless"];
-
 /// What a table says under a name, in upper or lower case: a daemon reads both.
 fn value<'t>(table: &'t Table, name: &str) -> Option<&'t Value> {
     let other = || table.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value);
@@ -281,6 +281,31 @@ fn written(snapshotter: Option<&str>) -> Result<Option<String>, String> {
              overlayfs, fuse-overlayfs and native: tell it one of these, or none"
         )),
     }
+}
+
+/// Arguments that are read here, or where the configuration is looked for.
+const READ: [&str; 16] = [
+    "config",
+    "root",
+    "rootless",
+    "oci-worker",
+    "oci-worker-rootless",
+    "oci-worker-snapshotter",
+    "oci-worker-proxy-snapshotter-path",
+    "oci-worker-gc",
+    "oci-worker-gc-keepstorage",
+    "containerd-worker",
+    "containerd-worker-rootless",
+    "containerd-worker-addr",
+    "containerd-worker-namespace",
+    "containerd-worker-snapshotter",
+    "containerd-worker-gc",
+    "containerd-worker-gc-keepstorage",
+];
+
+/// Whether `--name`, with or without `=VALUE`, is an argument that is read.
+pub(super) fn is_read(argument: &str) -> bool {
+    READ.iter().any(|name| named(argument, name).is_some_and(|rest| rest.is_empty() || rest.starts_with('=')))
 }
 
 /// The last value of `--name VALUE` or `--name=VALUE`.
@@ -308,14 +333,6 @@ fn switch(arguments: &[String], name: &str) -> Option<bool> {
         "" => Some(true),
         rest => rest.strip_prefix('=').and_then(truth),
     })
-}
-
-/// Whether there is a switch of this name, whatever it says.
-fn is_set(arguments: &[String], name: &str) -> bool {
-    arguments
-        .iter()
-        .filter_map(|argument| named(argument, name))
-        .any(|rest| rest.is_empty() || rest.starts_with('='))
 }
 
 /// What follows `-name` or `--name`.
@@ -365,7 +382,7 @@ mod tests {
         let proxied = |name| {
             format!("[worker.oci]\nproxySnapshotterPath = \"/run/p.sock\"\nsnapshotter = \"{name}\"\n")
         };
-        let cases: [(&[&str], &str, Expected); 22] = [
+        let cases: [(&[&str], &str, Expected); 25] = [
             (&[], "", Ok(None)),
             (
                 &["--oci-worker-snapshotter=overlayfs"],
@@ -389,8 +406,12 @@ mod tests {
             (&[], &proxied("auto"), Err("--oci-worker-proxy-snapshotter-path")),
             (&["--oci-worker-proxy-snapshotter-path", "/q"], "", Err("listens at /q")),
             (&["--oci-worker-proxy-snapshotter-path="], &proxied("native"), Ok(Some("native"))),
-            (&["--containerd-worker-rootless"], "", Err("rootless")),
-            (&["--oci-worker-rootless=false"], "", Err("rootless")),
+            // Each is for its own worker.
+            (&["--containerd-worker-rootless"], "", Ok(None)),
+            (&["--oci-worker-rootless=false"], "", Ok(None)),
+            (&["--oci-worker-rootless=false"], "[worker.oci]\nrootless = true", Ok(None)),
+            (&["--rootless", "--oci-worker-rootless=false"], "", Ok(None)),
+            (&["--oci-worker-rootless=true", "--rootless=false"], "", Err("rootless")),
             (&[], "[worker.containerd]\nrootless = true", Ok(None)),
         ];
         for (arguments, config, expected) in cases {
@@ -407,11 +428,14 @@ mod tests {
 
     #[test]
     fn builds_go_to_the_oci_worker_unless_it_is_off() {
-        let cases: [(&[&str], &str, (bool, bool)); 6] = [
+        let cases: [(&[&str], &str, (bool, bool)); 9] = [
             (&[], "", (true, false)),
             (&["--containerd-worker=true"], "", (true, true)),
             (&["--oci-worker=false"], "", (false, true)),
-            (&["--oci-worker=auto"], "[worker.oci]\nenabled = false", (false, true)),
+            (&["--oci-worker=auto"], "[worker.oci]\nenabled = false", (true, false)),
+            (&["--oci-worker="], "[worker.oci]\nenabled = false", (true, false)),
+            (&["--containerd-worker=Auto"], "[worker.containerd]\nenabled = true", (true, false)),
+            (&["--oci-worker=auto", "--oci-worker=0"], "", (false, true)),
             (&[], "[worker.oci]\nenabled = false\n[worker.containerd]\nenabled = false", (false, false)),
             (&["--oci-worker"], "[worker.containerd]\nenabled = true", (true, true)),
         ];
@@ -436,11 +460,22 @@ mod tests {
             (&[][..], "[worker.containerd]\nenabled = false", "turned off"),
             (&["--containerd-worker-snapshotter=zfs"][..], "", "\"zfs\""),
             (&["--rootless"][..], "", "is told to run rootless"),
-            (&["--containerd-worker-rootless=false"][..], "", "is told to run rootless"),
-            (&[][..], "[worker.containerd]\nrootless = true", "is told to run rootless"),
+            (&["--containerd-worker-rootless"][..], "", "is told to run rootless"),
         ] {
             let found = read(arguments, config).containerd_snapshotter().unwrap_err();
             assert!(found.contains(said), "{found}");
+        }
+        for (arguments, config) in [
+            (&["--containerd-worker=auto"][..], "[worker.containerd]\nenabled = false"),
+            (&["--containerd-worker-rootless=false"][..], ""),
+            (&["--oci-worker-rootless"][..], ""),
+            (&[][..], "[worker.containerd]\nrootless = true"),
+        ] {
+            assert_eq!(
+                read(arguments, config).containerd_snapshotter(),
+                Ok(None),
+                "{arguments:?} {config:?}"
+            );
         }
     }
 }

@@ -16,7 +16,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::Error;
-use super::settings::{CONFIG_VARIABLE, argument};
+use super::settings::{CONFIG_VARIABLE, argument, is_read};
 use crate::fsutil;
 
 /// The units that start a user's daemon, where packages or their own setup bring one.
@@ -49,20 +49,20 @@ impl Unit {
     }
 }
 
-/// The unit of the user with this home and directory of configuration; an empty one where there is none.
+/// The unit of a user; an empty one where there is none.
 ///
 /// # Errors
 /// A file cannot be read, or says what only systemd knows.
-pub(super) fn find(home: &Path, config: &Path, runtime: Option<&Path>, user: &str) -> Result<Unit, Error> {
+pub(super) fn find(specifiers: &Specifiers<'_>) -> Result<Unit, Error> {
+    let Specifiers { home, config, runtime, .. } = specifiers;
     let mut directories = vec![config.join("systemd/user")];
     directories.extend(runtime.map(|runtime| runtime.join("systemd/user")));
     directories.extend(SHARED[..2].iter().map(PathBuf::from));
     directories.push(home.join(".local/share/systemd/user"));
     directories.extend(SHARED[2..].iter().map(PathBuf::from));
-    let specifiers = Specifiers { home, config, runtime, user };
     for name in UNITS {
         let Some((path, texts)) = texts(&directories, name)? else { continue };
-        let unit = read(&texts, &specifiers)
+        let unit = read(&texts, specifiers)
             .map_err(|detail| Error::Configuration { file: path.display().to_string(), detail })?;
         return Ok(Unit { path, ..unit });
     }
@@ -108,12 +108,15 @@ fn text(path: &Path) -> Result<Option<String>, Error> {
     }
 }
 
-/// What stands for `%h` and its like.
-struct Specifiers<'a> {
-    home: &'a Path,
-    config: &'a Path,
-    runtime: Option<&'a Path>,
-    user: &'a str,
+/// Whose unit it is: what stands for `%h` and its like.
+pub(super) struct Specifiers<'a> {
+    pub(super) home: &'a Path,
+    /// Where all programs of the user have their configurations.
+    pub(super) config: &'a Path,
+    pub(super) runtime: Option<&'a Path>,
+    pub(super) user: &'a str,
+    /// The user's number, where it is known.
+    pub(super) id: Option<u32>,
 }
 
 impl Specifiers<'_> {
@@ -134,6 +137,7 @@ impl Specifiers<'_> {
                 Some('%') => Some("%".to_owned()),
                 Some('h') => Some(path(self.home)),
                 Some('u') => Some(self.user.to_owned()),
+                Some('U') => self.id.map(|id| id.to_string()),
                 Some('E') => Some(path(self.config)),
                 Some('C') => Some(path(&self.home.join(".cache"))),
                 Some('t') => self.runtime.map(path),
@@ -192,18 +196,22 @@ fn read(texts: &[String], specifiers: &Specifiers<'_>) -> Result<Unit, String> {
             Err(_) => {}
         }
     }
+    let mut is_of_interest = false;
     for word in start.into_iter().skip_while(|word| !is_daemon(word)).skip(1) {
-        let word = specifiers.expand(&word)?;
         // One that stands alone and without braces is as many words as it has.
         if let Some(value) = word.strip_prefix('$').and_then(|name| unit.environment.get(name)) {
             unit.arguments.extend(value.split_whitespace().map(str::to_owned));
             continue;
         }
-        let word = with_variables(&word, &unit.environment);
-        if word.contains("${") || word.starts_with('$') {
-            return Err(format!("{word:?} has a variable that only systemd knows: write its value there"));
+        // A value is of interest as what it follows, and what is but a variable may be any argument.
+        if word.starts_with('-') {
+            is_of_interest = is_read(&word);
         }
-        unit.arguments.push(word);
+        match expand(&word, specifiers, &unit.environment) {
+            Ok(expanded) => unit.arguments.push(expanded),
+            Err(error) if is_of_interest || word.starts_with('$') => return Err(error),
+            Err(_) => unit.arguments.push(word),
+        }
     }
     let is_told = |name| argument(&unit.arguments, name).is_some();
     match file {
@@ -214,11 +222,22 @@ fn read(texts: &[String], specifiers: &Specifiers<'_>) -> Result<Unit, String> {
     }
 }
 
-/// Puts in the variables that the unit itself sets.
-fn with_variables(word: &str, environment: &BTreeMap<String, String>) -> String {
-    environment
+/// Puts in what specifiers stand for, and the variables that the unit itself sets.
+///
+/// # Errors
+/// One is not known.
+fn expand(
+    word: &str,
+    specifiers: &Specifiers<'_>,
+    environment: &BTreeMap<String, String>,
+) -> Result<String, String> {
+    let word = environment
         .iter()
-        .fold(word.to_owned(), |word, (name, value)| word.replace(&format!("${{{name}}}"), value))
+        .fold(specifiers.expand(word)?, |word, (name, value)| word.replace(&format!("${{{name}}}"), value));
+    if word.contains("${") || word.starts_with('$') {
+        return Err(format!("{word:?} has a variable that only systemd knows: write its value there"));
+    }
+    Ok(word)
 }
 
 /// Lines without comments; those that end in a backslash go on.
@@ -270,7 +289,7 @@ mod tests {
 
     #[test]
     fn the_arguments_of_the_daemon_are_read() {
-        let cases: [(&[&str], &[&str]); 10] = [
+        let cases: [(&[&str], &[&str]); 13] = [
             (&["[Service]\nExecStart=/usr/bin/buildkitd --root /r\n"], &["--root", "/r"]),
             // As upstream's example has it, and as nerdctl's setup writes it.
             (
@@ -303,18 +322,29 @@ mod tests {
                 &["[Service]\nEnvironmentFile=-%h/e\nExecStart=buildkitd --root /r --config /c\n"],
                 &["--root", "/r", "--config", "/c"],
             ),
+            (&["[Service]\nExecStart=buildkitd --root=/srv/%U\n"], &["--root=/srv/4001"]),
+            // Of no interest.
+            (
+                &[
+                    "[Service]\nExecStart=buildkitd --oci-worker-labels host=%H --addr=unix://${D}/s --root /r\n",
+                ],
+                &["--oci-worker-labels", "host=%H", "--addr=unix://${D}/s", "--root", "/r"],
+            ),
+            (&["[Service]\nExecStart=buildkitd --addr unix://%S/s\n"], &["--addr", "unix://%S/s"]),
             (&["[Unit]\nExecStart=buildkitd --a\n"], &[]),
             (&["[Service]\nExecStart=/usr/bin/other buildkitd-x --a\n"], &[]),
             (&["; [Service]\nExecStart=buildkitd --a\n"], &[]),
         ];
         let (home, config) = (Path::new("/home/ci"), Path::new("/home/ci/.config"));
-        let specifiers = Specifiers { home, config, runtime: None, user: "ci" };
+        let specifiers = Specifiers { home, config, runtime: None, user: "ci", id: Some(4001) };
         for (texts, expected) in cases {
             let texts: Vec<String> = texts.iter().map(|&text| text.to_owned()).collect();
             assert_eq!(read(&texts, &specifiers).unwrap().arguments, expected, "{texts:?}");
         }
         for (text, said) in [
-            ("ExecStart=buildkitd --root /srv/%U", "\"/srv/%U\" has a specifier"),
+            ("ExecStart=buildkitd --root /srv/%H", "\"/srv/%H\" has a specifier"),
+            ("ExecStart=buildkitd --oci-worker-snapshotter=%i", "=%i\" has a specifier"),
+            ("ExecStart=buildkitd --debug ${R}", "\"${R}\" has a variable"),
             ("ExecStart=buildkitd --root ${R}", "\"${R}\" has a variable"),
             ("ExecStart=buildkitd $FLAGS", "\"$FLAGS\" has a variable"),
             ("Environment=XDG_DATA_HOME=%S\nExecStart=buildkitd", "\"%S\" has a specifier"),
@@ -331,7 +361,8 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let home = home.path();
         let config = home.join("config");
-        let find = || find(home, &config, None, "ci");
+        let specifiers = Specifiers { home, config: &config, runtime: None, user: "ci", id: None };
+        let find = || find(&specifiers);
         let write = |path: &str, text: &str| {
             let path = home.join(path);
             fs::create_dir_all(path.parent().unwrap()).unwrap();

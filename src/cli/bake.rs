@@ -237,11 +237,13 @@ impl Baking {
         let path = root.path();
         if !self.place.is_directory() {
             let (path, snapshotter) = (path.to_owned(), snapshotter.name());
-            return Err(builder::Error::Separator { path, separator, snapshotter }.into());
+            let is_told = root.kind().snapshotter.is_some();
+            return Err(builder::Error::Separator { path, separator, snapshotter, is_told }.into());
         }
         self.progress.start()?.event(Event::Warning(format!(
-            "{}: mounts of {snapshotter} take the {separator:?} in it for a separator, so builds fail unless their daemon has \
-             the root at another path",
+            "{}: mounts of {snapshotter} take the {separator:?} in it for a separator, so unless its daemon has the root at \
+             another path, it takes native there (bake with --snapshotter native), or fails all builds where it is told \
+             {snapshotter}",
             path.display()
         )));
         Ok(())

@@ -94,7 +94,7 @@ fn dockers_own_builder_is_named_and_refused() {
         }
         for arguments in commands {
             let output = machine.warmkit(&arguments);
-            let errors = String::from_utf8(output.stderr).unwrap();
+            let errors = output.stderr;
             assert_eq!(output.status.code(), Some(2), "{arguments:?}: {errors}");
             assert!(errors.contains(way_out) && errors.contains("dockerd's image store"), "{errors}");
         }
@@ -110,7 +110,7 @@ fn dockers_own_builder_is_named_and_refused() {
         ("/var/lib/told/buildkit", 8),
     ] {
         let output = machine.warmkit(&["verify", "--image", "--sysroot", "/var/lib/image", "--root", path]);
-        let errors = String::from_utf8(output.stderr).unwrap();
+        let errors = output.stderr;
         assert_eq!(output.status.code(), Some(code), "{path}: {errors}");
         assert_eq!(errors.contains(way_out), code == 2, "{path}: {errors}");
     }

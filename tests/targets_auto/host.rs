@@ -106,20 +106,29 @@ fn a_root_that_its_daemon_cannot_mount_is_refused() {
         return;
     }
     let machine = Machine::new();
-    machine.write("etc/buildkit/buildkitd.toml", "root = \"/srv/a,b\"\n");
+    let configure =
+        |more: &str| machine.write("etc/buildkit/buildkitd.toml", &format!("root = \"/srv/a,b\"\n{more}"));
     let plan = ["plan", "type=local,src=/nonexistent", "--for"];
-    for (arguments, code, said) in [
+    let (taken, fails) =
+        ("no snapshotter takes native there; bake with --snapshotter native", "every build would fail");
+    let told = "[worker.oci]\nsnapshotter = \"overlayfs\"\n";
+    for (config, arguments, code, said) in [
         (
+            "",
             &["auto"][..],
             2,
             "/srv/a,b cannot be the root of a daemon with overlayfs, whose mounts take the ','",
         ),
-        (&["host", "--snapshotter=fuse-overlayfs"], 2, "of a daemon with fuse-overlayfs"),
+        ("", &["host"], 2, taken),
+        ("[worker.oci]\nsnapshotter = \"auto\"\n", &["host"], 2, taken),
+        (told, &["host"], 2, fails),
+        ("", &["host", "--snapshotter=fuse-overlayfs"], 2, "of a daemon with fuse-overlayfs"),
         // The cache is what is wrong then.
-        (&["host", "--snapshotter=native"], 3, "/nonexistent"),
+        ("", &["host", "--snapshotter=native"], 3, "/nonexistent"),
     ] {
+        configure(config);
         let output = machine.warmkit(&[&plan[..], arguments].concat());
-        let errors = String::from_utf8(output.stderr).unwrap();
+        let errors = output.stderr;
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {errors}");
         assert!(errors.contains(said), "{errors}");
     }
@@ -138,7 +147,7 @@ fn a_containerd_worker_is_seen_where_a_configuration_has_it() {
     machine.looks(Err("no target is seen"), &[]);
     machine.write(config, "[worker.oci]\nenabled = false\n");
     let expected = ["--for containerd  /var/lib/buildkit", seen, "socket /run/containerd/containerd.sock"];
-    machine.looks(if_built(Ok("--for containerd")), &expected);
+    machine.looks(Ok("--for containerd"), &expected);
     machine.write(config, "[worker.containerd]\nenabled = true\naddress = \"/run/k3s.sock\"\n");
     machine.looks(Err("as --for host or --for containerd"), &[seen, seen]);
     machine.write(config, "").directory("var/lib/buildkit/containerd-overlayfs");
@@ -148,7 +157,7 @@ fn a_containerd_worker_is_seen_where_a_configuration_has_it() {
 
     let mut machine = Machine::new();
     machine.runs("start $bin/buildkitd --oci-worker=false --containerd-worker-addr=/run/x.sock --root /r");
-    machine.looks(if_built(Ok("--for containerd:/run/x.sock --root /r")), &["process …"]);
+    machine.looks(Ok("--for containerd:/run/x.sock --root /r"), &["process …"]);
     let mut machine = Machine::new();
     machine.runs("start $bin/buildkitd --oci-worker=false --containerd-worker-namespace=x");
     machine.looks(Err("is told a namespace or a snapshotter of containerd"), &["process …"]);
@@ -182,9 +191,4 @@ fn a_real_containerd_worker_is_known_while_it_runs_and_after() {
     machine.looks(Ok("--for containerd"), &[&left[..], &["process …"]].concat());
     machine.daemons.clear();
     machine.looks(Ok("--for containerd"), &left);
-}
-
-/// A bake for containerd is refused by a program that was built without it: after the target was taken.
-fn if_built(taken: Result<&'static str, &'static str>) -> Result<&'static str, &'static str> {
-    if cfg!(feature = "containerd") { taken } else { Err("without the feature `containerd`") }
 }

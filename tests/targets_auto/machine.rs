@@ -5,10 +5,12 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::support::command::{Ended, run};
 use super::support::shipped::demo;
 
 /// Lays the machine out ($1: its files, among them a list of programs that are real; $2: warmkit), starts daemons ($3),
@@ -29,6 +31,7 @@ by() {
     user=$1
     shift
     HOME=$(sed -n "s|^[^:]*:x:$user:[^:]*:[^:]*:\\([^:]*\\):.*|\\1|p" /etc/passwd) \
+        USER=$(sed -n "s|^\\([^:]*\\):x:$user:.*|\\1|p" /etc/passwd) \
         "$setpriv" "--reuid=$user" "--regid=$user" --clear-groups "$@"
 }
 as() {
@@ -53,6 +56,9 @@ exec "$@"
 
 /// A daemon that says that it runs, and does nothing else until its machine goes.
 const DAEMON: &str = "#!/bin/sh\nexec 3<>\"${0%/*}/never\"\necho >\"${0%/*}/ready\"\nread -r _ <&3\n";
+
+/// How long all of a machine may take.
+const LIMIT: Duration = Duration::from_secs(120);
 
 pub(super) struct Machine {
     dir: tempfile::TempDir,
@@ -171,7 +177,9 @@ impl Machine {
 
     /// Waits until a daemon that was started last answers. Each answer takes its time; one that has ended gives none.
     pub(super) fn answers(&mut self, buildctl: &str) -> &mut Self {
-        self.runs(&format!("until {buildctl} debug workers >\"$files/said\" 2>&1; do kill -0 $!; done"))
+        self.runs(&format!(
+            "until {buildctl} debug workers >\"$files/said\" 2>&1; do kill -0 $!; sleep 0.1; done"
+        ))
     }
 
     /// Runs a daemon: a line of shell, after `start`, `as USER` or `contained`; without one of these, of a real one.
@@ -217,7 +225,8 @@ impl Machine {
         self
     }
 
-    pub(super) fn warmkit(&self, arguments: &[&str]) -> Output {
+    /// Starts its daemons, and runs a command of this program. All of it ends with that, or after [`LIMIT`].
+    pub(super) fn warmkit(&self, arguments: &[&str]) -> Ended {
         let mut command = Command::new("unshare");
         command.args([
             "--mount",
@@ -234,7 +243,8 @@ impl Machine {
         if let Some(user) = self.user {
             // $PATH is the machine's by then.
             command.args(["/usr/bin/setpriv", &format!("--reuid={user}"), &format!("--regid={user}")]);
-            command.arg("--clear-groups");
+            // With another user it would not end with its machine.
+            command.args(["--clear-groups", "--pdeathsig", "keep"]);
         }
         command.args(&self.within).arg(self.path("bin/warmkit")).args(arguments);
         for name in ["DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_CONFIG", "BUILDX_CONFIG", "SUDO_USER"] {
@@ -244,7 +254,7 @@ impl Machine {
             command.env_remove(name);
         }
         command.envs(self.variables.iter().map(|(name, value)| (name, value)));
-        command.output().unwrap()
+        run(&mut command, LIMIT)
     }
 
     /// Copies the cache that ships to it: where the repository is may be hidden there.
@@ -263,14 +273,18 @@ impl Machine {
     pub(super) fn looks(&self, taken: Result<&str, &str>, said: &[&str]) {
         // Nothing can be read there: that is known after the target is.
         let output = self.warmkit(&["plan", "type=local,src=/nonexistent", "--for", "auto"]);
-        let errors = String::from_utf8(output.stderr).unwrap();
+        let errors = output.stderr;
         let last = errors.lines().rfind(|line| line.starts_with("error: ")).unwrap_or(&errors);
         let lines: Vec<&str> = errors.lines().filter(|line| line.starts_with("taken: ")).collect();
         match taken {
             Ok(way) => {
-                // Or the target is not empty, or its containerd is none, which are known before.
-                let is_ended = match output.status.code() {
-                    Some(1) => last.starts_with("error: no containerd at ") && way.contains("containerd"),
+                // Or the target is not empty, its containerd is none, or this program cannot ask one: known before.
+                let (of_containerd, code) = (way.contains("containerd"), output.status.code());
+                let is_ended = match code {
+                    Some(1) => of_containerd && last.starts_with("error: no containerd at "),
+                    Some(2) if !cfg!(feature = "containerd") => {
+                        of_containerd && last.contains("without the feature `containerd`")
+                    }
                     code => matches!(code, Some(3 | 7)),
                 };
                 assert!(is_ended, "{errors}");

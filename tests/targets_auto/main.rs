@@ -35,9 +35,9 @@ fn the_root_that_was_found_is_baked_and_read() {
     let (cache, keys) = (machine.moved(&cache()), machine.moved(&keys()));
     let report = |arguments: &[&str]| {
         let output = machine.warmkit(&[arguments, &["--for", "auto", "--json"]].concat());
-        let errors = String::from_utf8(output.stderr).unwrap();
+        let errors = output.stderr;
         assert_eq!(output.status.code(), Some(0), "{arguments:?}: {errors}");
-        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let report: Value = serde_json::from_str(&output.stdout).unwrap();
         assert_eq!(report["root"], "/var/lib/buildkit", "{arguments:?}: {report}");
         errors
     };
@@ -73,12 +73,12 @@ fn an_image_is_judged_by_the_configuration_of_its_daemon() {
         ("rootless:ci", "/home/ci/.local/share/buildkit", "/home/ci/conf/buildkit/buildkitd.toml"),
     ] {
         let baked = machine.warmkit(&["bake", &cache, "--keys-from", &keys, "--for", target]);
-        assert!(baked.status.success(), "{}", String::from_utf8_lossy(&baked.stderr));
+        assert!(baked.status.success(), "{}", baked.stderr);
         let by_directory = (target != "host").then_some(["--root", root]);
         for place in [Some(["--for", target]), by_directory].into_iter().flatten() {
             let output = machine.warmkit(&[&["verify", "--image", "--json"][..], &place].concat());
-            let report: Value = serde_json::from_slice(&output.stdout)
-                .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)));
+            let report: Value = serde_json::from_str(&output.stdout)
+                .unwrap_or_else(|error| panic!("{error}: {}", output.stderr));
             assert_eq!(report["offline"]["image"]["buildkitd_config"], config, "{place:?}: {report:#}");
         }
     }
@@ -95,10 +95,10 @@ fn programs_are_told_in_their_way() {
     let arguments = ["verify", "--for", "auto", "--json", "--progress", "rawjson"];
     let output = machine.warmkit(&arguments);
     assert_eq!(output.status.code(), Some(2));
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let report: Value = serde_json::from_str(&output.stdout).unwrap();
     let message = report["error"]["message"].as_str().unwrap();
     assert!(message.ends_with("say which, as --for host or --for buildx:ci"), "{message}");
-    let errors = String::from_utf8(output.stderr).unwrap();
+    let errors = output.stderr;
     let lines: Vec<Value> = errors.lines().map(|line| line.parse().unwrap()).collect();
     let (error, targets) = lines.split_last().unwrap();
     assert_eq!((&error["event"], &error["message"]), (&"error".into(), &message.into()));
@@ -125,7 +125,7 @@ fn programs_are_told_in_their_way() {
         (&["verify", "--for", "auto", "--root", "/x"][..], "leave --root away"),
     ] {
         let output = machine.warmkit(arguments);
-        let errors = String::from_utf8(output.stderr).unwrap();
+        let errors = output.stderr;
         assert!(output.status.code() == Some(2) && errors.contains(said), "{errors}");
     }
 }

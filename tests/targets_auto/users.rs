@@ -51,6 +51,18 @@ fn daemons_of_users_are_found_in_their_homes_and_among_processes() {
         machine.runs(line);
         machine.looks(Err("and --for rootless:ci would be /home/ci/.local/share/buildkit"), &["process …"]);
     }
+    // It takes itself for root's, configuration and all.
+    for user in ["", "root"] {
+        let mut machine = Machine::new();
+        machine.runs(&format!("as 4001 env USER={user} $bin/buildkitd"));
+        let said = "has its root at /var/lib/buildkit, and --for rootless:ci would be \
+                    /home/ci/.local/share/buildkit: start it with USER=ci";
+        machine.looks(Err(said), &["process …"]);
+    }
+    let mut machine = Machine::new();
+    machine.write("etc/own.toml", "root = \"/srv/own\"\n");
+    machine.runs("as 4001 env BUILDKITD_CONFIG=/etc/own.toml $bin/buildkitd");
+    machine.looks(Err("has its root at /srv/own, and --for rootless:ci"), &["process …"]);
 }
 
 #[test]
@@ -150,12 +162,12 @@ fn a_container_without_privileges_takes_nothing_that_it_is_not_sure_of() {
 
 /// Where all other users are nobody.
 #[test]
-fn a_namespace_of_one_user_takes_nothing_that_may_be_others() {
+fn a_namespace_of_roots_has_no_daemon_of_a_user() {
     if !is_root() {
         return;
     }
     let config = "configuration /etc/buildkit/buildkitd.toml";
-    let several = Err("there may be more targets than --for host: say that one");
+    let refused = |name: &str| format!("--for rootless:{name}  not to be had: $USER names no plain user…");
     let machine = || {
         let mut machine = Machine::new();
         machine.write("etc/buildkit/buildkitd.toml", "");
@@ -167,9 +179,12 @@ fn a_namespace_of_one_user_takes_nothing_that_may_be_others() {
     machine().looks(Ok("--for host"), &[config]);
     let homes = machine();
     homes.directory("home/ann/.config/buildkit");
-    let warning = "warning: cannot read /home/ann: its owner has no id in this user namespace";
-    homes.looks(several, &[config, warning]);
+    let of_ann = "configuration /home/ann/.config/buildkit";
+    homes.looks(Ok("--for host"), &[config, of_ann, &refused("ann")]);
+    // Whatever is in there is no choice either.
+    fs::set_permissions(homes.path("home/ann"), Permissions::from_mode(0o700)).unwrap();
+    homes.looks(Ok("--for host"), &[config]);
     let mut daemons = machine();
     daemons.runs("as 4002 $bin/buildkitd");
-    daemons.looks(several, &[config, "warning: this machine has no user \"65534 (process …"]);
+    daemons.looks(Ok("--for host"), &[config, "process …", &refused("65534")]);
 }

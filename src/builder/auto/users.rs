@@ -4,16 +4,15 @@ use std::collections::BTreeMap;
 use std::env;
 use std::ffi::OsString;
 use std::fs;
-use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use super::{Look, Process, Processes, State};
-use crate::builder::settings::Settings;
+use crate::builder::settings::{CONFIG_VARIABLE, Settings};
 use crate::builder::start::Start;
 use crate::builder::user::{self, Account};
 use crate::builder::user_unit::UNITS;
-use crate::builder::{Error, Target};
+use crate::builder::{Error, Target, root, rootless};
 use crate::userns::Owners;
 
 /// Directories of each user who is logged in, by number.
@@ -47,7 +46,19 @@ fn own(name: &str) -> Option<OsString> {
 }
 
 /// Looks for the daemons of all users.
+///
+/// In a user namespace whose `$USER` is root no root can be written for any of them: what is seen of one is refused as that, and
+/// what cannot be looked at hides no choice.
 pub(super) fn look(look: &mut Look, daemons: &Processes) {
+    let ids = Owners::of_this_process().unwrap_or_default();
+    let unseen = look.unseen.len();
+    look_at_all(look, daemons, &ids);
+    if ids.is_namespace() {
+        look.unseen.truncate(unseen);
+    }
+}
+
+fn look_at_all(look: &mut Look, daemons: &Processes, ids: &Owners) {
     let mut users: BTreeMap<u32, Account> = BTreeMap::new();
     for account in look.kept(user::accounts()).unwrap_or_default() {
         users.entry(account.id).or_insert(account);
@@ -58,8 +69,8 @@ pub(super) fn look(look: &mut Look, daemons: &Processes) {
     }
     let logged_in = look.names(Path::new(RUNTIME)).unwrap_or_default();
     let running: Vec<&Process> = daemons.buildkitd.iter().filter(|process| is_rootless(process)).collect();
-    let ids = logged_in.iter().filter_map(|name| name.parse().ok());
-    for id in ids.chain(running.iter().map(|process| process.user)) {
+    let numbers = logged_in.iter().filter_map(|name| name.parse().ok());
+    for id in numbers.chain(running.iter().map(|process| process.user)) {
         if !users.contains_key(&id)
             && let Ok(account) = user::account(&id.to_string())
         {
@@ -67,21 +78,15 @@ pub(super) fn look(look: &mut Look, daemons: &Processes) {
         }
     }
     users.remove(&0);
-    let ids = Owners::of_this_process().unwrap_or_default();
     for account in users.values() {
         let target = Target::Rootless { user: Some(account.name.clone()) };
         let mut places = Places::default();
         if let Some(home) = &account.home {
             // Many that are nobody's have a home that is not theirs.
             let owner = look.read(home, fs::metadata(home)).map(|found| found.uid());
-            if owner == Some(UNMAPPED) && ids.user(account.id).is_err() {
-                // Perhaps theirs: of other users it would be no trace.
-                let places = Places::of(home, &|_| None);
-                if [places.config, places.root].iter().flatten().any(|path| look.is_there(path)) {
-                    let why = io::Error::other("its owner has no id in this user namespace");
-                    look.unseen.push(Error::Read { path: home.clone(), source: why });
-                }
-            } else if owner == Some(account.id) {
+            // Perhaps theirs, as seen from a user namespace where its owner has no id.
+            let is_unmapped = owner == Some(UNMAPPED) && ids.user(account.id).is_err();
+            if is_unmapped || owner == Some(account.id) {
                 let is_caller = rustix::process::geteuid().as_raw() == account.id;
                 places = Places::of(home, &|name| own(name).filter(|_| is_caller));
             }
@@ -91,8 +96,11 @@ pub(super) fn look(look: &mut Look, daemons: &Processes) {
         places.look(look, &target);
     }
     for process in running {
-        let account = users.get(&process.user).filter(|_| ids.user(process.user).is_ok());
-        let Some(account) = account else {
+        if ids.user(process.user).is_err() {
+            look.sign(Target::Rootless { user: Some(process.user.to_string()) }, process.shown());
+            continue;
+        }
+        let Some(account) = users.get(&process.user) else {
             look.unseen.push(Error::NoUser { name: format!("{} ({})", process.user, process.shown()) });
             continue;
         };
@@ -177,8 +185,11 @@ impl Places {
 /// What a running daemon tells: it may have its root elsewhere than such a daemon has.
 fn run_by(look: &mut Look, process: &Process, account: &Account) {
     let target = Target::Rootless { user: Some(account.name.clone()) };
-    let known = look.kept(root_of(process, account));
-    let (Some((root, settings)), Ok(found)) = (known, target.find()) else {
+    let known = look.kept(is_roots(process).and_then(|is_roots| {
+        let (root, settings) = if is_roots { root_of_roots(process) } else { root_of(process, account) }?;
+        Ok((is_roots, root, settings))
+    }));
+    let (Some((is_roots, root, settings)), Ok(found)) = (known, target.find()) else {
         look.sign(target, process.shown());
         return;
     };
@@ -205,14 +216,31 @@ fn run_by(look: &mut Look, process: &Process, account: &Account) {
         look.sign(target, process.shown());
         return;
     }
+    let way_out = if is_roots {
+        format!("start it with USER={}, without which it takes root's directories", account.name)
+    } else {
+        format!("say `root = {:?}` in its buildkitd.toml", root.display().to_string())
+    };
     let misfit = format!(
-        "has its root at {}, and --for {target} would be {}: say `root = {:?}` in its buildkitd.toml",
+        "has its root at {}, and --for {target} would be {}: {way_out}",
         root.display(),
-        found.path().display(),
-        root.display().to_string()
+        found.path().display()
     );
     let error = Error::Misfit { whose: process.shown(), misfit };
     look.sign_of(target, process.shown(), Err(error));
+}
+
+/// Whether it takes itself for root's: its `$USER` names no plain user.
+fn is_roots(process: &Process) -> Result<bool, Error> {
+    Ok(!process.variable("USER")?.is_some_and(|name| rootless::is_plain(&name)))
+}
+
+/// The root of one that takes itself for root's, and what else it is told.
+fn root_of_roots(process: &Process) -> Result<(PathBuf, Settings), Error> {
+    let variable = process.variable(CONFIG_VARIABLE)?;
+    let config = root::config_of(&process.arguments, variable.as_deref());
+    let settings = Settings::at(&process.arguments, &process.absolute(config.into())?)?;
+    Ok((process.absolute(settings.root())?, settings))
 }
 
 /// The root that it has, by its arguments, its configuration and its environment, and what else it is told.
