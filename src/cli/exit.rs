@@ -173,8 +173,6 @@ pub(super) fn of_verify(error: &root::Error) -> u8 {
         | root::Error::NoSnapshotter { .. }
         | root::Error::NoContainerd => USAGE,
         #[cfg(feature = "containerd")]
-        root::Error::Containerd(crate::containerd::Error::Namespace { .. }) => USAGE,
-        #[cfg(feature = "containerd")]
         root::Error::Containerd(_) => FAILURE,
         _ => FINDINGS,
     }
